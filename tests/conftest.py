@@ -1,0 +1,57 @@
+"""What every test of bll_pyro stands on: run-time checks of shapes, one thread, no trace left behind, shared data."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+# Before the libraries that read them are imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("MPLBACKEND", "Agg")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import jaxtyping
+import pytest
+
+# Before bll_pyro is imported: the hook rewrites a module as it is loaded. It stays, since modules load late.
+jaxtyping.install_import_hook("bll_pyro", "runtime_checks.checked")
+
+import pyro
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind() -> Iterator[None]:
+    """Fail a test that leaves something in Pyro's parameter store or changes torch's default dtype."""
+    dtype = torch.get_default_dtype()
+    yield
+    names, dtype_after = sorted(pyro.get_param_store().keys()), torch.get_default_dtype()
+    pyro.clear_param_store()  # the next test is not to fail for this one
+    torch.set_default_dtype(dtype)
+    assert not names, f"Pyro's parameter store was left with {names}"
+    assert dtype_after == dtype, f"torch's default dtype was {dtype} and became {dtype_after}"
+
+
+@pytest.fixture(autouse=True)
+def unchecked_where_marked(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Switch the run-time checks off for tests marked ``unchecked``, which pass wrong types on purpose."""
+    off = request.node.get_closest_marker("unchecked") is not None
+    if off:
+        jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    if off:
+        jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """Folder of the shared data sets; without one the test skips and says where it looked."""
+    named = os.environ.get("BLL_DATA")
+    folder = Path(named) if named else ROOT.parent / "shared" / "data"
+    if not folder.is_dir():
+        source = "BLL_DATA" if named else "BLL_DATA is not set; the default"
+        pytest.skip(f"no shared data: {source} is {folder}, which is not a folder")
+    return folder
