@@ -1,0 +1,52 @@
+# Every target sets up .venv by itself when it is missing or older than what it is made from.
+
+# The tests run in this many processes, one thread each.
+WORKERS ?= 2
+
+READY := .venv/.ready
+PYTHON := .venv/bin/python
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test lint format docs bench clean venv
+
+help:
+	@echo "make demo     run the main job; results in runs/demo/"
+	@echo "make test     run all checks and tests"
+	@echo "make lint     floors, style and types only"
+	@echo "make format   put the code into the project's format"
+	@echo "make docs     build the documentation into docs/_build/"
+	@echo "make bench    run the benchmarks"
+	@echo "make venv     make or refresh .venv"
+	@echo "make clean    remove what the tools and the documentation left; .venv and runs/ stay"
+
+$(READY): pyproject.toml constraints.txt
+	@tools/make_venv
+	@touch $@
+
+venv: $(READY)
+
+demo: $(READY)
+	.venv/bin/bll demo
+
+# The checks of style, floors, types and documentation are tests too (tests/test_project.py), so that one
+# summary, the last thing printed, covers everything.
+test: $(READY)
+	OMP_NUM_THREADS=1 MPLBACKEND=Agg HF_HUB_OFFLINE=1 $(PYTHON) -m pytest -n $(WORKERS) --dist worksteal
+
+lint: $(READY)
+	$(PYTHON) -m pytest -q tests/test_project.py -k "not documentation"
+
+format: $(READY)
+	$(PYTHON) -m ruff check --fix --select I,RUF100 .
+	$(PYTHON) -m ruff format .
+
+docs: $(READY)
+	$(PYTHON) -m sphinx -W --keep-going -b html docs docs/_build/html
+
+bench: $(READY)
+	$(PYTHON) -m benchmarks
+
+clean:
+	rm -rf docs/_build docs/reference/generated .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build dist
+	find src tests benchmarks examples docs -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
