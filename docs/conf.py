@@ -1,0 +1,56 @@
+"""How the documentation is built: from Markdown pages whose code runs, and from the docstrings. No network."""
+
+from importlib.metadata import version as installed_version
+
+from docutils import nodes
+from docutils.utils.math.latex2mathml import tex2mathml
+from sphinx.application import Sphinx
+from sphinx.writers.html5 import HTML5Translator
+
+project = "bll_pyro"
+author = "The bll_pyro authors"
+copyright = author
+version = release = installed_version("bll-pyro")
+
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx.ext.napoleon"]
+exclude_patterns = ["_build", "**/.ipynb_checkpoints"]
+templates_path = ["_templates"]
+nitpicky = False  # types of other libraries have no target without the network
+
+# Pages: Markdown; those that start with a notebook header are executed, and an error in a cell is an error here.
+myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath"]
+myst_heading_anchors = 3
+nb_execution_mode = "force"
+nb_execution_raise_on_error = True
+nb_execution_timeout = 300
+nb_merge_streams = True
+
+# Reference: what a room lists in __all__ is public.
+autosummary_generate = True
+autodoc_member_order = "bysource"
+autodoc_typehints = "description"
+autodoc_typehints_description_target = "documented"
+autodoc_class_signature = "separated"
+napoleon_google_docstring = False
+napoleon_use_rtype = False
+napoleon_use_ivar = True  # fields are documented once, in the class
+
+html_theme = "pydata_sphinx_theme"
+html_title = "bll_pyro"
+html_show_sourcelink = False
+html_copy_source = False
+html_math_renderer = "mathml"
+html_theme_options = {"navbar_end": ["theme-switcher"], "navbar_align": "left", "show_toc_level": 2}
+
+
+def write_mathml(translator: HTML5Translator, node: nodes.math | nodes.math_block) -> None:
+    """Write a formula as MathML, which browsers show by themselves: no script, no fonts from elsewhere."""
+    is_block = isinstance(node, nodes.math_block)
+    translator.body.append(tex2mathml(node.astext(), as_block=is_block))
+    raise nodes.SkipNode
+
+
+def setup(app: Sphinx) -> None:
+    """Register the renderer of formulas."""
+    renderers = (write_mathml, None)
+    app.add_html_math_renderer("mathml", inline_renderers=renderers, block_renderers=renderers)
