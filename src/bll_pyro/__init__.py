@@ -1,0 +1,54 @@
+"""Bayesian last layers: any torch backbone, and on top a last layer declared as a Pyro model.
+
+Names are loaded when they are first used, so that ``import bll_pyro`` costs little more than torch and Pyro.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_ROOMS = {
+    "LastLayer": "layer",
+    "Model": "model",
+    "Fit": "fitting",
+    "fit": "fitting",
+    "SVI": "inference.svi",
+    "QuasiMonteCarlo": "prediction",
+    "Features": "features.store",
+    "extract": "features.extraction",
+    "timm_backbone": "features.backbones",
+    "load": "archive",
+    "from_pyro": "datatree",
+}
+_MODULES = ("priors", "likelihoods", "guides", "metrics", "conformal")
+
+if TYPE_CHECKING:
+    from bll_pyro import conformal, guides, likelihoods, metrics, priors
+    from bll_pyro.archive import load
+    from bll_pyro.datatree import from_pyro
+    from bll_pyro.features.backbones import timm_backbone
+    from bll_pyro.features.extraction import extract
+    from bll_pyro.features.store import Features
+    from bll_pyro.fitting import Fit, fit
+    from bll_pyro.inference.svi import SVI
+    from bll_pyro.layer import LastLayer
+    from bll_pyro.model import Model
+    from bll_pyro.prediction import QuasiMonteCarlo
+
+__all__ = sorted([*_ROOMS, *_MODULES])
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return import_module(f"bll_pyro.{name}")
+    if name in _ROOMS:
+        value = globals()[name] = getattr(import_module(f"bll_pyro.{_ROOMS[name]}"), name)
+        return value
+    raise AttributeError(f"module 'bll_pyro' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,98 @@
+"""Declarations: frozen dataclasses that print, compare, hash, and go to plain data and back.
+
+A choice (a prior, a likelihood, a guide, an inference) is an object of a class, so plain data must keep the name of
+the class: ``{"class": "Normal", "scale": 1.0}``. Tensors inside a declaration go into a side dictionary, since they
+belong in a safetensors file and not in YAML.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+Plain = Any  # None, bool, number, string, or a list or dictionary of these
+
+
+class Declaration:
+    """Base of everything that is declared. Subclasses are frozen dataclasses and register under their name."""
+
+    family: ClassVar[str] = ""
+    registry: ClassVar[dict[str, type[Declaration]]] = {}
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if not cls.__name__.startswith("_"):
+            Declaration.registry[f"{cls.family}.{cls.__name__}"] = cls
+
+    def __eq__(self, other: object) -> bool:
+        if type(self) is not type(other):
+            return NotImplemented
+        return self._key() == other._key()  # type: ignore[attr-defined]
+
+    def __hash__(self) -> int:
+        return hash(self._key())
+
+    def _key(self) -> tuple[Any, ...]:
+        # tensors and distributions compare by identity in torch; a declaration compares by content
+        tensors: dict[str, Tensor] = {}
+        plain = to_plain(self, tensors)
+        contents = tuple((k, tuple(t.shape), t.flatten().tolist().__repr__()) for k, t in tensors.items())
+        return (repr(plain), contents)
+
+
+def to_plain(value: Any, tensors: dict[str, Tensor], path: str = "") -> Plain:
+    """Turn a declaration into plain data; tensors are put into ``tensors`` under the path that leads to them."""
+    if isinstance(value, Declaration) and dataclasses.is_dataclass(value):
+        fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.init}
+        body = {k: to_plain(v, tensors, f"{path}.{k}" if path else k) for k, v in fields.items()}
+        return {"class": f"{value.family}.{type(value).__name__}", **body}
+    if isinstance(value, torch.distributions.Distribution):
+        name = type(value).__name__
+        if getattr(dist, name, None) is None or type(value) is not getattr(dist, name):
+            raise TypeError(
+                f"expected a distribution from pyro.distributions so that it can be written down, got {name}; "
+                "use one of Pyro's own, or write a Prior subclass"
+            )
+        arguments = {k: torch.as_tensor(getattr(value, k)).tolist() for k in value.arg_constraints if k in value.__dict__}
+        return {"distribution": name, **arguments}
+    if isinstance(value, Tensor):
+        tensors[path] = value.detach()
+        return {"tensor": path}
+    if isinstance(value, dict):
+        return {str(k): to_plain(v, tensors, f"{path}.{k}") for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [to_plain(v, tensors, f"{path}.{i}") for i, v in enumerate(value)]
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise TypeError(
+        f"{path or 'the declaration'}: expected numbers, strings, tensors, distributions or declarations, "
+        f"got {type(value).__name__}, which cannot be written to a file"
+    )
+
+
+def from_plain(plain: Plain, tensors: dict[str, Tensor]) -> Any:
+    """Build the declaration that :func:`to_plain` wrote; unknown classes are an error, nothing is imported."""
+    if isinstance(plain, dict):
+        if "class" in plain:
+            cls = Declaration.registry.get(plain["class"])
+            if cls is None:
+                raise ValueError(
+                    f"expected the name of a known declaration, got {plain['class']!r}; import the module that "
+                    f"defines it first. Known: {', '.join(sorted(Declaration.registry))}"
+                )
+            return cls(**{k: from_plain(v, tensors) for k, v in plain.items() if k != "class"})
+        if "distribution" in plain:
+            cls = getattr(dist, str(plain["distribution"]), None)
+            if not (isinstance(cls, type) and issubclass(cls, torch.distributions.Distribution)):
+                raise ValueError(f"expected the name of a Pyro distribution, got {plain['distribution']!r}")
+            return cls(**{k: torch.as_tensor(v) for k, v in plain.items() if k != "distribution"})
+        if set(plain) == {"tensor"}:
+            return tensors[plain["tensor"]]
+        return {k: from_plain(v, tensors) for k, v in plain.items()}
+    if isinstance(plain, list):
+        return tuple(from_plain(v, tensors) for v in plain)
+    return plain

@@ -1,0 +1,276 @@
+"""``fit``: the one entry; ``Fit``: the one result."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from bll_pyro.features.backbones import compute_features, frozen
+from bll_pyro.features.data import check_finite, read
+from bll_pyro.features.extraction import extract
+from bll_pyro.features.store import Features
+from bll_pyro.inference import SVI, Inference, Trace
+from bll_pyro.inference.framing import make_frame
+from bll_pyro.inference.rows import Rows
+from bll_pyro.layer import LastLayer
+from bll_pyro.posterior import Posterior
+from bll_pyro.prediction import Prediction, QuasiMonteCarlo, predict
+from bll_pyro.scope import isolated
+
+if TYPE_CHECKING:
+    import xarray
+
+PREDICTION_ROWS = 8192
+
+
+@dataclass(frozen=True, eq=False)
+class Fit:
+    """A fitted Bayesian last layer.
+
+    Parameters
+    ----------
+    layer
+        The declaration, in the user's units.
+    posterior
+        Posterior of weights and outputs.
+    inference, seed, num_rows
+        How it was made, and the number N of training rows.
+    trace
+        What happened on the way.
+    backbone
+        Module from inputs to features; None where inputs are features.
+    store
+        Folder for extracted features, reused by every later call on the same data; None keeps none.
+    """
+
+    layer: LastLayer
+    posterior: Posterior
+    inference: Inference
+    trace: Trace
+    seed: int
+    num_rows: int
+    backbone: nn.Module | None = None
+    store: Path | None = None
+
+    def predict(
+        self, inputs: Any, *, integration: QuasiMonteCarlo | None = None, batch_size: int = 256
+    ) -> Prediction:
+        """Posterior predictive for inputs (arrays, tensors, a dataset, a loader, or a ``Features`` store).
+
+        Works in batches: beyond the prediction itself, memory does not grow with the number of rows.
+        """
+        parts = [predict(self.posterior, features, integration) for features, _ in self._features(inputs, batch_size)]
+        return type(parts[0]).concat(parts)  # type: ignore[arg-type]
+
+    def to_datatree(self, inputs: Any, targets: Any = None, **options: Any) -> xarray.DataTree:
+        """Draws, log likelihood and data as an ``xarray.DataTree`` for ArviZ; see :func:`bll_pyro.datatree.to_datatree`."""
+        from bll_pyro.datatree import to_datatree
+
+        return to_datatree(self, inputs, targets, **options)
+
+    def save(self, path: str | Path) -> None:
+        """Write the fit into a folder (safetensors and JSON, no pickle, no training rows); see :func:`bll_pyro.load`."""
+        from bll_pyro.archive import save
+
+        save(self, path)
+
+    @property
+    def head(self) -> Self:
+        """The same fit without its backbone, for inputs that already are features."""
+        return replace(self, backbone=None, store=None)
+
+    @property
+    def elbo(self) -> float:
+        """ELBO of the training data at the end, nats (log joint density for MAP)."""
+        return self._statistic("elbo", "SVI")
+
+    @property
+    def log_evidence(self) -> float:
+        """Log evidence (marginal likelihood) of the training data, nats."""
+        return self._statistic("log_evidence", "Exact and Laplace")
+
+    def features(self, inputs: Any, *, need_targets: bool = False, batch_size: int = 256) -> Features:
+        """Features ``[N, D]`` of inputs, through the backbone (and the store) where there is one; widths are checked."""
+        parts = list(self._features(inputs, batch_size, need_targets))
+        targets = [t for _, t in parts if t is not None]
+        return Features.from_tensors(torch.cat([h for h, _ in parts]), torch.cat(targets) if targets else None)
+
+    def _features(
+        self, inputs: Any, batch_size: int, need_targets: bool = False
+    ) -> Iterator[tuple[Tensor, Tensor | None]]:
+        if self.backbone is None:
+            yield from self._checked(read(inputs, need_targets=need_targets, what="inputs").batches(PREDICTION_ROWS))
+        elif self.store is not None:
+            stored = extract(self.backbone, inputs, store=self.store, batch_size=batch_size)
+            yield from self._checked(stored.batches(PREDICTION_ROWS))
+        else:
+            yield from self._checked(self._backbone_batches(inputs, batch_size))
+
+    def _backbone_batches(self, inputs: Any, batch_size: int) -> Iterator[tuple[Tensor, Tensor | None]]:
+        assert self.backbone is not None
+        with isolated(), frozen(self.backbone), torch.no_grad():
+            for batch, targets in read(inputs, need_targets=False, what="inputs").batches(batch_size):
+                yield compute_features(self.backbone, batch), targets
+
+    def _checked(self, batches: Iterator[tuple[Tensor, Tensor | None]]) -> Iterator[tuple[Tensor, Tensor | None]]:
+        for features, targets in batches:
+            self._check(features)
+            yield features if features.is_floating_point() else features.float(), targets
+
+    def _check(self, features: Tensor) -> None:
+        expected = self.posterior.frame.num_features
+        if features.dim() != 2 or features.shape[1] != expected:
+            remedy = "use the features that the fit was made with"
+            if self.backbone is None and features.dim() > 2:
+                remedy = "this fit has no backbone: pass features, or fit with backbone=..."
+            raise ValueError(f"inputs: expected features of shape [N, {expected}], got {list(features.shape)}; {remedy}")
+        check_finite(features, "inputs")
+
+    def _statistic(self, name: str, owner: str) -> float:
+        value = self.trace.statistics.get(name)
+        if value is None:
+            raise AttributeError(f"{name} is given by {owner}, not by {type(self.inference).__name__}")
+        return float(value)
+
+
+def fit(
+    layer: LastLayer,
+    data: Any,
+    backbone: nn.Module | None = None,
+    inference: Inference | None = None,
+    *,
+    seed: int = 0,
+    validation_data: Any = None,
+    store: str | Path | None = None,
+    device: str | torch.device | None = None,
+    batch_size: int = 256,
+) -> Fit:
+    """Fit a Bayesian last layer.
+
+    Parameters
+    ----------
+    layer
+        The declaration: prior x likelihood.
+    data
+        A pair ``(inputs, targets)`` of arrays or tensors, a torch ``Dataset`` or ``DataLoader``, or a ``Features``
+        store. Inputs are features ``[N, D]`` where there is no backbone.
+    backbone
+        Module from inputs to features ``[N, D]``. Frozen (evaluation mode, nothing of it changes) unless the inference
+        trains it along; then a copy is trained, which the fit holds.
+    inference
+        How to get from declaration and data to a posterior; by default ``SVI()``.
+    seed
+        Same seed, same fit. The caller's random state is not touched.
+    validation_data
+        Like ``data``; used for early stopping where the inference knows it.
+    store
+        Folder for extracted features; with it the backbone runs once a row over fit, predict and tree.
+    device
+        Where to compute; by default where the backbone lies, else the CPU.
+    batch_size
+        Rows at a time through the backbone.
+    """
+    inference = SVI() if inference is None else inference
+    _check_types(layer, backbone, inference)
+    _check_before_work(layer, data, "data")
+    if validation_data is not None:
+        _check_before_work(layer, validation_data, "validation_data")
+    folder = None if store is None else Path(store)
+    stage = inference
+    if inference.trains_backbone:
+        if backbone is None:
+            raise ValueError("expected a backbone to train along, got none; pass fit(..., backbone=...) or freeze it")
+        backbone = copy.deepcopy(backbone)  # the caller's network, and earlier fits that hold it, stay as they are
+        posterior, trace = inference.train_backbone(layer, backbone, data, seed, validation_data, device)
+        if posterior is not None:
+            num_rows = read(data, need_targets=True).num_rows
+            return Fit(layer, posterior, inference, trace, seed, num_rows, backbone, folder)
+        stage = inference.on_features()
+
+    def prepare(rows: Any) -> Features:
+        return _feature_store(backbone, rows, folder, device, batch_size)
+
+    with isolated(seed):
+        features = prepare(data)
+        held_out = None if validation_data is None else prepare(validation_data)
+    posterior, final_trace = fit_features(layer, features, stage, seed, held_out, device)
+    if inference.trains_backbone:
+        final_trace.statistics["joint"] = trace
+    return Fit(layer, posterior, inference, final_trace, seed, len(features), backbone, folder)
+
+
+def fit_features(
+    layer: LastLayer,
+    features: Features,
+    inference: Inference,
+    seed: int = 0,
+    validation: Features | None = None,
+    device: str | torch.device | None = None,
+) -> tuple[Posterior, Trace]:
+    """Fit on features: make the frame of the training rows, bring the declaration into its units, run the inference."""
+    targets = _targets(layer, features)
+    target_shape = tuple(_raw_targets(features).shape[1:]) if layer.likelihood.real_valued else ()
+    num_outputs = layer.likelihood.num_outputs(target_shape)
+    inference.check(layer, num_outputs, features.num_features + int(layer.bias))
+    dtype = torch.float64 if features.dtype == torch.float64 else torch.float32
+    with isolated(seed, dtype):
+        frame = make_frame(layer, features, targets, inference.rotates(layer), dtype)
+        inside = replace(layer, likelihood=layer.likelihood.in_units(frame.target_scale))
+        rows = Rows(features, targets, frame, device or "cpu")
+        held_out = None
+        if validation is not None:
+            held_out = Rows(validation, _targets(layer, validation), frame, device or "cpu")
+        return inference.run(inside, rows, target_shape, seed=seed, validation=held_out)
+
+
+def _check_types(layer: Any, backbone: Any, inference: Any) -> None:
+    if not isinstance(layer, LastLayer):
+        raise TypeError(f"layer: expected bll.LastLayer(likelihood=...), got {type(layer).__name__}")
+    if not isinstance(inference, Inference):
+        raise TypeError(f"inference: expected an inference such as bll.SVI(), got {type(inference).__name__}")
+    if backbone is not None and not isinstance(backbone, nn.Module):
+        raise TypeError(f"backbone: expected a torch.nn.Module or None, got {type(backbone).__name__}")
+
+
+def _check_before_work(layer: LastLayer, data: Any, what: str) -> None:
+    """Check what is in memory before the backbone runs; what a dataset makes on the way is checked when it is there."""
+    whole = read(data, need_targets=True, what=what, min_rows=2).tensors()
+    if whole is not None:
+        inputs, targets = whole
+        assert targets is not None
+        layer.likelihood.check_targets(targets)
+        check_finite(inputs, f"inputs of {what}")
+
+
+def _feature_store(backbone: nn.Module | None, data: Any, store: Path | None, device: Any, batch_size: int) -> Features:
+    if isinstance(data, Features) and backbone is None:
+        return data
+    source = read(data, need_targets=True, min_rows=2)
+    whole = source.tensors()
+    if backbone is None and store is None and whole is not None:
+        inputs, targets = whole
+        if inputs.dim() != 2:
+            raise ValueError(
+                f"inputs: expected features of shape [N, D], got {list(inputs.shape)}; "
+                "pass backbone=... for other inputs, or reshape with inputs.flatten(1)"
+            )
+        return Features.from_tensors(inputs if inputs.is_floating_point() else inputs.float(), targets)
+    return extract(backbone, data, store=store, batch_size=batch_size, device=device)
+
+
+def _raw_targets(features: Features) -> Tensor:
+    if features.targets is None:
+        raise ValueError("data: expected inputs and targets, got inputs alone; pass (inputs, targets)")
+    return features.targets
+
+
+def _targets(layer: LastLayer, features: Features) -> Tensor:
+    for batch, _ in features.batches(65_536):
+        check_finite(batch, "features")
+    return layer.likelihood.check_targets(_raw_targets(features))

@@ -1,0 +1,90 @@
+"""The frame of a fit: from the user's features and targets to the coordinates in which the weights live, and back.
+
+Features are standardised, then (where the guide asks for it) turned into their principal axes, and get a last column
+of ones for the bias. An isotropic prior does not change under the turn, and mean-field is nearly exact there (design
+section 5). Real-valued targets are standardised too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Frame:
+    """Constants of the training set.
+
+    Parameters
+    ----------
+    center, scale
+        ``[D]``: features are ``(h - center) / scale``.
+    target_center, target_scale
+        ``[T]``: real-valued targets are ``(y - target_center) / target_scale``.
+    rotation
+        ``[D, D]``, orthogonal: principal axes in its columns; None for plain coordinates.
+    bias
+        Whether a column of ones follows.
+    """
+
+    center: Tensor
+    scale: Tensor
+    target_center: Tensor
+    target_scale: Tensor
+    rotation: Tensor | None = None
+    bias: bool = True
+
+    @classmethod
+    def identity(cls, num_features: int, num_targets: int, like: Tensor, bias: bool = True) -> Frame:
+        """Leave everything as it is."""
+        zeros, ones = like.new_zeros, like.new_ones
+        return cls(zeros(num_features), ones(num_features), zeros(num_targets), ones(num_targets), None, bias)
+
+    @property
+    def num_features(self) -> int:
+        """Width D of the features."""
+        return len(self.center)
+
+    def standardized(self, features: Tensor) -> Tensor:
+        """Features on the scale on which weights are reported, ``[N, D]``."""
+        return (features.to(self.center) - self.center) / self.scale
+
+    def design(self, features: Tensor) -> Tensor:
+        """The design matrix ``[N, P]``: standardised, turned, and with ones for the bias."""
+        values = self.standardized(features)
+        if self.rotation is not None:
+            values = values @ self.rotation
+        if not self.bias:
+            return values
+        return torch.cat([values, values.new_ones(len(values), 1)], -1)
+
+    def targets(self, targets: Tensor) -> Tensor:
+        """Standardised targets ``[N, T]`` (labels pass through: their frame is the identity)."""
+        if not targets.is_floating_point():
+            return targets
+        return (targets.to(self.target_center) - self.target_center) / self.target_scale
+
+    def split(self, values: Tensor) -> dict[str, Tensor]:
+        """Split weights ``[..., K, P]`` of this frame into ``weight [..., K, D]`` and ``bias [..., K]``, turned back."""
+        weight = values[..., : self.num_features]
+        if self.rotation is not None:
+            weight = weight @ self.rotation.mT
+        return {"weight": weight, "bias": values[..., -1]} if self.bias else {"weight": weight}
+
+    def join(self, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Inverse of :meth:`split`: weights ``[..., K, P]`` of this frame."""
+        values = weight if self.rotation is None else weight @ self.rotation
+        return values if bias is None else torch.cat([values, bias[..., None]], -1)
+
+    def to(self, device: torch.device | str) -> Frame:
+        """Move the constants to a device."""
+        moved = {k: v.to(device) for k, v in self.tensors.items()}
+        return replace(self, **moved)
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """The constants by name, as they are saved."""
+        names = ("center", "scale", "target_center", "target_scale", "rotation")
+        return {name: value for name in names if (value := getattr(self, name)) is not None}

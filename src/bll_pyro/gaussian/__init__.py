@@ -1,0 +1,29 @@
+"""Gaussians in closed form: over the weights, and the Gaussians over the outputs that they imply."""
+
+from bll_pyro.gaussian.latents import LatentGaussian
+from bll_pyro.gaussian.outputs import OutputDraws, OutputGaussian, Outputs
+from bll_pyro.gaussian.points import normal_points
+from bll_pyro.gaussian.weights import (
+    BlockDiagonal,
+    Delta,
+    Dense,
+    Diagonal,
+    LowRank,
+    MatrixNormal,
+    WeightGaussian,
+)
+
+__all__ = [
+    "BlockDiagonal",
+    "Delta",
+    "Dense",
+    "Diagonal",
+    "LatentGaussian",
+    "LowRank",
+    "MatrixNormal",
+    "OutputDraws",
+    "OutputGaussian",
+    "Outputs",
+    "WeightGaussian",
+    "normal_points",
+]

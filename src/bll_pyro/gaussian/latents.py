@@ -1,0 +1,89 @@
+"""A Gaussian over all unknowns of a last layer: the global vector u (noise, hyper-parameters) and the weights A."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+from bll_pyro.gaussian.weights import LOG_TWO_PI, Dense, WeightGaussian, standard_normals
+
+
+@dataclass(frozen=True, eq=False)
+class LatentGaussian:
+    """``u = loc + factor e``, and ``A | u`` Gaussian with the mean shifted by ``coupling e``.
+
+    Parameters
+    ----------
+    weights
+        Gaussian of A at ``e = 0``.
+    globals_loc, globals_factor
+        Mean ``[U]`` and lower Cholesky factor ``[U, U]``, or standard deviations ``[U]`` where u is independent.
+    coupling
+        ``[K, P, U]``: shift of the weights' mean with e; None where weights and u are independent.
+    """
+
+    weights: WeightGaussian
+    globals_loc: Tensor
+    globals_factor: Tensor
+    coupling: Tensor | None = None
+
+    @property
+    def num_globals(self) -> int:
+        """Length U of the global vector."""
+        return len(self.globals_loc)
+
+    def given(self, noise: Tensor) -> tuple[Tensor, WeightGaussian]:
+        """Return u ``[U]`` at standard normals ``noise [U]``, and the Gaussian of the weights given it."""
+        u = self.globals_loc + self._scale(noise)
+        if self.coupling is None:
+            return u, self.weights
+        return u, replace(self.weights, loc=self.weights.loc + self.coupling @ noise)
+
+    def marginal_weights(self) -> WeightGaussian:
+        """Gaussian of the weights with u integrated out."""
+        if self.coupling is None or not self.num_globals:
+            return self.weights
+        assert isinstance(self.weights, Dense)
+        wide = torch.cat([self.weights.factor, self.coupling], -1).flatten(0, 1)
+        tril = torch.linalg.cholesky(wide @ wide.mT)
+        return Dense(self.weights.loc, tril.view(*self.weights.loc.shape, -1), tril.diagonal().log().sum())
+
+    def rsample(self, num_draws: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        """Draw ``u [S, U]`` and weights ``[S, K, P]``."""
+        noise = standard_normals((num_draws, self.num_globals), self.globals_loc, generator)
+        weights = self.weights.rsample(num_draws, generator)
+        if self.coupling is not None:
+            weights = weights + torch.einsum("kpu,su->skp", self.coupling, noise)
+        return self.globals_loc + self._scale(noise), weights
+
+    def log_prob(self, u: Tensor, weights: Tensor) -> Tensor:
+        """Log density ``[S]`` of ``u [S, U]`` and weights ``[S, K, P]``."""
+        shifted = u - self.globals_loc
+        if self.globals_factor.dim() == 1:
+            noise = shifted / self.globals_factor
+        else:
+            noise = torch.linalg.solve_triangular(self.globals_factor, shifted.mT, upper=False).mT
+        if self.coupling is not None:
+            weights = weights - torch.einsum("kpu,su->skp", self.coupling, noise)
+        log_globals = -0.5 * noise.square().sum(-1) - self._log_det() - 0.5 * self.num_globals * LOG_TWO_PI
+        return log_globals + self.weights.log_prob(weights)
+
+    def entropy(self) -> Tensor:
+        """Differential entropy in nats."""
+        return self.weights.entropy() + self._log_det() + 0.5 * self.num_globals * (1 + LOG_TWO_PI)
+
+    def detach(self) -> LatentGaussian:
+        """Cut all parts from the graph of gradients and copy them."""
+        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "weights"}
+        copies = {k: None if v is None else v.detach().clone() for k, v in own.items()}
+        return LatentGaussian(self.weights.detach(), **copies)
+
+    def _scale(self, noise: Tensor) -> Tensor:
+        return self.globals_factor * noise if self.globals_factor.dim() == 1 else noise @ self.globals_factor.mT
+
+    def _log_det(self) -> Tensor:
+        factor = self.globals_factor
+        return (factor if factor.dim() == 1 else factor.diagonal()).log().sum()
+

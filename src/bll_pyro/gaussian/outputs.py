@@ -1,0 +1,192 @@
+"""Distributions of the outputs f = W h + b of given rows: Gaussian in closed form, or by draws.
+
+A Gaussian over weights is a Gaussian over outputs, so training and prediction need no weights at all, and nothing of
+size draws x outputs x features is ever built.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bll_pyro.gaussian.points import normal_points
+
+
+class Outputs(ABC):
+    """The distribution of the outputs ``[N, K]`` of N rows."""
+
+    @property
+    @abstractmethod
+    def mean(self) -> Tensor:
+        """Mean ``[N, K]``."""
+
+    @property
+    @abstractmethod
+    def variance(self) -> Tensor:
+        """Marginal variance ``[N, K]``."""
+
+    @abstractmethod
+    def draws(self, num_points: int, seed: int = 0) -> Tensor:
+        """Equally weighted draws ``[S, N, K]``: quasi-random for a Gaussian, the draws themselves otherwise."""
+
+    @abstractmethod
+    def rows(self, index: slice) -> Outputs:
+        """Restrict to some rows."""
+
+    @classmethod
+    @abstractmethod
+    def concat(cls, parts: list[Any]) -> Outputs:
+        """Join the rows of several outputs of one posterior."""
+
+    @property
+    def num_rows(self) -> int:
+        """Number of rows N."""
+        return int(self.mean.shape[0])
+
+    @property
+    def num_outputs(self) -> int:
+        """Number of outputs K."""
+        return int(self.mean.shape[1])
+
+
+@dataclass(frozen=True)
+class OutputGaussian(Outputs):
+    """``f_n = loc_n + mixing (scale_n * e) + factor_n e'`` with standard normal ``e [K]`` and ``e' [R]``.
+
+    ========== ========================== =======================================================
+    parts      covariance of row n        made by
+    ========== ========================== =======================================================
+    scale      ``diag(scale_n^2)``        diagonal weights (``scale`` may be ``[N, 1]``)
+    mixing     ``C diag(scale_n^2) C'``   matrix-normal and Kronecker weights; C ``[K, K]`` is shared
+    factor     ``+ F_n F_n'``             low-rank and full covariances; F ``[N, K, R]``
+    ========== ========================== =======================================================
+    """
+
+    loc: Tensor
+    scale: Tensor | None = None
+    mixing: Tensor | None = None
+    factor: Tensor | None = None
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean ``[N, K]``."""
+        return self.loc
+
+    @property
+    def variance(self) -> Tensor:
+        """Marginal variance ``[N, K]``."""
+        total = torch.zeros_like(self.loc)
+        if self.scale is not None:
+            square = self.scale.square().expand_as(self.loc)
+            total = total + (square if self.mixing is None else square @ self.mixing.square().mT)
+        if self.factor is not None:
+            total = total + self.factor.square().sum(-1)
+        return total
+
+    @property
+    def covariance(self) -> Tensor:
+        """Covariance ``[N, K, K]`` of each row. Built on demand: K^2 numbers a row."""
+        num_rows, num_outputs = self.loc.shape
+        total = self.loc.new_zeros(num_rows, num_outputs, num_outputs)
+        if self.scale is not None:
+            square = self.scale.square().expand_as(self.loc)
+            if self.mixing is None:
+                total = total + torch.diag_embed(square)
+            else:
+                total = total + (self.mixing * square[:, None, :]) @ self.mixing.mT
+        if self.factor is not None:
+            total = total + self.factor @ self.factor.mT
+        return total
+
+    @property
+    def noise_dim(self) -> int:
+        """Number of standard normals that one draw of a row takes."""
+        independent = self.loc.shape[-1] if self.scale is not None else 0
+        return independent + (self.factor.shape[-1] if self.factor is not None else 0)
+
+    def at(self, noise: Tensor) -> Tensor:
+        """Return the outputs at given standard normals ``[..., N or 1, noise_dim]``: ``[..., N, K]``."""
+        outputs = self.loc
+        if self.scale is not None:
+            num_outputs = self.loc.shape[-1]
+            independent = self.scale * noise[..., :num_outputs]
+            outputs = outputs + (independent if self.mixing is None else independent @ self.mixing.mT)
+            noise = noise[..., num_outputs:]
+        if self.factor is not None:
+            outputs = outputs + torch.einsum("nkr,...nr->...nk", self.factor, noise.expand(*noise.shape[:-2], self.loc.shape[0], -1))
+        return outputs.expand(*noise.shape[:-2], *self.loc.shape)
+
+    def rsample(self, generator: torch.Generator | None = None) -> Tensor:
+        """Draw the outputs of all rows once, ``[N, K]``, with independent noise for each row; differentiable."""
+        shape = (self.loc.shape[0], self.noise_dim)
+        noise = torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device, generator=generator)
+        return self.at(noise)
+
+    def draws(self, num_points: int, seed: int = 0) -> Tensor:
+        """Return quasi-random draws ``[S, N, K]``; the same points serve every row."""
+        if self.noise_dim == 0:
+            return self.loc[None]
+        compact = self.compact()
+        points = normal_points(num_points, compact.noise_dim, seed).to(self.loc)
+        return compact.at(points[:, None, :])
+
+    def compact(self) -> OutputGaussian:
+        """Replace a factor wider than K by a Cholesky factor: K normals a row are enough."""
+        if self.factor is None or self.noise_dim <= self.loc.shape[-1]:
+            return self
+        covariance = self.covariance
+        # a relative jitter at the rounding level keeps numerically singular covariances factorable
+        trace = covariance.diagonal(dim1=-2, dim2=-1).mean(-1, keepdim=True)
+        jitter = 10 * torch.finfo(covariance.dtype).eps * trace + torch.finfo(covariance.dtype).tiny
+        tril = torch.linalg.cholesky(covariance + torch.diag_embed(jitter.expand_as(self.loc)))
+        return OutputGaussian(self.loc, factor=tril)
+
+    def rows(self, index: slice) -> OutputGaussian:
+        """Restrict to some rows."""
+        return replace(
+            self,
+            loc=self.loc[index],
+            scale=None if self.scale is None else self.scale[index],
+            factor=None if self.factor is None else self.factor[index],
+        )
+
+    @classmethod
+    def concat(cls, parts: list[OutputGaussian]) -> OutputGaussian:
+        """Join the rows of several outputs of one posterior."""
+        own = {name: [getattr(part, name) for part in parts] for name in ("loc", "scale", "factor")}
+        joined = {name: None if v[0] is None else torch.cat(v) for name, v in own.items()}
+        return cls(**joined, mixing=parts[0].mixing)
+
+
+@dataclass(frozen=True)
+class OutputDraws(Outputs):
+    """Outputs given by equally weighted draws ``values [S, N, K]`` (NUTS, flows, any custom guide)."""
+
+    values: Tensor
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean ``[N, K]``."""
+        return self.values.mean(0)
+
+    @property
+    def variance(self) -> Tensor:
+        """Marginal variance ``[N, K]``."""
+        return self.values.var(0, correction=0)
+
+    def draws(self, num_points: int, seed: int = 0) -> Tensor:
+        """Return all draws ``[S, N, K]``; there is nothing to choose."""
+        return self.values
+
+    def rows(self, index: slice) -> OutputDraws:
+        """Restrict to some rows."""
+        return OutputDraws(self.values[:, index])
+
+    @classmethod
+    def concat(cls, parts: list[OutputDraws]) -> OutputDraws:
+        """Join the rows of several outputs of one posterior."""
+        return cls(torch.cat([part.values for part in parts], 1))

@@ -1,0 +1,285 @@
+"""Gaussians over the weights A = [W b] of the last layer, one class for each structure of the covariance.
+
+Every class answers the same six questions in the same order: ``outputs`` for given rows, ``marginal_scale``,
+``rsample``, ``log_prob``, ``entropy``, and (by its fields) what has to be saved. Rows come as a design matrix
+``[N, P]``: the features, and a last column of ones where there is a bias, so that ``f = h A'``.
+
+============= =============================================== ======================================
+class         covariance of vec(A)                            numbers
+============= =============================================== ======================================
+Delta         0                                               K P
+Diagonal      diag(scale^2); with mixing C: (C x I) ... '     2 K P (+ K^2)
+BlockDiagonal blockdiag_k(T_k T_k')                           K P + K P^2
+LowRank       diag(scale^2) + F F'                            K P (2 + R)
+MatrixNormal  U U' (over outputs)  x  V V' (over columns)     K P + K^2 + P^2
+Dense         F F' with F square                              K P + (K P)^2
+============= =============================================== ======================================
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from bll_pyro.gaussian.outputs import OutputGaussian
+
+LOG_TWO_PI = math.log(2 * math.pi)
+
+
+def standard_normals(shape: tuple[int, ...], like: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Draw standard normals on the device and in the dtype of ``like``."""
+    return torch.randn(shape, dtype=like.dtype, device=like.device, generator=generator)
+
+
+@dataclass(frozen=True, eq=False)
+class WeightGaussian(ABC):
+    """A Gaussian over ``A [K, P]`` with mean ``loc``."""
+
+    loc: Tensor
+    kinds: ClassVar[dict[str, type[WeightGaussian]]] = {}
+
+    def __init_subclass__(cls) -> None:
+        WeightGaussian.kinds[cls.__name__] = cls
+
+    @abstractmethod
+    def outputs(self, design: Tensor) -> OutputGaussian:
+        """Gaussian of the outputs ``[N, K]`` of the rows ``design [N, P]``."""
+
+    @abstractmethod
+    def marginal_scale(self) -> Tensor:
+        """Standard deviation of each weight, ``[K, P]``."""
+
+    @abstractmethod
+    def rsample(self, num_draws: int, generator: torch.Generator | None = None) -> Tensor:
+        """Draw weights ``[S, K, P]``; differentiable."""
+
+    @abstractmethod
+    def log_prob(self, values: Tensor) -> Tensor:
+        """Log density ``[S]`` of weights ``[S, K, P]``, in nats."""
+
+    @abstractmethod
+    def entropy(self) -> Tensor:
+        """Differential entropy in nats."""
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """The parts by name, as they are saved."""
+        parts = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return {k: v for k, v in parts.items() if v is not None}
+
+    def detach(self) -> WeightGaussian:
+        """Cut the parts from the graph of gradients and copy them, so that further training cannot reach them."""
+        return type(self)(**{k: v.detach().clone() for k, v in self.tensors.items()})
+
+    def _normal_entropy(self, log_det_scale: Tensor) -> Tensor:
+        return log_det_scale + 0.5 * self.loc.numel() * (1 + LOG_TWO_PI)
+
+    def _normal_log_prob(self, whitened: Tensor, log_det_scale: Tensor) -> Tensor:
+        square = whitened.flatten(1).square().sum(-1)
+        return -0.5 * square - log_det_scale - 0.5 * self.loc.numel() * LOG_TWO_PI
+
+
+@dataclass(frozen=True, eq=False)
+class Delta(WeightGaussian):
+    """A point: the weights are ``loc``. Its entropy is taken as 0, so that its ELBO is the log joint density."""
+
+    def outputs(self, design: Tensor) -> OutputGaussian:
+        return OutputGaussian(design @ self.loc.mT)
+
+    def marginal_scale(self) -> Tensor:
+        return torch.zeros_like(self.loc)
+
+    def rsample(self, num_draws: int, generator: torch.Generator | None = None) -> Tensor:
+        return self.loc.expand(num_draws, *self.loc.shape)
+
+    def log_prob(self, values: Tensor) -> Tensor:
+        raise ValueError("a point estimate (MAP) has no density; use a guide with a covariance, e.g. Diagonal()")
+
+    def entropy(self) -> Tensor:
+        return self.loc.new_zeros(())
+
+
+@dataclass(frozen=True, eq=False)
+class Diagonal(WeightGaussian):
+    """Independent weights with standard deviations ``scale [K, P]``.
+
+    With ``mixing C [K, K]`` (orthogonal: Kronecker Laplace in its eigenbasis) the weights are ``loc + C (scale * e)``.
+    """
+
+    scale: Tensor
+    mixing: Tensor | None = None
+
+    def outputs(self, design: Tensor) -> OutputGaussian:
+        variance = design.square() @ self.scale.square().mT
+        # the square root has no slope at 0, where a row of zeros without a bias would put it
+        scale = variance.clamp_min(torch.finfo(variance.dtype).tiny).sqrt()
+        return OutputGaussian(design @ self.loc.mT, scale, mixing=self.mixing)
+
+    def marginal_scale(self) -> Tensor:
+        if self.mixing is None:
+            return self.scale
+        return (self.mixing.square() @ self.scale.square()).sqrt()
+
+    def rsample(self, num_draws: int, generator: torch.Generator | None = None) -> Tensor:
+        noise = self.scale * standard_normals((num_draws, *self.loc.shape), self.loc, generator)
+        return self.loc + (noise if self.mixing is None else self.mixing @ noise)
+
+    def log_prob(self, values: Tensor) -> Tensor:
+        shifted = values - self.loc
+        if self.mixing is not None:
+            shifted = torch.linalg.solve(self.mixing, shifted)
+        return self._normal_log_prob(shifted / self.scale, self._log_det_scale())
+
+    def entropy(self) -> Tensor:
+        return self._normal_entropy(self._log_det_scale())
+
+    def _log_det_scale(self) -> Tensor:
+        log_det = self.scale.log().sum()
+        if self.mixing is not None:
+            log_det = log_det + self.loc.shape[1] * torch.linalg.slogdet(self.mixing).logabsdet
+        return log_det
+
+
+@dataclass(frozen=True, eq=False)
+class BlockDiagonal(WeightGaussian):
+    """A full covariance for each output: ``tril [K, P, P]`` lower Cholesky factors; outputs are independent."""
+
+    tril: Tensor
+
+    def outputs(self, design: Tensor) -> OutputGaussian:
+        spread = design @ self.tril  # [K, N, P]
+        variance = spread.square().sum(-1).mT
+        scale = variance.clamp_min(torch.finfo(variance.dtype).tiny).sqrt()
+        return OutputGaussian(design @ self.loc.mT, scale)
+
+    def marginal_scale(self) -> Tensor:
+        return self.tril.square().sum(-1).sqrt()
+
+    def rsample(self, num_draws: int, generator: torch.Generator | None = None) -> Tensor:
+        noise = standard_normals((num_draws, *self.loc.shape, 1), self.loc, generator)
+        return self.loc + (self.tril @ noise).squeeze(-1)
+
+    def log_prob(self, values: Tensor) -> Tensor:
+        whitened = torch.linalg.solve_triangular(self.tril, (values - self.loc)[..., None], upper=False)
+        return self._normal_log_prob(whitened.squeeze(-1), self._log_det_scale())
+
+    def entropy(self) -> Tensor:
+        return self._normal_entropy(self._log_det_scale())
+
+    def _log_det_scale(self) -> Tensor:
+        return self.tril.diagonal(dim1=-2, dim2=-1).log().sum()
+
+
+@dataclass(frozen=True, eq=False)
+class LowRank(WeightGaussian):
+    """A diagonal and R common directions: ``scale [K, P]``, ``factor [K, P, R]``."""
+
+    scale: Tensor
+    factor: Tensor
+
+    def outputs(self, design: Tensor) -> OutputGaussian:
+        variance = design.square() @ self.scale.square().mT
+        scale = variance.clamp_min(torch.finfo(variance.dtype).tiny).sqrt()
+        num_outputs, _, rank = self.factor.shape
+        # one matrix product [N, P] x [P, K R]: no batched small products, nothing larger than N K R
+        factor = (design @ self.factor.transpose(0, 1).flatten(1)).view(-1, num_outputs, rank)
+        return OutputGaussian(design @ self.loc.mT, scale, factor=factor)
+
+    def marginal_scale(self) -> Tensor:
+        return (self.scale.square() + self.factor.square().sum(-1)).sqrt()
+
+    def rsample(self, num_draws: int, generator: torch.Generator | None = None) -> Tensor:
+        independent = self.scale * standard_normals((num_draws, *self.loc.shape), self.loc, generator)
+        common = standard_normals((num_draws, self.factor.shape[-1]), self.loc, generator)
+        return self.loc + independent + torch.einsum("kpr,sr->skp", self.factor, common)
+
+    def log_prob(self, values: Tensor) -> Tensor:
+        # Woodbury: only an R x R matrix is factored
+        scaled = (self.factor / self.scale[..., None]).flatten(0, 1)
+        shifted = ((values - self.loc) / self.scale).flatten(1)
+        capacitance = torch.linalg.cholesky(self._capacitance())
+        projected = torch.linalg.solve_triangular(capacitance, (shifted @ scaled).mT, upper=False)
+        square = shifted.square().sum(-1) - projected.square().sum(0)
+        return -0.5 * square - self._log_det_scale() - 0.5 * self.loc.numel() * LOG_TWO_PI
+
+    def entropy(self) -> Tensor:
+        return self._normal_entropy(self._log_det_scale())
+
+    def _capacitance(self) -> Tensor:
+        scaled = (self.factor / self.scale[..., None]).flatten(0, 1)
+        return scaled.mT @ scaled + torch.eye(scaled.shape[-1], dtype=scaled.dtype, device=scaled.device)
+
+    def _log_det_scale(self) -> Tensor:
+        return self.scale.log().sum() + 0.5 * torch.linalg.slogdet(self._capacitance()).logabsdet
+
+
+@dataclass(frozen=True, eq=False)
+class MatrixNormal(WeightGaussian):
+    """``A = loc + U E V'`` with ``row_tril U [K, K]`` and ``column_tril V [P, P]``; their product is never built."""
+
+    row_tril: Tensor
+    column_tril: Tensor
+
+    def outputs(self, design: Tensor) -> OutputGaussian:
+        variance = (design @ self.column_tril).square().sum(-1, keepdim=True)
+        scale = variance.clamp_min(torch.finfo(variance.dtype).tiny).sqrt()
+        return OutputGaussian(design @ self.loc.mT, scale, mixing=self.row_tril)
+
+    def marginal_scale(self) -> Tensor:
+        rows, columns = self.row_tril.square().sum(-1), self.column_tril.square().sum(-1)
+        return (rows[:, None] * columns).sqrt()
+
+    def rsample(self, num_draws: int, generator: torch.Generator | None = None) -> Tensor:
+        noise = standard_normals((num_draws, *self.loc.shape), self.loc, generator)
+        return self.loc + self.row_tril @ noise @ self.column_tril.mT
+
+    def log_prob(self, values: Tensor) -> Tensor:
+        whitened = torch.linalg.solve_triangular(self.row_tril, values - self.loc, upper=False)
+        whitened = torch.linalg.solve_triangular(self.column_tril, whitened.mT, upper=False).mT
+        return self._normal_log_prob(whitened, self._log_det_scale())
+
+    def entropy(self) -> Tensor:
+        return self._normal_entropy(self._log_det_scale())
+
+    def _log_det_scale(self) -> Tensor:
+        num_outputs, num_columns = self.loc.shape
+        rows, columns = self.row_tril.diagonal().log().sum(), self.column_tril.diagonal().log().sum()
+        return num_columns * rows + num_outputs * columns
+
+
+@dataclass(frozen=True, eq=False)
+class Dense(WeightGaussian):
+    """One covariance over all weights, as a square factor: ``factor [K, P, K P]``, vec(A) = vec(loc) + F e.
+
+    The factor need not be triangular in this order (a guide stores its latent vector in an order of its own), so its
+    log determinant comes along.
+    """
+
+    factor: Tensor
+    log_det: Tensor
+
+    def outputs(self, design: Tensor) -> OutputGaussian:
+        num_outputs, _, rank = self.factor.shape
+        factor = (design @ self.factor.transpose(0, 1).flatten(1)).view(-1, num_outputs, rank)
+        return OutputGaussian(design @ self.loc.mT, factor=factor)
+
+    def marginal_scale(self) -> Tensor:
+        return self.factor.square().sum(-1).sqrt()
+
+    def rsample(self, num_draws: int, generator: torch.Generator | None = None) -> Tensor:
+        noise = standard_normals((num_draws, self.factor.shape[-1]), self.loc, generator)
+        return self.loc + torch.einsum("kpr,sr->skp", self.factor, noise)
+
+    def log_prob(self, values: Tensor) -> Tensor:
+        shifted = (values - self.loc).flatten(1)
+        whitened = torch.linalg.solve(self.factor.flatten(0, 1), shifted.mT).mT
+        return self._normal_log_prob(whitened, self.log_det)
+
+    def entropy(self) -> Tensor:
+        return self._normal_entropy(self.log_det)

@@ -1,0 +1,57 @@
+"""Mean-field: Pyro's ``AutoDiagonalNormal``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from pyro.infer.autoguide import AutoContinuous, AutoDiagonalNormal
+from pyro.nn import PyroParam
+from torch.nn import functional
+
+from bll_pyro import gaussian
+from bll_pyro.guides.base import GaussianGuide, Guide, Start, skip_initial_values
+
+
+class DiagonalGuide(GaussianGuide, AutoDiagonalNormal):
+    """Pyro's guide, which also says its Gaussian in closed form."""
+
+    def __init__(self, model: Any, start: Start) -> None:
+        super().__init__(model, init_loc_fn=skip_initial_values)
+        self.attach(start)
+        self.loc = torch.nn.Parameter(start.latent_loc)
+        self.scale = PyroParam(start.latent_scale, self.scale_constraint)
+
+    def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
+        AutoContinuous._setup_prototype(self, *args, **kwargs)  # the parameters are there already
+
+    def joint(self) -> gaussian.LatentGaussian:
+        """The Gaussian at the current parameters."""
+        u_loc, loc = self.matrix(self.loc)
+        u_scale, scale = self.matrix(functional.softplus(self.scale_unconstrained))
+        return gaussian.LatentGaussian(gaussian.Diagonal(loc, scale), u_loc, u_scale)
+
+
+@dataclass(frozen=True, eq=False)
+class Diagonal(Guide):
+    """Independent Normal weights (mean-field), Pyro's ``AutoDiagonalNormal``.
+
+    Parameters
+    ----------
+    principal_axes
+        Take independence in the principal axes of the features instead of the features themselves. An isotropic
+        prior does not change under this turn, and the posterior is nearly diagonal there (for the Gaussian
+        likelihood exactly). Priors that are not isotropic keep plain coordinates.
+    """
+
+    principal_axes: bool = True
+
+    @property
+    def rotates(self) -> bool:
+        """Whether the axes may be turned."""
+        return self.principal_axes
+
+    def build(self, model: Any, start: Start) -> DiagonalGuide:
+        """The guide of ``model``."""
+        return DiagonalGuide(model, start)

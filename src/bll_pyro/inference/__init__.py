@@ -1,0 +1,6 @@
+"""Inferences: from declaration and rows to a posterior, one a file."""
+
+from bll_pyro.inference.base import Inference, Trace
+from bll_pyro.inference.svi import SVI
+
+__all__ = ["SVI", "Inference", "Trace"]

@@ -1,0 +1,71 @@
+"""What an inference is: it turns a declaration and rows into a posterior and a trace of how it got there."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from bll_pyro.declaration import Declaration
+from bll_pyro.inference.rows import Rows
+from bll_pyro.layer import LastLayer
+from bll_pyro.likelihoods.base import TargetShape
+from bll_pyro.posterior import Posterior
+
+
+@dataclass
+class Trace:
+    """What happened on the way.
+
+    Parameters
+    ----------
+    elbo
+        ELBO estimate of each step in nats (log joint density for MAP), ``[num_steps]``.
+    validation
+        Negative log likelihood on the validation data after each epoch, nats a row.
+    wall_time
+        Seconds.
+    converged
+        Whether the stopping test passed; ``messages`` say what did not.
+    statistics
+        What else the inference keeps: acceptance, divergences, log evidence, ...
+    """
+
+    elbo: Tensor | None = None
+    validation: list[float] = field(default_factory=list)
+    wall_time: float = 0.0
+    converged: bool = True
+    messages: list[str] = field(default_factory=list)
+    statistics: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def loss(self) -> Tensor | None:
+        """``-elbo``."""
+        return None if self.elbo is None else -self.elbo
+
+
+class Inference(Declaration):
+    """Turns (layer, rows) into (posterior, trace)."""
+
+    family: ClassVar[str] = "inference"
+
+    @abstractmethod
+    def check(self, layer: LastLayer, num_outputs: int, num_columns: int) -> None:
+        """Raise before any work starts if this layer, or its size, cannot be handled; name those that can."""
+
+    @property
+    def trains_backbone(self) -> bool:
+        """Whether the backbone is trained along."""
+        return False
+
+    def rotates(self, layer: LastLayer) -> bool:
+        """Whether the frame should be turned to the principal axes of the features."""
+        return False
+
+    @abstractmethod
+    def run(
+        self, layer: LastLayer, rows: Rows, target_shape: TargetShape, *, seed: int, validation: Rows | None = None
+    ) -> tuple[Posterior, Trace]:
+        """Fit. ``layer`` is in the units of the frame of ``rows``; runs inside an isolated random state."""

@@ -1,0 +1,65 @@
+"""Makes the frame of a fit from its training rows."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import reduce
+from operator import add
+
+import torch
+from torch import Tensor
+
+from bll_pyro.features.standardize import Moments
+from bll_pyro.features.store import Features
+from bll_pyro.frame import Frame
+from bll_pyro.layer import LastLayer
+
+NUM_AXES_ROWS = 65_536  # any turn is valid, so the axes of a large data set are estimated on evenly spaced rows
+SAME_UNITS_RATIO = 10.0
+
+
+def make_frame(layer: LastLayer, features: Features, targets: Tensor, rotates: bool, dtype: torch.dtype) -> Frame:
+    """Centre, scale and axes of the training rows.
+
+    Features that share a unit (their standard deviations lie within a factor of 10 of each other, as those of one
+    network's features do) get one common scale: the model is then that of the raw features, up to one number, and the
+    ELBO is higher than with a scale for each. Columns in different units need a scale each.
+    """
+    num_targets = 1 if targets.dim() == 1 else targets.shape[1]
+    like = torch.empty(0, dtype=dtype)
+    frame = Frame.identity(features.num_features, num_targets, like, layer.bias)
+    if layer.standardize:
+        moments = reduce(add, (Moments.of(batch) for batch, _ in features.batches(8192)))
+        frame = replace(frame, center=moments.mean.to(dtype), scale=feature_scale(moments).to(dtype))
+        if layer.likelihood.real_valued:
+            values = (targets if targets.dim() == 2 else targets[:, None]).double()
+            spread = values.std(0, correction=0)
+            # constant targets have no spread to divide by
+            spread = torch.where(spread > 0, spread, torch.ones_like(spread))
+            frame = replace(frame, target_center=values.mean(0).to(dtype), target_scale=spread.to(dtype))
+    if rotates:
+        frame = replace(frame, rotation=principal_axes(features, frame))
+    return frame
+
+
+def feature_scale(moments: Moments) -> Tensor:
+    """Standard deviation to divide each feature by: one for all in the same unit, else one each; constant ones keep 1."""
+    scale = moments.variance.sqrt()
+    varies = ~moments.constant
+    if not bool(varies.any()):
+        return torch.ones_like(scale)
+    # dead or nearly dead units of a network are common; the middle of the range decides what the units are
+    low, high = torch.quantile(scale[varies], torch.tensor([0.1, 0.9], dtype=scale.dtype))
+    if float(high) <= SAME_UNITS_RATIO * float(low):
+        return moments.variance[varies].mean().sqrt().expand_as(scale).clone()
+    return torch.where(varies, scale, torch.ones_like(scale))
+
+
+def principal_axes(features: Features, frame: Frame) -> Tensor:
+    """Eigenvectors ``[D, D]`` of ``H'H`` of the standardised features."""
+    index = torch.linspace(0, len(features) - 1, min(len(features), NUM_AXES_ROWS)).round().long()
+    gram = torch.zeros(frame.num_features, frame.num_features, dtype=torch.float64)
+    for part in index.split(8192):
+        standardized = frame.standardized(features[part])
+        gram += (standardized.mT @ standardized).double()
+    return torch.linalg.eigh(gram).eigenvectors.to(frame.center.dtype)

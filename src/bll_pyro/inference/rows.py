@@ -1,0 +1,77 @@
+"""Rows as an inference sees them: design matrix and targets in the frame of the fit, by blocks or random batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from bll_pyro.frame import Frame
+
+IN_MEMORY_BYTES = 4 * 1024**3  # a design matrix up to this size is built once
+
+
+class FeatureRows(Protocol):
+    """What rows are read from: a ``Features`` store, or a tensor."""
+
+    def __getitem__(self, index: Tensor | slice) -> Tensor: ...
+
+    def __len__(self) -> int: ...
+
+
+class Rows:
+    """N rows of features ``[N, D]`` and targets, read as design matrix ``[B, P]`` and standardised targets.
+
+    A design matrix that fits in memory is built once, so that a training step only gathers rows; a larger one is made
+    batch by batch from the stored features.
+    """
+
+    def __init__(self, features: FeatureRows, targets: Tensor, frame: Frame, device: torch.device | str = "cpu") -> None:
+        self.frame = frame.to(device)
+        self.device = torch.device(device)
+        self.targets = self.frame.targets(targets.to(device))
+        self._features = features
+        num_bytes = len(features) * (frame.num_features + 1) * frame.center.element_size()
+        self._design = self.frame.design(features[:].to(device)) if num_bytes <= IN_MEMORY_BYTES else None
+
+    @property
+    def num_rows(self) -> int:
+        """N."""
+        return len(self.targets)
+
+    @property
+    def num_columns(self) -> int:
+        """P."""
+        return self.frame.num_features + int(self.frame.bias)
+
+    def __getitem__(self, index: Tensor | slice) -> tuple[Tensor, Tensor]:
+        """Design matrix and targets of some rows."""
+        if self._design is not None:
+            return self._design[index], self.targets[index]
+        stored = self._features[index.cpu() if isinstance(index, Tensor) else index]
+        return self.frame.design(stored.to(self.device)), self.targets[index]
+
+    def blocks(self, size: int = 8192) -> Iterator[tuple[Tensor, Tensor]]:
+        """All rows in order."""
+        for start in range(0, self.num_rows, size):
+            yield self[start : start + size]
+
+    def batches(self, size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+        """All rows once in random order; the last batch may be short."""
+        if size >= self.num_rows:
+            yield self[:]
+            return
+        order = torch.randperm(self.num_rows, generator=generator, device=generator.device).to(self.device)
+        for start in range(0, self.num_rows, size):
+            yield self[order[start : start + size]]
+
+    def subset(self, num_rows: int) -> Rows:
+        """Evenly spaced rows, for warm starts and estimates."""
+        index = torch.linspace(0, self.num_rows - 1, min(num_rows, self.num_rows)).round().long()
+        part = object.__new__(Rows)
+        part.frame, part.device = self.frame, self.device
+        part._design, part.targets = self[index.to(self.device)]
+        part._features = part._design
+        return part

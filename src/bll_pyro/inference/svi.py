@@ -1,0 +1,249 @@
+"""Stochastic variational inference on features: the ELBO in output space, or Pyro's own for any other program."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pyro.infer import Trace_ELBO
+from pyro.nn import PyroModule
+from torch import Tensor, nn
+
+from bll_pyro.gaussian import LatentGaussian
+from bll_pyro.guides import Diagonal, GaussianGuide, Guide, MAP
+from bll_pyro.inference.base import Inference, Trace
+from bll_pyro.inference.objective import elbo, learn
+from bll_pyro.inference.rows import Rows
+from bll_pyro.inference.start import warm_start
+from bll_pyro.layer import LastLayer
+from bll_pyro.likelihoods.base import TargetShape
+from bll_pyro.model import Model
+from bll_pyro.posterior import DrawsPosterior, GaussianPosterior, Posterior
+from bll_pyro.scope import generator
+
+
+@dataclass(frozen=True, eq=False)
+class SVI(Inference):
+    """Raise the ELBO by stochastic gradients.
+
+    Parameters
+    ----------
+    guide
+        Variational family.
+    learning_rate
+        Step of Adam at the start; it falls to zero along a half cosine.
+    backbone_learning_rate
+        Step for the backbone in joint training; None (default) leaves the backbone frozen.
+    num_epochs
+        Passes over the data; None chooses enough for about 1,500 steps and at least 6 passes.
+    batch_size
+        Rows a step; None takes 512, or all rows of a smaller data set.
+    clip_norm
+        Largest norm of the gradient (of the ELBO a row) in a step; None does not clip.
+    patience
+        With validation data: epochs without improvement before the fit stops. The best state is kept.
+    output_space
+        Draw outputs and not weights (local reparameterisation) where the guide's weights are Gaussian. False runs
+        Pyro's ``Trace_ELBO`` on the same model and guide: the same expectation with more noise.
+    final_stage
+        After joint training, fit once more on the final features, with their own constants and principal axes.
+    """
+
+    guide: Guide = Diagonal()
+    learning_rate: float = 0.02
+    backbone_learning_rate: float | None = None
+    num_epochs: int | None = None
+    batch_size: int | None = None
+    clip_norm: float | None = 10.0
+    patience: int = 5
+    output_space: bool = True
+    final_stage: bool = True
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.guide, Guide):
+            raise TypeError(f"SVI(guide=...): expected a guide such as bll.guides.Diagonal(), got {self.guide!r}")
+        for name in ("learning_rate", "backbone_learning_rate", "clip_norm"):
+            value = getattr(self, name)
+            if value is None and name != "learning_rate":
+                continue
+            if not isinstance(value, (int, float)) or not 0 < value < float("inf"):
+                raise ValueError(f"SVI({name}=...): expected a positive number, got {value!r}")
+        for name in ("num_epochs", "batch_size", "patience"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise ValueError(f"SVI({name}=...): expected a whole number >= 1, got {value!r}")
+
+    def check(self, layer: LastLayer, num_outputs: int, num_columns: int) -> None:
+        """Every prior and likelihood will do; the guide must fit in memory."""
+        self.guide.check_memory(num_outputs, num_columns)
+
+    def rotates(self, layer: LastLayer) -> bool:
+        """Turn to principal axes where both guide and prior allow it."""
+        return self.guide.rotates and layer.prior.isotropic
+
+    def epochs(self, num_rows: int, batch_size: int) -> int:
+        """Number of passes over the data."""
+        steps = -(-num_rows // batch_size)
+        return self.num_epochs or max(6, -(-1500 // steps))
+
+    def run(
+        self, layer: LastLayer, rows: Rows, target_shape: TargetShape, *, seed: int, validation: Rows | None = None
+    ) -> tuple[Posterior, Trace]:
+        """Fit on features."""
+        began = time.perf_counter()
+        model = Model(layer, rows.frame.num_features, target_shape).to(rows.device)
+        learned = {k: v.detach() for k, v in model.learned.items()}
+        start = warm_start(layer, model.globals, rows, model.num_outputs, learned)
+        guide = self.guide.build(model, start)
+        objective = Objective(self, layer, model, guide, rows.num_rows)
+        trace = train(self, objective, rows, seed, validation)
+        posterior = objective.posterior(rows, target_shape, seed)
+        trace.statistics["elbo"] = objective.evaluate(rows, seed)
+        trace.wall_time = time.perf_counter() - began
+        return posterior, trace
+
+
+class Objective:
+    """The ELBO of one model and guide: a batch in, nats out, in output space where the guide allows it."""
+
+    def __init__(self, svi: SVI, layer: LastLayer, model: Model, guide: PyroModule, num_rows: int) -> None:
+        self.layer, self.model, self.guide, self.num_rows = layer, model, guide, num_rows
+        self.closed = isinstance(guide, GaussianGuide) and layer.prior.has_density and svi.output_space
+        self.learns = not isinstance(svi.guide, MAP)
+        self.learned = {k: v.detach() for k, v in model.learned.items()}
+        self._trace_elbo = None if self.closed else Trace_ELBO()(model, guide)
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """What the optimiser moves. Learned scales are parameters only on Pyro's path; else they are solved for."""
+        if self._trace_elbo is None:
+            return list(self.guide.parameters())
+        return [p for m in (self.guide, self.model) for p in m.parameters()] if self.learns else list(self.guide.parameters())
+
+    def prepare(self, rows: Rows) -> None:
+        """Run Pyro's guide once, so that its parameters exist before the optimiser asks for them."""
+        if self._trace_elbo is not None:
+            with torch.no_grad():
+                self.guide(*self._pyro_arguments(*rows[:2]))
+
+    def __call__(self, design: Tensor, targets: Tensor, generator: torch.Generator | None) -> Tensor:
+        """Estimate of the ELBO in nats from a batch."""
+        if self._trace_elbo is not None:
+            return -self._trace_elbo(*self._pyro_arguments(design, targets))
+        latents = self.latents()
+        if self.learns:
+            self.learned = learn(self.layer, latents.weights)
+        return elbo(
+            self.layer, self.model.globals, latents, design, targets, self.num_rows, self.learned, generator,
+            is_point=self.guide.is_point,
+        )  # fmt: skip
+
+    def _pyro_arguments(self, design: Tensor, targets: Tensor) -> tuple[Any, ...]:
+        return design[:, : self.model.num_features], targets, self.num_rows
+
+    def latents(self) -> LatentGaussian:
+        """Gaussian over the unknowns at the current parameters."""
+        return self.guide.joint()
+
+    @torch.no_grad()
+    def evaluate(self, rows: Rows, seed: int, num_draws: int = 8) -> float:
+        """ELBO of all rows, averaged over ``num_draws`` draws."""
+        random = generator(seed + 1, rows.device)
+        total = 0.0
+        for _ in range(num_draws):
+            batches = [(float(self(d, t, random)), len(d)) for d, t in rows.blocks()]
+            # each block estimates the whole ELBO from its rows, so blocks are averaged by their size
+            total += sum(value * size for value, size in batches) / rows.num_rows
+        return total / num_draws
+
+    @torch.no_grad()
+    def posterior(self, rows: Rows, target_shape: TargetShape, seed: int) -> Posterior:
+        """Freeze the guide into a posterior."""
+        learned = self.learned if self._trace_elbo is None else {k: v.detach() for k, v in self.model.learned.items()}
+        common = (self.layer, rows.frame, target_shape, self.model.num_outputs, learned)
+        if isinstance(self.guide, GaussianGuide):
+            return GaussianPosterior(*common, latents=self.guide.joint().detach())
+        return DrawsPosterior(*common, draws=self._draws(rows), markov_chain=False)
+
+    def _draws(self, rows: Rows, num_draws: int = 1000) -> dict[str, Tensor]:
+        arguments = self._pyro_arguments(*rows[:2])
+        collected: dict[str, list[Tensor]] = {}
+        for _ in range(num_draws):
+            for name, value in self.guide(*arguments).items():
+                collected.setdefault(name, []).append(value)
+        values = {name: torch.stack(parts)[None] for name, parts in collected.items()}
+        weights = self.model_frame_split(values, rows)
+        return values | weights
+
+    def model_frame_split(self, values: dict[str, Tensor], rows: Rows) -> dict[str, Tensor]:
+        """Turn weights back from the frame's axes."""
+        if rows.frame.rotation is None:
+            return {}
+        return {"weight": values["weight"] @ rows.frame.rotation.mT}
+
+
+def train(svi: SVI, objective: Objective, rows: Rows, seed: int, validation: Rows | None) -> Trace:
+    """Adam with a rate that falls along a half cosine; keeps the best state where there is validation data."""
+    random = generator(seed, rows.device)
+    batch_size = min(svi.batch_size or 512, rows.num_rows)
+    num_epochs = svi.epochs(rows.num_rows, batch_size)
+    objective.prepare(rows)
+    parameters = objective.parameters
+    optimizer = torch.optim.Adam(parameters, lr=svi.learning_rate, betas=(0.9, 0.99), fused=True)
+    num_steps = num_epochs * -(-rows.num_rows // batch_size)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, num_steps)
+    history: list[Tensor] = []
+    trace = Trace()
+    good = snapshot(parameters)
+    best, best_loss, waited = good, float("inf"), 0
+    for epoch in range(num_epochs):
+        for design, targets in rows.batches(batch_size, random):
+            value = objective(design, targets, random)
+            optimizer.zero_grad()
+            (-value / rows.num_rows).backward()
+            if svi.clip_norm is not None:
+                nn.utils.clip_grad_norm_(parameters, svi.clip_norm, foreach=True)
+            optimizer.step()
+            schedule.step()
+            history.append(value.detach())
+        if not bool(torch.isfinite(history[-1])) or not all(bool(torch.isfinite(p).all()) for p in parameters):
+            restore(parameters, good)
+            trace.converged = False
+            trace.messages.append(f"epoch {epoch + 1}: the loss is not finite; the state before that epoch was kept")
+            break
+        good = snapshot(parameters)
+        if validation is not None:
+            loss = objective_validation(objective, validation, seed)
+            trace.validation.append(loss)
+            waited = 0 if loss < best_loss else waited + 1
+            if loss < best_loss:
+                best, best_loss = good, loss
+            if waited >= svi.patience:
+                break
+    if validation is not None and trace.validation:
+        restore(parameters, best)
+    trace.elbo = torch.stack(history).cpu()
+    for message in trace.messages:
+        warnings.warn(message, RuntimeWarning, stacklevel=2)
+    return trace
+
+
+@torch.no_grad()
+def objective_validation(objective: Objective, validation: Rows, seed: int) -> float:
+    """Negative expected log likelihood of the validation rows, nats a row."""
+    raise NotImplementedError
+
+
+def snapshot(parameters: list[nn.Parameter]) -> list[Tensor]:
+    """Copy of the parameters."""
+    return [p.detach().clone() for p in parameters]
+
+
+@torch.no_grad()
+def restore(parameters: list[nn.Parameter], state: list[Tensor]) -> None:
+    """Put a copy back."""
+    for parameter, value in zip(parameters, state, strict=True):
+        parameter.copy_(value)

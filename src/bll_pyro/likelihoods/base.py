@@ -1,0 +1,152 @@
+"""What a likelihood is: the distribution of a target given the outputs, and global noise with priors of its own."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from typing import Any, ClassVar, Self
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+from bll_pyro.declaration import Declaration
+from bll_pyro.gaussian import OutputGaussian, Outputs
+
+TargetShape = tuple[int, ...]  # shape of one row's target: () for a single number or label, (T,) for T of them
+
+
+class Likelihood(Declaration):
+    """Distribution of the target ``y`` of a row given its outputs ``f [K]``; it never knows the size of the data.
+
+    Inside the library a row's target is a label, or a vector ``[T]`` of the real or counted values (T = 1 where the
+    user gave one number a row).
+    """
+
+    family: ClassVar[str] = "likelihoods"
+    real_valued: ClassVar[bool] = False  # targets are real and may be standardised
+    is_discrete: ClassVar[bool] = False  # targets are classes: predictions are probabilities, uncertainty is entropy
+
+    @abstractmethod
+    def num_outputs(self, target_shape: TargetShape) -> int:
+        """Number of outputs K for targets of this shape."""
+
+    @abstractmethod
+    def check_targets(self, targets: Tensor) -> Tensor:
+        """Validate targets before any work starts; return them as they are used inside (labels ``[N]`` or ``[N, T]``)."""
+
+    @abstractmethod
+    def distribution(self, outputs: Tensor, **noise: Tensor) -> dist.Distribution:
+        """Distribution of the target given outputs ``[..., N, K]``: batch shape ``[..., N]``."""
+
+    def sites(self, target_shape: TargetShape) -> dict[str, dist.Distribution]:
+        """Global noise parameters by name, with their priors.
+
+        All dimensions are in the event, and one value for each target is a vector ``[T]`` even where T = 1, so that
+        a value with leading axes (draws, particles) broadcasts against outputs ``[..., N, T]`` as it is.
+        """
+        return {}
+
+    def sample_noise(self, target_shape: TargetShape) -> dict[str, Tensor]:
+        """The Pyro program of the noise: one sample site each."""
+        return {name: pyro.sample(name, prior) for name, prior in self.sites(target_shape).items()}
+
+    def in_units(self, scale: Tensor) -> Self:
+        """Return the same likelihood for targets divided by ``scale [T]``: constants in the user's units follow."""
+        return self
+
+    def log_prob(self, outputs: Tensor, targets: Tensor, **noise: Tensor) -> Tensor:
+        """Log density or probability of targets given outputs ``[..., N, K]``: ``[..., N]``."""
+        return self.distribution(outputs, **noise).log_prob(targets)
+
+    def expected_log_prob(
+        self, outputs: OutputGaussian, targets: Tensor, generator: torch.Generator | None = None, **noise: Tensor
+    ) -> Tensor:
+        """``E_q(f)[log p(y | f)]`` of each row, ``[N]``: at one draw of the outputs, or in closed form.
+
+        The draw is in output space, one for each row (local reparameterisation, Kingma, Salimans and Welling 2015).
+        """
+        return self.log_prob(outputs.rsample(generator), targets, **noise)
+
+    def components(self, outputs: Outputs, num_points: int, seed: int = 0, **noise: Tensor) -> dist.Distribution:
+        """Marginal predictive of each target as an equally weighted mixture: batch shape ``[S, N, T]``.
+
+        Noise comes as draws ``[S, 1, ...]``. By default one component for each draw of the outputs.
+        """
+        return self.marginals(outputs.draws(num_points, seed), **noise)
+
+    def marginals(self, outputs: Tensor, **noise: Tensor) -> dist.Distribution:
+        """Distribution of each target given outputs ``[..., N, K]``: batch shape ``[..., N, T]``."""
+        return self.distribution(outputs, **noise).base_dist
+
+    def predictive_log_prob(
+        self, outputs: Outputs, targets: Tensor, num_points: int, seed: int = 0, **noise: Tensor
+    ) -> Tensor:
+        """``log E[p(y | f, noise)]`` of each row's targets together, ``[N]``; noise as draws ``[S, 1, ...]``."""
+        log_probs = self.log_prob(outputs.draws(num_points, seed), targets, **noise)
+        return torch.logsumexp(log_probs, 0) - math.log(len(log_probs))
+
+    def moments(
+        self, outputs: Outputs, num_points: int, seed: int = 0, **noise: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Predictive mean ``E[y]``, aleatoric ``E[Var(y | f)]`` and epistemic ``Var(E[y | f])``, each ``[N, T]``."""
+        given = self.marginals(outputs.draws(num_points, seed), **noise)
+        mean, variance = given.mean, given.variance
+        return mean.mean(0), variance.mean(0).expand(mean.shape[1:]), mean.var(0, correction=0)
+
+    def class_probs(self, outputs: Tensor, **noise: Tensor) -> Tensor:
+        """Class probabilities ``[..., N, C]`` given the outputs (discrete likelihoods)."""
+        raise NotImplementedError(f"{type(self).__name__} has no classes")
+
+    def output_curvature(self, outputs: Tensor, **noise: Tensor) -> Tensor:
+        """Diagonal ``[N, K]`` of the expected negative Hessian of ``log p(y | f)`` in the outputs ``[N, K]``."""
+        raise NotImplementedError(f"{type(self).__name__} gives no curvature")
+
+
+def float_targets(targets: Tensor, owner: str, what: str = "real numbers") -> Tensor:
+    """Check that targets are finite numbers of shape ``[N]`` or ``[N, T]``; return ``[N, T]``."""
+    if targets.dim() not in (1, 2):
+        raise ValueError(f"{owner}: expected targets of shape [N] or [N, T], got {list(targets.shape)}; reshape them")
+    values = targets if targets.is_floating_point() else targets.to(torch.get_default_dtype())
+    finite = torch.isfinite(values).reshape(len(values), -1).all(-1)
+    if not bool(finite.all()):
+        row = int((~finite).nonzero()[0])
+        raise ValueError(
+            f"{owner}: expected {what}, got {int((~finite).sum())} rows with NaN or infinite targets (first: row {row}); "
+            "drop or repair these rows"
+        )
+    return values[:, None] if values.dim() == 1 else values
+
+
+def integer_targets(targets: Tensor, num_classes: int, owner: str) -> Tensor:
+    """Check that targets are labels ``[N]`` in ``0 .. num_classes - 1``; return them as int64."""
+    if targets.dim() != 1:
+        raise ValueError(
+            f"{owner}: expected labels of shape [N], got {list(targets.shape)}; "
+            "turn one-hot rows into labels with targets.argmax(-1), or squeeze a trailing axis of size 1"
+        )
+    if targets.dtype == torch.bool or targets.is_complex():
+        raise ValueError(f"{owner}: expected integer labels, got {targets.dtype}; convert them with .long()")
+    if targets.is_floating_point():
+        whole = torch.isfinite(targets) & (targets == targets.round())
+        if not bool(whole.all()):
+            row = int((~whole).nonzero()[0])
+            raise ValueError(
+                f"{owner}: expected integer labels, got {float(targets[row])!r} in row {row}; "
+                "use a Gaussian likelihood for real-valued targets"
+            )
+    labels = targets.long()
+    outside = (labels < 0) | (labels >= num_classes)
+    if bool(outside.any()):
+        row = int(outside.nonzero()[0])
+        raise ValueError(
+            f"{owner}: expected labels from 0 to {num_classes - 1}, got {int(labels[row])} in row {row} "
+            f"({int(outside.sum())} rows out of range); set num_classes to the number of classes or renumber the labels"
+        )
+    return labels
+
+
+def describe(value: Any) -> str:
+    """Short description of a wrong value for an error."""
+    return f"{type(value).__name__} {value!r}"

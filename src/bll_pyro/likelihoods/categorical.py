@@ -1,0 +1,65 @@
+"""Classes: the softmax likelihood."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from bll_pyro.likelihoods.base import Likelihood, TargetShape, describe, integer_targets
+
+
+@dataclass(frozen=True, eq=False)
+class Categorical(Likelihood):
+    """Class labels: ``y ~ Categorical(softmax(f / temperature))``.
+
+    Parameters
+    ----------
+    num_classes
+        Number of classes K; labels are integers from 0 to K - 1.
+    temperature
+        Softmax temperature: larger is less certain. (Not the temperature of a cold posterior.)
+    """
+
+    num_classes: int
+    temperature: float = 1.0
+    is_discrete: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.num_classes, int) or isinstance(self.num_classes, bool) or self.num_classes < 2:
+            raise ValueError(f"Categorical(num_classes=...): expected an integer >= 2, got {describe(self.num_classes)}")
+        if not (isinstance(self.temperature, (int, float)) and 0 < self.temperature < float("inf")):
+            raise ValueError(f"Categorical(temperature=...): expected a positive number, got {describe(self.temperature)}")
+
+    def num_outputs(self, target_shape: TargetShape) -> int:
+        """One output for each class."""
+        return self.num_classes
+
+    def check_targets(self, targets: Tensor) -> Tensor:
+        """Labels ``[N]``, int64."""
+        return integer_targets(targets, self.num_classes, "Categorical")
+
+    def distribution(self, outputs: Tensor, **noise: Tensor) -> dist.Categorical:
+        """Categorical with logits ``f / temperature``."""
+        return dist.Categorical(logits=outputs / self.temperature, validate_args=False)
+
+    def log_prob(self, outputs: Tensor, targets: Tensor, **noise: Tensor) -> Tensor:
+        """Log probability ``[..., N]`` of labels ``[N]``; cross entropy is much faster than the distribution."""
+        logits = outputs if self.temperature == 1.0 else outputs / self.temperature
+        if logits.dim() == 2:
+            return -functional.cross_entropy(logits, targets, reduction="none")
+        log_probs = logits.log_softmax(-1)
+        return log_probs.gather(-1, targets.expand(log_probs.shape[:-1])[..., None]).squeeze(-1)
+
+    def class_probs(self, outputs: Tensor, **noise: Tensor) -> Tensor:
+        """Class probabilities ``[..., N, K]`` given the outputs."""
+        return torch.softmax(outputs / self.temperature, -1)
+
+    def output_curvature(self, outputs: Tensor, **noise: Tensor) -> Tensor:
+        """``p (1 - p) / temperature^2``."""
+        probs = self.class_probs(outputs)
+        return probs * (1 - probs) / self.temperature**2

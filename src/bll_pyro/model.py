@@ -1,0 +1,164 @@
+"""``Model``: the last layer as a Pyro program, for frozen features and for a backbone that is trained along."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.nn import PyroModule, PyroParam
+from torch import Tensor, nn
+from torch.distributions import biject_to, constraints
+
+from bll_pyro.layer import LastLayer
+from bll_pyro.likelihoods.base import TargetShape
+
+
+class Model(PyroModule):
+    """The joint density ``p(y | W h + b, theta) p(W, b, theta)`` of N rows, as a Pyro program.
+
+    ======================== ======================================= ===========================
+    on paper                 in code                                 shape
+    ======================== ======================================= ===========================
+    ``theta``                ``likelihood.sites``                    as the likelihood says
+    hyper-parameters         ``prior.hyper``; learned ones are params as the prior says
+    ``W ~ p(W | hyper)``     site ``weight``                         ``[K, D]``
+    ``b ~ N(0, s_b^2)``      site ``bias``                           ``[K]``
+    rows                     plate ``data`` of size N                minibatches scaled by N/B
+    ``y_n ~ p(y | W h_n+b)`` site ``y``                              ``[N]``
+    ======================== ======================================= ===========================
+
+    Parameters
+    ----------
+    layer
+        The declaration.
+    num_features
+        Width D of the features.
+    target_shape
+        Shape of one row's target: ``()`` for a label or number, ``(T,)`` for T numbers.
+    backbone
+        Module from inputs to features ``[N, D]``; None where inputs are features.
+    """
+
+    def __init__(
+        self,
+        layer: LastLayer,
+        num_features: int,
+        target_shape: TargetShape = (),
+        backbone: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        self.layer = layer
+        self.num_features = num_features
+        self.target_shape = tuple(target_shape)
+        self.num_outputs = layer.likelihood.num_outputs(self.target_shape)
+        self.backbone = backbone
+        self.globals = Globals(layer, self.weight_shape, self.target_shape)
+        for name, value in layer.prior.learned(self.weight_shape).items():
+            setattr(self, name, PyroParam(value, constraints.positive, event_dim=value.dim()))
+
+    @property
+    def weight_shape(self) -> tuple[int, int]:
+        """Shape ``[K, D]`` of the weight."""
+        return self.num_outputs, self.num_features
+
+    @property
+    def learned(self) -> dict[str, Tensor]:
+        """Current values of the learned hyper-parameters."""
+        return {name: getattr(self, name) for name in self.layer.prior.learned(self.weight_shape)}
+
+    def forward(self, inputs: Any, targets: Tensor | None = None, num_rows: int | None = None) -> Tensor:
+        """Run the program on a batch; return outputs ``[B, K]``.
+
+        Parameters
+        ----------
+        inputs
+            Features ``[B, D]``, or what the backbone takes.
+        targets
+            Observed targets; None samples them.
+        num_rows
+            Number of rows N of the whole data; None takes the batch for the data.
+        """
+        likelihood = self.layer.likelihood
+        noise = likelihood.sample_noise(self.target_shape)
+        weight = self.layer.prior.sample(self.weight_shape, **self.learned)
+        bias = self._sample_bias(weight)
+        features = inputs if self.backbone is None else self.backbone(inputs)
+        batch_size = len(features)
+        # the plate scales the batch's log likelihood by N/B; handing it indices keeps it from drawing N of its own
+        rows = torch.arange(batch_size, device=features.device)
+        with pyro.plate("data", num_rows or batch_size, subsample=rows, dim=-1):
+            outputs = linear(features, weight, bias)
+            pyro.sample("y", likelihood.distribution(outputs, **noise), obs=targets)
+        return outputs
+
+    def _sample_bias(self, weight: Tensor) -> Tensor | None:
+        if not self.layer.bias:
+            return None
+        loc = weight.new_zeros(self.num_outputs)
+        prior = dist.Normal(loc, loc + self.layer.bias_scale, validate_args=False)
+        return pyro.sample("bias", prior.to_event(1))
+
+
+def linear(features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Outputs ``[..., N, K]`` of features ``[N, D]`` and weights ``[K, D]`` or, vectorised, ``[..., 1, K, D]``."""
+    if weight.dim() > 2:  # the axis of the data plate, of size 1 outside it
+        weight = weight.squeeze(-3)
+    outputs = features @ weight.mT
+    return outputs if bias is None else outputs + bias
+
+
+class Globals:
+    """The global unknowns beside W and b (noise, hyper-parameters) as one unconstrained vector ``u [U]``.
+
+    They come first in the program and so in the latent vector of Pyro's autoguides: u, then W, then b.
+    """
+
+    def __init__(self, layer: LastLayer, weight_shape: tuple[int, int], target_shape: TargetShape) -> None:
+        noise, hyper = layer.likelihood.sites(target_shape), layer.prior.hyper(weight_shape)
+        self.priors: dict[str, dist.Distribution] = {**noise, **hyper}
+        self.noise_names, self.hyper_names = tuple(noise), tuple(hyper)
+        self.transforms = {name: biject_to(prior.support) for name, prior in self.priors.items()}
+        self.shapes = {k: t.inverse_shape(self.priors[k].event_shape) for k, t in self.transforms.items()}
+        self.sizes = [math.prod(shape) for shape in self.shapes.values()]
+
+    @property
+    def num(self) -> int:
+        """Length U of the vector."""
+        return sum(self.sizes)
+
+    def constrain(self, u: Tensor) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        """Values of all sites at ``u [..., U]``, their log prior density, and ``log |d value / d u|``, both ``[...]``."""
+        values: dict[str, Tensor] = {}
+        log_prior, log_jacobian = u.new_zeros(u.shape[:-1]), u.new_zeros(u.shape[:-1])
+        for (name, transform), part in zip(self.transforms.items(), u.split(self.sizes, -1), strict=True):
+            free = part.reshape(*u.shape[:-1], *self.shapes[name])
+            values[name] = value = transform(free)
+            log_prior = log_prior + self.priors[name].log_prob(value)
+            log_jacobian = log_jacobian + sum_event(transform.log_abs_det_jacobian(free, value), u.dim() - 1)
+        return values, log_prior, log_jacobian
+
+    def unconstrain(self, values: dict[str, Tensor]) -> Tensor:
+        """Inverse of :meth:`constrain`: the vector ``[..., U]``."""
+        parts = []
+        for name, transform in self.transforms.items():
+            free, event_dim = transform.inv(values[name]), len(self.shapes[name])
+            parts.append(free.flatten(-event_dim) if event_dim else free[..., None])
+        if not parts:
+            raise ValueError("expected global unknowns, got a layer that has none")
+        return torch.cat(parts, -1)
+
+    def noise(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The likelihood's share of the values."""
+        return {name: values[name] for name in self.noise_names}
+
+    def hyper(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The prior's share of the values."""
+        return {name: values[name] for name in self.hyper_names}
+
+
+def sum_event(values: Tensor, num_batch_dims: int) -> Tensor:
+    """Sum over all but the first ``num_batch_dims`` axes."""
+    return values.flatten(num_batch_dims).sum(-1) if values.dim() > num_batch_dims else values

@@ -1,0 +1,176 @@
+"""What a posterior can do: draws of the weights for inspection, outputs for prediction."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from bll_pyro.frame import Frame
+from bll_pyro.gaussian import Delta, LatentGaussian, OutputDraws, OutputGaussian, Outputs, normal_points
+from bll_pyro.layer import LastLayer
+from bll_pyro.likelihoods.base import TargetShape
+from bll_pyro.model import Globals
+from bll_pyro.scope import generator
+
+Draws = dict[str, Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Posterior(ABC):
+    """Posterior of a last layer, on the scale of the standardised features and targets.
+
+    Parameters
+    ----------
+    layer
+        The declaration, in the units of the frame (known noise is divided by the targets' scale).
+    frame
+        Constants of the training set.
+    target_shape
+        Shape of one row's target.
+    num_outputs
+        Number of outputs K.
+    learned
+        Values of the hyper-parameters that were learned and have no distribution (``tau``).
+    """
+
+    layer: LastLayer
+    frame: Frame
+    target_shape: TargetShape
+    num_outputs: int
+    learned: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def globals(self) -> Globals:
+        """Layout of noise and hyper-parameters."""
+        return Globals(self.layer, (self.num_outputs, self.frame.num_features), self.target_shape)
+
+    @property
+    def independent_draws(self) -> bool:
+        """Whether draws are independent (then R-hat and ESS say nothing)."""
+        return True
+
+    @abstractmethod
+    def sample(self, num_draws: int = 1000, seed: int = 0) -> Draws:
+        """Draw all sites: ``{site: [chain, draw, *event]}``. The caller's random state is left alone."""
+
+    @abstractmethod
+    def log_prob(self, draws: Draws) -> Tensor:
+        """Log density ``[chain, draw]`` of draws of all sites, in the sites' own (constrained) space, in nats."""
+
+    @abstractmethod
+    def outputs(self, features: Tensor) -> Outputs:
+        """Distribution of the outputs ``f = W h + b`` for features ``[N, D]`` (targets' standardised scale)."""
+
+    @abstractmethod
+    def noise(self, num_draws: int, seed: int = 0) -> Draws:
+        """Draws of the likelihood's noise parameters, ``{site: [S, *event]}``; empty where there are none."""
+
+    def draw_outputs(self, draws: Draws, features: Tensor) -> Tensor:
+        """Outputs ``[S, N, K]`` of given draws (chains joined) for features ``[N, D]``."""
+        standardized = self.frame.standardized(features)
+        weight = draws["weight"].flatten(0, 1).to(standardized)
+        outputs = standardized @ weight.mT
+        return outputs + draws["bias"].flatten(0, 1).to(standardized)[:, None] if self.layer.bias else outputs
+
+    def _present(self, values: Draws) -> Draws:
+        """One number for each target is a vector inside; show it as a number where targets are numbers."""
+        if self.target_shape:
+            return values
+        noise = set(self.globals.noise_names)
+        single = {k for k in noise if k in values and tuple(self.globals.priors[k].event_shape) == (1,)}
+        return {k: v.squeeze(-1) if k in single else v for k, v in values.items()}
+
+    def _internal(self, values: Draws) -> Draws:
+        """Inverse of :meth:`_present`."""
+        shapes = {k: tuple(p.event_shape) for k, p in self.globals.priors.items()}
+        single = {k for k in self.globals.noise_names if shapes[k] == (1,)} if not self.target_shape else set()
+        return {k: v[..., None] if k in single else v for k, v in values.items()}
+
+
+@dataclass(frozen=True, eq=False)
+class GaussianPosterior(Posterior):
+    """A posterior whose weights (and unconstrained global unknowns) are Gaussian: outputs are Gaussian too."""
+
+    latents: LatentGaussian = None  # type: ignore[assignment]
+
+    def sample(self, num_draws: int = 1000, seed: int = 0) -> Draws:
+        """Independent draws, one chain."""
+        random = generator(seed, self.latents.globals_loc.device)
+        u, weights = self.latents.rsample(num_draws, random)
+        values = self.frame.split(weights)
+        if self.latents.num_globals:
+            values |= self._present(self.globals.constrain(u)[0])
+        return {name: value[None] for name, value in values.items()}
+
+    def log_prob(self, draws: Draws) -> Tensor:
+        """Log density ``[chain, draw]``; the turn to principal axes keeps volumes, so it needs no correction."""
+        if isinstance(self.latents.weights, Delta):
+            raise ValueError("a point estimate (MAP) has no density; fit a guide with a covariance, e.g. Diagonal()")
+        flat = {k: v.flatten(0, 1) for k, v in self._internal(draws).items()}
+        weights = self.frame.join(flat["weight"], flat.get("bias"))
+        u, log_jacobian = weights.new_zeros(len(weights), 0), weights.new_zeros(len(weights))
+        if self.latents.num_globals:
+            u = self.globals.unconstrain(flat)
+            log_jacobian = self.globals.constrain(u)[2]
+        return (self.latents.log_prob(u, weights) - log_jacobian).view(draws["weight"].shape[:2])
+
+    def outputs(self, features: Tensor) -> OutputGaussian:
+        """Gaussian outputs in closed form."""
+        return self._marginal.outputs(self.frame.design(features))
+
+    def noise(self, num_draws: int, seed: int = 0) -> Draws:
+        """Quasi-random draws of the noise parameters."""
+        if not self.globals.noise_names:
+            return {}
+        noise = normal_points(num_draws, self.latents.num_globals, seed).to(self.latents.globals_loc)
+        factor = self.latents.globals_factor
+        spread = factor * noise if factor.dim() == 1 else noise @ factor.mT
+        values = self.globals.constrain(self.latents.globals_loc + spread)[0]
+        return self.globals.noise(values)
+
+    @property
+    def _marginal(self):  # noqa: ANN202 - WeightGaussian
+        cached = self.__dict__.get("_marginal_weights")
+        if cached is None:
+            cached = self.latents.marginal_weights()
+            object.__setattr__(self, "_marginal_weights", cached)
+        return cached
+
+
+@dataclass(frozen=True, eq=False)
+class DrawsPosterior(Posterior):
+    """A posterior given by draws ``{site: [chain, draw, *event]}`` (NUTS, flows, custom guides)."""
+
+    draws: Draws = field(default_factory=dict)
+    markov_chain: bool = True
+
+    @property
+    def independent_draws(self) -> bool:
+        """False for Markov chains."""
+        return not self.markov_chain
+
+    def sample(self, num_draws: int | None = None, seed: int = 0) -> Draws:
+        """The stored draws; fewer than stored are taken evenly from each chain."""
+        stored = next(iter(self.draws.values()))
+        num_chains, num_stored = stored.shape[:2]
+        if num_draws is None or num_draws >= num_chains * num_stored:
+            return dict(self.draws)
+        each = max(1, num_draws // num_chains)
+        index = torch.linspace(0, num_stored - 1, each).round().long()
+        return {name: value[:, index] for name, value in self.draws.items()}
+
+    def log_prob(self, draws: Draws) -> Tensor:
+        """Draws have no density."""
+        raise ValueError("this posterior is a set of draws and has no density; use an inference with a Gaussian posterior")
+
+    def outputs(self, features: Tensor) -> OutputDraws:
+        """Outputs of every stored draw; callers pass rows in chunks."""
+        return OutputDraws(self.draw_outputs(self.draws, features))
+
+    def noise(self, num_draws: int, seed: int = 0) -> Draws:
+        """Noise of every stored draw, in the order of the outputs."""
+        flat = {k: v.flatten(0, 1) for k, v in self._internal(self.draws).items()}
+        return self.globals.noise(flat) if self.globals.noise_names else {}

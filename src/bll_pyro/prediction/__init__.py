@@ -1,0 +1,30 @@
+"""Predictions: pure functions of a posterior and features."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from bll_pyro.posterior import Posterior
+from bll_pyro.prediction.base import Prediction
+from bll_pyro.prediction.classes import ClassPrediction, predict_classes
+from bll_pyro.prediction.integration import QuasiMonteCarlo
+from bll_pyro.prediction.values import ValuePrediction, predict_values
+
+__all__ = ["ClassPrediction", "Prediction", "QuasiMonteCarlo", "ValuePrediction", "predict"]
+
+
+@torch.no_grad()
+def predict(posterior: Posterior, features: Tensor, integration: QuasiMonteCarlo | None = None) -> Prediction:
+    """Posterior predictive for features ``[N, D]``."""
+    integration = integration or QuasiMonteCarlo()
+    likelihood, frame = posterior.layer.likelihood, posterior.frame
+    outputs = posterior.outputs(features)
+    noise = posterior.noise(integration.num_points, integration.seed + 1)
+    noise = {name: value[:, None] for name, value in noise.items()}
+    if likelihood.is_discrete:
+        return predict_classes(outputs, likelihood, noise, integration)
+    single = posterior.target_shape == ()
+    return predict_values(
+        outputs, likelihood, noise, frame.target_center, frame.target_scale, single, integration
+    )  # fmt: skip

@@ -1,0 +1,54 @@
+"""What every prediction has: a decomposition that adds up, a log probability, and a table."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction(ABC):
+    """Posterior predictive of N rows.
+
+    ``total = aleatoric + epistemic`` for each row: nats of entropy for classes, variances in the user's units
+    squared otherwise.
+    """
+
+    total: Tensor
+    aleatoric: Tensor
+    epistemic: Tensor
+
+    def __len__(self) -> int:
+        """Number of rows N."""
+        return len(self.total)
+
+    @abstractmethod
+    def log_prob(self, targets: Any) -> Tensor:
+        """Log density or probability of targets under the predictive, nats, ``[N]``."""
+
+    @abstractmethod
+    def to_pandas(self) -> pd.DataFrame:
+        """One line for each row."""
+
+    @classmethod
+    @abstractmethod
+    def concat(cls, parts: list[Any]) -> Prediction:
+        """Join the predictions of several batches."""
+
+
+def as_targets(targets: Any, num_rows: int) -> Tensor:
+    """Turn targets into a tensor and check their number."""
+    values = torch.as_tensor(targets)
+    if values.dim() == 0 or len(values) != num_rows:
+        raise ValueError(
+            f"log_prob: expected targets for the {num_rows} predicted rows, got shape {list(values.shape)}; "
+            "pass the targets of the same rows in the same order"
+        )
+    return values

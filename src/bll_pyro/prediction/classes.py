@@ -1,0 +1,91 @@
+"""Predictions of classes: probabilities, and entropies split into aleatoric and epistemic."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from bll_pyro.gaussian import Outputs
+from bll_pyro.likelihoods import Likelihood
+from bll_pyro.prediction.base import Prediction, as_targets
+from bll_pyro.prediction.integration import QuasiMonteCarlo
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True, eq=False)
+class ClassPrediction(Prediction):
+    """Posterior predictive over K classes.
+
+    Parameters
+    ----------
+    probs
+        Class probabilities ``E_q[p(y | f)]``, ``[N, K]``.
+    total
+        Predictive entropy, nats ``[N]``.
+    aleatoric
+        Expected entropy ``E_q[H(p(y | f))]``, nats ``[N]``.
+    epistemic
+        Mutual information of target and weights, ``total - aleatoric``, nats ``[N]``; never negative.
+    """
+
+    probs: Tensor
+    likelihood: Likelihood
+
+    @property
+    def label(self) -> Tensor:
+        """Most probable class ``[N]``."""
+        return self.probs.argmax(-1)
+
+    @property
+    def confidence(self) -> Tensor:
+        """Probability of that class ``[N]``."""
+        return self.probs.amax(-1)
+
+    def log_prob(self, targets: Any) -> Tensor:
+        """Log probability of labels, nats ``[N]``."""
+        labels = self.likelihood.check_targets(as_targets(targets, len(self))).to(self.probs.device)
+        chosen = self.probs.gather(-1, labels[:, None]).squeeze(-1)
+        return chosen.clamp_min(torch.finfo(chosen.dtype).tiny).log()
+
+    def to_pandas(self) -> pd.DataFrame:
+        """One line for each row: label, confidence, entropies, and a column for each class."""
+        import pandas as pd
+
+        table = {name: getattr(self, name) for name in ("label", "confidence", "total", "aleatoric", "epistemic")}
+        table |= {f"p{k}": self.probs[:, k] for k in range(self.probs.shape[1])}
+        return pd.DataFrame({name: column.cpu().numpy() for name, column in table.items()})
+
+    @classmethod
+    def concat(cls, parts: list[ClassPrediction]) -> ClassPrediction:
+        """Join the predictions of several batches."""
+        names = [f.name for f in fields(cls) if f.name != "likelihood"]
+        joined = {name: torch.cat([getattr(p, name) for p in parts]) for name in names}
+        return cls(**joined, likelihood=parts[0].likelihood)
+
+
+@torch.no_grad()
+def predict_classes(
+    outputs: Outputs, likelihood: Likelihood, noise: dict[str, Tensor], integration: QuasiMonteCarlo
+) -> ClassPrediction:
+    """Average probabilities and entropies over the same draws of the outputs."""
+    probs, aleatoric = [], []
+    for index in integration.chunks(outputs):
+        draws = outputs.rows(index).draws(integration.num_points, integration.seed)
+        conditional = likelihood.class_probs(draws, **noise)
+        probs.append(conditional.mean(0))
+        aleatoric.append(entropy(conditional).mean(0))
+    mean = torch.cat(probs)
+    total = entropy(mean)
+    # Jensen's inequality holds for the average over any set of draws; the clamp only removes rounding
+    epistemic = (total - torch.cat(aleatoric)).clamp_min(0.0)
+    return ClassPrediction(total, total - epistemic, epistemic, mean, likelihood)
+
+
+def entropy(probs: Tensor) -> Tensor:
+    """Entropy in nats over the last axis."""
+    return torch.special.entr(probs).sum(-1)

@@ -1,0 +1,61 @@
+"""The Laplace prior: many weights near zero, a few large."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+from bll_pyro.priors.base import Prior, Shape, expand, positive
+
+
+@dataclass(frozen=True, eq=False)
+class Laplace(Prior):
+    """Independent Laplace weights: ``weight[k, d] ~ Laplace(0, scale / sqrt(2))``.
+
+    Parameters
+    ----------
+    scale
+        Standard deviation of each weight (not the rate's inverse ``b = scale / sqrt(2)``), so that numbers mean the
+        same in every prior; None (default) learns it as ``tau``.
+    """
+
+    scale: float | None = None
+
+    def __post_init__(self) -> None:
+        positive(self.scale, "scale", "Laplace")
+
+    def learned(self, shape: Shape) -> dict[str, Tensor]:
+        """One ``tau`` for the layer; starts at 1."""
+        return {} if self.scale is not None else {"tau": torch.ones(())}
+
+    def distribution(self, shape: Shape, tau: Tensor | None = None, **_: Tensor) -> dist.Laplace:
+        """Laplace with batch shape ``[..., K, D]``."""
+        scale = torch.as_tensor(self.scale) if tau is None else tau[..., None, None]
+        loc = torch.zeros((), dtype=scale.dtype, device=scale.device)
+        return dist.Laplace(expand(loc, shape), expand(scale / math.sqrt(2), shape), validate_args=False)
+
+    @property
+    def needs_noise(self) -> bool:
+        """Whether ``expected_log_prob`` has no closed form."""
+        return False
+
+    def _closed_form(self, prior: dist.Distribution, loc: Tensor, scale: Tensor) -> Tensor:
+        return -folded_normal_mean(loc, scale) / prior.scale - math.log(2) - prior.scale.log()
+
+    def learn(self, loc: Tensor, scale: Tensor) -> dict[str, Tensor]:
+        """``tau / sqrt(2)`` is the mean of ``E|weight|``: the maximum in closed form."""
+        if self.scale is not None:
+            return {}
+        return {"tau": math.sqrt(2) * folded_normal_mean(loc, scale).mean()}
+
+
+def folded_normal_mean(loc: Tensor, scale: Tensor) -> Tensor:
+    """``E|w|`` for ``w ~ Normal(loc, scale)``; ``|loc|`` where the scale is 0."""
+    safe = scale.clamp_min(torch.finfo(scale.dtype).tiny)
+    ratio = loc / safe
+    bump = math.sqrt(2 / math.pi) * scale * torch.exp(-0.5 * ratio.square())
+    return bump + loc * torch.special.erf(ratio / math.sqrt(2))

@@ -1,0 +1,65 @@
+"""The Normal prior, with a scale that is given or learned."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+from bll_pyro.priors.base import GaussianPrior, Shape, expand, positive
+
+
+@dataclass(frozen=True, eq=False)
+class Normal(GaussianPrior):
+    """Independent Normal weights: ``weight[k, d] ~ Normal(loc[k, d], scale)``.
+
+    Parameters
+    ----------
+    scale
+        Standard deviation of each weight, on the scale of the standardised features; None (default) learns it from
+        the data as the hyper-parameter ``tau`` (empirical Bayes).
+    per_output
+        A learned scale for each output instead of one for the layer.
+    loc
+        Centre ``[K, D]`` of the weights, e.g. those of a pretrained head; None is 0.
+    """
+
+    scale: float | None = None
+    per_output: bool = False
+    loc: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        positive(self.scale, "scale", "Normal")
+        if self.per_output and self.scale is not None:
+            raise ValueError("Normal(per_output=True): expected scale=None (learned), got a number; drop one of the two")
+
+    @property
+    def isotropic(self) -> bool:
+        """True: rotation of the features changes nothing (a centre would have to be rotated along)."""
+        return self.loc is None
+
+    def learned(self, shape: Shape) -> dict[str, Tensor]:
+        """One ``tau``, or one for each output; starts at 1."""
+        if self.scale is not None:
+            return {}
+        return {"tau": torch.ones(shape[0] if self.per_output else ())}
+
+    def distribution(self, shape: Shape, tau: Tensor | None = None, **_: Tensor) -> dist.Normal:
+        """Normal with batch shape ``[..., K, D]``."""
+        if tau is None:
+            scale = torch.as_tensor(self.scale)
+        else:
+            scale = tau[..., :, None] if self.per_output else tau[..., None, None]
+        loc = torch.zeros((), dtype=scale.dtype, device=scale.device) if self.loc is None else self.loc.to(scale)
+        return dist.Normal(expand(loc, shape), expand(scale, shape), validate_args=False)
+
+    def learn(self, loc: Tensor, scale: Tensor) -> dict[str, Tensor]:
+        """``tau^2`` is the mean of ``E[(weight - loc)^2]``: the maximum in closed form."""
+        if self.scale is not None:
+            return {}
+        shifted = loc if self.loc is None else loc - self.loc.to(loc)
+        second_moment = shifted.square() + scale.square()
+        mean = second_moment.mean(-1) if self.per_output else second_moment.mean()
+        return {"tau": mean.clamp_min(torch.finfo(mean.dtype).tiny).sqrt()}
