@@ -1,0 +1,163 @@
+"""Arrays of every kind (NumPy, torch, pandas, lists) as tensors, without copying and without surprises."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+CHUNK_BYTES = 2**26
+
+# torch stores these but can hardly compute with them; the next wider signed type holds their values
+_WIDER = {torch.uint16: torch.int32, torch.uint32: torch.int64, torch.uint64: torch.int64}
+
+
+def to_tensor(array: Any, what: str) -> Tensor:
+    """Return `array` as a tensor of real numbers, integers or booleans; memory is shared where torch can.
+
+    Parameters
+    ----------
+    array
+        A tensor, a NumPy array (read-only and memory-mapped ones are shared, not copied), a pandas DataFrame or
+        Series, or a list of numbers, lists or tensors of one shape.
+    what
+        The name of the array in error messages.
+
+    Raises
+    ------
+    TypeError
+        When the contents are not numbers.
+    ValueError
+        When the rows differ in shape, values are masked, or integers do not fit 64 bits.
+    """
+    if isinstance(array, Tensor):
+        return _check_tensor(array.detach(), what)
+    if isinstance(array, (list, tuple)):
+        if array and all(isinstance(row, Tensor) for row in array):
+            if len({tuple(row.shape) for row in array}) > 1:
+                raise ValueError(_unequal_rows(what))
+            return _check_tensor(torch.stack([row.detach() for row in array]), what)
+        try:
+            array = np.asarray(array)
+        except ValueError as error:
+            raise ValueError(_unequal_rows(what)) from error
+    elif hasattr(array, "to_numpy"):
+        array = _frame_to_numpy(array, what)
+    elif not isinstance(array, np.ndarray):
+        if not hasattr(array, "__array__"):
+            raise TypeError(
+                f"{what}: expected a NumPy array, a tensor, a pandas DataFrame or Series, or a list of numbers, "
+                f"got {type(array).__name__}; wrap other kinds of data in a torch Dataset"
+            )
+        array = np.asarray(array)
+    return _numpy_to_tensor(array, what)
+
+
+def check_finite(tensor: Tensor, what: str) -> None:
+    """Raise ValueError when a value is NaN or infinite, naming how many and the first row; integers always pass.
+
+    Works through the rows in pieces, so that no second array of the size of the data is built.
+    """
+    if not (tensor.is_floating_point() or tensor.is_complex()) or tensor.numel() == 0:
+        return
+    rows = tensor.reshape(1) if tensor.ndim == 0 else tensor
+    num_nan = num_infinite = 0
+    first = -1
+    step = rows_per_chunk(rows)
+    for start in range(0, len(rows), step):
+        chunk = rows[start : start + step]
+        wrong = ~torch.isfinite(chunk)
+        if not wrong.any():
+            continue
+        nans = int(torch.isnan(chunk).sum())
+        num_nan += nans
+        num_infinite += int(wrong.sum()) - nans
+        if first < 0:
+            first = start + int(wrong.reshape(len(chunk), -1).any(1).nonzero()[0, 0])
+    if first >= 0:
+        raise ValueError(
+            f"{what}: expected finite values, got {num_nan} NaN and {num_infinite} infinite, the first in row "
+            f"{first}; remove these rows or fill in the missing values"
+        )
+
+
+def rows_per_chunk(tensor: Tensor, num_bytes: int = CHUNK_BYTES) -> int:
+    """Return how many rows of `tensor` take up about `num_bytes`; at least one."""
+    row = tensor[:1].numel() * tensor.element_size()
+    return max(1, num_bytes // max(row, 1))
+
+
+def _check_tensor(tensor: Tensor, what: str) -> Tensor:
+    if tensor.layout != torch.strided:
+        raise TypeError(
+            f"{what}: expected a dense tensor, got layout {tensor.layout}; call .to_dense() first"
+        )
+    if tensor.is_complex():
+        raise TypeError(
+            f"{what}: expected real numbers, got {tensor.dtype}; pass the real and imaginary parts as columns"
+        )
+    return _widen(tensor, what)
+
+
+def _widen(tensor: Tensor, what: str) -> Tensor:
+    if tensor.dtype not in _WIDER:
+        return tensor
+    wide = tensor.to(_WIDER[tensor.dtype])
+    if tensor.dtype == torch.uint64 and wide.numel() and int(wide.min()) < 0:
+        raise ValueError(
+            f"{what}: expected integers below 2**63, got larger ones of type uint64; rescale them or use floats"
+        )
+    return wide
+
+
+def _numpy_to_tensor(array: np.ndarray, what: str) -> Tensor:
+    if isinstance(array, np.ma.MaskedArray):
+        if np.ma.getmaskarray(array).any():
+            raise ValueError(
+                f"{what}: expected no masked values, got a masked array; fill or drop the masked entries"
+            )
+        array = array.data
+    if array.dtype.kind not in "biuf" or array.dtype.itemsize > 8:
+        raise TypeError(
+            f"{what}: expected real numbers, integers or booleans of at most 64 bits, got dtype {array.dtype}; convert "
+            "text and categories to integer codes and dates to numbers first"
+        )
+    if not array.dtype.isnative:
+        array = array.astype(array.dtype.newbyteorder("="))
+    if any(stride < 0 or stride % array.itemsize for stride in array.strides):
+        array = np.ascontiguousarray(array)
+    if array.flags.writeable:
+        return _widen(torch.from_numpy(array), what)
+    try:
+        # torch.from_numpy warns about read-only memory; DLPack passes the flag on. Nothing here writes to inputs.
+        return _widen(torch.from_dlpack(array), what)
+    except BufferError:  # older versions of NumPy or torch cannot share read-only memory
+        return _widen(torch.from_numpy(array.copy()), what)
+
+
+def _frame_to_numpy(frame: Any, what: str) -> np.ndarray:
+    """Return a pandas object as one array of numbers; a missing value becomes NaN."""
+    array = np.asarray(frame.to_numpy())
+    if array.dtype != object or not type(frame).__module__.startswith("pandas"):
+        return array
+    # mixed column types (numbers beside booleans, nullable integers) come out as objects
+    from pandas.api.types import is_integer_dtype, is_numeric_dtype
+
+    columns = list(frame.dtypes.items()) if array.ndim == 2 else [(frame.name, frame.dtype)]
+    wrong = [f"{name} ({dtype})" for name, dtype in columns if not is_numeric_dtype(dtype)]
+    if wrong:
+        raise TypeError(
+            f"{what}: expected columns of numbers, got {', '.join(wrong[:5])}{', ...' if len(wrong) > 5 else ''}; "
+            "convert text and categories to integer codes or indicator columns and dates to numbers first"
+        )
+    integers = all(is_integer_dtype(dtype) for _, dtype in columns) and not frame.isna().to_numpy().any()
+    return frame.to_numpy(dtype="int64") if integers else frame.to_numpy(dtype="float64", na_value=np.nan)
+
+
+def _unequal_rows(what: str) -> str:
+    return (
+        f"{what}: expected rows of one shape, got rows of different shapes; pad them to one shape, use a Dataset, "
+        "or, if this is a pair, pass it as a tuple (inputs, targets)"
+    )

@@ -1,0 +1,110 @@
+"""Forward: running a backbone on a batch, with checks of what goes in and what comes out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bll_pyro.features.freezing import frozen
+
+
+def compute_features(backbone: nn.Module | None, inputs: Any) -> Tensor:
+    """Return the features ``[N, D]`` of a batch: `inputs` on the backbone's device and in its dtype, run and checked.
+
+    Floating-point inputs take the dtype of the backbone's parameters, integers stay. Without a backbone the inputs are
+    the features. Modes and gradients are left to the caller.
+
+    Raises
+    ------
+    ValueError
+        When the backbone cannot run on the inputs or returns something else than ``[N, D]``.
+    TypeError
+        When it does not return a tensor.
+    """
+    if backbone is None:
+        return _check_features(inputs, None, "the inputs (there is no backbone)")
+    reference = next(
+        (p for p in [*backbone.parameters(), *backbone.buffers()] if p.is_floating_point()), None
+    )
+    inputs = _place(inputs, reference)
+    try:
+        output = backbone(inputs)
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, AssertionError) as error:  # timm asserts the size of images
+        raise ValueError(
+            f"backbone {type(backbone).__name__}: expected inputs that it can run on, got {_form(inputs)}: {error}; "
+            "images need floats of shape [N, C, H, W] in the size of the network, as transform= makes them"
+        ) from error
+    return _check_features(output, _num_rows(inputs), f"the output of backbone {type(backbone).__name__}")
+
+
+def feature_width(backbone: nn.Module | None, example_inputs: Any) -> int:
+    """Return D from a dry run in eval mode, which leaves modes, BatchNorm buffers and gradients as they were.
+
+    Raises the errors of :func:`compute_features`.
+    """
+    if backbone is None:
+        return compute_features(None, example_inputs).shape[1]
+    with frozen(backbone):
+        return compute_features(backbone, example_inputs).shape[1]
+
+
+def _check_features(output: Any, num_rows: int | None, what: str) -> Tensor:
+    if not isinstance(output, Tensor):
+        raise TypeError(
+            f"{what}: expected one tensor of features [N, D], got {type(output).__name__}; wrap the backbone in a "
+            "module that returns the pooled features alone"
+        )
+    if (
+        output.ndim == 2
+        and output.is_floating_point()
+        and num_rows in (None, len(output))
+        and output.shape[1] > 0
+    ):
+        return output
+    if output.ndim == 4:
+        remedy = "pool the map: global_pool='avg' and num_classes=0 in timm, or .mean((2, 3))"
+    elif output.ndim == 3:
+        remedy = "pool the tokens: global_pool='avg' or 'token' and num_classes=0 in timm, or .mean(1)"
+    elif not output.is_floating_point():
+        remedy = "convert to floats"
+    else:
+        remedy = "return one row of features for each input"
+    rows = "N" if num_rows is None else str(num_rows)
+    raise ValueError(
+        f"{what}: expected floats of shape [{rows}, D], got {output.dtype} of shape {list(output.shape)}; {remedy}"
+    )
+
+
+def _place(inputs: Any, reference: Tensor | None) -> Any:
+    """Return `inputs` on the device of `reference`, its floating-point parts in the dtype of `reference`."""
+    if reference is None:
+        return inputs
+    if isinstance(inputs, Tensor):
+        return inputs.to(reference.device, reference.dtype if inputs.is_floating_point() else inputs.dtype)
+    if isinstance(inputs, Mapping):
+        return {key: _place(value, reference) for key, value in inputs.items()}
+    if isinstance(inputs, (tuple, list)):
+        parts = [_place(value, reference) for value in inputs]
+        return type(inputs)(*parts) if hasattr(inputs, "_fields") else type(inputs)(parts)
+    return inputs
+
+
+def _num_rows(inputs: Any) -> int | None:
+    while not isinstance(inputs, Tensor):
+        if not isinstance(inputs, (Mapping, tuple, list)) or not inputs:
+            return None
+        inputs = next(iter(inputs.values())) if isinstance(inputs, Mapping) else inputs[0]
+    return len(inputs)
+
+
+def _form(inputs: Any) -> str:
+    return (
+        f"{inputs.dtype} of shape {list(inputs.shape)}"
+        if isinstance(inputs, Tensor)
+        else type(inputs).__name__
+    )

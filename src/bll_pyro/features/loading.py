@@ -1,0 +1,191 @@
+"""Loading: sources that go through torch's DataLoader, from a Dataset or from a user's own loader."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    SubsetRandomSampler,
+    default_collate,
+)
+
+from bll_pyro.features.arrays import to_tensor
+from bll_pyro.features.sources import Batch, Source, permutation
+from bll_pyro.scope import isolated
+
+
+class DatasetSource(Source):
+    """Items ``(x, y)`` or ``x`` of a torch Dataset, collated by torch's DataLoader."""
+
+    def __init__(self, dataset: Dataset[Any], what: str, num_workers: int) -> None:
+        self._dataset, self._what, self._num_workers = dataset, what, num_workers
+        self.num_rows = _num_items(dataset, what)
+        self._example: Batch | None = None
+
+    @property
+    def has_targets(self) -> bool:
+        return self.example()[1] is not None
+
+    def batches(self, batch_size: int, *, generator: torch.Generator | None = None) -> Iterator[Batch]:
+        iterable = isinstance(self._dataset, IterableDataset)
+        sampler: Sequence[int] | None = None
+        if generator is not None:
+            if iterable:
+                raise TypeError(
+                    f"{self._what}: expected a dataset with items that can be reached by index, got an IterableDataset "
+                    "and a shuffled pass; shuffle inside the dataset and wrap it in a DataLoader"
+                )
+            sampler = permutation(self.num_rows, generator).tolist()
+        # a generator of its own: the seeds of the workers would otherwise be drawn from torch's global state
+        seeds = torch.Generator() if generator is None else generator
+        loader: DataLoader[Any] = DataLoader(
+            self._dataset, batch_size, sampler=sampler, num_workers=self._num_workers, generator=seeds
+        )
+        return _counted(_isolated_batches(loader, seeds), self.num_rows, self._what)
+
+    def example(self) -> Batch:
+        if self._example is None:
+            self._example = _first_item(self._dataset, default_collate, self._what)
+        return self._example
+
+
+class LoaderSource(Source):
+    """The batches of a user's DataLoader as they are: its order, batch size, workers and collation.
+
+    `num_rows` is the length of the dataset, or of the subset that a `SubsetRandomSampler` visits. The random numbers
+    of a pass come from one seed, drawn from `generator` or from torch's global state, so that the number of workers
+    changes neither the order of the rows nor anything that the caller draws between batches.
+    """
+
+    def __init__(self, loader: DataLoader[Any], what: str) -> None:
+        self._loader, self._what = loader, what
+        self.num_rows = _num_items(loader.dataset, what)
+        sampler, batching = loader.sampler, loader.batch_sampler
+        iterable = isinstance(loader.dataset, IterableDataset)
+        plain = batching is None or type(batching) is BatchSampler
+        inner = batching.sampler if type(batching) is BatchSampler else sampler
+        self.shuffled = not (iterable or (plain and type(inner) is SequentialSampler))
+        if isinstance(inner, SubsetRandomSampler):
+            self.num_rows = len(inner)
+        once = isinstance(inner, RandomSampler) and not inner.replacement and len(inner) == self.num_rows
+        # samplers that weigh, repeat or split rows visit another number of them than there are
+        self._counted = iterable or (
+            plain and (once or isinstance(inner, SubsetRandomSampler) or type(inner) is SequentialSampler)
+        )
+        batch_size = loader.batch_size if batching is None else getattr(batching, "batch_size", None)
+        drops = loader.drop_last or getattr(batching, "drop_last", False)
+        if self._counted and drops and batch_size and self.num_rows % batch_size:
+            raise ValueError(
+                f"{what}: expected a DataLoader that gives every row, got drop_last=True, which loses "
+                f"{self.num_rows % batch_size} of {self.num_rows} rows in every pass; set drop_last=False"
+            )
+        self._example: Batch | None = None
+
+    @property
+    def has_targets(self) -> bool:
+        return self.example()[1] is not None
+
+    def batches(self, batch_size: int, *, generator: torch.Generator | None = None) -> Iterator[Batch]:
+        pairs = _isolated_batches(self._loader, generator)
+        return _counted(pairs, self.num_rows, self._what) if self._counted else pairs
+
+    def example(self) -> Batch:
+        if self._example is None:
+            loader = self._loader
+            collated = loader.batch_sampler is not None
+            self._example = _first_item(loader.dataset, loader.collate_fn, self._what, collated)
+        return self._example
+
+
+def _num_items(dataset: Any, what: str) -> int:
+    try:
+        return len(dataset)
+    except (TypeError, NotImplementedError) as error:
+        raise ValueError(
+            f"{what}: expected a dataset with a length, got {type(dataset).__name__} without __len__; the number of "
+            "rows weighs the data against the prior, so give the dataset a __len__ that returns it"
+        ) from error
+
+
+def _first_item(dataset: Any, collate: Any, what: str, collated: bool = True) -> Batch:
+    # looking at an item must not move the caller's random state, which the item may draw from
+    with isolated():
+        item = next(iter(dataset)) if isinstance(dataset, IterableDataset) else dataset[0]
+        try:
+            return _pair(collate([item] if collated else item), what)
+        except TypeError as error:
+            raise TypeError(
+                f"{what}: expected items that can be put into a batch (tensors, arrays, numbers), got {_kind(item)}: "
+                f"{error}; convert them in the dataset, images for instance by transform=backbone.transform"
+            ) from error
+
+
+def _isolated_batches(loader: Iterable[Any], generator: torch.Generator | None) -> Iterator[Batch]:
+    """Yield batches, each loaded under a random state of its own.
+
+    Without workers a loader draws in the caller's process and whenever it likes, with workers elsewhere and early. A
+    seed for each batch makes these one and the same for samplers, which draw when the pass begins, and keeps whatever
+    the caller draws in between apart.
+    """
+    seed = int(torch.randint(2**62, (), generator=generator, device=generator.device if generator else None))
+    with isolated(seed):
+        iterator = iter(loader)
+        batch = next(iterator, None)
+    while batch is not None:
+        yield _pair(batch, "the DataLoader")
+        seed += 1
+        with isolated(seed):
+            batch = next(iterator, None)
+
+
+def _pair(batch: Any, what: str) -> Batch:
+    if not isinstance(batch, (tuple, list)):
+        return batch, None
+    if len(batch) == 1:  # a TensorDataset of one tensor
+        return batch[0], None
+    if len(batch) != 2:
+        raise ValueError(
+            f"{what}: expected items (inputs, targets) or inputs alone, got {len(batch)} parts; give several inputs as "
+            "one dictionary or tuple: ((x1, x2), y)"
+        )
+    inputs, targets = batch
+    return inputs, None if targets is None else to_tensor(targets, f"targets of {what}")
+
+
+def _counted(batches: Iterator[Batch], num_rows: int, what: str) -> Iterator[Batch]:
+    """Pass batches on, and raise ValueError when they do not add up to the rows that were promised."""
+    seen = 0
+    for inputs, targets in batches:
+        seen += _num_rows(inputs)
+        if seen > num_rows:
+            break
+        yield inputs, targets
+    if seen != num_rows:
+        raise ValueError(
+            f"{what}: expected {num_rows} rows in a pass by len(dataset), got {seen}{' or more' * (seen > num_rows)}; "
+            "an iterable dataset must begin anew in every pass and share its rows out among workers, and len(dataset) "
+            "must count rows, not batches"
+        )
+
+
+def _num_rows(inputs: Any) -> int:
+    while not isinstance(inputs, Tensor):
+        inputs = next(iter(inputs.values())) if isinstance(inputs, Mapping) else inputs[0]
+    return len(inputs)
+
+
+def _kind(item: Any) -> str:
+    return (
+        f"({', '.join(type(part).__name__ for part in item)})"
+        if isinstance(item, tuple)
+        else type(item).__name__
+    )

@@ -1,0 +1,114 @@
+"""Sources: what fitting, prediction and extraction read rows from, here tensors and stores of features."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bll_pyro.features.arrays import rows_per_chunk
+from bll_pyro.features.fingerprint import DataHash
+from bll_pyro.features.store import Features
+
+Batch = tuple[Any, Tensor | None]
+
+
+class Source(ABC):
+    """What fitting, prediction and extraction read rows from.
+
+    Attributes
+    ----------
+    num_rows
+        N of the data: the rows that one pass over the data stands for, not the number of batches.
+    shuffled
+        True when the rows come in another order than that of the data, by the will of a user's DataLoader.
+    """
+
+    num_rows: int
+    shuffled: bool = False
+
+    @property
+    @abstractmethod
+    def has_targets(self) -> bool:
+        """Whether the rows come with targets."""
+
+    @abstractmethod
+    def batches(self, batch_size: int, *, generator: torch.Generator | None = None) -> Iterator[Batch]:
+        """Yield (inputs, targets) once over the data: in order, or in a permutation drawn from `generator`."""
+
+    @abstractmethod
+    def example(self) -> Batch:
+        """Return the first row or two as a batch, for dry runs."""
+
+    def tensors(self) -> Batch | None:
+        """Return all inputs and targets when they are at hand as tensors, else None."""
+        return None
+
+    def fingerprint(self) -> str:
+        """sha256 over contents, dtypes and shapes of inputs and targets; the same for the same data in any form."""
+        digest = DataHash(ordered=not self.shuffled)
+        for inputs, targets in self.batches(256):
+            digest.update(inputs, targets)
+        return digest.hexdigest()
+
+
+class TensorSource(Source):
+    """Rows of tensors in memory, or memory-mapped; batches are slices."""
+
+    def __init__(self, inputs: Tensor, targets: Tensor | None) -> None:
+        self._inputs, self._targets = inputs, targets
+        self.num_rows = len(inputs)
+
+    @property
+    def has_targets(self) -> bool:
+        return self._targets is not None
+
+    def batches(self, batch_size: int, *, generator: torch.Generator | None = None) -> Iterator[Batch]:
+        order = None if generator is None else permutation(self.num_rows, generator).to(self._inputs.device)
+        for start in range(0, self.num_rows, batch_size):
+            rows = slice(start, start + batch_size) if order is None else order[start : start + batch_size]
+            yield self._inputs[rows], None if self._targets is None else self._targets[rows]
+
+    def example(self) -> Batch:
+        return self._inputs[:2], None if self._targets is None else self._targets[:2]
+
+    def tensors(self) -> Batch:
+        return self._inputs, self._targets
+
+    def fingerprint(self) -> str:
+        digest = DataHash()
+        for inputs, targets in self.batches(rows_per_chunk(self._inputs)):
+            digest.update(inputs, targets)
+        return digest.hexdigest()
+
+
+class FeaturesSource(Source):
+    """Rows of a store of features, gathered from its shards; other targets may take the place of the stored ones."""
+
+    def __init__(self, features: Features, targets: Tensor | None) -> None:
+        self._features, self._targets = features, targets
+        self.num_rows = features.num_rows
+
+    @property
+    def has_targets(self) -> bool:
+        return self._targets is not None
+
+    def batches(self, batch_size: int, *, generator: torch.Generator | None = None) -> Iterator[Batch]:
+        order = None if generator is None else permutation(self.num_rows, generator)
+        for start in range(0, self.num_rows, batch_size):
+            rows = slice(start, start + batch_size) if order is None else order[start : start + batch_size]
+            yield self._features[rows], None if self._targets is None else self._targets[rows]
+
+    def example(self) -> Batch:
+        return self._features[:2], None if self._targets is None else self._targets[:2]
+
+    def tensors(self) -> Batch | None:
+        return (self._features.tensor(), self._targets) if self._features.num_shards == 1 else None
+
+
+def permutation(num_rows: int, generator: torch.Generator) -> Tensor:
+    """Return a random order of the rows, on the CPU."""
+    return torch.randperm(num_rows, generator=generator, device=generator.device).cpu()

@@ -1,0 +1,195 @@
+"""A store of features: the rows that a backbone made, with their targets, in memory or memory-mapped from disk.
+
+On disk a store is a folder of safetensors files (shards) beside a manifest with the number of rows, the shapes, the
+dtype, the key and the sha256 of every shard. `bll_pyro.features.writer` writes it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from bll_pyro.features.rows import Index, Rows
+
+FORMAT = "bll_pyro.features"
+VERSION = 1
+MANIFEST = "manifest.json"
+
+
+class Features:
+    """Rows of features ``[N, D]``, with targets or without; immutable.
+
+    Made by :func:`bll_pyro.extract`, :meth:`open` or :meth:`from_tensors`. Indexing gives rows: a number one row
+    ``[D]``, a slice or a list of row numbers several ``[n, D]``.
+
+    Attributes
+    ----------
+    num_rows, num_features
+        N and D.
+    num_shards
+        How many pieces the rows lie in. One piece is read without a copy.
+    dtype
+        The type of the features.
+    path
+        The folder of the store; None in memory.
+    key
+        sha256 of what the features were made from; None when nobody asked for it.
+    """
+
+    def __init__(
+        self,
+        shards: Sequence[tuple[Tensor, Tensor | None]],
+        *,
+        path: Path | None = None,
+        key: str | None = None,
+        hashes: Sequence[tuple[str, str]] = (),
+    ) -> None:
+        self._features = Rows([features for features, _ in shards])
+        targets = [part for _, part in shards if part is not None]
+        self._targets = Rows(targets) if targets else None
+        self._hashes = tuple(hashes)
+        self.path, self.key = path, key
+        self.num_shards = len(shards)
+        self.num_rows = self._features.num_rows
+        self.num_features = self._features.parts[0].shape[1]
+        self.dtype = self._features.parts[0].dtype
+
+    @classmethod
+    def from_tensors(
+        cls, features: Tensor, targets: Tensor | None = None, *, key: str | None = None
+    ) -> Features:
+        """Return a store in memory around `features` ``[N, D]`` and `targets` ``[N]`` or ``[N, T]``, without a copy."""
+        if features.ndim != 2 or not features.is_floating_point() or len(features) == 0:
+            raise ValueError(
+                f"features: expected floats of shape [N, D] with N > 0, got {features.dtype} of shape "
+                f"{list(features.shape)}; reshape with .flatten(1) or convert with .float()"
+            )
+        if targets is not None and (targets.ndim == 0 or len(targets) != len(features)):
+            raise ValueError(
+                f"targets: expected one entry for each of {len(features)} rows of features, got shape "
+                f"{list(targets.shape)}; features and targets must come from the same rows"
+            )
+        return cls([(features.detach(), None if targets is None else targets.detach())], key=key)
+
+    @classmethod
+    def open(cls, path: str | Path) -> Features:
+        """Open the store in the folder `path`; rows are read from disk when they are used.
+
+        Raises ValueError when the manifest or a shard is missing, cut, altered or does not fit the other. The sizes and
+        headers of the shards are checked here, their contents by :meth:`verify`.
+        """
+        path = Path(path)
+        manifest = _read_manifest(path)
+        shards = [_open_shard(path / shard["file"], shard, manifest) for shard in manifest["shards"]]
+        hashes = [(shard["file"], shard["sha256"]) for shard in manifest["shards"]]
+        return cls(shards, path=path, key=manifest["key"], hashes=hashes)
+
+    @cached_property
+    def targets(self) -> Tensor | None:
+        """All targets ``[N]`` or ``[N, T]``, or None."""
+        return None if self._targets is None else self._targets.all()
+
+    def __len__(self) -> int:
+        return self.num_rows
+
+    def __getitem__(self, index: Index) -> Tensor:
+        return self._features[index]
+
+    def __repr__(self) -> str:
+        where = "in memory" if self.path is None else f"at {str(self.path)!r}"
+        with_targets = "without targets" if self._targets is None else "with targets"
+        return f"Features([{self.num_rows}, {self.num_features}], {self.dtype}, {with_targets}, {where})"
+
+    def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Yield (features, targets) in order, `batch_size` rows at a time."""
+        for start in range(0, self.num_rows, batch_size):
+            rows = slice(start, start + batch_size)
+            yield self._features[rows], None if self._targets is None else self._targets[rows]
+
+    def tensor(self) -> Tensor:
+        """Return all rows ``[N, D]``: memory-mapped and uncopied from one shard, joined in memory from several."""
+        return self._features.all()
+
+    def verify(self) -> None:
+        """Read every shard and compare its sha256 with the manifest; ValueError names the shard that was altered."""
+        for name, expected in self._hashes:
+            assert self.path is not None
+            got = file_hash(self.path / name)
+            if got != expected:
+                raise ValueError(
+                    _damage(self.path, f"a shard {name} with sha256 {expected[:12]}...", f"{got[:12]}...")
+                )
+
+
+def file_hash(path: Path) -> str:
+    """sha256 of a file, read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def manifest_hash(manifest: dict[str, Any]) -> str:
+    """sha256 of a manifest without its own hash."""
+    body = {name: value for name, value in manifest.items() if name != "sha256"}
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    file = path / MANIFEST
+    if not file.is_file():
+        raise ValueError(
+            _damage(path, f"a folder with a {MANIFEST}", "none" if path.is_dir() else "no such folder")
+        )
+    try:
+        manifest = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:  # JSON that is cut, or bytes that are no text
+        raise ValueError(
+            _damage(path, f"a whole {MANIFEST}", f"one that cannot be read ({error})")
+        ) from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise ValueError(_damage(path, f"a {MANIFEST} of a store of features", "another kind of file"))
+    if manifest.get("version") != VERSION:
+        raise ValueError(
+            f"features at {path}: expected format version {VERSION}, got {manifest.get('version')}; use the version of "
+            "bll_pyro that wrote this store, or extract the features again"
+        )
+    if manifest.get("sha256") != manifest_hash(manifest):
+        raise ValueError(_damage(path, f"the {MANIFEST} that was written", "an altered one"))
+    return manifest
+
+
+def _open_shard(file: Path, shard: dict[str, Any], manifest: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
+    from safetensors import SafetensorError, safe_open
+
+    folder, name = file.parent, file.name
+    if not file.is_file():
+        raise ValueError(_damage(folder, f"a shard {name}", "no such file"))
+    if file.stat().st_size != shard["num_bytes"]:
+        raise ValueError(
+            _damage(folder, f"{shard['num_bytes']} bytes in shard {name}", str(file.stat().st_size))
+        )
+    try:
+        with safe_open(str(file), framework="pt") as opened:
+            features = opened.get_tensor("features")
+            targets = None if manifest["targets"] is None else opened.get_tensor("targets")
+    except SafetensorError as error:
+        raise ValueError(_damage(folder, f"a readable shard {name}", str(error))) from error
+    form = (tuple(features.shape), str(features.dtype))
+    expected = ((shard["num_rows"], manifest["num_features"]), manifest["dtype"])
+    if form != expected:
+        raise ValueError(
+            _damage(folder, f"features of shape and dtype {expected} in shard {name}", str(form))
+        )
+    return features, targets
+
+
+def _damage(path: Path, expected: str, got: str) -> str:
+    return (
+        f"features at {path}: expected {expected}, got {got}; the store is damaged or not one: delete the folder and "
+        "extract the features again, or restore it from a copy"
+    )

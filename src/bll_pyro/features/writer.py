@@ -1,0 +1,202 @@
+"""Writers of features: into one tensor in memory, or into a folder of shards that appears only when it is complete."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import uuid
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from bll_pyro.features.store import FORMAT, MANIFEST, VERSION, Features, file_hash, manifest_hash
+
+SHARD_BYTES = 2**30
+
+
+class MemoryWriter:
+    """Collects batches of features and targets of `num_rows` rows in memory."""
+
+    def __init__(self, num_rows: int) -> None:
+        self._num_rows = num_rows
+        self._block: _Block | None = None
+
+    def append(self, features: Tensor, targets: Tensor | None) -> None:
+        """Add a batch ``[B, D]`` with its targets ``[B]`` or ``[B, T]``."""
+        if self._block is None:
+            self._block = _Block(self._num_rows, features, targets)
+        self._block.append(features, targets)
+
+    def close(self) -> Features:
+        """Return the rows as a store in memory."""
+        if self._block is None or self._block.num_rows != self._num_rows:
+            raise ValueError(_wrong_number(self._num_rows, self._block.num_rows if self._block else 0))
+        return Features.from_tensors(*self._block.rows())
+
+
+class ShardWriter:
+    """Writes batches of features and targets into the folder `path`, shard by shard.
+
+    The shards go into a hidden folder beside `path`, which :meth:`close` moves into place. Leaving the ``with`` block
+    without that (an error, an interrupt) deletes what was written, and an earlier store at `path` is never touched. No
+    more than one shard is held in memory.
+
+    Parameters
+    ----------
+    path
+        The folder to write; it must not exist.
+    num_rows
+        N, the rows to come.
+    key
+        sha256 of what the features are made from.
+    shard_bytes
+        The largest size of the rows of one shard.
+    """
+
+    def __init__(
+        self, path: str | Path, num_rows: int, *, key: str | None = None, shard_bytes: int = SHARD_BYTES
+    ) -> None:
+        self._path = Path(path)
+        if self._path.exists():
+            raise ValueError(
+                f"{self._path}: expected a new folder, got one that exists; delete it or choose another"
+            )
+        self._partial = self._path.with_name(f".{self._path.name}.partial-{uuid.uuid4().hex}")
+        self._num_rows, self._key, self._shard_bytes = num_rows, key, shard_bytes
+        self._written = 0
+        self._block: _Block | None = None
+        self._form: dict[str, Any] = {}
+        self._shards: list[dict[str, Any]] = []
+
+    def __enter__(self) -> Self:
+        self._partial.mkdir(parents=True)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        shutil.rmtree(self._partial, ignore_errors=True)  # after close() there is nothing left to delete
+
+    def append(self, features: Tensor, targets: Tensor | None) -> None:
+        """Add a batch ``[B, D]`` with its targets ``[B]`` or ``[B, T]``."""
+        start = 0
+        while start < len(features):
+            if self._block is None:
+                self._block = self._new_block(features, targets)
+            stop = start + self._block.room
+            self._block.append(features[start:stop], None if targets is None else targets[start:stop])
+            start = stop
+            if self._block.room == 0:
+                self._write()
+
+    def close(self) -> Features:
+        """Write the last shard and the manifest, move the folder into place, and open it."""
+        if self._block is not None:
+            self._write()
+        if self._written != self._num_rows:
+            raise ValueError(_wrong_number(self._num_rows, self._written))
+        manifest = {"format": FORMAT, "version": VERSION, "key": self._key, "num_rows": self._num_rows}
+        manifest |= {**self._form, "shards": self._shards}
+        manifest["sha256"] = manifest_hash(manifest)
+        with (self._partial / MANIFEST).open("w", encoding="utf-8") as file:
+            json.dump(manifest, file, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+        try:
+            self._partial.rename(self._path)
+        except OSError:
+            # another process extracted the same features in the meantime: its store is as good as this one
+            if self._key is None or Features.open(self._path).key != self._key:
+                raise
+        return Features.open(self._path)
+
+    def _new_block(self, features: Tensor, targets: Tensor | None) -> _Block:
+        row = features[0].numel() * features.element_size()
+        row += 0 if targets is None else targets[:1].numel() * targets.element_size()
+        left = self._num_rows - self._written
+        if left <= 0:
+            raise ValueError(_wrong_number(self._num_rows, self._written + len(features)))
+        form: dict[str, Any] = {
+            "num_features": features.shape[1],
+            "dtype": str(features.dtype),
+            "targets": None
+            if targets is None
+            else {"dtype": str(targets.dtype), "shape": list(targets.shape[1:])},
+        }
+        if self._form and form != self._form:
+            raise ValueError(
+                f"features: expected rows of one form, {self._form}, got {form}; look at the dataset's items"
+            )
+        self._form = form
+        return _Block(min(max(1, self._shard_bytes // row), left), features, targets)
+
+    def _write(self) -> None:
+        from safetensors.torch import save_file
+
+        assert self._block is not None
+        features, targets = self._block.rows()
+        file = self._partial / f"shard-{len(self._shards):05d}.safetensors"
+        save_file({"features": features} | ({} if targets is None else {"targets": targets}), file)
+        with file.open("rb") as written:
+            os.fsync(written.fileno())
+        self._shards.append(
+            {
+                "file": file.name,
+                "num_rows": len(features),
+                "num_bytes": file.stat().st_size,
+                "sha256": file_hash(file),
+            }
+        )
+        self._written += len(features)
+        self._block = None
+
+
+class _Block:
+    """Room for `num_rows` rows of features and targets, filled from the front; memory is used as it fills."""
+
+    def __init__(self, num_rows: int, features: Tensor, targets: Tensor | None) -> None:
+        self._features = torch.empty((num_rows, *features.shape[1:]), dtype=features.dtype)
+        self._targets = (
+            None if targets is None else torch.empty((num_rows, *targets.shape[1:]), dtype=targets.dtype)
+        )
+        self.num_rows = 0
+
+    @property
+    def room(self) -> int:
+        return len(self._features) - self.num_rows
+
+    def append(self, features: Tensor, targets: Tensor | None) -> None:
+        rows = slice(self.num_rows, self.num_rows + len(features))
+        if len(features) > self.room:
+            raise ValueError(_wrong_number(len(self._features), self.num_rows + len(features)))
+        _fill(self._features, rows, features, "features")
+        if (targets is None) != (self._targets is None):
+            raise ValueError(
+                "targets: expected them with every batch or with none, got both; look at the dataset's items"
+            )
+        if targets is not None and self._targets is not None:
+            _fill(self._targets, rows, targets, "targets")
+        self.num_rows += len(features)
+
+    def rows(self) -> tuple[Tensor, Tensor | None]:
+        return self._features[: self.num_rows], None if self._targets is None else self._targets[
+            : self.num_rows
+        ]
+
+
+def _fill(block: Tensor, rows: slice, batch: Tensor, what: str) -> None:
+    expected = (rows.stop - rows.start, *block.shape[1:])
+    if tuple(batch.shape) != expected or batch.dtype != block.dtype:
+        raise ValueError(
+            f"{what}: expected {block.dtype} of shape {list(expected)} as in the first batch, got {batch.dtype} of "
+            f"shape {list(batch.shape)}; every row must have one shape and type"
+        )
+    block[rows] = batch
+
+
+def _wrong_number(expected: int, got: int) -> str:
+    return f"features: expected {expected} rows, got {got}; the data must give the same rows in every pass"
