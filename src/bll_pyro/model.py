@@ -19,16 +19,16 @@ from bll_pyro.likelihoods.base import TargetShape
 class Model(PyroModule):
     """The joint density ``p(y | W h + b, theta) p(W, b, theta)`` of N rows, as a Pyro program.
 
-    ======================== ======================================= ===========================
+    ======================== ======================================= ===================================
     on paper                 in code                                 shape
-    ======================== ======================================= ===========================
+    ======================== ======================================= ===================================
     ``theta``                ``likelihood.sites``                    as the likelihood says
     hyper-parameters         ``prior.hyper``; learned ones are params as the prior says
     ``W ~ p(W | hyper)``     site ``weight``                         ``[K, D]``
     ``b ~ N(0, s_b^2)``      site ``bias``                           ``[K]``
     rows                     plate ``data`` of size N                minibatches scaled by N/B
     ``y_n ~ p(y | W h_n+b)`` site ``y``                              ``[N]``
-    ======================== ======================================= ===========================
+    ======================== ======================================= ===================================
 
     Parameters
     ----------
