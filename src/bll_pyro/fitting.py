@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch import Tensor, nn
 
-from bll_pyro.features.backbones import compute_features, frozen
 from bll_pyro.features.data import check_finite, read
 from bll_pyro.features.extraction import extract
+from bll_pyro.features.forward import compute_features
+from bll_pyro.features.freezing import frozen
 from bll_pyro.features.store import Features
 from bll_pyro.inference import SVI, Inference, Trace
 from bll_pyro.inference.framing import make_frame

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import abstractmethod
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -39,6 +40,12 @@ class Trace:
     converged: bool = True
     messages: list[str] = field(default_factory=list)
     statistics: dict[str, Any] = field(default_factory=dict)
+
+    def stop(self, message: str) -> None:
+        """Record that the fit did not go as it should, and warn."""
+        self.converged = False
+        self.messages.append(message)
+        warnings.warn(message, RuntimeWarning, stacklevel=3)
 
     @property
     def loss(self) -> Tensor | None:

@@ -9,6 +9,7 @@ from operator import add
 import torch
 from torch import Tensor
 
+from bll_pyro.features.sources import Source
 from bll_pyro.features.standardize import Moments
 from bll_pyro.features.store import Features
 from bll_pyro.frame import Frame
@@ -32,14 +33,30 @@ def make_frame(layer: LastLayer, features: Features, targets: Tensor, rotates: b
         moments = reduce(add, (Moments.of(batch) for batch, _ in features.batches(8192)))
         frame = replace(frame, center=moments.mean.to(dtype), scale=feature_scale(moments).to(dtype))
         if layer.likelihood.real_valued:
-            values = (targets if targets.dim() == 2 else targets[:, None]).double()
-            spread = values.std(0, correction=0)
-            # constant targets have no spread to divide by
-            spread = torch.where(spread > 0, spread, torch.ones_like(spread))
-            frame = replace(frame, target_center=values.mean(0).to(dtype), target_scale=spread.to(dtype))
+            center, spread = target_scale(Moments.of(targets))
+            frame = replace(frame, target_center=center.to(dtype), target_scale=spread.to(dtype))
     if rotates:
         frame = replace(frame, rotation=principal_axes(features, frame))
     return frame
+
+
+def target_scale(moments: Moments) -> tuple[Tensor, Tensor]:
+    """Centre and scale of real-valued targets; constant ones have no spread to divide by and keep scale 1."""
+    scale = moments.variance.sqrt()
+    return moments.mean, torch.where(moments.constant, torch.ones_like(scale), scale)
+
+
+def target_moments(layer: LastLayer, source: Source) -> tuple[int, Tensor, Tensor]:
+    """Number T of targets, and their centre and scale, in one pass over a source (labels keep 0 and 1)."""
+    if not (layer.likelihood.real_valued and layer.standardize):
+        _, targets = source.example()
+        assert targets is not None
+        num_targets = 1 if targets.dim() == 1 or not layer.likelihood.real_valued else targets.shape[1]
+        return num_targets, torch.zeros(num_targets), torch.ones(num_targets)
+    whole = source.tensors()
+    batches = [whole] if whole is not None else source.batches(1024)
+    moments = reduce(add, (Moments.of(layer.likelihood.check_targets(t)) for _, t in batches if t is not None))
+    return len(moments.mean), *target_scale(moments)
 
 
 def feature_scale(moments: Moments) -> Tensor:

@@ -58,6 +58,12 @@ class Rows:
         for start in range(0, self.num_rows, size):
             yield self[start : start + size]
 
+    def raw_blocks(self, size: int = 8192) -> Iterator[tuple[Tensor, Tensor]]:
+        """All rows in order as stored features ``[B, D]`` and standardised targets."""
+        for start in range(0, self.num_rows, size):
+            rows = slice(start, start + size)
+            yield self._features[rows].to(self.device), self.targets[rows]
+
     def batches(self, size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
         """All rows once in random order; the last batch may be short."""
         if size >= self.num_rows:

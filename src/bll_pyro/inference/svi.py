@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,7 +13,9 @@ from torch import Tensor, nn
 
 from bll_pyro.gaussian import LatentGaussian
 from bll_pyro.guides import Diagonal, GaussianGuide, Guide, MAP
+from bll_pyro.frame import Frame
 from bll_pyro.inference.base import Inference, Trace
+from bll_pyro.inference.held_out import held_out_loss
 from bll_pyro.inference.objective import elbo, learn
 from bll_pyro.inference.rows import Rows
 from bll_pyro.inference.start import warm_start
@@ -50,6 +51,8 @@ class SVI(Inference):
         Pyro's ``Trace_ELBO`` on the same model and guide: the same expectation with more noise.
     final_stage
         After joint training, fit once more on the final features, with their own constants and principal axes.
+    precision
+        Precision of joint training as Lightning Fabric names it, e.g. ``"bf16-mixed"``.
     """
 
     guide: Guide = Diagonal()
@@ -61,6 +64,7 @@ class SVI(Inference):
     patience: int = 5
     output_space: bool = True
     final_stage: bool = True
+    precision: str = "32-true"
 
     def __post_init__(self) -> None:
         if not isinstance(self.guide, Guide):
@@ -79,6 +83,24 @@ class SVI(Inference):
     def check(self, layer: LastLayer, num_outputs: int, num_columns: int) -> None:
         """Every prior and likelihood will do; the guide must fit in memory."""
         self.guide.check_memory(num_outputs, num_columns)
+
+    @property
+    def trains_backbone(self) -> bool:
+        """Whether the backbone is trained along: it has a learning rate."""
+        return self.backbone_learning_rate is not None
+
+    def train_backbone(
+        self, layer: LastLayer, backbone: nn.Module, data: Any, seed: int, validation_data: Any, device: Any
+    ) -> tuple[Posterior | None, Trace]:
+        """Train backbone and guide together; no posterior where the final stage on frozen features follows."""
+        from bll_pyro.inference.joint import train_jointly
+
+        posterior, trace = train_jointly(self, layer, backbone, data, seed, validation_data, device)
+        return (None if self.final_stage else posterior), trace
+
+    def on_features(self) -> SVI:
+        """The final stage: the same guide on the final, frozen features, with enough steps to converge."""
+        return replace(self, backbone_learning_rate=None, num_epochs=None, batch_size=None)
 
     def rotates(self, layer: LastLayer) -> bool:
         """Turn to principal axes where both guide and prior allow it."""
@@ -99,8 +121,8 @@ class SVI(Inference):
         start = warm_start(layer, model.globals, rows, model.num_outputs, learned)
         guide = self.guide.build(model, start)
         objective = Objective(self, layer, model, guide, rows.num_rows)
-        trace = train(self, objective, rows, seed, validation)
-        posterior = objective.posterior(rows, target_shape, seed)
+        trace = train(self, objective, rows, target_shape, seed, validation)
+        posterior = objective.posterior_in(rows.frame, target_shape)
         trace.statistics["elbo"] = objective.evaluate(rows, seed)
         trace.wall_time = time.perf_counter() - began
         return posterior, trace
@@ -126,8 +148,9 @@ class Objective:
     def prepare(self, rows: Rows) -> None:
         """Run Pyro's guide once, so that its parameters exist before the optimiser asks for them."""
         if self._trace_elbo is not None:
+            self._example = self._pyro_arguments(*rows[:2])
             with torch.no_grad():
-                self.guide(*self._pyro_arguments(*rows[:2]))
+                self.guide(*self._example)
 
     def __call__(self, design: Tensor, targets: Tensor, generator: torch.Generator | None) -> Tensor:
         """Estimate of the ELBO in nats from a batch."""
@@ -160,32 +183,27 @@ class Objective:
         return total / num_draws
 
     @torch.no_grad()
-    def posterior(self, rows: Rows, target_shape: TargetShape, seed: int) -> Posterior:
-        """Freeze the guide into a posterior."""
+    def posterior_in(self, frame: Frame, target_shape: TargetShape) -> Posterior:
+        """Freeze the guide into a posterior in a frame."""
         learned = self.learned if self._trace_elbo is None else {k: v.detach() for k, v in self.model.learned.items()}
-        common = (self.layer, rows.frame, target_shape, self.model.num_outputs, learned)
+        common = (self.layer, frame, target_shape, self.model.num_outputs, learned)
         if isinstance(self.guide, GaussianGuide):
             return GaussianPosterior(*common, latents=self.guide.joint().detach())
-        return DrawsPosterior(*common, draws=self._draws(rows), markov_chain=False)
+        posterior = DrawsPosterior(*common, draws=self._draws(), markov_chain=False)
+        return replace(posterior, draws=posterior._present(posterior.draws))
 
-    def _draws(self, rows: Rows, num_draws: int = 1000) -> dict[str, Tensor]:
-        arguments = self._pyro_arguments(*rows[:2])
+    def _draws(self, num_draws: int = 1000) -> dict[str, Tensor]:
+        """Draws of a guide that knows no closed form, one call each."""
         collected: dict[str, list[Tensor]] = {}
         for _ in range(num_draws):
-            for name, value in self.guide(*arguments).items():
+            for name, value in self.guide(*self._example).items():
                 collected.setdefault(name, []).append(value)
-        values = {name: torch.stack(parts)[None] for name, parts in collected.items()}
-        weights = self.model_frame_split(values, rows)
-        return values | weights
-
-    def model_frame_split(self, values: dict[str, Tensor], rows: Rows) -> dict[str, Tensor]:
-        """Turn weights back from the frame's axes."""
-        if rows.frame.rotation is None:
-            return {}
-        return {"weight": values["weight"] @ rows.frame.rotation.mT}
+        return {name: torch.stack(parts)[None] for name, parts in collected.items()}
 
 
-def train(svi: SVI, objective: Objective, rows: Rows, seed: int, validation: Rows | None) -> Trace:
+def train(
+    svi: SVI, objective: Objective, rows: Rows, target_shape: TargetShape, seed: int, validation: Rows | None
+) -> Trace:
     """Adam with a rate that falls along a half cosine; keeps the best state where there is validation data."""
     random = generator(seed, rows.device)
     batch_size = min(svi.batch_size or 512, rows.num_rows)
@@ -211,12 +229,11 @@ def train(svi: SVI, objective: Objective, rows: Rows, seed: int, validation: Row
             history.append(value.detach())
         if not bool(torch.isfinite(history[-1])) or not all(bool(torch.isfinite(p).all()) for p in parameters):
             restore(parameters, good)
-            trace.converged = False
-            trace.messages.append(f"epoch {epoch + 1}: the loss is not finite; the state before that epoch was kept")
+            trace.stop(f"epoch {epoch + 1}: the loss is not finite; the state before that epoch was kept")
             break
         good = snapshot(parameters)
         if validation is not None:
-            loss = objective_validation(objective, validation, seed)
+            loss = held_out_loss(objective.posterior_in(rows.frame, target_shape), validation.raw_blocks())
             trace.validation.append(loss)
             waited = 0 if loss < best_loss else waited + 1
             if loss < best_loss:
@@ -226,15 +243,7 @@ def train(svi: SVI, objective: Objective, rows: Rows, seed: int, validation: Row
     if validation is not None and trace.validation:
         restore(parameters, best)
     trace.elbo = torch.stack(history).cpu()
-    for message in trace.messages:
-        warnings.warn(message, RuntimeWarning, stacklevel=2)
     return trace
-
-
-@torch.no_grad()
-def objective_validation(objective: Objective, validation: Rows, seed: int) -> float:
-    """Negative expected log likelihood of the validation rows, nats a row."""
-    raise NotImplementedError
 
 
 def snapshot(parameters: list[nn.Parameter]) -> list[Tensor]:

@@ -1,0 +1,263 @@
+"""Joint training: backbone and guide together, each with its own rate, on features that move."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from bll_pyro.features.data import Source, check_finite, read
+from bll_pyro.features.forward import compute_features, feature_width
+from bll_pyro.features.freezing import frozen, set_training, trainable_parameters
+from bll_pyro.frame import Frame
+from bll_pyro.guides import Start
+from bll_pyro.inference.base import Trace
+from bll_pyro.inference.framing import target_moments
+from bll_pyro.inference.held_out import held_out_loss
+from bll_pyro.inference.start import median_globals
+from bll_pyro.layer import LastLayer
+from bll_pyro.model import Model
+from bll_pyro.posterior import Posterior
+from bll_pyro.progress import progress
+from bll_pyro.scope import generator, isolated
+
+if TYPE_CHECKING:
+    from bll_pyro.inference.svi import SVI
+
+
+class RunningScale(nn.Module):
+    """Centre and scale of moving features: running averages, as in a BatchNorm without affine part.
+
+    A batch is standardised with the averages and not with its own moments, so that a row's output does not depend on
+    the rows beside it and a batch of one row works.
+    """
+
+    center: Tensor
+    variance: Tensor
+
+    def __init__(self, num_features: int, momentum: float = 0.1, active: bool = True) -> None:
+        super().__init__()
+        self.momentum, self.active = momentum, active
+        self.num_batches = 0
+        self.register_buffer("center", torch.zeros(num_features))
+        self.register_buffer("variance", torch.ones(()))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Update the averages in training, then standardise ``[B, D]``."""
+        if not self.active:
+            return features
+        if self.training and len(features) > 1:
+            with torch.no_grad():
+                values = features.float()
+                # a plain average at first, so that the start is not remembered
+                step = max(self.momentum, 1 / (self.num_batches + 1))
+                self.center.lerp_(values.mean(0), step)
+                self.variance.lerp_(values.var(0).mean(), step)
+                self.num_batches += 1
+        return (features - self.center) / self.variance.clamp_min(1e-12).sqrt()
+
+
+class JointModule(nn.Module):
+    """Inputs and targets in, the ELBO of their batch out: what Fabric moves, casts and, later, distributes."""
+
+    def __init__(self, backbone: nn.Module, scale: RunningScale, objective: Any, bias: bool) -> None:
+        super().__init__()
+        self.backbone, self.scale = backbone, scale
+        self.guide, self.model = objective.guide, objective.model
+        self.objective, self.bias = [objective], bias  # in a list: not another submodule
+
+    def design(self, inputs: Any) -> Tensor:
+        """Design matrix ``[B, P]`` of a batch of inputs."""
+        values = self.scale(compute_features(self.backbone, inputs))
+        return torch.cat([values, values.new_ones(len(values), 1)], -1) if self.bias else values
+
+    def forward(self, inputs: Any, targets: Tensor, generator: torch.Generator) -> Tensor:
+        """ELBO estimate in nats."""
+        return self.objective[0](self.design(inputs), targets, generator)
+
+
+@dataclass
+class Joint:
+    """One joint training run."""
+
+    svi: SVI
+    layer: LastLayer
+    backbone: nn.Module
+    data: Source
+    seed: int
+    held_out: Source | None
+    device: str | torch.device | None
+
+    def run(self) -> tuple[Posterior, Trace]:
+        """Train; the backbone is changed in place and left in eval mode."""
+        from lightning_fabric import Fabric
+
+        from bll_pyro.inference.svi import Objective
+
+        began = time.perf_counter()
+        device = torch.device(self.device) if self.device is not None else None
+        accelerator = "cpu" if device is None else device.type
+        fabric = Fabric(accelerator=accelerator, devices=1, precision=self.svi.precision)
+        example, example_targets = self.data.example()
+        num_features = feature_width(self.backbone, example)
+        target_shape = tuple(example_targets.shape[1:]) if self.layer.likelihood.real_valued else ()
+        frame = self._frame(num_features)
+        layer = replace(self.layer, likelihood=self.layer.likelihood.in_units(frame.target_scale))
+        model = Model(layer, num_features, target_shape)
+        self.svi.check(layer, model.num_outputs, num_features + int(layer.bias))
+        guide = self.svi.guide.build(model, self._start(model, num_features, layer.bias))
+        objective = Objective(self.svi, layer, model, guide, self.data.num_rows)
+        module = JointModule(self.backbone, RunningScale(num_features, active=layer.standardize), objective, layer.bias)
+        optimizer = self._optimizer(objective)
+        wrapped, optimizer = fabric.setup(module, optimizer)
+        trace = self._train(fabric, wrapped, module, optimizer, frame, target_shape, objective)
+        trace.wall_time = time.perf_counter() - began
+        self.backbone.eval()
+        return objective.posterior_in(self._final(frame, module), target_shape), trace
+
+    def _frame(self, num_features: int) -> Frame:
+        num_targets, center, scale = target_moments(self.layer, self.data)
+        like = torch.empty(0)
+        frame = Frame.identity(num_features, num_targets, like, self.layer.bias)
+        return replace(frame, target_center=center.to(like), target_scale=scale.to(like))
+
+    def _final(self, frame: Frame, module: JointModule) -> Frame:
+        """The frame with the running averages as they are now."""
+        scale = module.scale
+        if not scale.active:
+            return frame.to(scale.center.device)
+        common = scale.variance.clamp_min(1e-12).sqrt().expand_as(scale.center).clone()
+        return replace(frame.to(scale.center.device), center=scale.center.clone(), scale=common)
+
+    def _start(self, model: Model, num_features: int, bias: bool) -> Start:
+        like = torch.empty(0)
+        num_columns = num_features + int(bias)
+        # scales of a posterior that has seen N rows with a quarter of unit information each
+        scale = torch.full((model.num_outputs, num_columns), (1 + 0.25 * self.data.num_rows) ** -0.5)
+        # the last layer of a fresh network: random directions, so that the backbone gets a gradient at once
+        loc = torch.randn(scale.shape, generator=generator(self.seed)) / num_columns**0.5
+        return Start(median_globals(model.globals, like), loc, scale, num_features)
+
+    def _optimizer(self, objective: Any) -> torch.optim.Optimizer:
+        moving = trainable_parameters(self.backbone)
+        if not moving:
+            raise ValueError(
+                "backbone: expected parameters to train, got none with requires_grad; "
+                "unfreeze some (timm_backbone(..., unfreeze=True)) or leave backbone_learning_rate at None"
+            )
+        groups = [
+            {"params": objective.parameters, "lr": self.svi.learning_rate},
+            {"params": moving, "lr": self.svi.backbone_learning_rate},
+        ]
+        return torch.optim.Adam(groups, betas=(0.9, 0.99))
+
+    def _train(
+        self,
+        fabric: Any,
+        wrapped: Any,
+        module: JointModule,
+        optimizer: Any,
+        frame: Frame,
+        target_shape: tuple[int, ...],
+        objective: Any,
+    ) -> Trace:
+        svi, num_rows = self.svi, self.data.num_rows
+        batch_size = min(svi.batch_size or 128, num_rows)
+        num_epochs = svi.num_epochs or 20
+        num_steps = num_epochs * -(-num_rows // batch_size)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: cosine(min(step / num_steps, 1.0)))
+        random, order = generator(self.seed, fabric.device), generator(self.seed)
+        frame = frame.to(fabric.device)
+        history: list[Tensor] = []
+        trace = Trace()
+        good = state(module)
+        best, best_loss, waited = good, float("inf"), 0
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        with progress(num_epochs, "joint training") as advance:
+            for epoch in range(num_epochs):
+                set_training(self.backbone)
+                module.scale.train()
+                for inputs, targets in self._batches(self.data, batch_size, order, fabric):
+                    value = wrapped(inputs, frame.targets(targets), random)
+                    optimizer.zero_grad()
+                    fabric.backward(-value / num_rows)
+                    if svi.clip_norm is not None:
+                        nn.utils.clip_grad_norm_(parameters, svi.clip_norm)
+                    optimizer.step()
+                    schedule.step()
+                    history.append(value.detach().float())
+                recent = history[-1]
+                if not bool(torch.isfinite(recent)):
+                    module.load_state_dict(good)
+                    trace.stop(f"epoch {epoch + 1}: the loss is not finite; the state before that epoch was kept")
+                    break
+                good = state(module)
+                advance(1, f"ELBO a row {float(recent) / num_rows:.3f}")
+                if self.held_out is None:
+                    continue
+                loss = self._held_out_loss(module, frame, target_shape, objective, fabric, batch_size)
+                trace.validation.append(loss)
+                waited = 0 if loss < best_loss else waited + 1
+                if loss < best_loss:
+                    best, best_loss = good, loss
+                if waited >= svi.patience:
+                    break
+        if trace.validation:
+            module.load_state_dict(best)
+        trace.elbo = torch.stack(history).cpu()
+        return trace
+
+    def _batches(
+        self, source: Source, batch_size: int, order: torch.Generator | None, fabric: Any
+    ) -> Iterator[tuple[Any, Tensor]]:
+        for inputs, targets in source.batches(batch_size, generator=order):
+            if isinstance(inputs, Tensor):
+                check_finite(inputs, "inputs")
+            assert targets is not None
+            yield fabric.to_device((inputs, self.layer.likelihood.check_targets(targets)))
+
+    def _held_out_loss(
+        self,
+        module: JointModule,
+        frame: Frame,
+        target_shape: tuple[int, ...],
+        objective: Any,
+        fabric: Any,
+        batch_size: int,
+    ) -> float:
+        assert self.held_out is not None
+        posterior = objective.posterior_in(self._final(frame, module), target_shape)
+        with frozen(self.backbone):
+            rows = self._batches(self.held_out, batch_size, None, fabric)
+            return held_out_loss(posterior, ((compute_features(self.backbone, x), frame.targets(y)) for x, y in rows))
+
+
+def state(module: nn.Module) -> dict[str, Tensor]:
+    """Copy of all parameters and buffers."""
+    return {name: value.detach().clone() for name, value in module.state_dict().items()}
+
+
+def cosine(progress_made: float) -> float:
+    """Half cosine from 1 to 0."""
+    return 0.5 * (1 + math.cos(math.pi * progress_made))
+
+
+def train_jointly(
+    svi: SVI,
+    layer: LastLayer,
+    backbone: nn.Module,
+    data: Any,
+    seed: int,
+    validation_data: Any = None,
+    device: str | torch.device | None = None,
+) -> tuple[Posterior, Trace]:
+    """Train backbone (in place) and guide together; return the posterior over the last features."""
+    with isolated(seed, torch.float32):
+        source = read(data, need_targets=True, min_rows=2)
+        held_out = None if validation_data is None else read(validation_data, need_targets=True, what="validation_data")
+        return Joint(svi, layer, backbone, source, seed, held_out, device).run()

@@ -1,0 +1,21 @@
+"""A progress bar where a person watches: standard error is a terminal."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def progress(total: int, description: str) -> Iterator[Callable[[int, str], None]]:
+    """Yield ``advance(num_done, note)``; it does nothing where nobody watches."""
+    if not sys.stderr.isatty():
+        yield lambda num_done, note="": None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(description, total=total)
+        yield lambda num_done, note="": bar.update(task, advance=num_done, description=f"{description} {note}".rstrip())
