@@ -79,4 +79,5 @@ def principal_axes(features: Features, frame: Frame) -> Tensor:
     for part in index.split(8192):
         standardized = frame.standardized(features[part])
         gram += (standardized.mT @ standardized).double()
-    return torch.linalg.eigh(gram).eigenvectors.to(frame.center.dtype)
+    # eigh returns columns in order; rows in order is what is saved and read, and so gives the same bits
+    return torch.linalg.eigh(gram).eigenvectors.to(frame.center.dtype).contiguous()

@@ -1,0 +1,257 @@
+"""Save and load a fit: safetensors and a JSON manifest, no pickle, no training rows.
+
+The manifest names every file by its hash and is replaced in one step, after the files that it names are on disk. So an
+interrupted save leaves the earlier model whole, and a reader finds either the old or the new one. On reading, the size
+and hash of every file are checked.
+
+============================== ==================================================================
+file                           what is in it
+============================== ==================================================================
+manifest.json                  declaration, inference, seed, shapes, versions, hash of every file
+posterior-HASH.safetensors     tensors of posterior, frame, trace and declarations
+backbone-HASH.safetensors      weights and buffers of the backbone, where there is one
+============================== ==================================================================
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import fields
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from bll_pyro.declaration import Declaration, from_plain, to_plain
+from bll_pyro.features.backbones import Backbone
+from bll_pyro.fitting import Fit
+from bll_pyro.frame import Frame
+from bll_pyro.gaussian import LatentGaussian, WeightGaussian
+from bll_pyro.inference import Trace
+from bll_pyro.posterior import Posterior
+
+FORMAT, VERSION = "bll_pyro.fit", 1
+MANIFEST = "manifest.json"
+WRITTEN = ("layer", "posterior", "inference", "trace", "seed", "num_rows")
+
+
+def save(fit: Fit, path: str | Path) -> None:
+    """Write a fit into the folder ``path``, in place of an earlier fit there.
+
+    Raises ValueError, and changes nothing, if the folder holds something else than a saved fit.
+    """
+    folder = Path(path)
+    earlier = _earlier_files(folder)
+    tensors: dict[str, Tensor] = {}
+    body: dict[str, Any] = {
+        "format": FORMAT,
+        "version": VERSION,
+        "versions": {name: version(name) for name in ("bll-pyro", "torch", "pyro-ppl")},
+        "fit": {name: pack(getattr(fit, name), tensors, name) for name in WRITTEN},
+        "backbone": None,
+    }
+    files = {"posterior": tensors}
+    if fit.backbone is not None:
+        body["backbone"] = fit.backbone.config if isinstance(fit.backbone, Backbone) else type(fit.backbone).__name__
+        files["backbone"] = dict(fit.backbone.state_dict())
+    folder.mkdir(parents=True, exist_ok=True)
+    body["files"] = {name: _write_tensors(folder, name, content) for name, content in files.items()}
+    body["sha256"] = _body_hash(body)
+    temporary = folder / f".{MANIFEST}.{os.getpid()}"
+    _write_and_sync(temporary, json.dumps(body, indent=1).encode())
+    os.replace(temporary, folder / MANIFEST)
+    current = {entry["file"] for entry in body["files"].values()}
+    for name in earlier - current:
+        (folder / name).unlink(missing_ok=True)
+
+
+def load(path: str | Path, *, backbone: nn.Module | None = None, head_only: bool = False) -> Fit:
+    """Read a fit that :meth:`Fit.save` wrote.
+
+    Parameters
+    ----------
+    path
+        The folder.
+    backbone
+        A module of the same architecture as the saved backbone, to be filled with the saved weights. timm backbones are
+        rebuilt by themselves; other code is never stored, so other modules have to be given.
+    head_only
+        Leave the backbone out: the fit then takes features.
+
+    Raises
+    ------
+    ValueError
+        When a file is missing, cut or altered, or the backbone does not fit.
+    """
+    folder = Path(path)
+    body = _read_manifest(folder)
+    tensors = load_file(_checked(folder, body["files"]["posterior"]))
+    parts = {name: unpack(value, tensors) for name, value in body["fit"].items()}
+    if body["backbone"] is not None and not head_only:
+        parts["backbone"] = _rebuild(body["backbone"], backbone, folder)
+        weights = load_file(_checked(folder, body["files"]["backbone"]))
+        try:
+            parts["backbone"].load_state_dict(weights)
+        except RuntimeError as error:
+            raise ValueError(
+                f"load: expected a backbone of the saved architecture, got {type(backbone).__name__}: {error}; "
+                "build it as it was when the fit was made"
+            ) from error
+        parts["backbone"].eval()
+    return Fit(**parts)
+
+
+def pack(value: Any, tensors: dict[str, Tensor], path: str) -> Any:
+    """Turn a part of a fit into plain data; its tensors go into ``tensors``."""
+    if isinstance(value, Declaration):
+        return {"declaration": to_plain(value, tensors, path)}
+    if isinstance(value, (Tensor, np.ndarray)):
+        tensors[path] = torch_tensor(value)
+        return {"tensor": path}
+    if type(value).__name__ in _kinds() and type(value) is _kinds()[type(value).__name__]:
+        parts = {f.name: pack(getattr(value, f.name), tensors, f"{path}.{f.name}") for f in fields(value)}
+        return {"kind": type(value).__name__, "parts": parts}
+    if isinstance(value, dict):
+        return {"dictionary": {str(k): pack(v, tensors, f"{path}.{k}") for k, v in value.items()}}
+    if isinstance(value, (list, tuple)):
+        name = "list" if isinstance(value, list) else "tuple"
+        return {name: [pack(v, tensors, f"{path}.{i}") for i, v in enumerate(value)]}
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise TypeError(f"{path}: expected tensors, numbers, strings or declarations, got {type(value).__name__}")
+
+
+def unpack(value: Any, tensors: dict[str, Tensor]) -> Any:
+    """Inverse of :func:`pack`."""
+    if not isinstance(value, dict):
+        return value
+    ((kind, content), *rest) = value.items()
+    match kind:
+        case "declaration":
+            return from_plain(content, tensors)
+        case "tensor":
+            return tensors[content]
+        case "kind":
+            return _kinds()[content](**{k: unpack(v, tensors) for k, v in rest[0][1].items()})
+        case "dictionary":
+            return {k: unpack(v, tensors) for k, v in content.items()}
+        case "list":
+            return [unpack(v, tensors) for v in content]
+        case "tuple":
+            return tuple(unpack(v, tensors) for v in content)
+    raise ValueError(f"expected a part of a fit, got {kind!r}; the folder was written by another version")
+
+
+def torch_tensor(value: Tensor | np.ndarray) -> Tensor:
+    """A contiguous tensor on the CPU with memory of its own, as safetensors wants it."""
+    tensor = value if isinstance(value, Tensor) else torch.as_tensor(value)
+    return tensor.detach().cpu().contiguous().clone()
+
+
+def _kinds() -> dict[str, type]:
+    """Classes that a fit is made of; nothing else is ever built from a file."""
+    found: dict[str, type] = {cls.__name__: cls for cls in (Frame, LatentGaussian, Trace)}
+    families: list[type] = [Posterior, WeightGaussian]
+    while families:
+        cls = families.pop()
+        found[cls.__name__] = cls
+        families.extend(cls.__subclasses__())
+    return found
+
+
+def _rebuild(saved: Any, given: nn.Module | None, folder: Path) -> nn.Module:
+    if given is not None:
+        return given
+    if isinstance(saved, dict):
+        return Backbone.from_config(saved)
+    raise ValueError(
+        f"load: expected backbone=..., since {folder} was saved with a {saved}, whose code is not stored; pass a module "
+        "of the same architecture (its weights are in the folder), or head_only=True to work on features"
+    )
+
+
+def _earlier_files(folder: Path) -> set[str]:
+    """Files of the fit that is there now; an error if the folder holds anything else."""
+    if not folder.exists():
+        return set()
+    if not folder.is_dir():
+        raise ValueError(f"save: expected a folder, got the file {folder}; choose another path")
+    if not (folder / MANIFEST).exists():
+        if any(not name.name.startswith(".") for name in folder.iterdir()):
+            raise ValueError(
+                f"save: expected an empty folder or an earlier fit, got {folder} with other files in it; choose another path"
+            )
+        return set()
+    try:
+        body = json.loads((folder / MANIFEST).read_text())
+        if body.get("format") == FORMAT:
+            return {entry["file"] for entry in body["files"].values()}
+    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError, KeyError):
+        return set()  # a damaged fit is replaced
+    raise ValueError(f"save: expected an empty folder or an earlier fit, got {folder} with another manifest; choose another path")
+
+
+def _write_tensors(folder: Path, name: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
+    temporary = folder / f".{name}.{os.getpid()}"
+    save_file({key: torch_tensor(value) for key, value in tensors.items()}, temporary)
+    with temporary.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        os.fsync(file.fileno())
+    final = f"{name}-{digest[:16]}.safetensors"
+    size = temporary.stat().st_size
+    os.replace(temporary, folder / final)
+    return {"file": final, "bytes": size, "sha256": digest}
+
+
+def _write_and_sync(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _body_hash(body: dict[str, Any]) -> str:
+    content = {key: value for key, value in body.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    path = folder / MANIFEST
+    remedy = "save the fit again, or restore the folder from a copy"
+    if not path.is_file():
+        raise ValueError(f"load: expected a saved fit in {folder}, got no {MANIFEST} there; {remedy}")
+    try:
+        body = json.loads(path.read_text())
+        complete = isinstance(body, dict) and body.get("format") == FORMAT and "files" in body
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"load: expected JSON in {path}, got a cut or altered file ({error}); {remedy}") from error
+    if not complete:
+        raise ValueError(f"load: expected the manifest of a fit in {path}, got something else; {remedy}")
+    if body.get("version", 0) > VERSION:
+        raise ValueError(
+            f"load: expected format version <= {VERSION}, got {body['version']}; update bll_pyro to read this fit"
+        )
+    if body.get("sha256") != _body_hash(body):
+        raise ValueError(f"load: expected the manifest as it was written, got an altered {path}; {remedy}")
+    return body
+
+
+def _checked(folder: Path, entry: dict[str, Any]) -> Path:
+    path = folder / entry["file"]
+    remedy = "save the fit again, or restore the folder from a copy"
+    if not path.is_file():
+        raise ValueError(f"load: expected the file {entry['file']} in {folder}, got none; {remedy}")
+    size = path.stat().st_size
+    if size != entry["bytes"]:
+        raise ValueError(f"load: expected {entry['bytes']} bytes in {path}, got {size}: the file was cut or altered; {remedy}")
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != entry["sha256"]:
+        raise ValueError(f"load: expected {path} as it was written, got other contents (sha256 differs); {remedy}")
+    return path
