@@ -1,5 +1,6 @@
 """How the documentation is built: from Markdown pages whose code runs, and from the docstrings. No network."""
 
+import os
 from importlib.metadata import version as installed_version
 
 from docutils import nodes
@@ -23,7 +24,9 @@ myst_heading_anchors = 3
 nb_execution_mode = "force"
 nb_execution_raise_on_error = True
 nb_execution_timeout = 300
-nb_merge_streams = True
+nb_output_stderr = "warn"  # and a warning is an error: what a page prints there, its readers would see too
+# Pyro's progress bars ask for a notebook widget where they find a notebook
+os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"
 
 # Reference: what a room lists in __all__ is public.
 autosummary_generate = True
