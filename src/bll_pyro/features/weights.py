@@ -58,9 +58,9 @@ def download(name: str, kwargs: Mapping[str, Any]) -> nn.Module:
         raise
     except Exception as error:  # of the network, the hub or the file: the classes differ between versions
         raise ValueError(
-            f"{name}: expected timm's pretrained weights, but they are not in the cache and could not be downloaded "
-            f"({type(error).__name__}: {_first_line(error)}); connect to the network once, or fetch the file elsewhere "
-            "and pass pretrained='weights.safetensors'"
+            f"{name}: expected timm's pretrained weights, but its cache does not have them and they could not be "
+            f"downloaded or loaded ({type(error).__name__}: {_first_line(error)}); connect to the network once, or "
+            "fetch the file elsewhere and pass pretrained='weights.safetensors'"
         ) from error
 
 
@@ -91,8 +91,8 @@ def load(name: str, kwargs: Mapping[str, Any], file: Path) -> nn.Module:
     missing = [key for key, value in states[0].items() if not value.equal(states[1][key])]
     if missing:
         raise ValueError(
-            f"{name}: expected weights of this model in {file}, but it lacks {len(missing)} of {len(states[0])} "
-            f"tensors, {', '.join(missing[:3])} among them; use a file that was saved from this model"
+            f"{name}: expected weights of this model in {file}, but it lacks at least {len(missing)} of "
+            f"{len(states[0])} tensors, {', '.join(missing[:3])} among them; use a file that was saved from this model"
         )
     return model
 
