@@ -1,0 +1,54 @@
+"""Metrics: pure functions of tensors or arrays, computed in float64 on the CPU, never touching random state.
+
+A metric gives one float; a score of real values (`crps_*`, `interval_score`) gives one for each target, since
+comparisons pair rows. SciPy and scikit-learn compute what takes more than a line; formulas of one line stand
+here, since their libraries round to float32, clip probabilities, or take seconds to import, and are tested
+against them.
+"""
+
+from bll_pyro.metrics.calibration_error import Reliability, adaptive_ece, classwise_ece, ece, reliability
+from bll_pyro.metrics.classification import accuracy, brier, nll
+from bll_pyro.metrics.crps import crps_normal, crps_normal_mixture, crps_sample
+from bll_pyro.metrics.ood import aupr, auroc, fpr_at_tpr
+from bll_pyro.metrics.probability_transform import Pit, pit, pit_discrete, pit_histogram
+from bll_pyro.metrics.regression import coverage, interval_score, mae, rmse, sharpness
+from bll_pyro.metrics.selective import (
+    Decision,
+    RiskCoverage,
+    aurc,
+    expected_cost_decision,
+    risk_coverage,
+    selective_accuracy,
+)
+
+__all__ = [
+    "Decision",
+    "Pit",
+    "Reliability",
+    "RiskCoverage",
+    "accuracy",
+    "adaptive_ece",
+    "aupr",
+    "aurc",
+    "auroc",
+    "brier",
+    "classwise_ece",
+    "coverage",
+    "crps_normal",
+    "crps_normal_mixture",
+    "crps_sample",
+    "ece",
+    "expected_cost_decision",
+    "fpr_at_tpr",
+    "interval_score",
+    "mae",
+    "nll",
+    "pit",
+    "pit_discrete",
+    "pit_histogram",
+    "reliability",
+    "risk_coverage",
+    "rmse",
+    "selective_accuracy",
+    "sharpness",
+]

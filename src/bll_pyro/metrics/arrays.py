@@ -1,0 +1,189 @@
+"""What a metric accepts: tensors or arrays, made float64 arrays, or an error that says what to change."""
+
+from __future__ import annotations
+
+import math
+from numbers import Integral
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+
+type Values = torch.Tensor | ArrayLike
+type Array = NDArray[np.float64]
+type Labels = NDArray[np.int64]
+type Mask = NDArray[np.bool_]
+
+# A softmax in float32 sums to 1 within about 1e-6, in bfloat16 within about 1e-2: the first passes, the
+# second does not.
+SUM_TOLERANCE = 1e-4
+# `1 - p` and averages leave the unit interval by rounding; what is further out is not a probability.
+UNIT_TOLERANCE = 1e-6
+# (n + 1)(1 - alpha) is a whole number for many alpha, but not in floating point: 100 * 0.07 =
+# 7.000000000000001.
+ROUNDING = 1e-12
+
+
+def real(name: str, values: Values, *, infinite: bool = False) -> Array:
+    """Give `values` as a float64 array, after checking that it is not empty and has no NaN.
+
+    Parameters
+    ----------
+    name
+        What the caller's user knows the values by, for the error.
+    values
+        Tensor (any device and floating type), array, or nested sequence of numbers.
+    infinite
+        Whether infinite values are allowed; only where order alone matters.
+
+    Raises
+    ------
+    TypeError
+        If the values are not real numbers.
+    ValueError
+        If there are none, or one is NaN or (unless allowed) infinite.
+    """
+    if isinstance(values, torch.Tensor) and not values.is_complex():
+        values = values.detach().cpu().double().numpy()  # by way of float64: NumPy has no bfloat16
+    raw = np.asarray(values)
+    if raw.dtype.kind not in "fiub":
+        raise TypeError(f"{name}: expected real numbers, got {raw.dtype}; pass a float or integer array")
+    array: Array = raw.astype(np.float64)
+    if array.size == 0:
+        raise ValueError(
+            f"{name}: expected at least one value, got shape {array.shape}; pass the rows to judge"
+        )
+    bad = np.isnan(array) if infinite else ~np.isfinite(array)
+    if bad.any():
+        first = tuple(int(i) for i in np.argwhere(bad)[0])
+        wanted = "no NaN" if infinite else "finite values"
+        raise ValueError(
+            f"{name}: expected {wanted}, got {int(bad.sum())} bad of {array.size}, the first at "
+            f"index {first} ({array[first]}); remove these rows or mend what computed them"
+        )
+    return array
+
+
+def like(name: str, values: Values, shape: tuple[int, ...], *, infinite: bool = False) -> Array:
+    """Give `values` as float64 in exactly `shape`; one number stands for all, nothing else is broadcast.
+
+    Strict on purpose: `[N, 1]` against `[N]` would silently make `[N, N]`.
+    """
+    array = real(name, values, infinite=infinite)
+    if array.shape not in {shape, ()}:
+        raise ValueError(
+            f"{name}: expected shape {shape} (or one number), got {array.shape}; "
+            "reshape it to the shape of what it goes with"
+        )
+    return np.broadcast_to(array, shape)
+
+
+def unit(name: str, values: Values) -> Array:
+    """Give `values` as float64 within [0, 1]; rounding just outside is cut off, anything further is an
+    error.
+    """
+    array = real(name, values)
+    low, high = float(array.min()), float(array.max())
+    if low < -UNIT_TOLERANCE or high > 1 + UNIT_TOLERANCE:
+        raise ValueError(
+            f"{name}: expected values from 0 to 1, got {low:.6g} to {high:.6g}; "
+            "logits need a softmax (classes) or a sigmoid (labels) first"
+        )
+    return np.clip(array, 0.0, 1.0)
+
+
+def class_probs(name: str, probs: Values) -> Array:
+    """Give class probabilities `[N, K]`, K >= 2, each row summing to 1."""
+    array = unit(name, probs)
+    if array.ndim != 2 or array.shape[1] < 2:
+        raise ValueError(
+            f"{name}: expected shape [rows, classes] with 2 classes or more, got {array.shape}; "
+            "a lone probability p of a yes is stack([1 - p, p], 1), or pass 0/1 targets of its own shape"
+        )
+    excess = np.abs(array.sum(1) - 1)
+    if excess.max() > SUM_TOLERANCE:
+        row = int(excess.argmax())
+        raise ValueError(
+            f"{name}: expected rows that sum to 1 (within {SUM_TOLERANCE}), got "
+            f"{array[row].sum():.6g} in row {row}; take the softmax in float32 or float64"
+        )
+    return array
+
+
+def class_targets(targets: Values, num_rows: int, num_classes: int) -> Labels:
+    """Give class numbers `[N]`, whole numbers from 0 to K - 1."""
+    array = real("targets", targets)
+    if array.shape != (num_rows,):
+        raise ValueError(
+            f"targets: expected one class number for each of {num_rows} rows, shape ({num_rows},), "
+            f"got {array.shape}; one-hot rows become class numbers by argmax(1)"
+        )
+    bad = (array != np.floor(array)) | (array < 0) | (array >= num_classes)
+    if bad.any():
+        row = int(bad.argmax())
+        raise ValueError(
+            f"targets: expected whole numbers from 0 to {num_classes - 1}, got {array[row]:g} in row {row} "
+            f"({int(bad.sum())} such rows); number the classes from 0 and drop rows without a label"
+        )
+    return array.astype(np.int64)
+
+
+def probs_and_targets(probs: Values, targets: Values) -> tuple[Array, Labels]:
+    """Check predictions of classes or of yes/no labels; the shapes say which.
+
+    Classes: `probs [N, K]` with `targets [N]`. Labels: `probs` and `targets` both `[N]` or both `[N, T]`,
+    where `probs` is the probability of a 1. So `probs.ndim == targets.ndim` marks labels in what is returned.
+    """
+    p, y = unit("probs", probs), real("targets", targets)
+    if p.ndim != y.ndim:
+        p = class_probs("probs", p)
+        return p, class_targets(y, *p.shape)
+    if p.shape != y.shape or p.ndim not in {1, 2}:
+        raise ValueError(
+            f"expected probs [rows, classes] with targets [rows], or both [rows] or both [rows, labels], "
+            f"got probs {p.shape} and targets {y.shape}; predict and pass the same rows"
+        )
+    if not np.isin(y, (0, 1)).all():
+        raise ValueError(
+            f"targets: expected 0 or 1 for labels (targets of the same shape {y.shape} as probs), "
+            f"got {y.min():g} to {y.max():g}; for classes pass probs [rows, classes] and class numbers [rows]"
+        )
+    one_hot = p.ndim == 2 and p.shape[1] > 1 and bool((y.sum(1) == 1).all())
+    if one_hot and np.abs(p.sum(1) - 1).max() <= SUM_TOLERANCE:
+        raise ValueError(
+            f"targets: expected class numbers, shape ({len(y)},), since every row of probs sums to 1; "
+            f"got one-hot rows {y.shape}; pass targets.argmax(1)"
+        )
+    return p, y.astype(np.int64)
+
+
+def matrix(name: str, values: Values, num_columns: int) -> Array:
+    """Give a finite float64 matrix with `num_columns` columns."""
+    array = real(name, values)
+    if array.ndim != 2 or array.shape[1] != num_columns:
+        hint = (
+            "it looks transposed, pass its .T"
+            if array.ndim == 2 and array.shape[0] == num_columns
+            else f"give it one column for each of the {num_columns} classes"
+        )
+        raise ValueError(f"{name}: expected shape [any, {num_columns}], got {array.shape}; {hint}")
+    return array
+
+
+def share(name: str, value: float) -> float:
+    """Give a number strictly between 0 and 1."""
+    if not 0 < value < 1:
+        raise ValueError(f"{name}: expected a number strictly between 0 and 1, got {value}; 90 % is 0.9")
+    return float(value)
+
+
+def at_least_one(name: str, value: int) -> int:
+    """Give a whole number from 1 on."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+        raise ValueError(f"{name}: expected a whole number from 1 on, got {value!r}; pass a count")
+    return value
+
+
+def round_up(value: float) -> int:
+    """Give the smallest whole number not below `value`; just above one by rounding counts as that one."""
+    return math.ceil(value * (1 - ROUNDING))

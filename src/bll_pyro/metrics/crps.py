@@ -1,0 +1,149 @@
+"""Continuous ranked probability score (CRPS): the log score's robust sister; smaller is better.
+
+`CRPS(F, y) = integral (F(x) - [x >= y])^2 dx = E|X - y| - 1/2 E|X - X'|` (Gneiting and Raftery 2007, eq. 20
+and 21). Each function gives the score of each target, in its units, since comparisons pair rows; `.mean()` is
+the usual figure.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from bll_pyro.metrics.arrays import SUM_TOLERANCE, Array, Values, like, real, unit
+
+
+def crps_sample(draws: Values, targets: Values, *, fair: bool = False) -> Array:
+    """CRPS of a predictive distribution known by draws, in O(S log S).
+
+    `1/S sum_s |x_s - y| - 1/c sum_(s<t) |x_s - x_t|`, where the double sum is `sum_i (2i - S - 1) x_(i)` over
+    the sorted draws. Plain, `c = S^2`: exact for the S points as the whole prediction, too large by about
+    `E|X - X'| / (2 S)` for the distribution behind them. Fair, `c = S (S - 1)` (Ferro 2014): unbiased for
+    that distribution, so results with different S compare; single scores can be negative.
+
+    Parameters
+    ----------
+    draws
+        `[S, N]` or `[S, N, T]`, draws first.
+    targets
+        `[N]` or `[N, T]`.
+    fair
+        Which of the two.
+
+    Raises
+    ------
+    ValueError
+        For shapes that don't fit, NaN or infinite values, or fewer than two draws when fair.
+    """
+    x, y = real("draws", draws), real("targets", targets)
+    _check_leading("draws", x, y.shape)
+    num_draws = len(x)
+    if fair and num_draws < 2:
+        raise ValueError(
+            f"draws: expected two or more for the fair score, got {num_draws}; draw more, or fair=False"
+        )
+    # The differences don't depend on the origin; about y no digits are lost when values are far from 0.
+    centred = np.sort(x - y, axis=0)
+    rank_weight = (2 * np.arange(1, num_draws + 1) - num_draws - 1).reshape(-1, *[1] * y.ndim)
+    pairs = num_draws * (num_draws - 1) if fair else num_draws**2
+    score: Array = np.mean(np.abs(centred), axis=0) - np.sum(rank_weight * centred, axis=0) / pairs
+    return score
+
+
+def crps_normal(loc: Values, scale: Values, targets: Values) -> Array:
+    """CRPS of a Normal prediction in closed form (Gneiting et al. 2005, eq. 5).
+
+    `scale (z (2 Phi(z) - 1) + 2 phi(z) - 1/sqrt(pi))` with `z = (y - loc) / scale`.
+
+    Parameters
+    ----------
+    loc, scale
+        Mean and standard deviation, in the targets' shape or one number for all.
+    targets
+        `[N]` or `[N, T]`.
+
+    Raises
+    ------
+    ValueError
+        For shapes that don't fit, NaN or infinite values, a scale that is not positive.
+    """
+    y = real("targets", targets)
+    scales = like("scale", scale, y.shape)
+    _check_positive(scales)
+    score: Array = _mean_abs_normal(y - like("loc", loc, y.shape), scales) - scales / np.sqrt(np.pi)
+    return score
+
+
+def crps_normal_mixture(loc: Values, scale: Values, targets: Values, weights: Values | None = None) -> Array:
+    """CRPS of a mixture of Normals in closed form (Grimit et al. 2006).
+
+    `sum_m w_m A(y - mu_m, s_m) - 1/2 sum_m sum_l w_m w_l A(mu_m - mu_l, sqrt(s_m^2 + s_l^2))`, where
+    `A(mu, s) = E|N(mu, s^2)| = mu (2 Phi(mu/s) - 1) + 2 s phi(mu/s)`. Takes M (M + 1) / 2
+    passes over the rows: for many hundred components draw from them and use `crps_sample`.
+
+    Parameters
+    ----------
+    loc
+        Component means `[M, N]` or `[M, N, T]`, components first.
+    scale
+        Component standard deviations: the shape of `loc`, `[M]` for one each, or one number.
+    targets
+        `[N]` or `[N, T]`.
+    weights
+        `[M]`, or the shape of `loc`; they sum to 1 over the components. None: all the same.
+
+    Raises
+    ------
+    ValueError
+        For shapes that don't fit, NaN or infinite values, a scale that is not positive, weights that don't
+        sum to 1.
+    """
+    y, locs = real("targets", targets), real("loc", loc)
+    _check_leading("loc", locs, y.shape)
+    scales = _per_component("scale", real("scale", scale), locs.shape)
+    _check_positive(scales)
+    shares = np.full(len(locs), 1 / len(locs)) if weights is None else unit("weights", weights)
+    shares = _per_component("weights", shares, locs.shape)
+    total = shares.sum(0)
+    if np.abs(total - 1).max() > SUM_TOLERANCE:
+        worst = total.flat[np.abs(total - 1).argmax()]
+        raise ValueError(
+            f"weights: expected a sum of 1 over the components, got {worst:.6g}; divide by their sum"
+        )
+    score: Array = np.sum(shares * _mean_abs_normal(y - locs, scales), axis=0)
+    for m in range(len(locs)):  # the components one by one: [M, M, N] would not fit
+        spread = np.sqrt(scales[m] ** 2 + scales[m:] ** 2)
+        pair = shares[m] * shares[m:] * _mean_abs_normal(locs[m] - locs[m:], spread)
+        score -= pair.sum(0) - 0.5 * pair[0]  # m < l stands for both orders, m = l for itself
+    return score
+
+
+def _mean_abs_normal(loc: Array, scale: Array) -> Array:
+    """`E|X|` for `X ~ N(loc, scale^2)`."""
+    from scipy.special import ndtr
+
+    z = loc / scale
+    result: Array = loc * (2 * ndtr(z) - 1) + scale * np.sqrt(2 / np.pi) * np.exp(-0.5 * z**2)
+    return result
+
+
+def _check_leading(name: str, values: Array, shape: tuple[int, ...]) -> None:
+    if values.ndim == 0 or values.shape[1:] != shape:
+        raise ValueError(
+            f"{name}: expected shape [any, {', '.join(map(str, shape))}], one more axis, in front, "
+            f"than the targets' {shape}, got {values.shape}; move that axis to the front"
+        )
+
+
+def _check_positive(scale: Array) -> None:
+    if scale.min() <= 0:
+        raise ValueError(
+            f"scale: expected positive standard deviations, got {scale.min():.6g}; check its source"
+        )
+
+
+def _per_component(name: str, values: Array, shape: tuple[int, ...]) -> Array:
+    if values.shape == shape[:1]:
+        values = values.reshape(-1, *[1] * (len(shape) - 1))
+    elif values.shape not in {shape, ()}:
+        raise ValueError(f"{name}: expected shape {shape} or {shape[:1]}, got {values.shape}; reshape it")
+    return np.broadcast_to(values, shape)

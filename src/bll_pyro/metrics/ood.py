@@ -1,0 +1,100 @@
+"""How well a score tells unknown (out-of-distribution) inputs from known ones; a larger score is further out.
+
+Only the order of the scores matters, so infinite ones are allowed; they are replaced by their
+ranks, because scikit-learn refuses infinity.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from bll_pyro.metrics.arrays import Array, Mask, Values, real, round_up, share
+
+
+def auroc(known_scores: Values, unknown_scores: Values) -> float:
+    """Area under the ROC curve: chance that an unknown input scores above a known one, ties counting half.
+
+    Parameters
+    ----------
+    known_scores, unknown_scores
+        `[N]` and `[M]`, larger = further out.
+
+    Raises
+    ------
+    ValueError
+        For empty scores, NaN, or more than one dimension.
+    """
+    from sklearn.metrics import roc_auc_score
+
+    is_unknown, ranks = _ranked(known_scores, unknown_scores)
+    return float(roc_auc_score(is_unknown, ranks))
+
+
+def aupr(known_scores: Values, unknown_scores: Values) -> float:
+    """Average precision with the unknown inputs as the positives ("AUPR-Out").
+
+    `sum_i (recall_i - recall_(i-1)) precision_i` over the thresholds, without interpolation (Davis and
+    Goadrich 2006). A useless score gives M / (N + M), so values compare only at the same mix of known and
+    unknown.
+
+    Parameters
+    ----------
+    known_scores, unknown_scores
+        `[N]` and `[M]`, larger = further out.
+
+    Raises
+    ------
+    ValueError
+        For empty scores, NaN, or more than one dimension.
+    """
+    from sklearn.metrics import average_precision_score
+
+    is_unknown, ranks = _ranked(known_scores, unknown_scores)
+    return float(average_precision_score(is_unknown, ranks))
+
+
+def fpr_at_tpr(
+    known_scores: Values, unknown_scores: Values, tpr: float = 0.95, *, known_positive: bool = True
+) -> float:
+    """False-positive rate at a chosen true-positive rate ("FPR95"), in either of its two conventions.
+
+    Parameters
+    ----------
+    known_scores, unknown_scores
+        `[N]` and `[M]`, larger = further out.
+    tpr
+        The true-positive rate to reach.
+    known_positive
+        True, the convention of the OOD literature (Liang et al. 2018): share of the unknown inputs that are
+        accepted (score <= t) by the smallest threshold t that accepts at least `tpr` of the known ones.
+        False, the alarm's view: share of the known inputs that raise a false alarm (score >= t) at the
+        largest t that catches at least `tpr` of the unknown ones. The two differ; say which one a table
+        shows.
+
+    Raises
+    ------
+    ValueError
+        For empty scores, NaN, more than one dimension, or `tpr` outside (0, 1).
+    """
+    is_unknown, ranks = _ranked(known_scores, unknown_scores)
+    share("tpr", tpr)
+    positive, negative = ranks[~is_unknown], ranks[is_unknown]
+    if not known_positive:
+        positive, negative = -negative, -positive  # the same picture in a mirror
+    # An order statistic, not an interpolated quantile: at least `tpr` of the positives are in, whatever ties.
+    threshold = np.sort(positive)[round_up(tpr * len(positive)) - 1]
+    return float(np.mean(negative <= threshold))
+
+
+def _ranked(known_scores: Values, unknown_scores: Values) -> tuple[Mask, Array]:
+    from scipy.stats import rankdata
+
+    known = real("known_scores", known_scores, infinite=True)
+    unknown = real("unknown_scores", unknown_scores, infinite=True)
+    if known.ndim != 1 or unknown.ndim != 1:
+        raise ValueError(
+            f"expected one score a row, shapes [N] and [M], got {known.shape} and {unknown.shape}; "
+            "reduce each row to one score"
+        )
+    is_unknown = np.repeat([False, True], [len(known), len(unknown)])
+    return is_unknown, np.asarray(rankdata(np.concatenate([known, unknown])), dtype=np.float64)
