@@ -1,0 +1,147 @@
+"""Split conformal prediction from scores alone: threshold, p-values, many tests, coverage.
+
+Calibration rows and new rows must be exchangeable, and the model must not have seen the calibration rows. A
+larger score is stranger, always; infinite scores are allowed.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from bll_pyro.metrics.arrays import ROUNDING, Array, Mask, Values, at_least_one, real, round_up, share, unit
+
+
+def conformal_quantile(scores: Values, alpha: float) -> float:
+    """Threshold that a new score stays at or below with probability at least `1 - alpha`.
+
+    The `k`-th smallest of n calibration scores, `k = ceil((n + 1) (1 - alpha))` (Vovk et al. 2005; Lei et al.
+    2018). A score is above it exactly when its `p_values` are at most `alpha`.
+
+    Parameters
+    ----------
+    scores
+        Calibration scores `[n]`.
+    alpha
+        Allowed share of misses or false alarms, in (0, 1).
+
+    Raises
+    ------
+    ValueError
+        For NaN, `alpha` outside (0, 1), or too few rows: below `1/alpha - 1` the threshold would be infinite.
+    """
+    array = _scores("scores", scores)
+    rank = _rank(len(array), alpha)
+    return float(np.partition(array, rank - 1)[rank - 1])
+
+
+def p_values(calibration_scores: Values, scores: Values) -> Array:
+    """Conformal p-values, `(1 + #{calibration score >= score}) / (n + 1)` (Vovk et al. 2005).
+
+    For a row exchangeable with the calibration rows `P(p <= a) <= a` for every a, ties or not. The smallest
+    value there is, `1 / (n + 1)`, limits the `alpha` that can ever alarm.
+
+    Parameters
+    ----------
+    calibration_scores
+        `[n]`, larger = stranger.
+    scores
+        New scores, any shape.
+
+    Returns
+    -------
+    Array
+        p-values in the shape of `scores`.
+
+    Raises
+    ------
+    ValueError
+        For empty scores or NaN.
+    """
+    reference = np.sort(_scores("calibration_scores", calibration_scores))
+    new = real("scores", scores, infinite=True)
+    num_as_strange = len(reference) - np.searchsorted(reference, new, side="left")
+    return np.asarray((1 + num_as_strange) / (len(reference) + 1))
+
+
+def benjamini_hochberg(p_values: Values, fdr: float) -> Mask:
+    """Rows of a batch to flag so that the expected share of false ones among them is at most `fdr`.
+
+    The k smallest p-values, with the largest k for which `p_(k) <= k fdr / m` (Benjamini and Hochberg 1995).
+    Holds for conformal p-values of one calibration set (Bates et al. 2023), although they depend on each
+    other.
+
+    Parameters
+    ----------
+    p_values
+        `[m]`, one for each row of the batch.
+    fdr
+        Allowed share of false alarms among the alarms, in (0, 1).
+
+    Raises
+    ------
+    ValueError
+        For p-values outside [0, 1], more than one dimension, NaN, or `fdr` outside (0, 1).
+    """
+    from scipy.stats import false_discovery_control
+
+    p = unit("p_values", p_values)
+    if p.ndim != 1:
+        raise ValueError(f"p_values: expected shape [rows], got {p.shape}; pass one batch at a time")
+    # Conformal p-values are fractions that can equal k fdr / m; rounding in m p / k must not decide then.
+    return np.asarray(false_discovery_control(p) <= share("fdr", fdr) * (1 + ROUNDING))
+
+
+def coverage_band(
+    num_calibration: int, num_new: int, alpha: float, prob: float = 0.95
+) -> tuple[float, float]:
+    """Range of the share of new rows at or below the threshold, for one calibration set.
+
+    Scores are continuous. The number of covered rows is beta-binomial, `BetaBinomial(num_new, k, n + 1 - k)`
+    with `k = ceil((n + 1) (1 - alpha))` (Angelopoulos and Bates 2021, section 3.2). The share of alarms lies
+    in `1 - upper` to `1 - lower`.
+
+    Parameters
+    ----------
+    num_calibration, num_new
+        Rows of the calibration set and of the new set.
+    alpha
+        The level of the threshold.
+    prob
+        Probability of the band, at least.
+
+    Returns
+    -------
+    tuple[float, float]
+        Lower and upper end, both part of the band.
+
+    Raises
+    ------
+    ValueError
+        For too few calibration rows, or numbers out of range.
+    """
+    from scipy.stats import betabinom
+
+    at_least_one("num_calibration", num_calibration)
+    at_least_one("num_new", num_new)
+    rank = _rank(num_calibration, alpha)
+    lower, upper = betabinom.interval(share("prob", prob), num_new, rank, num_calibration + 1 - rank)
+    return float(lower) / num_new, float(upper) / num_new
+
+
+def _scores(name: str, scores: Values) -> Array:
+    array = real(name, scores, infinite=True)
+    if array.ndim != 1:
+        raise ValueError(
+            f"{name}: expected one score a row, shape [rows], got {array.shape}; reduce each row to one"
+        )
+    return array
+
+
+def _rank(num_rows: int, alpha: float) -> int:
+    rank = round_up((num_rows + 1) * (1 - share("alpha", alpha)))
+    if rank > num_rows:
+        raise ValueError(
+            f"expected at least {round_up(1 / alpha) - 1} calibration rows for alpha={alpha:g}, "
+            f"got {num_rows}; add calibration rows or raise alpha"
+        )
+    return rank
