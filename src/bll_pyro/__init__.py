@@ -20,19 +20,18 @@ _ROOMS = {
     "Features": "features.store",
     "extract": "features.extraction",
     "timm_backbone": "features.backbones",
-    "load": "archive",
+    "load": "fitting",
     "from_pyro": "datatree",
 }
 _MODULES = ("priors", "likelihoods", "guides", "metrics", "conformal")
 
 if TYPE_CHECKING:
     from bll_pyro import conformal, guides, likelihoods, metrics, priors
-    from bll_pyro.archive import load
     from bll_pyro.datatree import from_pyro
     from bll_pyro.features.backbones import timm_backbone
     from bll_pyro.features.extraction import extract
     from bll_pyro.features.store import Features
-    from bll_pyro.fitting import Fit, fit
+    from bll_pyro.fitting import Fit, fit, load
     from bll_pyro.inference.svi import SVI
     from bll_pyro.layer import LastLayer
     from bll_pyro.model import Model

@@ -30,7 +30,6 @@ from torch import Tensor, nn
 
 from bll_pyro.declaration import Declaration, from_plain, to_plain
 from bll_pyro.features.backbones import Backbone
-from bll_pyro.fitting import Fit
 from bll_pyro.frame import Frame
 from bll_pyro.gaussian import LatentGaussian, WeightGaussian
 from bll_pyro.inference import Trace
@@ -38,11 +37,10 @@ from bll_pyro.posterior import Posterior
 
 FORMAT, VERSION = "bll_pyro.fit", 1
 MANIFEST = "manifest.json"
-WRITTEN = ("layer", "posterior", "inference", "trace", "seed", "num_rows")
 
 
-def save(fit: Fit, path: str | Path) -> None:
-    """Write a fit into the folder ``path``, in place of an earlier fit there.
+def save(path: str | Path, parts: dict[str, Any], backbone: nn.Module | None) -> None:
+    """Write the parts of a fit into the folder ``path``, in place of an earlier fit there.
 
     Raises ValueError, and changes nothing, if the folder holds something else than a saved fit.
     """
@@ -53,13 +51,13 @@ def save(fit: Fit, path: str | Path) -> None:
         "format": FORMAT,
         "version": VERSION,
         "versions": {name: version(name) for name in ("bll-pyro", "torch", "pyro-ppl")},
-        "fit": {name: pack(getattr(fit, name), tensors, name) for name in WRITTEN},
+        "fit": {name: pack(value, tensors, name) for name, value in parts.items()},
         "backbone": None,
     }
     files = {"posterior": tensors}
-    if fit.backbone is not None:
-        body["backbone"] = fit.backbone.config if isinstance(fit.backbone, Backbone) else type(fit.backbone).__name__
-        files["backbone"] = dict(fit.backbone.state_dict())
+    if backbone is not None:
+        body["backbone"] = backbone.config if isinstance(backbone, Backbone) else type(backbone).__name__
+        files["backbone"] = dict(backbone.state_dict())
     folder.mkdir(parents=True, exist_ok=True)
     body["files"] = {name: _write_tensors(folder, name, content) for name, content in files.items()}
     body["sha256"] = _body_hash(body)
@@ -71,24 +69,8 @@ def save(fit: Fit, path: str | Path) -> None:
         (folder / name).unlink(missing_ok=True)
 
 
-def load(path: str | Path, *, backbone: nn.Module | None = None, head_only: bool = False) -> Fit:
-    """Read a fit that :meth:`Fit.save` wrote.
-
-    Parameters
-    ----------
-    path
-        The folder.
-    backbone
-        A module of the same architecture as the saved backbone, to be filled with the saved weights. timm backbones are
-        rebuilt by themselves; other code is never stored, so other modules have to be given.
-    head_only
-        Leave the backbone out: the fit then takes features.
-
-    Raises
-    ------
-    ValueError
-        When a file is missing, cut or altered, or the backbone does not fit.
-    """
+def load(path: str | Path, *, backbone: nn.Module | None = None, head_only: bool = False) -> dict[str, Any]:
+    """Read the parts that :func:`save` wrote; see :func:`bll_pyro.load`."""
     folder = Path(path)
     body = _read_manifest(folder)
     tensors = load_file(_checked(folder, body["files"]["posterior"]))
@@ -104,7 +86,7 @@ def load(path: str | Path, *, backbone: nn.Module | None = None, head_only: bool
                 "build it as it was when the fit was made"
             ) from error
         parts["backbone"].eval()
-    return Fit(**parts)
+    return parts
 
 
 def pack(value: Any, tensors: dict[str, Tensor], path: str) -> Any:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch import Tensor, nn
 
+from bll_pyro import archive
 from bll_pyro.features.data import check_finite, read
 from bll_pyro.features.extraction import extract
 from bll_pyro.features.forward import compute_features
@@ -77,9 +78,8 @@ class Fit:
 
     def save(self, path: str | Path) -> None:
         """Write the fit into a folder (safetensors and JSON, no pickle, no training rows); see :func:`bll_pyro.load`."""
-        from bll_pyro.archive import save
-
-        save(self, path)
+        names = ("layer", "posterior", "inference", "trace", "seed", "num_rows")
+        archive.save(path, {name: getattr(self, name) for name in names}, self.backbone)
 
     @property
     def head(self) -> Self:
@@ -204,6 +204,27 @@ def fit(
     if inference.trains_backbone:
         final_trace.statistics["joint"] = trace
     return Fit(layer, posterior, inference, final_trace, seed, len(features), backbone, folder)
+
+
+def load(path: str | Path, *, backbone: nn.Module | None = None, head_only: bool = False) -> Fit:
+    """Read a fit that :meth:`Fit.save` wrote.
+
+    Parameters
+    ----------
+    path
+        The folder.
+    backbone
+        A module of the same architecture as the saved backbone, to be filled with the saved weights. timm backbones are
+        rebuilt by themselves; other code is never stored, so other modules have to be given.
+    head_only
+        Leave the backbone out: the fit then takes features.
+
+    Raises
+    ------
+    ValueError
+        When a file is missing, cut or altered, or the backbone does not fit.
+    """
+    return Fit(**archive.load(path, backbone=backbone, head_only=head_only))
 
 
 def fit_features(

@@ -132,7 +132,7 @@ class GaussianPosterior(Posterior):
         return self.globals.noise(values)
 
     @property
-    def _marginal(self):  # noqa: ANN202 - WeightGaussian
+    def _marginal(self):
         cached = self.__dict__.get("_marginal_weights")
         if cached is None:
             cached = self.latents.marginal_weights()

@@ -11,9 +11,9 @@ from pyro.infer import Trace_ELBO
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
-from bll_pyro.gaussian import LatentGaussian
-from bll_pyro.guides import Diagonal, GaussianGuide, Guide, MAP
 from bll_pyro.frame import Frame
+from bll_pyro.gaussian import LatentGaussian
+from bll_pyro.guides import MAP, Diagonal, GaussianGuide, Guide
 from bll_pyro.inference.base import Inference, Trace
 from bll_pyro.inference.held_out import held_out_loss
 from bll_pyro.inference.objective import elbo, learn
