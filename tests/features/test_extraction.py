@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -113,10 +114,11 @@ def test_the_key_of_a_timm_backbone_survives_saving_and_ignores_what_moves(tmp_p
     from bll_pyro.features.backbones import Backbone
 
     images = torch.rand(3, 3, 32, 32)
-    backbone = timm_backbone("resnet10t")
+    save_file(timm_backbone("resnet10t").model.state_dict(), tmp_path / "w.safetensors")
+    backbone = timm_backbone("resnet10t", pretrained=tmp_path / "w.safetensors")
     loaded = Backbone.from_config(backbone.config | {"unfreeze": 1})
     loaded.load_state_dict(backbone.state_dict())
-    keys = {extract(b, images, store=tmp_path).key for b in (backbone, loaded)}
+    keys = {extract(b, images, store=tmp_path / "f").key for b in (backbone, loaded)}
     assert len(keys) == 1
 
 

@@ -83,6 +83,14 @@ def test_constant_columns_keep_scale_one_and_carry_nothing(per_feature, dtype):
     assert z[:, 1].std() > 0.5
 
 
+def test_the_variance_of_a_constant_column_is_exactly_zero():
+    total = None
+    for part in torch.full((1000, 1), 0.1, dtype=torch.float64).split(7):
+        total = Moments.of(part) if total is None else total + Moments.of(part)
+    assert total.variance.item() == 0
+    assert total.mean.item() == 0.1
+
+
 def test_rounding_around_a_constant_is_not_blown_up():
     rows = torch.full((1000, 1), 1000.0)
     rows[::2] = torch.nextafter(rows[::2], torch.tensor(torch.inf))
