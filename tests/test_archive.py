@@ -18,7 +18,9 @@ SHORT = bll.SVI(num_epochs=5)
 
 
 def classes() -> bll.Fit:
-    return bll.fit(bll.LastLayer(likelihood=bll.likelihoods.Categorical(3)), (FEATURES, LABELS), inference=SHORT)
+    return bll.fit(
+        bll.LastLayer(likelihood=bll.likelihoods.Categorical(3)), (FEATURES, LABELS), inference=SHORT
+    )
 
 
 @pytest.mark.parametrize("guide", [bll.guides.Diagonal(), bll.guides.FullRank(), bll.guides.MAP()])
@@ -100,7 +102,10 @@ def test_other_folders_are_not_touched(tmp_path: Path) -> None:
 def test_backbone_of_ones_own_has_to_be_given(tmp_path: Path) -> None:
     backbone = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU())
     fit = bll.fit(
-        bll.LastLayer(likelihood=bll.likelihoods.Categorical(3)), (FEATURES, LABELS), backbone, inference=SHORT
+        bll.LastLayer(likelihood=bll.likelihoods.Categorical(3)),
+        (FEATURES, LABELS),
+        backbone,
+        inference=SHORT,
     )
     fit.save(tmp_path)
     with pytest.raises(ValueError, match="whose code is not stored"):

@@ -33,6 +33,8 @@ from bll_pyro.features.backbones import Backbone
 from bll_pyro.frame import Frame
 from bll_pyro.gaussian import LatentGaussian, WeightGaussian
 from bll_pyro.inference import Trace
+from bll_pyro.inference.linear_gaussian import LinearGaussian
+from bll_pyro.inference.statistics import SufficientStatistics
 from bll_pyro.posterior import Posterior
 
 FORMAT, VERSION = "bll_pyro.fit", 1
@@ -138,7 +140,9 @@ def torch_tensor(value: Tensor | np.ndarray) -> Tensor:
 
 def _kinds() -> dict[str, type]:
     """Classes that a fit is made of; nothing else is ever built from a file."""
-    found: dict[str, type] = {cls.__name__: cls for cls in (Frame, LatentGaussian, Trace)}
+    found: dict[str, type] = {
+        cls.__name__: cls for cls in (Frame, LatentGaussian, LinearGaussian, SufficientStatistics, Trace)
+    }
     families: list[type] = [Posterior, WeightGaussian]
     while families:
         cls = families.pop()
@@ -176,7 +180,9 @@ def _earlier_files(folder: Path) -> set[str]:
             return {entry["file"] for entry in body["files"].values()}
     except (json.JSONDecodeError, UnicodeDecodeError, AttributeError, KeyError):
         return set()  # a damaged fit is replaced
-    raise ValueError(f"save: expected an empty folder or an earlier fit, got {folder} with another manifest; choose another path")
+    raise ValueError(
+        f"save: expected an empty folder or an earlier fit, got {folder} with another manifest; choose another path"
+    )
 
 
 def _write_tensors(folder: Path, name: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
@@ -212,7 +218,9 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         body = json.loads(path.read_text())
         complete = isinstance(body, dict) and body.get("format") == FORMAT and "files" in body
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"load: expected JSON in {path}, got a cut or altered file ({error}); {remedy}") from error
+        raise ValueError(
+            f"load: expected JSON in {path}, got a cut or altered file ({error}); {remedy}"
+        ) from error
     if not complete:
         raise ValueError(f"load: expected the manifest of a fit in {path}, got something else; {remedy}")
     if body.get("version", 0) > VERSION:
@@ -231,9 +239,13 @@ def _checked(folder: Path, entry: dict[str, Any]) -> Path:
         raise ValueError(f"load: expected the file {entry['file']} in {folder}, got none; {remedy}")
     size = path.stat().st_size
     if size != entry["bytes"]:
-        raise ValueError(f"load: expected {entry['bytes']} bytes in {path}, got {size}: the file was cut or altered; {remedy}")
+        raise ValueError(
+            f"load: expected {entry['bytes']} bytes in {path}, got {size}: the file was cut or altered; {remedy}"
+        )
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if digest != entry["sha256"]:
-        raise ValueError(f"load: expected {path} as it was written, got other contents (sha256 differs); {remedy}")
+        raise ValueError(
+            f"load: expected {path} as it was written, got other contents (sha256 differs); {remedy}"
+        )
     return path

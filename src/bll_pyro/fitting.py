@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch import Tensor, nn
 
-from bll_pyro import archive
+from bll_pyro import archive, priors
 from bll_pyro.features.data import check_finite, read
 from bll_pyro.features.extraction import extract
 from bll_pyro.features.forward import compute_features
@@ -67,7 +67,10 @@ class Fit:
 
         Works in batches: beyond the prediction itself, memory does not grow with the number of rows.
         """
-        parts = [predict(self.posterior, features, integration) for features, _ in self._features(inputs, batch_size)]
+        parts = [
+            predict(self.posterior, features, integration)
+            for features, _ in self._features(inputs, batch_size)
+        ]
         return type(parts[0]).concat(parts)  # type: ignore[arg-type]
 
     def to_datatree(self, inputs: Any, targets: Any = None, **options: Any) -> xarray.DataTree:
@@ -81,6 +84,21 @@ class Fit:
         names = ("layer", "posterior", "inference", "trace", "seed", "num_rows")
         archive.save(path, {name: getattr(self, name) for name in names}, self.backbone)
 
+    def update(self, data: Any) -> Self:
+        """The fit of the earlier rows and of new ``data`` (exact inference): equal to one fit on all rows.
+
+        The earlier rows are not needed. Centre and scale stay those of the first fit; learned scales and noise are
+        found anew for all rows.
+        """
+        return replace(self, **update(self, data))
+
+    def as_prior(self) -> priors.Posterior:
+        """The posterior of weight and bias as the prior of other data (for every Gaussian posterior).
+
+        It brings centre and scale of this fit along. The noise of a likelihood keeps its declared prior.
+        """
+        return self.posterior.as_prior()
+
     @property
     def head(self) -> Self:
         """The same fit without its backbone, for inputs that already are features."""
@@ -88,25 +106,29 @@ class Fit:
 
     @property
     def elbo(self) -> float:
-        """ELBO of the training data at the end, nats (log joint density for MAP)."""
+        """ELBO of the training data at the end, nats (log joint density for MAP), of the targets in the user's units."""
         return self._statistic("elbo", "SVI")
 
     @property
     def log_evidence(self) -> float:
-        """Log evidence (marginal likelihood) of the training data, nats."""
+        """Log evidence (marginal likelihood) of the training data, nats, of the targets in the user's units."""
         return self._statistic("log_evidence", "Exact and Laplace")
 
     def features(self, inputs: Any, *, need_targets: bool = False, batch_size: int = 256) -> Features:
         """Features ``[N, D]`` of inputs, through the backbone (and the store) where there is one; widths are checked."""
         parts = list(self._features(inputs, batch_size, need_targets))
         targets = [t for _, t in parts if t is not None]
-        return Features.from_tensors(torch.cat([h for h, _ in parts]), torch.cat(targets) if targets else None)
+        return Features.from_tensors(
+            torch.cat([h for h, _ in parts]), torch.cat(targets) if targets else None
+        )
 
     def _features(
         self, inputs: Any, batch_size: int, need_targets: bool = False
     ) -> Iterator[tuple[Tensor, Tensor | None]]:
         if self.backbone is None:
-            yield from self._checked(read(inputs, need_targets=need_targets, what="inputs").batches(PREDICTION_ROWS))
+            yield from self._checked(
+                read(inputs, need_targets=need_targets, what="inputs").batches(PREDICTION_ROWS)
+            )
         elif self.store is not None:
             stored = extract(self.backbone, inputs, store=self.store, batch_size=batch_size)
             yield from self._checked(stored.batches(PREDICTION_ROWS))
@@ -119,7 +141,9 @@ class Fit:
             for batch, targets in read(inputs, need_targets=False, what="inputs").batches(batch_size):
                 yield compute_features(self.backbone, batch), targets
 
-    def _checked(self, batches: Iterator[tuple[Tensor, Tensor | None]]) -> Iterator[tuple[Tensor, Tensor | None]]:
+    def _checked(
+        self, batches: Iterator[tuple[Tensor, Tensor | None]]
+    ) -> Iterator[tuple[Tensor, Tensor | None]]:
         for features, targets in batches:
             self._check(features)
             yield features if features.is_floating_point() else features.float(), targets
@@ -130,7 +154,9 @@ class Fit:
             remedy = "use the features that the fit was made with"
             if self.backbone is None and features.dim() > 2:
                 remedy = "this fit has no backbone: pass features, or fit with backbone=..."
-            raise ValueError(f"inputs: expected features of shape [N, {expected}], got {list(features.shape)}; {remedy}")
+            raise ValueError(
+                f"inputs: expected features of shape [N, {expected}], got {list(features.shape)}; {remedy}"
+            )
         check_finite(features, "inputs")
 
     def _statistic(self, name: str, owner: str) -> float:
@@ -185,12 +211,22 @@ def fit(
     folder = None if store is None else Path(store)
     stage = inference
     if inference.trains_backbone:
+        if layer.prior.frame is not None:
+            raise ValueError(
+                f"{type(layer.prior).__name__}: expected frozen features, in whose coordinates the prior is, got "
+                "a backbone to train along; leave backbone_learning_rate at None"
+            )
         if backbone is None:
-            raise ValueError("expected a backbone to train along, got none; pass fit(..., backbone=...) or freeze it")
-        backbone = copy.deepcopy(backbone)  # the caller's network, and earlier fits that hold it, stay as they are
+            raise ValueError(
+                "expected a backbone to train along, got none; pass fit(..., backbone=...) or freeze it"
+            )
+        backbone = copy.deepcopy(
+            backbone
+        )  # the caller's network, and earlier fits that hold it, stay as they are
         posterior, trace = inference.train_backbone(layer, backbone, data, seed, validation_data, device)
         if posterior is not None:
             num_rows = read(data, need_targets=True).num_rows
+            _in_user_units(trace, posterior, num_rows)
             return Fit(layer, posterior, inference, trace, seed, num_rows, backbone, folder)
         stage = inference.on_features()
 
@@ -202,6 +238,7 @@ def fit(
         held_out = None if validation_data is None else prepare(validation_data)
     posterior, final_trace = fit_features(layer, features, stage, seed, held_out, device)
     if inference.trains_backbone:
+        _in_user_units(trace, posterior, len(features))
         final_trace.statistics["joint"] = trace
     return Fit(layer, posterior, inference, final_trace, seed, len(features), backbone, folder)
 
@@ -248,7 +285,40 @@ def fit_features(
         held_out = None
         if validation is not None:
             held_out = Rows(validation, _targets(layer, validation), frame, device or "cpu")
-        return inference.run(inside, rows, target_shape, seed=seed, validation=held_out)
+        posterior, trace = inference.run(inside, rows, target_shape, seed=seed, validation=held_out)
+    _in_user_units(trace, posterior, len(features))
+    return posterior, trace
+
+
+def update(fit: Fit, data: Any) -> dict[str, Any]:
+    """What changes in a fit when it has seen ``data`` too: posterior, trace and number of rows."""
+    earlier = fit.posterior
+    features = fit.features(data, need_targets=True)
+    targets = _targets(fit.layer, features)
+    target_shape = tuple(_raw_targets(features).shape[1:]) if fit.layer.likelihood.real_valued else ()
+    if target_shape != tuple(earlier.target_shape):
+        raise ValueError(
+            f"update: expected targets of the shape of the fit, {['N', *earlier.target_shape]}, got "
+            f"{['N', *target_shape]}; reshape them"
+        )
+    # without the axes that the inference chose itself; those of a prior belong to its coordinates
+    frame = earlier.frame if fit.layer.prior.frame is not None else replace(earlier.frame, rotation=None)
+    with isolated(fit.seed, frame.center.dtype):
+        inside = replace(fit.layer, likelihood=fit.layer.likelihood.in_units(frame.target_scale))
+        rows = Rows(features, targets, frame, frame.center.device)
+        posterior, trace = fit.inference.update(inside, rows, target_shape, fit.trace)
+    num_rows = fit.num_rows + len(features)
+    _in_user_units(trace, posterior, num_rows)
+    return {"posterior": posterior, "trace": trace, "num_rows": num_rows}
+
+
+def _in_user_units(trace: Trace, posterior: Posterior, num_rows: int) -> None:
+    """Bring log densities of all N targets from the standardised scale to the user's: ``- N sum_t log scale_t``."""
+    shift = num_rows * float(posterior.frame.target_scale.double().log().sum())
+    trace.elbo = None if trace.elbo is None else trace.elbo - shift
+    for name in ("elbo", "log_evidence", "evidence_path"):
+        if name in trace.statistics:
+            trace.statistics[name] = trace.statistics[name] - shift
 
 
 def _check_types(layer: Any, backbone: Any, inference: Any) -> None:
@@ -270,7 +340,9 @@ def _check_before_work(layer: LastLayer, data: Any, what: str) -> None:
         check_finite(inputs, f"inputs of {what}")
 
 
-def _feature_store(backbone: nn.Module | None, data: Any, store: Path | None, device: Any, batch_size: int) -> Features:
+def _feature_store(
+    backbone: nn.Module | None, data: Any, store: Path | None, device: Any, batch_size: int
+) -> Features:
     if isinstance(data, Features) and backbone is None:
         return data
     source = read(data, need_targets=True, min_rows=2)

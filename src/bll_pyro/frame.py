@@ -78,8 +78,8 @@ class Frame:
         values = weight if self.rotation is None else weight @ self.rotation
         return values if bias is None else torch.cat([values, bias[..., None]], -1)
 
-    def to(self, device: torch.device | str) -> Frame:
-        """Move the constants to a device."""
+    def to(self, device: torch.device | str | torch.dtype) -> Frame:
+        """Move the constants to a device, or to another dtype."""
         moved = {k: v.to(device) for k, v in self.tensors.items()}
         return replace(self, **moved)
 

@@ -13,6 +13,7 @@ from bll_pyro.gaussian import Delta, LatentGaussian, OutputDraws, OutputGaussian
 from bll_pyro.layer import LastLayer
 from bll_pyro.likelihoods.base import TargetShape
 from bll_pyro.model import Globals
+from bll_pyro.priors import Posterior as PosteriorPrior
 from bll_pyro.scope import generator
 
 Draws = dict[str, Tensor]
@@ -68,6 +69,13 @@ class Posterior(ABC):
     def noise(self, num_draws: int, seed: int = 0) -> Draws:
         """Draws of the likelihood's noise parameters, ``{site: [S, *event]}``; empty where there are none."""
 
+    def as_prior(self) -> PosteriorPrior:
+        """This posterior of weight and bias as the prior of the next fit, with its coordinates."""
+        raise TypeError(
+            f"as_prior: expected a Gaussian posterior, got {type(self).__name__}; fit with SVI and a Gaussian guide, "
+            "Laplace, or Exact with known noise (or noises.Maximized()); to add rows to Exact use fit.update(...)"
+        )
+
     def draw_outputs(self, draws: Draws, features: Tensor) -> Tensor:
         """Outputs ``[S, N, K]`` of given draws (chains joined) for features ``[N, D]``."""
         standardized = self.frame.standardized(features)
@@ -86,7 +94,9 @@ class Posterior(ABC):
     def _internal(self, values: Draws) -> Draws:
         """Inverse of :meth:`_present`."""
         shapes = {k: tuple(p.event_shape) for k, p in self.globals.priors.items()}
-        single = {k for k in self.globals.noise_names if shapes[k] == (1,)} if not self.target_shape else set()
+        single = (
+            {k for k in self.globals.noise_names if shapes[k] == (1,)} if not self.target_shape else set()
+        )
         return {k: v[..., None] if k in single else v for k, v in values.items()}
 
 
@@ -108,7 +118,9 @@ class GaussianPosterior(Posterior):
     def log_prob(self, draws: Draws) -> Tensor:
         """Log density ``[chain, draw]``; the turn to principal axes keeps volumes, so it needs no correction."""
         if isinstance(self.latents.weights, Delta):
-            raise ValueError("a point estimate (MAP) has no density; fit a guide with a covariance, e.g. Diagonal()")
+            raise ValueError(
+                "a point estimate (MAP) has no density; fit a guide with a covariance, e.g. Diagonal()"
+            )
         flat = {k: v.flatten(0, 1) for k, v in self._internal(draws).items()}
         weights = self.frame.join(flat["weight"], flat.get("bias"))
         u, log_jacobian = weights.new_zeros(len(weights), 0), weights.new_zeros(len(weights))
@@ -130,6 +142,14 @@ class GaussianPosterior(Posterior):
         spread = factor * noise if factor.dim() == 1 else noise @ factor.mT
         values = self.globals.constrain(self.latents.globals_loc + spread)[0]
         return self.globals.noise(values)
+
+    def as_prior(self) -> PosteriorPrior:
+        """The Gaussian of weight and bias, with unknown noise and hyper-parameters integrated out."""
+        if isinstance(self.latents.weights, Delta):
+            raise TypeError(
+                "as_prior: expected a posterior with a spread, got a point (MAP); use a guide with a covariance"
+            )
+        return PosteriorPrior.of(self._marginal, self.frame)
 
     @property
     def _marginal(self):
@@ -164,7 +184,9 @@ class DrawsPosterior(Posterior):
 
     def log_prob(self, draws: Draws) -> Tensor:
         """Draws have no density."""
-        raise ValueError("this posterior is a set of draws and has no density; use an inference with a Gaussian posterior")
+        raise ValueError(
+            "this posterior is a set of draws and has no density; use an inference with a Gaussian posterior"
+        )
 
     def outputs(self, features: Tensor) -> OutputDraws:
         """Outputs of every stored draw; callers pass rows in chunks."""

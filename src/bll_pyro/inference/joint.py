@@ -112,7 +112,9 @@ class Joint:
         self.svi.check(layer, model.num_outputs, num_features + int(layer.bias))
         guide = self.svi.guide.build(model, self._start(model, num_features, layer.bias))
         objective = Objective(self.svi, layer, model, guide, self.data.num_rows)
-        module = JointModule(self.backbone, RunningScale(num_features, active=layer.standardize), objective, layer.bias)
+        module = JointModule(
+            self.backbone, RunningScale(num_features, active=layer.standardize), objective, layer.bias
+        )
         optimizer = self._optimizer(objective)
         wrapped, optimizer = fabric.setup(module, optimizer)
         trace = self._train(fabric, wrapped, module, optimizer, frame, target_shape, objective)
@@ -166,11 +168,13 @@ class Joint:
         target_shape: tuple[int, ...],
         objective: Any,
     ) -> Trace:
+        from bll_pyro.inference.svi import half_cosine
+
         svi, num_rows = self.svi, self.data.num_rows
         batch_size = min(svi.batch_size or 128, num_rows)
         num_epochs = svi.num_epochs or 20
         num_steps = num_epochs * -(-num_rows // batch_size)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: cosine(min(step / num_steps, 1.0)))
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: half_cosine(step / num_steps))
         random, order = generator(self.seed, fabric.device), generator(self.seed)
         frame = frame.to(fabric.device)
         history: list[Tensor] = []
@@ -194,7 +198,9 @@ class Joint:
                 recent = history[-1]
                 if not bool(torch.isfinite(recent)):
                     module.load_state_dict(good)
-                    trace.stop(f"epoch {epoch + 1}: the loss is not finite; the state before that epoch was kept")
+                    trace.stop(
+                        f"epoch {epoch + 1}: the loss is not finite; the state before that epoch was kept"
+                    )
                     break
                 good = state(module)
                 advance(1, f"ELBO a row {float(recent) / num_rows:.3f}")
@@ -234,17 +240,14 @@ class Joint:
         posterior = objective.posterior_in(self._final(frame, module), target_shape)
         with frozen(self.backbone):
             rows = self._batches(self.held_out, batch_size, None, fabric)
-            return held_out_loss(posterior, ((compute_features(self.backbone, x), frame.targets(y)) for x, y in rows))
+            return held_out_loss(
+                posterior, ((compute_features(self.backbone, x), frame.targets(y)) for x, y in rows)
+            )
 
 
 def state(module: nn.Module) -> dict[str, Tensor]:
     """Copy of all parameters and buffers."""
     return {name: value.detach().clone() for name, value in module.state_dict().items()}
-
-
-def cosine(progress_made: float) -> float:
-    """Half cosine from 1 to 0."""
-    return 0.5 * (1 + math.cos(math.pi * progress_made))
 
 
 def train_jointly(
@@ -259,5 +262,9 @@ def train_jointly(
     """Train backbone (in place) and guide together; return the posterior over the last features."""
     with isolated(seed, torch.float32):
         source = read(data, need_targets=True, min_rows=2)
-        held_out = None if validation_data is None else read(validation_data, need_targets=True, what="validation_data")
+        held_out = (
+            None
+            if validation_data is None
+            else read(validation_data, need_targets=True, what="validation_data")
+        )
         return Joint(svi, layer, backbone, source, seed, held_out, device).run()

@@ -28,7 +28,9 @@ class Rows:
     batch by batch from the stored features.
     """
 
-    def __init__(self, features: FeatureRows, targets: Tensor, frame: Frame, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self, features: FeatureRows, targets: Tensor, frame: Frame, device: torch.device | str = "cpu"
+    ) -> None:
         self.frame = frame.to(device)
         self.device = torch.device(device)
         self.targets = self.frame.targets(targets.to(device))
@@ -49,6 +51,8 @@ class Rows:
     def __getitem__(self, index: Tensor | slice) -> tuple[Tensor, Tensor]:
         """Design matrix and targets of some rows."""
         if self._design is not None:
+            if isinstance(index, Tensor):  # several times faster than indexing
+                return self._design.index_select(0, index), self.targets.index_select(0, index)
             return self._design[index], self.targets[index]
         stored = self._features[index.cpu() if isinstance(index, Tensor) else index]
         return self.frame.design(stored.to(self.device)), self.targets[index]

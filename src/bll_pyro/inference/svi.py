@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,6 +17,7 @@ from bll_pyro.gaussian import LatentGaussian
 from bll_pyro.guides import MAP, Diagonal, GaussianGuide, Guide
 from bll_pyro.inference.base import Inference, Trace
 from bll_pyro.inference.held_out import held_out_loss
+from bll_pyro.inference.mean_field import MeanFieldStep
 from bll_pyro.inference.objective import elbo, learn
 from bll_pyro.inference.rows import Rows
 from bll_pyro.inference.start import warm_start
@@ -43,7 +45,7 @@ class SVI(Inference):
     batch_size
         Rows a step; None takes 512, or all rows of a smaller data set.
     clip_norm
-        Largest norm of the gradient (of the ELBO a row) in a step; None does not clip.
+        Largest norm of the gradient (of the ELBO a row) in a step; None (default) does not clip.
     patience
         With validation data: epochs without improvement before the fit stops. The best state is kept.
     output_space
@@ -60,7 +62,7 @@ class SVI(Inference):
     backbone_learning_rate: float | None = None
     num_epochs: int | None = None
     batch_size: int | None = None
-    clip_norm: float | None = 10.0
+    clip_norm: float | None = None
     patience: int = 5
     output_space: bool = True
     final_stage: bool = True
@@ -68,7 +70,9 @@ class SVI(Inference):
 
     def __post_init__(self) -> None:
         if not isinstance(self.guide, Guide):
-            raise TypeError(f"SVI(guide=...): expected a guide such as bll.guides.Diagonal(), got {self.guide!r}")
+            raise TypeError(
+                f"SVI(guide=...): expected a guide such as bll.guides.Diagonal(), got {self.guide!r}"
+            )
         for name in ("learning_rate", "backbone_learning_rate", "clip_norm"):
             value = getattr(self, name)
             if value is None and name != "learning_rate":
@@ -112,7 +116,13 @@ class SVI(Inference):
         return self.num_epochs or max(6, -(-1500 // steps))
 
     def run(
-        self, layer: LastLayer, rows: Rows, target_shape: TargetShape, *, seed: int, validation: Rows | None = None
+        self,
+        layer: LastLayer,
+        rows: Rows,
+        target_shape: TargetShape,
+        *,
+        seed: int,
+        validation: Rows | None = None,
     ) -> tuple[Posterior, Trace]:
         """Fit on features."""
         began = time.perf_counter()
@@ -137,13 +147,28 @@ class Objective:
         self.learns = not isinstance(svi.guide, MAP)
         self.learned = {k: v.detach() for k, v in model.learned.items()}
         self._trace_elbo = None if self.closed else Trace_ELBO()(model, guide)
+        self._step: MeanFieldStep | None = None
+        if self.closed and MeanFieldStep.applies(guide, layer, model.globals):
+            self._step = MeanFieldStep(guide, layer, model.globals, num_rows)
 
     @property
     def parameters(self) -> list[nn.Parameter]:
         """What the optimiser moves. Learned scales are parameters only on Pyro's path; else they are solved for."""
-        if self._trace_elbo is None:
+        if self._trace_elbo is None or not self.learns:
             return list(self.guide.parameters())
-        return [p for m in (self.guide, self.model) for p in m.parameters()] if self.learns else list(self.guide.parameters())
+        return [p for module in (self.guide, self.model) for p in module.parameters()]
+
+    def gradient(self, design: Tensor, targets: Tensor, generator: torch.Generator) -> Tensor:
+        """Put the gradient of ``-ELBO / N`` into the parameters; return the ELBO estimate in nats."""
+        if self._step is not None:
+            value = self._step(design, targets, generator)
+            self.learned = self._step.learned
+            return value
+        for parameter in self.parameters:
+            parameter.grad = None
+        value = self(design, targets, generator)
+        (-value / self.num_rows).backward()
+        return value.detach()
 
     def prepare(self, rows: Rows) -> None:
         """Run Pyro's guide once, so that its parameters exist before the optimiser asks for them."""
@@ -185,7 +210,11 @@ class Objective:
     @torch.no_grad()
     def posterior_in(self, frame: Frame, target_shape: TargetShape) -> Posterior:
         """Freeze the guide into a posterior in a frame."""
-        learned = self.learned if self._trace_elbo is None else {k: v.detach() for k, v in self.model.learned.items()}
+        learned = (
+            self.learned
+            if self._trace_elbo is None
+            else {k: v.detach() for k, v in self.model.learned.items()}
+        )
         common = (self.layer, frame, target_shape, self.model.num_outputs, learned)
         if isinstance(self.guide, GaussianGuide):
             return GaussianPosterior(*common, latents=self.guide.joint().detach())
@@ -212,22 +241,20 @@ def train(
     parameters = objective.parameters
     optimizer = torch.optim.Adam(parameters, lr=svi.learning_rate, betas=(0.9, 0.99), fused=True)
     num_steps = num_epochs * -(-rows.num_rows // batch_size)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, num_steps)
     history: list[Tensor] = []
     trace = Trace()
     good = snapshot(parameters)
     best, best_loss, waited = good, float("inf"), 0
     for epoch in range(num_epochs):
         for design, targets in rows.batches(batch_size, random):
-            value = objective(design, targets, random)
-            optimizer.zero_grad()
-            (-value / rows.num_rows).backward()
+            optimizer.param_groups[0]["lr"] = svi.learning_rate * half_cosine(len(history) / num_steps)
+            history.append(objective.gradient(design, targets, random))
             if svi.clip_norm is not None:
                 nn.utils.clip_grad_norm_(parameters, svi.clip_norm, foreach=True)
             optimizer.step()
-            schedule.step()
-            history.append(value.detach())
-        if not bool(torch.isfinite(history[-1])) or not all(bool(torch.isfinite(p).all()) for p in parameters):
+        if not bool(torch.isfinite(history[-1])) or not all(
+            bool(torch.isfinite(p).all()) for p in parameters
+        ):
             restore(parameters, good)
             trace.stop(f"epoch {epoch + 1}: the loss is not finite; the state before that epoch was kept")
             break
@@ -244,6 +271,11 @@ def train(
         restore(parameters, best)
     trace.elbo = torch.stack(history).cpu()
     return trace
+
+
+def half_cosine(done: float) -> float:
+    """Factor of the learning rate after a share ``done`` of all steps: from 1 to 0 along half a cosine."""
+    return 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
 
 
 def snapshot(parameters: list[nn.Parameter]) -> list[Tensor]:

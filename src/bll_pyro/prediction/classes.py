@@ -56,7 +56,9 @@ class ClassPrediction(Prediction):
         """One line for each row: label, confidence, entropies, and a column for each class."""
         import pandas as pd
 
-        table = {name: getattr(self, name) for name in ("label", "confidence", "total", "aleatoric", "epistemic")}
+        table = {
+            name: getattr(self, name) for name in ("label", "confidence", "total", "aleatoric", "epistemic")
+        }
         table |= {f"p{k}": self.probs[:, k] for k in range(self.probs.shape[1])}
         return pd.DataFrame({name: column.cpu().numpy() for name, column in table.items()})
 

@@ -10,7 +10,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from bll_pyro.gaussian import Outputs
+from bll_pyro.gaussian import OutputMixture, Outputs
 from bll_pyro.likelihoods import Likelihood
 from bll_pyro.prediction.base import Prediction, as_targets
 from bll_pyro.prediction.integration import QuasiMonteCarlo
@@ -35,6 +35,11 @@ class Mixture:
     center: Tensor
     spread: Tensor
     integration: QuasiMonteCarlo
+
+    @property
+    def weights(self) -> Tensor | None:
+        """Weights ``[S, 1, T]`` of the components; None where all are equal."""
+        return self.outputs.weights[:, None] if isinstance(self.outputs, OutputMixture) else None
 
     def map(self, function: Callable[[dist.Distribution, Tensor], Tensor], values: Tensor) -> Tensor:
         """Apply a function of components ``[S, n, T]`` and standardised values ``[n, T]`` to all rows."""
@@ -89,7 +94,10 @@ class ValuePrediction(Prediction):
         """Distribution function of the mixture at values that broadcast against the mean."""
         target = torch.as_tensor(values, dtype=self.mean.dtype, device=self.mean.device).expand_as(self.mean)
         standardized = self.mixture.standardized(target.reshape(len(self), -1))
-        return self.mixture.map(lambda parts, v: parts.cdf(v).mean(0), standardized).view(self.mean.shape)
+        weights = self.mixture.weights
+        return self.mixture.map(lambda parts, v: average(parts.cdf(v), weights), standardized).view(
+            self.mean.shape
+        )
 
     @torch.no_grad()
     def quantile(self, q: float) -> Tensor:
@@ -97,7 +105,8 @@ class ValuePrediction(Prediction):
         if not isinstance(q, (int, float)) or not 0 < q < 1:
             raise ValueError(f"quantile: expected a probability between 0 and 1, got {q!r}")
         start = self.mixture.standardized(self.mean.reshape(len(self), -1))
-        values = self.mixture.map(lambda parts, v: mixture_quantile(parts, q, v), start)
+        weights = self.mixture.weights
+        values = self.mixture.map(lambda parts, v: mixture_quantile(parts, q, v, weights), start)
         return (values * self.mixture.spread + self.mixture.center).view(self.mean.shape)
 
     def interval(self, prob: float = 0.9) -> tuple[Tensor, Tensor]:
@@ -109,11 +118,19 @@ class ValuePrediction(Prediction):
     @torch.no_grad()
     def sample(self, num_draws: int = 1000, seed: int = 0) -> Tensor:
         """Draws ``[num_draws, N]`` or ``[num_draws, N, T]`` of the targets."""
-        random = generator(seed, self.mean.device)
+        random, weights = generator(seed, self.mean.device), self.mixture.weights
 
         def draw(parts: dist.Distribution, _: Tensor) -> Tensor:
-            num_components, num_rows, _ = parts.batch_shape
-            chosen = torch.randint(num_components, (num_draws, num_rows), generator=random, device=self.mean.device)
+            num_components, num_rows, num_targets = parts.batch_shape
+            shape = (num_draws, num_rows, num_targets)
+            if weights is None:  # a component belongs to all targets of a row
+                chosen = torch.randint(num_components, shape[:2], generator=random, device=self.mean.device)
+                chosen = chosen[..., None].expand(shape)
+            else:
+                flat = torch.multinomial(
+                    weights[:, 0].mT, num_draws * num_rows, replacement=True, generator=random
+                )
+                chosen = flat.mT.reshape(shape)
             picked = select(parts, chosen)
             return seeded_sample(picked, random).transpose(0, 1)
 
@@ -128,41 +145,53 @@ class ValuePrediction(Prediction):
         if self.mean.dim() == 1:
             return pd.DataFrame({name: getattr(self, name).cpu().numpy() for name in names})
         num_targets = self.mean.shape[1]
-        return pd.DataFrame({f"{n}_{t}": getattr(self, n)[:, t].cpu().numpy() for n in names for t in range(num_targets)})
+        return pd.DataFrame(
+            {f"{n}_{t}": getattr(self, n)[:, t].cpu().numpy() for n in names for t in range(num_targets)}
+        )
 
     @classmethod
     def concat(cls, parts: list[ValuePrediction]) -> ValuePrediction:
         """Join the predictions of several batches."""
-        joined = {n: torch.cat([getattr(p, n) for p in parts]) for n in ("total", "aleatoric", "epistemic", "mean")}
+        joined = {
+            n: torch.cat([getattr(p, n) for p in parts]) for n in ("total", "aleatoric", "epistemic", "mean")
+        }
         outputs = type(parts[0].mixture.outputs).concat([p.mixture.outputs for p in parts])
         return cls(**joined, mixture=replace(parts[0].mixture, outputs=outputs))
 
 
-def mixture_quantile(parts: dist.Distribution, q: float, start: Tensor) -> Tensor:
+def average(values: Tensor, weights: Tensor | None) -> Tensor:
+    """Mean over the components of ``values [S, n, T]``."""
+    return values.mean(0) if weights is None else (values * weights).sum(0)
+
+
+def mixture_quantile(
+    parts: dist.Distribution, q: float, start: Tensor, weights: Tensor | None = None
+) -> Tensor:
     """Bisect the mixture's distribution function, after widening a bracket around ``start`` ``[n, T]``."""
-    width = (parts.variance.mean(0) + parts.mean.var(0, correction=0)).sqrt().clamp_min(1e-12).expand_as(start)
+    spread = (parts.mean - average(parts.mean, weights)).square()
+    width = average(parts.variance + spread, weights).sqrt().clamp_min(1e-12).expand_as(start)
     lower, upper = start - width, start + width
     for _ in range(NUM_BISECTIONS):
-        too_high, too_low = parts.cdf(lower).mean(0) > q, parts.cdf(upper).mean(0) < q
+        too_high, too_low = average(parts.cdf(lower), weights) > q, average(parts.cdf(upper), weights) < q
         if not bool((too_high | too_low).any()):
             break
         width = width * 2
         lower, upper = torch.where(too_high, lower - width, lower), torch.where(too_low, upper + width, upper)
     for _ in range(NUM_BISECTIONS):
         middle = (lower + upper) / 2
-        below = parts.cdf(middle).mean(0) < q
+        below = average(parts.cdf(middle), weights) < q
         lower, upper = torch.where(below, middle, lower), torch.where(below, upper, middle)
     return (lower + upper) / 2
 
 
 def select(parts: dist.Distribution, chosen: Tensor) -> dist.Distribution:
-    """Pick component ``chosen [num_draws, n]`` of a mixture with batch shape ``[S, n, T]``: ``[num_draws, n, T]``."""
+    """Pick component ``chosen [num_draws, n, T]`` of a mixture with batch shape ``[S, n, T]``."""
     arguments = {}
     for name in parts.arg_constraints:
         if name not in parts.__dict__:
             continue
         value = getattr(parts, name).expand(parts.batch_shape)
-        arguments[name] = value.gather(0, chosen[..., None].expand(*chosen.shape, value.shape[-1]))
+        arguments[name] = value.gather(0, chosen)
     return type(parts)(**arguments, validate_args=False)
 
 
@@ -190,7 +219,11 @@ def predict_values(
         for index in integration.chunks(outputs)
     ]
     mean, aleatoric, epistemic = (torch.cat(values) for values in zip(*parts, strict=True))
-    mean, aleatoric, epistemic = mean * spread + center, aleatoric * spread.square(), epistemic * spread.square()
+    mean, aleatoric, epistemic = (
+        mean * spread + center,
+        aleatoric * spread.square(),
+        epistemic * spread.square(),
+    )
     if single:
         mean, aleatoric, epistemic = (v.squeeze(-1) for v in (mean, aleatoric, epistemic))
     mixture = Mixture(outputs, likelihood, noise, center, spread, integration)
