@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.dlpack import from_dlpack
 
 CHUNK_BYTES = 2**26
 
@@ -132,7 +133,7 @@ def _numpy_to_tensor(array: np.ndarray, what: str) -> Tensor:
         return _widen(torch.from_numpy(array), what)
     try:
         # torch.from_numpy warns about read-only memory; DLPack passes the flag on. Nothing here writes to inputs.
-        return _widen(torch.from_dlpack(array), what)
+        return _widen(from_dlpack(array), what)
     except BufferError:  # older versions of NumPy or torch cannot share read-only memory
         return _widen(torch.from_numpy(array.copy()), what)
 
