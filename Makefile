@@ -44,8 +44,14 @@ format: $(READY)
 docs: $(READY)
 	$(PYTHON) -m sphinx -W --keep-going -b html docs docs/_build/html
 
-bench: $(READY)
-	$(PYTHON) -m benchmarks
+# The competitors stand beside .venv and not in it, so that no version in it moves (benchmarks/README.md).
+.bench-packages/.ready: benchmarks/requirements.txt $(READY)
+	$(PYTHON) -m uv pip install --quiet --python $(PYTHON) --target .bench-packages --no-deps -r benchmarks/requirements.txt
+	@touch $@
+
+# BENCH="step_time quality --runs 9" picks some of them.
+bench: .bench-packages/.ready
+	PYTHONPATH=.bench-packages $(PYTHON) -m benchmarks $(BENCH)
 
 clean:
 	rm -rf docs/_build docs/reference/generated .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build dist

@@ -1,0 +1,106 @@
+"""Features that the benchmarks run on: stored network features, and made-up ones of any size."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Task:
+    """Training rows, test rows and out-of-distribution rows of one classification task.
+
+    Features are float32 ``[N, D]``, targets int64 ``[N]``. ``head_weight [K, D]`` and ``head_bias [K]`` are the
+    network's own last layer, where there is one.
+    """
+
+    name: str
+    train_features: Tensor
+    train_targets: Tensor
+    test_features: Tensor
+    test_targets: Tensor
+    ood_features: Tensor
+    num_classes: int
+    head_weight: Tensor | None = None
+    head_bias: Tensor | None = None
+
+
+def data_folder() -> Path:
+    """Give the folder of public data sets: ``BLL_DATA``, or ``../shared/data`` beside the repository."""
+    beside = Path(__file__).resolve().parents[2] / "shared" / "data"
+    folder = Path(os.environ.get("BLL_DATA", beside))
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            "Expected the folder of benchmark data sets, found none. Set BLL_DATA to the folder that holds "
+            "fashion_features/cnn128.npz."
+        )
+    return folder
+
+
+def fashion_features() -> Task:
+    """Read penultimate features of a small CNN on Fashion-MNIST; MNIST digits are the unknown inputs.
+
+    60,000 + 10,000 + 10,000 rows of 128 ReLU features, 10 classes.
+    """
+    with np.load(data_folder() / "fashion_features" / "cnn128.npz", allow_pickle=False) as stored:
+        tensors = {name: torch.from_numpy(stored[name]) for name in stored.files}
+    return Task(
+        name="Fashion-MNIST features (60,000 x 128, 10 classes)",
+        train_features=tensors["H_train"].float(),
+        train_targets=tensors["y_train"].long(),
+        test_features=tensors["H_test"].float(),
+        test_targets=tensors["y_test"].long(),
+        ood_features=tensors["H_mnist"].float(),
+        num_classes=10,
+        head_weight=tensors["head_weight"].float(),
+        head_bias=tensors["head_bias"].float(),
+    )
+
+
+def made_up(
+    num_rows: int, num_features: int, num_classes: int, *, num_test_rows: int = 0, seed: int = 0
+) -> Task:
+    """Make features that look like those of a ReLU network, with labels from a linear teacher.
+
+    ``h = relu(A z + 0.3 e)`` with ``z`` of 32 dimensions (or D, if that is less), so that the spectrum falls off as
+    that of network features does; labels are drawn from a softmax over ``(W h) / c``, scaled to logits of standard
+    deviation 3. Unknown rows come from other directions ``A``.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    rank = min(32, num_features)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    def features(directions: Tensor, rows: int) -> Tensor:
+        return (normal(rows, rank) @ directions).add_(normal(rows, num_features), alpha=0.3).relu_()
+
+    known, unknown = (normal(rank, num_features) / rank**0.5 for _ in range(2))
+    teacher = normal(num_classes, num_features)
+    everything = features(known, num_rows + num_test_rows)
+    sample = everything[:2000]
+    scale = 3.0 / ((sample - sample.mean(0)) @ teacher.mT).std().clamp_min(1e-6)
+
+    def labels(rows: Tensor) -> Tensor:
+        # Gumbel's trick: the largest of logit + Gumbel noise is a draw from the softmax; in chunks, to stay small.
+        drawn = [
+            ((part - sample.mean(0)) @ teacher.mT * scale)
+            .sub_(torch.empty(len(part), num_classes).exponential_(generator=generator).log_())
+            .argmax(-1)
+            for part in rows.split(4096)
+        ]
+        return torch.cat(drawn)
+
+    targets = labels(everything)
+    return Task(
+        name=f"made-up features ({num_rows:,} x {num_features:,}, {num_classes:,} classes)",
+        train_features=everything[:num_rows],
+        train_targets=targets[:num_rows],
+        test_features=everything[num_rows:],
+        test_targets=targets[num_rows:],
+        ood_features=features(unknown, num_test_rows),
+        num_classes=num_classes,
+    )

@@ -1,0 +1,119 @@
+"""Work in a process of its own: peak memory and import time that nothing before it can blur.
+
+``python -m benchmarks.fresh_process MODULE:FUNCTION JSON`` calls the function with the keyword arguments. It prepares
+its inputs and returns the work as a callable, whose result goes back as JSON; peak memory is read before and after.
+"""
+
+import importlib
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+GIB = 1024**3
+_MARK = "benchmark outcome: "
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one process needed; ``failure`` says why there are no figures.
+
+    ``peak_bytes`` is the peak resident memory of the whole process, ``before_bytes`` the peak when imports and inputs
+    were ready, ``seconds`` the wall time of the work.
+    """
+
+    peak_bytes: int | None = None
+    before_bytes: int | None = None
+    seconds: float | None = None
+    value: Any = None
+    failure: str | None = None
+
+
+def peak_bytes() -> int:
+    """Peak resident memory of this process.
+
+    ``ru_maxrss`` would do, but on Linux it survives ``exec``: a child of a large process starts with the peak of its
+    parent. ``VmHWM`` belongs to the new address space, so it is read where it exists.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        return _kib(status.read_text(), "VmHWM") * 1024
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _kib(status: str, field: str) -> int:
+    return next((int(line.split()[1]) for line in status.splitlines() if line.startswith(field + ":")), 0)
+
+
+def measure(
+    target: str,
+    arguments: dict[str, Any],
+    *,
+    num_threads: int = 1,
+    memory_limit: float | None = None,
+    time_limit: float = 900.0,
+) -> Outcome:
+    """Run ``module:function`` in a fresh process.
+
+    A process that passes ``memory_limit`` bytes or ``time_limit`` seconds is ended, and its outcome says so.
+    """
+    environment = dict(os.environ, OMP_NUM_THREADS=str(num_threads), MKL_NUM_THREADS=str(num_threads))
+    # Through a Unix pipe, since a file of a large report would need cleaning up; the report is one short line.
+    process = subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-m", "benchmarks.fresh_process", target, json.dumps(arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        cwd=Path(__file__).resolve().parents[1],
+    )
+    failure = _watch(process, memory_limit, time.monotonic() + time_limit, time_limit)
+    printed, errors = process.communicate()
+    if failure is not None:
+        return Outcome(failure=failure)
+    if process.returncode != 0:
+        lines = errors.strip().splitlines() or [f"exit code {process.returncode}"]
+        return Outcome(failure=lines[-1])
+    line = next(line for line in reversed(printed.splitlines()) if line.startswith(_MARK))
+    return Outcome(**json.loads(line.removeprefix(_MARK)))
+
+
+def _watch(
+    process: subprocess.Popen[str], memory_limit: float | None, deadline: float, allowed: float
+) -> str | None:
+    status = Path(f"/proc/{process.pid}/status")
+    while process.poll() is None:
+        if time.monotonic() > deadline:
+            process.kill()
+            return f"passes {allowed:.0f} s"
+        if memory_limit is not None and status.exists():
+            try:
+                used = _kib(status.read_text(), "VmRSS") * 1024
+            except (FileNotFoundError, ProcessLookupError):  # it ended in between
+                continue
+            if used > memory_limit:
+                process.kill()
+                return f"passes {memory_limit / GIB:.3g} GiB"
+        time.sleep(0.02)
+    return None
+
+
+def main() -> None:
+    """Child's side."""
+    target, arguments = sys.argv[1], json.loads(sys.argv[2])
+    module, function = target.split(":")
+    work = getattr(importlib.import_module(module), function)(**arguments)
+    before, began = peak_bytes(), time.perf_counter()
+    value = work()
+    outcome = {"peak_bytes": peak_bytes(), "before_bytes": before, "seconds": time.perf_counter() - began}
+    print(_MARK + json.dumps(outcome | {"value": value}))
+
+
+if __name__ == "__main__":
+    main()

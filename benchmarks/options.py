@@ -1,0 +1,38 @@
+"""How the benchmarks are to run: chosen on the command line, handed to each of them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a run of the benchmarks was asked to do.
+
+    Attributes
+    ----------
+    small : bool
+        Tiny sizes, to see that everything runs; the figures mean nothing.
+    num_runs : int
+        Interleaved repetitions; medians and quartiles are over these.
+    num_threads : int
+        Threads that torch may use, the same for every method.
+    methods : tuple of str
+        Keep only methods whose name contains one of these (and the reference); empty keeps all.
+    results : Path
+        Folder for the result files.
+    """
+
+    small: bool = False
+    num_runs: int = 5
+    num_threads: int = 1
+    methods: tuple[str, ...] = ()
+    results: Path = Path("benchmarks/results")
+
+    def __post_init__(self) -> None:
+        for name in ("num_runs", "num_threads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"Expected {name} >= 1, got {getattr(self, name)}.")
+
+    def keeps(self, name: str) -> bool:
+        """Whether a method of this name was asked for."""
+        return not self.methods or any(part.lower() in name.lower() for part in self.methods)

@@ -1,0 +1,147 @@
+"""bll_pyro behind `benchmarks.method.Method`: its defaults, and every inference that it has.
+
+Inferences are named here and made when they are asked for; one that the installed version does not know is left out
+of the tables, by name.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
+
+from benchmarks.harness import Measure
+from benchmarks.method import ClassPrediction, Method, Predict
+
+DEFAULT = "bll_pyro, all defaults"
+
+# bll stands for the package, which is imported on use.
+INFERENCES: dict[str, Callable[[Any], Any]] = {
+    "SVI, MAP": lambda bll: bll.SVI(guide=bll.guides.MAP()),
+    "SVI, Diagonal (principal axes)": lambda bll: bll.SVI(guide=bll.guides.Diagonal()),
+    "SVI, Diagonal (plain axes)": lambda bll: bll.SVI(guide=bll.guides.Diagonal(principal_axes=False)),
+    "SVI, MatrixNormal": lambda bll: bll.SVI(guide=bll.guides.MatrixNormal()),
+    "SVI, LowRank(8)": lambda bll: bll.SVI(guide=bll.guides.LowRank(rank=8)),
+    "SVI, BlockDiagonal": lambda bll: bll.SVI(guide=bll.guides.BlockDiagonal()),
+    "SVI, FullRank": lambda bll: bll.SVI(guide=bll.guides.FullRank()),
+    "SVI, Flow": lambda bll: bll.SVI(guide=bll.guides.Flow()),
+    "Laplace, Diagonal": lambda bll: bll.Laplace(curvature=bll.curvatures.Diagonal()),
+    "Laplace, Kronecker": lambda bll: bll.Laplace(curvature=bll.curvatures.Kronecker()),
+    "Laplace, Full": lambda bll: bll.Laplace(curvature=bll.curvatures.Full()),
+    "NUTS": lambda bll: bll.NUTS(),
+}
+
+
+def inference(name: str) -> Any | None:
+    """Make an inference by its name in the tables; None if this version of the package has none of that kind."""
+    import bll_pyro as bll
+
+    try:
+        return INFERENCES[name](bll)
+    except AttributeError:
+        return None
+
+
+def fit_object(
+    features: Tensor,
+    targets: Tensor,
+    num_classes: int,
+    seed: int,
+    *,
+    name: str | None = None,
+    short: bool = False,
+) -> Any:
+    """Fit a `Categorical` last layer; ``name`` picks an inference, None leaves everything at its default.
+
+    ``short`` ends SVI after two epochs, for runs that only look whether everything works.
+    """
+    import bll_pyro as bll
+
+    layer = bll.LastLayer(likelihood=bll.likelihoods.Categorical(num_classes=num_classes))
+    chosen = None if name is None else INFERENCES[name](bll)
+    if short and isinstance(chosen, bll.SVI):
+        chosen = replace(chosen, num_epochs=2)
+    return bll.fit(layer, (features, targets), inference=chosen, seed=seed)
+
+
+def fit(
+    features: Tensor,
+    targets: Tensor,
+    num_classes: int,
+    seed: int,
+    *,
+    name: str | None = None,
+    short: bool = False,
+) -> Predict:
+    """Fit, and predict with probabilities and mutual information from one pass."""
+    fitted = fit_object(features, targets, num_classes, seed, name=name, short=short)
+
+    def predict(rows: Tensor) -> ClassPrediction:
+        prediction = fitted.predict(rows)
+        return ClassPrediction(prediction.probs, prediction.epistemic)
+
+    return predict
+
+
+METHOD = Method(DEFAULT, fit, note="standardised features, learned prior scale", requires="bll_pyro")
+
+
+def methods(*, short: bool = False) -> tuple[list[Method], list[str]]:
+    """Give a method for every inference that is there, and the names of those that are not."""
+    there = [name for name in INFERENCES if inference(name) is not None]
+    made = [
+        Method(f"bll_pyro, {name}", partial(fit, name=name, short=short), requires="bll_pyro")
+        for name in there
+    ]
+    return made, [name for name in INFERENCES if name not in there]
+
+
+def step_seconds(
+    features: Tensor, targets: Tensor, num_classes: int, batch_size: int, seed: int, *, num_steps: int = 200
+) -> Measure:
+    """Measure one SVI step inside `bll.fit`, through its public entry.
+
+    torch tells a hook after every optimiser step; the mean gap between the first and the last step of the optimiser
+    that made the most steps is the time of a step: gathering the batch, ELBO, gradient, update, and what the loop keeps
+    on the way. What comes before the first step (standardisation, warm start) is not in it; `quality` has the whole.
+    """
+    import bll_pyro as bll
+
+    num_epochs = max(1, round(num_steps * batch_size / len(features)))
+    layer = bll.LastLayer(likelihood=bll.likelihoods.Categorical(num_classes=num_classes))
+    svi = bll.SVI(num_epochs=num_epochs, batch_size=batch_size)
+
+    def measure() -> float:
+        moments: dict[int, list[float]] = {}
+
+        def note(optimizer: Optimizer, *_: Any) -> None:
+            moments.setdefault(id(optimizer), []).append(time.perf_counter())
+
+        handle = register_optimizer_step_post_hook(note)
+        try:
+            bll.fit(layer, (features, targets), inference=svi, seed=seed)
+        finally:
+            handle.remove()
+        longest = max(moments.values(), key=len, default=[])
+        if len(longest) < 3:
+            raise RuntimeError(f"Expected steps of a torch optimiser inside bll.fit, saw {len(longest)}.")
+        return (longest[-1] - longest[0]) / (len(longest) - 1)
+
+    return measure
+
+
+def weight_draw_probs(
+    fitted: Any, rows: Tensor, num_draws: int, *, seed: int = 0, chunk: int = 100
+) -> Tensor:
+    """Average class probabilities over draws of the weights, in double precision: a reference for `predict`."""
+    total = torch.zeros(0)
+    for number, start in enumerate(range(0, num_draws, chunk)):
+        draws = fitted.posterior.sample(min(chunk, num_draws - start), seed=seed + 1 + number)
+        outputs = fitted.posterior.draw_outputs(draws, rows)
+        part = outputs.softmax(-1).sum(0, dtype=torch.float64)
+        total = part if number == 0 else total + part
+    return total / num_draws
