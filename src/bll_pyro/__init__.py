@@ -16,6 +16,8 @@ _ROOMS = {
     "Fit": "fitting",
     "fit": "fitting",
     "SVI": "inference.svi",
+    "Exact": "inference.exact",
+    "noises": "inference",
     "QuasiMonteCarlo": "prediction",
     "Features": "features.store",
     "extract": "features.extraction",
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
     from bll_pyro.features.extraction import extract
     from bll_pyro.features.store import Features
     from bll_pyro.fitting import Fit, fit, load
+    from bll_pyro.inference import noises
+    from bll_pyro.inference.exact import Exact
     from bll_pyro.inference.svi import SVI
     from bll_pyro.layer import LastLayer
     from bll_pyro.model import Model

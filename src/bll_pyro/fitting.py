@@ -106,12 +106,12 @@ class Fit:
 
     @property
     def elbo(self) -> float:
-        """ELBO of the training data at the end, nats (log joint density for MAP), of the targets in the user's units."""
+        """ELBO of the training targets, in the user's units, at the end, nats (log joint density for MAP)."""
         return self._statistic("elbo", "SVI")
 
     @property
     def log_evidence(self) -> float:
-        """Log evidence (marginal likelihood) of the training data, nats, of the targets in the user's units."""
+        """Log evidence (marginal likelihood) of the training targets, in the user's units, nats."""
         return self._statistic("log_evidence", "Exact and Laplace")
 
     def features(self, inputs: Any, *, need_targets: bool = False, batch_size: int = 256) -> Features:

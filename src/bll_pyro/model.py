@@ -97,6 +97,8 @@ class Model(PyroModule):
     def _sample_bias(self, weight: Tensor) -> Tensor | None:
         if not self.layer.bias:
             return None
+        if self.layer.prior.covers_bias:
+            return self.layer.prior.sample_bias(weight)
         loc = weight.new_zeros(self.num_outputs)
         prior = dist.Normal(loc, loc + self.layer.bias_scale, validate_args=False)
         return pyro.sample("bias", prior.to_event(1))

@@ -1,6 +1,8 @@
 """Gaussians in closed form: over the weights, and the Gaussians over the outputs that they imply."""
 
+from bll_pyro.gaussian.centred import CentredDiagonal
 from bll_pyro.gaussian.latents import LatentGaussian
+from bll_pyro.gaussian.mixture import OutputMixture
 from bll_pyro.gaussian.outputs import OutputDraws, OutputGaussian, Outputs
 from bll_pyro.gaussian.points import normal_points
 from bll_pyro.gaussian.weights import (
@@ -15,6 +17,7 @@ from bll_pyro.gaussian.weights import (
 
 __all__ = [
     "BlockDiagonal",
+    "CentredDiagonal",
     "Delta",
     "Dense",
     "Diagonal",
@@ -23,6 +26,7 @@ __all__ = [
     "MatrixNormal",
     "OutputDraws",
     "OutputGaussian",
+    "OutputMixture",
     "Outputs",
     "WeightGaussian",
     "normal_points",

@@ -1,6 +1,8 @@
 """Inferences: from declaration and rows to a posterior, one a file."""
 
+from bll_pyro.inference import noises
 from bll_pyro.inference.base import Inference, Trace
+from bll_pyro.inference.exact import Exact
 from bll_pyro.inference.svi import SVI
 
-__all__ = ["SVI", "Inference", "Trace"]
+__all__ = ["SVI", "Exact", "Inference", "Trace", "noises"]

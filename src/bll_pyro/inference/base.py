@@ -76,3 +76,10 @@ class Inference(Declaration):
         self, layer: LastLayer, rows: Rows, target_shape: TargetShape, *, seed: int, validation: Rows | None = None
     ) -> tuple[Posterior, Trace]:
         """Fit. ``layer`` is in the units of the frame of ``rows``; runs inside an isolated random state."""
+
+    def update(self, layer: LastLayer, rows: Rows, target_shape: TargetShape, trace: Trace) -> tuple[Posterior, Trace]:
+        """Posterior of the rows of an earlier fit, whose ``trace`` knows them, and of these."""
+        raise TypeError(
+            f"update: expected a fit by bll.Exact(), which keeps the sums that it needs, got {type(self).__name__}; "
+            "make the posterior the prior of the new rows with fit.as_prior(), or fit again on all rows"
+        )

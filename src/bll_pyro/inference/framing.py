@@ -15,11 +15,15 @@ from bll_pyro.features.store import Features
 from bll_pyro.frame import Frame
 from bll_pyro.layer import LastLayer
 
-NUM_AXES_ROWS = 65_536  # any turn is valid, so the axes of a large data set are estimated on evenly spaced rows
+NUM_AXES_ROWS = (
+    65_536  # any turn is valid, so the axes of a large data set are estimated on evenly spaced rows
+)
 SAME_UNITS_RATIO = 10.0
 
 
-def make_frame(layer: LastLayer, features: Features, targets: Tensor, rotates: bool, dtype: torch.dtype) -> Frame:
+def make_frame(
+    layer: LastLayer, features: Features, targets: Tensor, rotates: bool, dtype: torch.dtype
+) -> Frame:
     """Centre, scale and axes of the training rows.
 
     Features that share a unit (their standard deviations lie within a factor of 10 of each other, as those of one
@@ -28,6 +32,8 @@ def make_frame(layer: LastLayer, features: Features, targets: Tensor, rotates: b
     """
     num_targets = 1 if targets.dim() == 1 else targets.shape[1]
     like = torch.empty(0, dtype=dtype)
+    if layer.prior.frame is not None:
+        return brought_frame(layer, layer.prior.frame, features.num_features, num_targets, dtype)
     frame = Frame.identity(features.num_features, num_targets, like, layer.bias)
     if layer.standardize:
         moments = reduce(add, (Moments.of(batch) for batch, _ in features.batches(8192)))
@@ -38,6 +44,20 @@ def make_frame(layer: LastLayer, features: Features, targets: Tensor, rotates: b
     if rotates:
         frame = replace(frame, rotation=principal_axes(features, frame))
     return frame
+
+
+def brought_frame(
+    layer: LastLayer, frame: Frame, num_features: int, num_targets: int, dtype: torch.dtype
+) -> Frame:
+    """The frame that the prior brings along, if it fits the layer and the rows."""
+    expected = (frame.num_features, len(frame.target_center), frame.bias)
+    if expected != (num_features, num_targets, layer.bias):
+        raise ValueError(
+            f"{type(layer.prior).__name__}: expected rows with {expected[0]} features and {expected[1]} targets, and "
+            f"bias={expected[2]}, as in the fit that the prior comes from, got {num_features}, {num_targets} and "
+            f"bias={layer.bias}; use the same backbone, targets and bias"
+        )
+    return frame.to(dtype)
 
 
 def target_scale(moments: Moments) -> tuple[Tensor, Tensor]:
@@ -55,7 +75,9 @@ def target_moments(layer: LastLayer, source: Source) -> tuple[int, Tensor, Tenso
         return num_targets, torch.zeros(num_targets), torch.ones(num_targets)
     whole = source.tensors()
     batches = [whole] if whole is not None else source.batches(1024)
-    moments = reduce(add, (Moments.of(layer.likelihood.check_targets(t)) for _, t in batches if t is not None))
+    moments = reduce(
+        add, (Moments.of(layer.likelihood.check_targets(t)) for _, t in batches if t is not None)
+    )
     return len(moments.mean), *target_scale(moments)
 
 

@@ -41,6 +41,8 @@ def log_prior(
     layer: LastLayer, weights: WeightGaussian, hyper: dict[str, Tensor], generator: torch.Generator | None = None
 ) -> Tensor:
     """Expected log prior density of weight and bias."""
+    if layer.prior.covers_bias:
+        return layer.prior.expected_log_prob_of(weights)
     loc, scale = weights.loc, weights.marginal_scale()
     num_features = loc.shape[1] - int(layer.bias)
     weight_loc, weight_scale = loc[:, :num_features], scale[:, :num_features]

@@ -10,7 +10,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from bll_pyro.gaussian import OutputGaussian, Outputs
+from bll_pyro.gaussian import OutputGaussian, OutputMixture, Outputs
 from bll_pyro.likelihoods.base import Likelihood, TargetShape, describe, float_targets
 
 
@@ -102,7 +102,13 @@ class Gaussian(Likelihood):
         return terms.sum(-1)
 
     def components(self, outputs: Outputs, num_points: int, seed: int = 0, **noise: Tensor) -> dist.Distribution:
-        """Outputs integrated out in closed form: one Normal for each draw of the noise."""
+        """Outputs integrated out in closed form: one Normal for each draw of the noise.
+
+        Of an :class:`OutputMixture`, which brings its noise along, one for each of its (weighted) components.
+        """
+        if isinstance(outputs, OutputMixture):
+            variance = outputs.scale.square() + outputs.noise[:, None].square()
+            return dist.Normal(outputs.loc, variance.sqrt(), validate_args=False)
         if not isinstance(outputs, OutputGaussian):
             return super().components(outputs, num_points, seed, **noise)
         scale = self.scale(outputs.mean, **noise)
@@ -114,6 +120,9 @@ class Gaussian(Likelihood):
         self, outputs: Outputs, targets: Tensor, num_points: int, seed: int = 0, **noise: Tensor
     ) -> Tensor:
         """In closed form over the outputs, with their covariance between targets; a mixture over the noise."""
+        if isinstance(outputs, OutputMixture):  # targets are independent, each with a mixture of its own
+            log_probs = self.components(outputs, num_points).log_prob(targets)
+            return (log_probs + outputs.weights.log()[:, None]).logsumexp(0).sum(-1)
         if not isinstance(outputs, OutputGaussian):
             return super().predictive_log_prob(outputs, targets, num_points, seed, **noise)
         if outputs.num_outputs == 1 or (outputs.mixing is None and outputs.factor is None):
@@ -130,6 +139,9 @@ class Gaussian(Likelihood):
         self, outputs: Outputs, num_points: int, seed: int = 0, **noise: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """In closed form: mean and variance of the outputs, and the mean of the squared noise."""
+        if isinstance(outputs, OutputMixture):
+            aleatoric = outputs.average(outputs.noise.square()[:, None])
+            return outputs.mean, aleatoric.expand_as(outputs.mean), outputs.variance
         square = self.scale(outputs.mean, **noise).square()
         aleatoric = square.mean(0) if square.dim() == 3 else square
         return outputs.mean, aleatoric.expand_as(outputs.mean), outputs.variance

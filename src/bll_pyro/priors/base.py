@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from bll_pyro.declaration import Declaration
+from bll_pyro.frame import Frame
+from bll_pyro.gaussian import WeightGaussian
 
 Shape = tuple[int, int]
 
@@ -56,6 +58,27 @@ class Prior(Declaration):
     def has_density(self) -> bool:
         """Whether the log density follows from ``hyper`` and ``distribution`` (``sample`` is not overridden)."""
         return type(self).sample is Prior.sample
+
+    @property
+    def covers_bias(self) -> bool:
+        """Whether it is one joint prior of weight and bias, in the coordinates of its ``frame``.
+
+        Such a prior has ``expected_log_prob_of`` and ``sample_bias`` in place of ``distribution``.
+        """
+        return False
+
+    @property
+    def frame(self) -> Frame | None:
+        """Coordinates that the prior brings along; None where it takes those of the fit."""
+        return None
+
+    def expected_log_prob_of(self, weights: WeightGaussian) -> Tensor:
+        """``E_q[log p(weight, bias)]`` for weights q in the frame, where the prior covers the bias."""
+        raise NotImplementedError(f"{type(self).__name__} is a prior of single weights; use expected_log_prob")
+
+    def sample_bias(self, weight: Tensor) -> Tensor:
+        """The Pyro program, continued: sample the site ``bias`` given the weight, where the prior covers it."""
+        raise NotImplementedError(f"{type(self).__name__} is a prior of the weight alone")
 
     def expected_log_prob(self, loc: Tensor, scale: Tensor, noise: Tensor | None = None, **hyper: Tensor) -> Tensor:
         """``E_q[log p(weight | hyper)]`` for Normal marginals ``loc, scale [K, D]``, summed over all weights.
