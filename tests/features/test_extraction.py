@@ -102,12 +102,37 @@ def test_another_backbone_data_or_type_gives_another_key(tmp_path):
         key(statistics),
         key(epsilon),
         key(data=(X + 1e-3, Y)),
-        key(data=(X, Y + 1)),
-        key(data=X),
         key(data=(X.double(), Y)),
         key(dtype=torch.float64),
     ]
     assert len(set(keys)) == len(keys) == len(os.listdir(tmp_path))
+
+
+def test_the_same_inputs_share_features_and_keep_their_own_targets(tmp_path):
+    backbone = Counting()
+    first = extract(backbone, (X, Y), store=tmp_path)
+    other = extract(backbone, (X, Y + 1), store=tmp_path)
+    alone = extract(backbone, X, store=tmp_path)
+    assert len(os.listdir(tmp_path)) == 1
+    assert torch.equal(first.targets + 1, other.targets) and alone.targets is None
+    assert torch.equal(first.tensor(), other.tensor()) and torch.equal(first.tensor(), alone.tensor())
+
+
+def test_a_counter_in_the_backbone_does_not_defeat_the_store(tmp_path):
+    class Counter(nn.Module):
+        def __init__(self, scale):
+            super().__init__()
+            self.num_rows, self.scale = 0, scale
+
+        def forward(self, x):
+            self.num_rows += len(x)
+            return x.flatten(1).float() * self.scale
+
+    backbone = Counter(2.0)
+    for _ in range(3):
+        extract(backbone, (X, Y), store=tmp_path)
+    assert backbone.num_rows == len(X)
+    assert extract(Counter(3.0), (X, Y), store=tmp_path).key != extract(backbone, X, store=tmp_path).key
 
 
 def test_the_key_of_a_timm_backbone_survives_saving_and_ignores_what_moves(tmp_path):

@@ -9,13 +9,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from bll_pyro.features.backbones import Backbone, compute_features, frozen
 from bll_pyro.features.data import read
-from bll_pyro.features.fingerprint import module_fingerprint
+from bll_pyro.features.fingerprint import module_fingerprint, plain_attributes
 from bll_pyro.features.sources import Source
 from bll_pyro.features.store import Features
 from bll_pyro.features.writer import MemoryWriter, ShardWriter
@@ -71,26 +72,53 @@ def extract(
             memory = MemoryWriter(source.num_rows)
             _run(backbone, source, memory.append, batch_size, device, dtype)
             return memory.close()
-        key = features_key(backbone, source, dtype)
+        inputs_hash, targets = source.scan()
+        key = features_key(backbone, inputs_hash, dtype)
         path = Path(store) / key
         if path.exists():
-            return _open(path, key)
-        with ShardWriter(path, source.num_rows, key=key) as writer:
-            _run(backbone, source, writer.append, batch_size, device, dtype)
-            return writer.close()
+            features = _open(path, key)
+        else:
+            before = _attributes(backbone)
+            with ShardWriter(path, source.num_rows, key=key) as writer:
+                _run(backbone, source, writer.append, batch_size, device, dtype)
+                _note_records(backbone, before)
+                key = features_key(backbone, inputs_hash, dtype)
+                features = writer.close(Path(store) / key, key)
+    return features if source.shuffled else features.with_targets(targets)
 
 
-def features_key(backbone: nn.Module | None, source: Source, dtype: torch.dtype) -> str:
-    """sha256 of everything that decides the features: the backbone, the data after its transforms, and the dtype."""
-    network = (
-        backbone.model if isinstance(backbone, Backbone) else backbone
-    )  # `unfreeze` does not change the output
+# Plain attributes that a pass changes by itself, by class: seen when it happens, and left out of later keys.
+_RECORDS: WeakKeyDictionary[type[nn.Module], set[str]] = WeakKeyDictionary()
+
+
+def features_key(backbone: nn.Module | None, inputs_hash: str, dtype: torch.dtype) -> str:
+    """sha256 of everything that decides the features: the backbone, the inputs after their transforms, the dtype."""
+    network = _network(backbone)
     parts = {
-        "backbone": None if network is None else module_fingerprint(network),
-        "data": source.fingerprint(),
+        "backbone": None if network is None else module_fingerprint(network, _RECORDS.get(type(network), ())),
+        "inputs": inputs_hash,
         "dtype": str(dtype),
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _network(backbone: nn.Module | None) -> nn.Module | None:
+    return (
+        backbone.model if isinstance(backbone, Backbone) else backbone
+    )  # `unfreeze` does not change the output
+
+
+def _attributes(backbone: nn.Module | None) -> dict[str, str]:
+    network = _network(backbone)
+    return {} if network is None else plain_attributes(network)
+
+
+def _note_records(backbone: nn.Module | None, before: dict[str, str]) -> None:
+    """Remember which attributes the pass has changed (a counter of calls): they don't decide the features."""
+    network, after = _network(backbone), _attributes(backbone)
+    changed = {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
+    if network is not None and changed:
+        _RECORDS.setdefault(type(network), set()).update(changed)
 
 
 def _open(path: Path, key: str) -> Features:

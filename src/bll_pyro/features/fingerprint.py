@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -70,19 +70,30 @@ class DataHash:
         return total.hexdigest()
 
 
-def module_fingerprint(module: nn.Module) -> str:
+def plain_attributes(module: nn.Module) -> dict[str, str]:
+    """Plain attributes of a module and its parts, each as a text that changes with the value."""
+    own = set(vars(nn.Module())) | _RECORDS
+    return {
+        f"{name}.{key}": text
+        for name, part in module.named_modules(remove_duplicate=False)
+        for key, value in sorted(vars(part).items())
+        if key not in own and (text := _describe(value)) is not None
+    }
+
+
+def module_fingerprint(module: nn.Module, ignored: Collection[str] = ()) -> str:
     """sha256 over what decides a module's output: classes and their code, plain attributes, parameters, buffers.
 
     Weights alone are not enough: the same weights under another pooling or activation give other features. Not seen
-    are functions that ``forward`` calls and that live outside the classes.
+    are functions that ``forward`` calls and that live outside the classes. ``ignored`` names plain attributes that a
+    pass changes by itself (a counter): they are a record of passes and do not decide the output.
     """
     digest = hashlib.sha256()
-    own = set(vars(nn.Module())) | _RECORDS
+    for name, text in plain_attributes(module).items():
+        if name not in ignored:
+            digest.update(f"{name}={text}".encode())
     for name, part in module.named_modules(remove_duplicate=False):
         digest.update(f"{name}:{type(part).__module__}.{type(part).__qualname__}".encode())
-        for key, value in sorted(vars(part).items()):
-            if key not in own and (text := _describe(value)) is not None:
-                digest.update(f"{key}={text}".encode())
         for base in type(part).__mro__:
             if not base.__module__.startswith("torch.") and base is not object:
                 for key, member in sorted(vars(base).items()):

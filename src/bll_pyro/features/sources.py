@@ -47,12 +47,20 @@ class Source(ABC):
         """Return all inputs and targets when they are at hand as tensors, else None."""
         return None
 
-    def fingerprint(self) -> str:
-        """sha256 over contents, dtypes and shapes of inputs and targets; the same for the same data in any form."""
+    def scan(self) -> tuple[str, Tensor | None]:
+        """Return the sha256 over contents, dtypes and shapes of the inputs, and the targets, in one pass.
+
+        The same inputs have the same sha256 in any form of data, with other targets or without. Rows that come
+        shuffled have no order in which targets could be matched to kept features: there the sha256 covers the targets
+        too, and none are returned.
+        """
         digest = DataHash(ordered=not self.shuffled)
+        collected: list[Tensor] = []
         for inputs, targets in self.batches(256):
-            digest.update(inputs, targets)
-        return digest.hexdigest()
+            digest.update(inputs, targets if self.shuffled else None)
+            if targets is not None and not self.shuffled:
+                collected.append(targets)
+        return digest.hexdigest(), torch.cat(collected) if collected else None
 
 
 class TensorSource(Source):
@@ -78,11 +86,11 @@ class TensorSource(Source):
     def tensors(self) -> Batch:
         return self._inputs, self._targets
 
-    def fingerprint(self) -> str:
+    def scan(self) -> tuple[str, Tensor | None]:
         digest = DataHash()
-        for inputs, targets in self.batches(rows_per_chunk(self._inputs)):
-            digest.update(inputs, targets)
-        return digest.hexdigest()
+        for inputs, _ in self.batches(rows_per_chunk(self._inputs)):
+            digest.update(inputs, None)
+        return digest.hexdigest(), self._targets
 
 
 class FeaturesSource(Source):

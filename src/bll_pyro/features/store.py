@@ -6,6 +6,7 @@ dtype, the key and the sha256 of every shard. `bll_pyro.features.writer` writes 
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
@@ -94,6 +95,17 @@ class Features:
     def targets(self) -> Tensor | None:
         """All targets ``[N]`` or ``[N, T]``, or None."""
         return None if self._targets is None else self._targets.all()
+
+    def with_targets(self, targets: Tensor | None) -> Features:
+        """Return the same features with other targets, or with none; nothing is copied."""
+        if targets is not None and len(targets) != self.num_rows:
+            raise ValueError(
+                f"targets: expected {self.num_rows} entries, got {len(targets)}; one is needed for each row"
+            )
+        other = copy.copy(self)
+        other.__dict__.pop("targets", None)
+        other._targets = None if targets is None else Rows([targets.detach()])
+        return other
 
     def __len__(self) -> int:
         return self.num_rows

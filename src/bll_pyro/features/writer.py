@@ -93,8 +93,12 @@ class ShardWriter:
             if self._block.room == 0:
                 self._write()
 
-    def close(self) -> Features:
-        """Write the last shard and the manifest, move the folder into place, and open it."""
+    def close(self, path: Path | None = None, key: str | None = None) -> Features:
+        """Write the last shard and the manifest, move the folder into place, and open it.
+
+        A `path` beside the first one, and a `key`, take the place of those that were given at the start.
+        """
+        self._path, self._key = path or self._path, key or self._key
         if self._block is not None:
             self._write()
         if self._written != self._num_rows:
