@@ -18,7 +18,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -98,7 +98,7 @@ def pack(value: Any, tensors: dict[str, Tensor], path: str) -> Any:
     if isinstance(value, (Tensor, np.ndarray)):
         tensors[path] = torch_tensor(value)
         return {"tensor": path}
-    if type(value).__name__ in _kinds() and type(value) is _kinds()[type(value).__name__]:
+    if is_dataclass(value) and type(value) is _kinds().get(type(value).__name__):
         parts = {f.name: pack(getattr(value, f.name), tensors, f"{path}.{f.name}") for f in fields(value)}
         return {"kind": type(value).__name__, "parts": parts}
     if isinstance(value, dict):

@@ -57,7 +57,11 @@ def to_plain(value: Any, tensors: dict[str, Tensor], path: str = "") -> Plain:
                 f"expected a distribution from pyro.distributions so that it can be written down, got {name}; "
                 "use one of Pyro's own, or write a Prior subclass"
             )
-        arguments = {k: torch.as_tensor(getattr(value, k)).tolist() for k in value.arg_constraints if k in value.__dict__}
+        arguments = {
+            k: torch.as_tensor(getattr(value, k)).tolist()
+            for k in value.arg_constraints
+            if k in value.__dict__
+        }
         return {"distribution": name, **arguments}
     if isinstance(value, Tensor):
         tensors[path] = value.detach()
@@ -86,10 +90,13 @@ def from_plain(plain: Plain, tensors: dict[str, Tensor]) -> Any:
                 )
             return cls(**{k: from_plain(v, tensors) for k, v in plain.items() if k != "class"})
         if "distribution" in plain:
-            cls = getattr(dist, str(plain["distribution"]), None)
-            if not (isinstance(cls, type) and issubclass(cls, torch.distributions.Distribution)):
+            made: Any = getattr(dist, str(plain["distribution"]), None)
+            if not (isinstance(made, type) and issubclass(made, torch.distributions.Distribution)):
                 raise ValueError(f"expected the name of a Pyro distribution, got {plain['distribution']!r}")
-            return cls(**{k: torch.as_tensor(v) for k, v in plain.items() if k != "distribution"})
+            arguments: dict[str, Any] = {
+                k: torch.as_tensor(v) for k, v in plain.items() if k != "distribution"
+            }
+            return made(**arguments)
         if set(plain) == {"tensor"}:
             return tensors[plain["tensor"]]
         return {k: from_plain(v, tensors) for k, v in plain.items()}

@@ -7,7 +7,7 @@ section 5). Real-valued targets are standardised too.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -80,8 +80,7 @@ class Frame:
 
     def to(self, device: torch.device | str | torch.dtype) -> Frame:
         """Move the constants to a device, or to another dtype."""
-        moved = {k: v.to(device) for k, v in self.tensors.items()}
-        return replace(self, **moved)
+        return Frame(**{k: v.to(device) for k, v in self.tensors.items()}, bias=self.bias)
 
     @property
     def tensors(self) -> dict[str, Tensor]:

@@ -9,7 +9,15 @@ import torch
 from torch import Tensor
 
 from bll_pyro.frame import Frame
-from bll_pyro.gaussian import Delta, LatentGaussian, OutputDraws, OutputGaussian, Outputs, normal_points
+from bll_pyro.gaussian import (
+    Delta,
+    LatentGaussian,
+    OutputDraws,
+    OutputGaussian,
+    Outputs,
+    WeightGaussian,
+    normal_points,
+)
 from bll_pyro.layer import LastLayer
 from bll_pyro.likelihoods.base import TargetShape
 from bll_pyro.model import Globals
@@ -152,7 +160,7 @@ class GaussianPosterior(Posterior):
         return PosteriorPrior.of(self._marginal, self.frame)
 
     @property
-    def _marginal(self):
+    def _marginal(self) -> WeightGaussian:
         cached = self.__dict__.get("_marginal_weights")
         if cached is None:
             cached = self.latents.marginal_weights()

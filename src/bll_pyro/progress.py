@@ -10,12 +10,20 @@ from contextlib import contextmanager
 @contextmanager
 def progress(total: int, description: str) -> Iterator[Callable[[int, str], None]]:
     """Yield ``advance(num_done, note)``; it does nothing where nobody watches."""
+
+    def nothing(num_done: int, note: str) -> None:
+        return
+
     if not sys.stderr.isatty():
-        yield lambda num_done, note="": None
+        yield nothing
         return
     from rich.console import Console
     from rich.progress import Progress
 
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(description, total=total)
-        yield lambda num_done, note="": bar.update(task, advance=num_done, description=f"{description} {note}".rstrip())
+
+        def advance(num_done: int, note: str) -> None:
+            bar.update(task, advance=num_done, description=f"{description} {note}")
+
+        yield advance

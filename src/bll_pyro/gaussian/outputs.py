@@ -117,7 +117,9 @@ class OutputGaussian(Outputs):
             outputs = outputs + (independent if self.mixing is None else independent @ self.mixing.mT)
             noise = noise[..., num_outputs:]
         if self.factor is not None:
-            outputs = outputs + torch.einsum("nkr,...nr->...nk", self.factor, noise.expand(*noise.shape[:-2], self.loc.shape[0], -1))
+            outputs = outputs + torch.einsum(
+                "nkr,...nr->...nk", self.factor, noise.expand(*noise.shape[:-2], self.loc.shape[0], -1)
+            )
         return outputs.expand(*noise.shape[:-2], *self.loc.shape)
 
     def rsample(self, generator: torch.Generator | None = None) -> Tensor:
@@ -157,9 +159,12 @@ class OutputGaussian(Outputs):
     @classmethod
     def concat(cls, parts: list[OutputGaussian]) -> OutputGaussian:
         """Join the rows of several outputs of one posterior."""
-        own = {name: [getattr(part, name) for part in parts] for name in ("loc", "scale", "factor")}
-        joined = {name: None if v[0] is None else torch.cat(v) for name, v in own.items()}
-        return cls(**joined, mixing=parts[0].mixing)
+
+        def join(name: str) -> Any:
+            values = [getattr(part, name) for part in parts]
+            return None if values[0] is None else torch.cat(values)
+
+        return cls(join("loc"), join("scale"), parts[0].mixing, join("factor"))
 
 
 @dataclass(frozen=True)

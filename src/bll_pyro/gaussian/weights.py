@@ -75,7 +75,9 @@ class WeightGaussian(ABC):
 
     def detach(self) -> WeightGaussian:
         """Cut the parts from the graph of gradients and copy them, so that further training cannot reach them."""
-        return type(self)(**{k: v.detach().clone(memory_format=torch.contiguous_format) for k, v in self.tensors.items()})
+        return type(self)(
+            **{k: v.detach().clone(memory_format=torch.contiguous_format) for k, v in self.tensors.items()}
+        )
 
     def _normal_entropy(self, log_det_scale: Tensor) -> Tensor:
         return log_det_scale + 0.5 * self.loc.numel() * (1 + LOG_TWO_PI)
@@ -99,7 +101,9 @@ class Delta(WeightGaussian):
         return self.loc.expand(num_draws, *self.loc.shape)
 
     def log_prob(self, values: Tensor) -> Tensor:
-        raise ValueError("a point estimate (MAP) has no density; use a guide with a covariance, e.g. Diagonal()")
+        raise ValueError(
+            "a point estimate (MAP) has no density; use a guide with a covariance, e.g. Diagonal()"
+        )
 
     def entropy(self) -> Tensor:
         return self.loc.new_zeros(())

@@ -7,7 +7,7 @@ from abc import abstractmethod
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from bll_pyro.declaration import Declaration
 from bll_pyro.inference.rows import Rows
@@ -67,17 +67,35 @@ class Inference(Declaration):
         """Whether the backbone is trained along."""
         return False
 
+    def train_backbone(
+        self, layer: LastLayer, backbone: nn.Module, data: Any, seed: int, validation_data: Any, device: Any
+    ) -> tuple[Posterior | None, Trace]:
+        """Train the backbone in place; no posterior where a final stage (:meth:`on_features`) is to follow."""
+        raise NotImplementedError(f"{type(self).__name__} leaves the backbone as it is")
+
+    def on_features(self) -> Inference:
+        """The inference for the final stage, on the features of the trained backbone."""
+        return self
+
     def rotates(self, layer: LastLayer) -> bool:
         """Whether the frame should be turned to the principal axes of the features."""
         return False
 
     @abstractmethod
     def run(
-        self, layer: LastLayer, rows: Rows, target_shape: TargetShape, *, seed: int, validation: Rows | None = None
+        self,
+        layer: LastLayer,
+        rows: Rows,
+        target_shape: TargetShape,
+        *,
+        seed: int,
+        validation: Rows | None = None,
     ) -> tuple[Posterior, Trace]:
         """Fit. ``layer`` is in the units of the frame of ``rows``; runs inside an isolated random state."""
 
-    def update(self, layer: LastLayer, rows: Rows, target_shape: TargetShape, trace: Trace) -> tuple[Posterior, Trace]:
+    def update(
+        self, layer: LastLayer, rows: Rows, target_shape: TargetShape, trace: Trace
+    ) -> tuple[Posterior, Trace]:
         """Posterior of the rows of an earlier fit, whose ``trace`` knows them, and of these."""
         raise TypeError(
             f"update: expected a fit by bll.Exact(), which keeps the sums that it needs, got {type(self).__name__}; "

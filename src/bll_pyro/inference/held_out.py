@@ -23,6 +23,6 @@ def held_out_loss(posterior: Posterior, batches: Iterable[tuple[Tensor, Tensor]]
     for features, targets in batches:
         for part, values in zip(features.split(size), targets.split(size), strict=True):
             outputs = posterior.outputs(part)
-            total -= float(likelihood.predictive_log_prob(outputs, values, NUM_POINTS, **noise).sum())
+            total -= float(likelihood.predictive_log_prob(outputs, values, NUM_POINTS, 0, **noise).sum())
             num_rows += len(part)
     return total / num_rows

@@ -102,8 +102,9 @@ class Joint:
         began = time.perf_counter()
         device = torch.device(self.device) if self.device is not None else None
         accelerator = "cpu" if device is None else device.type
-        fabric = Fabric(accelerator=accelerator, devices=1, precision=self.svi.precision)
+        fabric = Fabric(accelerator=accelerator, devices=1, precision=self.svi.precision)  # type: ignore[arg-type]
         example, example_targets = self.data.example()
+        assert example_targets is not None
         num_features = feature_width(self.backbone, example)
         target_shape = tuple(example_targets.shape[1:]) if self.layer.likelihood.real_valued else ()
         frame = self._frame(num_features)
