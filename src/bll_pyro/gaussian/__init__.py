@@ -1,6 +1,7 @@
 """Gaussians in closed form: over the weights, and the Gaussians over the outputs that they imply."""
 
 from bll_pyro.gaussian.centred import CentredDiagonal
+from bll_pyro.gaussian.latent_distribution import LatentDistribution, flatten
 from bll_pyro.gaussian.latents import LatentGaussian
 from bll_pyro.gaussian.mixture import OutputMixture
 from bll_pyro.gaussian.outputs import OutputDraws, OutputGaussian, Outputs
@@ -21,6 +22,7 @@ __all__ = [
     "Delta",
     "Dense",
     "Diagonal",
+    "LatentDistribution",
     "LatentGaussian",
     "LowRank",
     "MatrixNormal",
@@ -29,5 +31,6 @@ __all__ = [
     "OutputMixture",
     "Outputs",
     "WeightGaussian",
+    "flatten",
     "normal_points",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -50,6 +50,18 @@ class LatentGaussian:
         tril = torch.linalg.cholesky(wide @ wide.mT)
         return Dense(self.weights.loc, tril.view(*self.weights.loc.shape, -1), tril.diagonal().log().sum())
 
+    def marginal_scale(self) -> Tensor:
+        """Standard deviation of each weight with u integrated out, ``[K, P]``."""
+        scale = self.weights.marginal_scale()
+        if self.coupling is None:
+            return scale
+        return (scale.square() + self.coupling.square().sum(-1)).sqrt()
+
+    def globals_scale(self) -> Tensor:
+        """Standard deviation of each global number, ``[U]``."""
+        factor = self.globals_factor
+        return factor if factor.dim() == 1 else factor.square().sum(-1).sqrt()
+
     def rsample(self, num_draws: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """Draw ``u [S, U]`` and weights ``[S, K, P]``."""
         noise = standard_normals((num_draws, self.num_globals), self.globals_loc, generator)
@@ -76,14 +88,15 @@ class LatentGaussian:
 
     def detach(self) -> LatentGaussian:
         """Cut all parts from the graph of gradients and copy them."""
-        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "weights"}
-        copies = {k: None if v is None else v.detach().clone() for k, v in own.items()}
-        return LatentGaussian(self.weights.detach(), **copies)
+        coupling = None if self.coupling is None else self.coupling.detach().clone()
+        loc, factor = self.globals_loc.detach().clone(), self.globals_factor.detach().clone()
+        return LatentGaussian(self.weights.detach(), loc, factor, coupling)
 
     def _scale(self, noise: Tensor) -> Tensor:
-        return self.globals_factor * noise if self.globals_factor.dim() == 1 else noise @ self.globals_factor.mT
+        return (
+            self.globals_factor * noise if self.globals_factor.dim() == 1 else noise @ self.globals_factor.mT
+        )
 
     def _log_det(self) -> Tensor:
         factor = self.globals_factor
         return (factor if factor.dim() == 1 else factor.diagonal()).log().sum()
-

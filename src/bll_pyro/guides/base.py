@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+from pyro.infer.autoguide import AutoContinuous
 from pyro.nn import PyroModule
 from torch import Tensor
 from torch.distributions import transform_to
 
 from bll_pyro.declaration import Declaration
-from bll_pyro.gaussian import LatentGaussian
-
+from bll_pyro.gaussian import LatentDistribution, LatentGaussian, WeightGaussian, flatten
 
 MAX_COVARIANCE_BYTES = 8 * 2**30
+COPIES_BYTES = 20  # value, gradient, two averages of Adam and the covariance made from them, in float32
 
 
 @dataclass(frozen=True)
 class Start:
-    """Where a guide starts: global vector ``u [U]``, weights ``loc [K, P]`` and their rough ``scale [K, P]``; width D."""
+    """Where a guide starts: global vector ``u [U]``, weights ``loc [K, P]`` and rough ``scale [K, P]``; width D."""
 
     globals_loc: Tensor
     loc: Tensor
@@ -39,7 +42,7 @@ class Start:
 
     def flatten(self, u: Tensor, weights: Tensor) -> Tensor:
         """Put u and weights ``[K, P]`` into the order of Pyro's latent vector."""
-        return torch.cat([u, weights[:, : self.num_features].reshape(-1), weights[:, self.num_features :].reshape(-1)])
+        return flatten(u, weights, self.num_features)
 
 
 class Guide(Declaration):
@@ -65,13 +68,30 @@ class Guide(Declaration):
 
     def check_memory(self, num_outputs: int, num_columns: int) -> None:
         """Raise if the covariance, its gradient and the optimiser's state (5 copies of float32) would not fit."""
-        num_bytes = 20 * self.num_numbers(num_outputs, num_columns)
+        num_bytes = COPIES_BYTES * self.num_numbers(num_outputs, num_columns)
         if num_bytes > MAX_COVARIANCE_BYTES:
+            fitting = guides_that_fit(num_outputs, num_columns)
+            remedy = f"use {' or '.join(fitting)}" if fitting else "use fewer features or outputs"
             raise ValueError(
-                f"{type(self).__name__}: expected a covariance that fits in {MAX_COVARIANCE_BYTES / 2**30:.0f} GiB, got "
-                f"{num_outputs} outputs x {num_columns} columns, which take {num_bytes / 2**30:.1f} GiB in training; "
-                "use Diagonal(), LowRank(rank=8) or MatrixNormal()"
+                f"{type(self).__name__}: expected a covariance that fits in {MAX_COVARIANCE_BYTES / 2**30:.0f} GiB, "
+                f"got {num_outputs} outputs x {num_columns} columns, which take {num_bytes / 2**30:.1f} GiB in training; "
+                f"{remedy}"
             )
+
+
+def guides_that_fit(num_outputs: int, num_columns: int) -> list[str]:
+    """The library's guides with their defaults whose covariance fits in memory, the richest first."""
+    sizes: dict[str, int] = {}
+    for name, cls in Declaration.registry.items():
+        if not (issubclass(cls, Guide) and cls.__module__.startswith(f"{__package__}.")):
+            continue
+        try:
+            size = cls().num_numbers(num_outputs, num_columns)
+        except TypeError:  # it has no defaults
+            continue
+        if COPIES_BYTES * size <= MAX_COVARIANCE_BYTES:
+            sizes[f"{name.removeprefix(Guide.family + '.')}()"] = size
+    return sorted(sizes, key=lambda name: -sizes[name])
 
 
 class GaussianGuide:
@@ -92,15 +112,59 @@ class GaussianGuide:
     def matrix(self, vector: Tensor) -> tuple[Tensor, Tensor]:
         """Split a latent vector ``[n, ...]`` into u ``[U, ...]`` and weights ``[K, P, ...]``."""
         num_weights = self.num_outputs * self.num_features
-        u, weight, bias = vector.split([self.num_globals, num_weights, len(vector) - self.num_globals - num_weights])
+        u, weight, bias = vector.split(
+            [self.num_globals, num_weights, len(vector) - self.num_globals - num_weights]
+        )
         weight = weight.reshape(self.num_outputs, self.num_features, *vector.shape[1:])
         if not len(bias):
             return u, weight
         return u, torch.cat([weight, bias.reshape(self.num_outputs, 1, *vector.shape[1:])], 1)
 
 
+class LatentGaussianGuide(GaussianGuide, AutoContinuous):
+    """A Pyro guide made of its Gaussian: u independent, and weights with a covariance that ``weights`` says.
+
+    Factors of the covariance are relative to the scales at the start, so that one step of Adam is a share of the
+    posterior's own scale, whatever that is.
+    """
+
+    start_scale: Tensor
+
+    def __init__(self, model: Any, start: Start) -> None:
+        super().__init__(model, init_loc_fn=skip_initial_values)
+        self.attach(start)
+        self.register_buffer("start_scale", start.scale.clone())
+        self.loc = torch.nn.Parameter(start.loc.clone())
+        self.globals_loc = torch.nn.Parameter(start.globals_loc.clone())
+        self.globals_log_scale = torch.nn.Parameter(torch.full_like(start.globals_loc, math.log(0.1)))
+
+    @abstractmethod
+    def weights(self, loc: Tensor) -> WeightGaussian:
+        """Gaussian of the weights with mean ``loc [K, P]`` at the current parameters."""
+
+    def joint(self) -> LatentGaussian:
+        """The Gaussian at the current parameters."""
+        return LatentGaussian(self.weights(self.loc), self.globals_loc, self.globals_log_scale.exp())
+
+    def get_posterior(self, *args: Any, **kwargs: Any) -> LatentDistribution:
+        """Distribution of Pyro's latent vector."""
+        return LatentDistribution(self.joint(), self.num_features)
+
+    def _loc_scale(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        posterior = self.get_posterior()
+        return posterior.mean, posterior.variance.sqrt()
+
+
+def relative_tril(raw: Tensor, scale: Tensor) -> Tensor:
+    """Lower Cholesky factors ``[..., P, P]`` from free numbers: at 0 they are ``diag(scale [..., P])``."""
+    tril = raw.tril(-1) + torch.diag_embed(raw.diagonal(dim1=-2, dim2=-1).exp())
+    return scale[..., None] * tril
+
+
 def skip_initial_values(site: dict[str, Any]) -> Tensor:
     """Cheap stand-in for Pyro's initial values, which would draw each site many times and then be thrown away."""
     shape = tuple(site["fn"].batch_shape) + tuple(site["fn"].event_shape)
     with torch.no_grad():
-        return transform_to(site["fn"].support)(torch.zeros(transform_to(site["fn"].support).inverse_shape(shape)))
+        return transform_to(site["fn"].support)(
+            torch.zeros(transform_to(site["fn"].support).inverse_shape(shape))
+        )

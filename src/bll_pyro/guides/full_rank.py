@@ -48,7 +48,16 @@ class FullRankGuide(GaussianGuide, AutoMultivariateNormal):
 
 @dataclass(frozen=True, eq=False)
 class FullRank(Guide):
-    """One covariance over all weights and global unknowns, Pyro's ``AutoMultivariateNormal``: (K P)^2 numbers."""
+    """One covariance over all weights and global unknowns, Pyro's ``AutoMultivariateNormal``: (K P)^2 numbers.
+
+    The family does not change under a rotation of the features; it is trained in their principal axes, where it is
+    nearly diagonal.
+    """
+
+    @property
+    def rotates(self) -> bool:
+        """True: in other axes it is the same family."""
+        return True
 
     def build(self, model: Any, start: Start) -> FullRankGuide:
         """The guide of ``model``."""
