@@ -36,7 +36,8 @@ from bll_pyro.priors import Normal
 from bll_pyro.priors import Posterior as PosteriorPrior
 
 MAX_BYTES = 8 * 2**30
-BLOCK_NUMBERS = 4_000_000
+BLOCK_NUMBERS, MIN_BLOCK = 4_000_000, 256
+MIN_NOISE = 1e-5  # of the targets' scale
 LOG_PRIOR_RANGE = 12.0  # either side of the scale at which the outputs are as large as the targets
 ALTERNATIVES = "bll.SVI(), bll.Laplace() or bll.NUTS()"
 
@@ -156,8 +157,10 @@ class Exact(Inference):
         search = PriorScale(model, noise, noise_prior, prior)
         prior_scale, learned = search.run(trace)
         components = noise.components(model, prior_scale, noise_prior)
-        if components.message:
-            trace.stop(components.message)
+        if likelihood.known_noise is None:
+            _warn_without_noise(
+                trace, model, (components.weights(model, prior_scale) * components.noise).sum(0)
+            )
         if components.nodes is not None and components.nodes.error > 1e-6:
             trace.stop(
                 f"the integral over the noise is known to {components.nodes.error:.0e} nats only; its prior may have "
@@ -232,10 +235,19 @@ class PriorScale:
         return scale.expand(num).clone(), {"tau": scale if self.prior.per_output else scale[0]}
 
 
+def _warn_without_noise(trace: Trace, model: LinearGaussian, noise: Tensor) -> None:
+    gone = noise < MIN_NOISE * model.target_scale
+    if bool(gone.any()):
+        trace.stop(
+            f"targets {gone.nonzero().flatten().tolist()} show no noise: look for constant targets, or for copies of them "
+            "among the features; with more features than rows use noises.Integrated(); or give noise_scale"
+        )
+
+
 def collect(rows: Rows) -> SufficientStatistics:
     """Sums over all rows, block by block, in the frame of the rows."""
     num_features = rows.frame.num_features
-    size = max(256, BLOCK_NUMBERS // num_features)
+    size = max(MIN_BLOCK, BLOCK_NUMBERS // num_features)
     return SufficientStatistics.of_blocks((design[:, :num_features], y) for design, y in rows.blocks(size))
 
 

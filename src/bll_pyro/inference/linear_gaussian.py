@@ -99,12 +99,10 @@ class LinearGaussian:
         cross = torch.where(seen, cross, 0.0)
         explained = (cross.square() / torch.where(seen, values, 1.0)).sum(-1)
         # nothing is known below the rounding of the sums; and as many directions as rows leave nothing over
-        floor = torch.finfo(square.dtype).eps * (sums.square + num_rows * sums.target_mean.square())
-        residual = (
-            torch.maximum(square - explained, floor)
-            if int(seen.sum()) < num_free
-            else torch.zeros_like(square)
-        )
+        raw = sums.square + num_rows * sums.target_mean.square()
+        floor = torch.finfo(square.dtype).eps * torch.where(raw > 0, raw, float(num_rows))
+        interpolated = (square > floor) & (seen.sum() >= num_free)
+        residual = torch.where(interpolated, 0.0, torch.maximum(square - explained, floor))
         model = cls(
             num_rows,
             torch.where(seen, values, 0.0).cpu(),

@@ -30,7 +30,6 @@ __all__ = ["Conjugate", "Integrated", "Maximized"]
 
 NUM_TABLE = 2049
 LOG_NOISE_RANGE = (-17.0, 3.0)  # of the targets' scale
-MIN_NOISE = 1e-5
 
 
 class Noise(Declaration):
@@ -98,7 +97,6 @@ class Components:
     noise: Tensor
     log_weight: Tensor
     nodes: Nodes | None = None
-    message: str = ""
 
     def log_evidence(self, model: LinearGaussian, prior_scale: Tensor) -> Tensor:
         """``log p(y_t | prior scale)`` of each target, differentiable in the prior scale."""
@@ -174,13 +172,7 @@ class Maximized(Noise):
 
         found = maximize(log_evidence, center + LOG_NOISE_RANGE[0], center + LOG_NOISE_RANGE[1])
         noise = found.argument.exp()[None]
-        gone, message = noise[0] < MIN_NOISE * model.target_scale, ""
-        if bool(gone.any()):
-            message = (
-                f"the evidence is highest without noise for targets {gone.nonzero().flatten().tolist()}: look for "
-                "copies of them among the features, use more rows than features, or noises.Integrated()"
-            )
-        return Components(noise, torch.zeros_like(noise), message=message)
+        return Components(noise, torch.zeros_like(noise))
 
 
 @dataclass(frozen=True, eq=False)
