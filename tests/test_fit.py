@@ -229,7 +229,7 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_state() -> None:
 
 @pytest.mark.unchecked
 def test_wrong_types_say_what_was_expected() -> None:
-    with pytest.raises(TypeError, match="expected bll.LastLayer"):
+    with pytest.raises(TypeError, match=r"expected bll\.LastLayer"):
         bll.fit("layer", (FEATURES, LABELS))  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="expected an inference"):
         bll.fit(CLASSES, (FEATURES, LABELS), inference="svi")  # type: ignore[arg-type]

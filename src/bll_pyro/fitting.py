@@ -274,7 +274,7 @@ def fit_features(
 ) -> tuple[Posterior, Trace]:
     """Fit on features: make the frame of the training rows, bring the declaration into its units, run the inference."""
     targets = _targets(layer, features)
-    target_shape = tuple(_raw_targets(features).shape[1:]) if layer.likelihood.real_valued else ()
+    target_shape = tuple(_raw_targets(features).shape[1:]) if not layer.likelihood.is_discrete else ()
     num_outputs = layer.likelihood.num_outputs(target_shape)
     inference.check(layer, num_outputs, features.num_features + int(layer.bias))
     dtype = torch.float64 if features.dtype == torch.float64 else torch.float32
@@ -295,7 +295,7 @@ def update(fit: Fit, data: Any) -> dict[str, Any]:
     earlier = fit.posterior
     features = fit.features(data, need_targets=True)
     targets = _targets(fit.layer, features)
-    target_shape = tuple(_raw_targets(features).shape[1:]) if fit.layer.likelihood.real_valued else ()
+    target_shape = tuple(_raw_targets(features).shape[1:]) if not fit.layer.likelihood.is_discrete else ()
     if target_shape != tuple(earlier.target_shape):
         raise ValueError(
             f"update: expected targets of the shape of the fit, {['N', *earlier.target_shape]}, got "

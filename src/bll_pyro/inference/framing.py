@@ -71,7 +71,7 @@ def target_moments(layer: LastLayer, source: Source) -> tuple[int, Tensor, Tenso
     if not (layer.likelihood.real_valued and layer.standardize):
         _, targets = source.example()
         assert targets is not None
-        num_targets = 1 if targets.dim() == 1 or not layer.likelihood.real_valued else targets.shape[1]
+        num_targets = 1 if targets.dim() == 1 or layer.likelihood.is_discrete else targets.shape[1]
         return num_targets, torch.zeros(num_targets), torch.ones(num_targets)
     whole = source.tensors()
     batches = [whole] if whole is not None else source.batches(1024)

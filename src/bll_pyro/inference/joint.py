@@ -106,7 +106,7 @@ class Joint:
         example, example_targets = self.data.example()
         assert example_targets is not None
         num_features = feature_width(self.backbone, example)
-        target_shape = tuple(example_targets.shape[1:]) if self.layer.likelihood.real_valued else ()
+        target_shape = tuple(example_targets.shape[1:]) if not self.layer.likelihood.is_discrete else ()
         frame = self._frame(num_features)
         layer = replace(self.layer, likelihood=self.layer.likelihood.in_units(frame.target_scale))
         model = Model(layer, num_features, target_shape)

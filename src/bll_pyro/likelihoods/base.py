@@ -13,8 +13,11 @@ from torch import Tensor
 
 from bll_pyro.declaration import Declaration
 from bll_pyro.gaussian import OutputGaussian, Outputs
+from bll_pyro.information import DiagonalInformation, Information
 
-TargetShape = tuple[int, ...]  # shape of one row's target: () for a single number or label, (T,) for T of them
+TargetShape = tuple[
+    int, ...
+]  # shape of one row's target: () for a single number or label, (T,) for T of them
 
 
 class Likelihood(Declaration):
@@ -26,7 +29,13 @@ class Likelihood(Declaration):
 
     family: ClassVar[str] = "likelihoods"
     real_valued: ClassVar[bool] = False  # targets are real and may be standardised
-    is_discrete: ClassVar[bool] = False  # targets are classes: predictions are probabilities, uncertainty is entropy
+    is_discrete: ClassVar[bool] = (
+        False  # targets are classes: predictions are probabilities, uncertainty is entropy
+    )
+    is_count: ClassVar[bool] = False  # targets are whole numbers: so are quantiles
+    is_binary: ClassVar[bool] = (
+        False  # targets are labels 0 or 1, each with a probability and an entropy of its own
+    )
 
     @abstractmethod
     def num_outputs(self, target_shape: TargetShape) -> int:
@@ -61,7 +70,11 @@ class Likelihood(Declaration):
         return self.distribution(outputs, **noise).log_prob(targets)
 
     def expected_log_prob(
-        self, outputs: OutputGaussian, targets: Tensor, generator: torch.Generator | None = None, **noise: Tensor
+        self,
+        outputs: OutputGaussian,
+        targets: Tensor,
+        generator: torch.Generator | None = None,
+        **noise: Tensor,
     ) -> Tensor:
         """``E_q(f)[log p(y | f)]`` of each row, ``[N]``: at one draw of the outputs, or in closed form.
 
@@ -69,7 +82,9 @@ class Likelihood(Declaration):
         """
         return self.log_prob(outputs.rsample(generator), targets, **noise)
 
-    def components(self, outputs: Outputs, num_points: int, seed: int = 0, **noise: Tensor) -> dist.Distribution:
+    def components(
+        self, outputs: Outputs, num_points: int, seed: int = 0, **noise: Tensor
+    ) -> dist.Distribution:
         """Marginal predictive of each target as an equally weighted mixture: batch shape ``[S, N, T]``.
 
         Noise comes as draws ``[S, 1, ...]``. By default one component for each draw of the outputs.
@@ -99,15 +114,57 @@ class Likelihood(Declaration):
         """Class probabilities ``[..., N, C]`` given the outputs (discrete likelihoods)."""
         raise NotImplementedError(f"{type(self).__name__} has no classes")
 
+    def label_probs(self, outputs: Tensor, **noise: Tensor) -> Tensor:
+        """Probability ``[..., N, T]`` of each label given the outputs (binary likelihoods)."""
+        raise NotImplementedError(f"{type(self).__name__} has no binary labels")
+
+    def expected_derivatives(self, draws: Tensor, targets: Tensor, **noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradient ``[N, K]`` and negative Hessian ``[N, K, K]`` of ``log p(y | f)``, averaged over draws ``[S, N, K]``.
+
+        By automatic differentiation; likelihoods with a closed form override it.
+        """
+        num_draws, num_rows, num_outputs = draws.shape
+        shared = {name: value.expand(num_draws, num_rows, *value.shape[2:]) for name, value in noise.items()}
+
+        def row(outputs: Tensor, target: Tensor, row_noise: dict[str, Tensor]) -> Tensor:
+            single = {name: value[None] for name, value in row_noise.items()}
+            return self.log_prob(outputs[None], target[None], **single).squeeze(0)
+
+        def both(outputs: Tensor, target: Tensor, row_noise: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+            slope = torch.func.grad(row)
+            return slope(outputs, target, row_noise), -torch.func.jacrev(slope)(outputs, target, row_noise)
+
+        over_rows = torch.func.vmap(both)
+        gradient = draws.new_zeros(num_rows, num_outputs)
+        curvature = draws.new_zeros(num_rows, num_outputs, num_outputs)
+        for index in range(num_draws):  # one draw at a time: nothing of size S x N x K x K is built
+            first, second = over_rows(draws[index], targets, {k: v[index] for k, v in shared.items()})
+            gradient, curvature = gradient + first / num_draws, curvature + second / num_draws
+        return gradient, curvature
+
     def output_curvature(self, outputs: Tensor, **noise: Tensor) -> Tensor:
         """Diagonal ``[N, K]`` of the expected negative Hessian of ``log p(y | f)`` in the outputs ``[N, K]``."""
         raise NotImplementedError(f"{type(self).__name__} gives no curvature")
+
+    def information(self, outputs: Tensor, **noise: Tensor) -> Information:
+        """Fisher information of the outputs ``[N, K]``: expected negative Hessians of ``log p(y | f)``.
+
+        By default each part of a target depends on one output, and the diagonal is all there is.
+        """
+        return DiagonalInformation(self.output_curvature(outputs, **noise))
+
+    @property
+    def independent_outputs(self) -> bool:
+        """Whether no target ties two outputs: ``information`` is diagonal."""
+        return type(self).information is Likelihood.information
 
 
 def float_targets(targets: Tensor, owner: str, what: str = "real numbers") -> Tensor:
     """Check that targets are finite numbers of shape ``[N]`` or ``[N, T]``; return ``[N, T]``."""
     if targets.dim() not in (1, 2):
-        raise ValueError(f"{owner}: expected targets of shape [N] or [N, T], got {list(targets.shape)}; reshape them")
+        raise ValueError(
+            f"{owner}: expected targets of shape [N] or [N, T], got {list(targets.shape)}; reshape them"
+        )
     values = targets if targets.is_floating_point() else targets.to(torch.get_default_dtype())
     finite = torch.isfinite(values).reshape(len(values), -1).all(-1)
     if not bool(finite.all()):
@@ -117,6 +174,19 @@ def float_targets(targets: Tensor, owner: str, what: str = "real numbers") -> Te
             "drop or repair these rows"
         )
     return values[:, None] if values.dim() == 1 else values
+
+
+def count_targets(targets: Tensor, owner: str) -> Tensor:
+    """Check that targets are whole numbers >= 0 of shape ``[N]`` or ``[N, T]``; return ``[N, T]`` as floats."""
+    values = float_targets(targets, owner, "counts")
+    wrong = ((values < 0) | (values != values.round())).any(-1)
+    if bool(wrong.any()):
+        row = int(wrong.nonzero()[0])
+        raise ValueError(
+            f"{owner}: expected counts (whole numbers >= 0), got {values[row].tolist()} in row {row} ({int(wrong.sum())} "
+            "such rows); use Gaussian or StudentT for real values"
+        )
+    return values
 
 
 def integer_targets(targets: Tensor, num_classes: int, owner: str) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from bll_pyro.information import SoftmaxInformation
 from bll_pyro.likelihoods.base import Likelihood, TargetShape, describe, integer_targets
 
 
@@ -30,10 +31,18 @@ class Categorical(Likelihood):
     is_discrete: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if not isinstance(self.num_classes, int) or isinstance(self.num_classes, bool) or self.num_classes < 2:
-            raise ValueError(f"Categorical(num_classes=...): expected an integer >= 2, got {describe(self.num_classes)}")
+        if (
+            not isinstance(self.num_classes, int)
+            or isinstance(self.num_classes, bool)
+            or self.num_classes < 2
+        ):
+            raise ValueError(
+                f"Categorical(num_classes=...): expected an integer >= 2, got {describe(self.num_classes)}"
+            )
         if not (isinstance(self.temperature, (int, float)) and 0 < self.temperature < float("inf")):
-            raise ValueError(f"Categorical(temperature=...): expected a positive number, got {describe(self.temperature)}")
+            raise ValueError(
+                f"Categorical(temperature=...): expected a positive number, got {describe(self.temperature)}"
+            )
 
     def num_outputs(self, target_shape: TargetShape) -> int:
         """One output for each class."""
@@ -59,7 +68,20 @@ class Categorical(Likelihood):
         """Class probabilities ``[..., N, K]`` given the outputs."""
         return torch.softmax(outputs / self.temperature, -1)
 
+    def expected_derivatives(self, draws: Tensor, targets: Tensor, **noise: Tensor) -> tuple[Tensor, Tensor]:
+        """``E[e_y - p] / temperature`` and ``E[diag(p) - p p'] / temperature^2``."""
+        probs = self.class_probs(draws)
+        mean = probs.mean(0)
+        hot = functional.one_hot(targets, self.num_classes).to(mean)
+        rows = probs.transpose(0, 1)
+        outer = rows.mT @ rows / len(probs)
+        return (hot - mean) / self.temperature, (torch.diag_embed(mean) - outer) / self.temperature**2
+
     def output_curvature(self, outputs: Tensor, **noise: Tensor) -> Tensor:
         """``p (1 - p) / temperature^2``."""
         probs = self.class_probs(outputs)
         return probs * (1 - probs) / self.temperature**2
+
+    def information(self, outputs: Tensor, **noise: Tensor) -> SoftmaxInformation:
+        """``(diag(p) - p p') / temperature^2``."""
+        return SoftmaxInformation(self.class_probs(outputs), self.temperature**-2)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import pyro.distributions as dist
 import torch
@@ -68,7 +68,7 @@ class Gaussian(Likelihood):
         """``noise_scale [T]``, one for each target, unless it is known."""
         if self.known_noise is not None:
             return {}
-        prior = dist.HalfNormal(torch.tensor(1.0)) if self.noise_scale is None else self.noise_scale
+        prior: Any = dist.HalfNormal(torch.tensor(1.0)) if self.noise_scale is None else self.noise_scale
         if not prior.event_shape:
             prior = prior.expand((math.prod(target_shape),)).to_event(1)
         return {"noise_scale": prior}
@@ -88,12 +88,18 @@ class Gaussian(Likelihood):
         assert known is not None
         return known.to(outputs)
 
-    def distribution(self, outputs: Tensor, noise_scale: Tensor | None = None, **_: Tensor) -> dist.Distribution:
+    def distribution(
+        self, outputs: Tensor, noise_scale: Tensor | None = None, **_: Tensor
+    ) -> dist.Distribution:
         """Independent Normals over the T targets of a row."""
         return dist.Normal(outputs, self.scale(outputs, noise_scale), validate_args=False).to_event(1)
 
     def expected_log_prob(
-        self, outputs: OutputGaussian, targets: Tensor, generator: torch.Generator | None = None, **noise: Tensor
+        self,
+        outputs: OutputGaussian,
+        targets: Tensor,
+        generator: torch.Generator | None = None,
+        **noise: Tensor,
     ) -> Tensor:
         """In closed form: only the means and variances of the outputs matter."""
         scale = self.scale(outputs.mean, **noise)
@@ -101,7 +107,9 @@ class Gaussian(Likelihood):
         terms = -0.5 * square / scale.square() - scale.log() - 0.5 * math.log(2 * math.pi)
         return terms.sum(-1)
 
-    def components(self, outputs: Outputs, num_points: int, seed: int = 0, **noise: Tensor) -> dist.Distribution:
+    def components(
+        self, outputs: Outputs, num_points: int, seed: int = 0, **noise: Tensor
+    ) -> dist.Distribution:
         """Outputs integrated out in closed form: one Normal for each draw of the noise.
 
         Of an :class:`OutputMixture`, which brings its noise along, one for each of its (weighted) components.
@@ -148,6 +156,11 @@ class Gaussian(Likelihood):
 
     def _batch(self, noise: dict[str, Tensor]) -> tuple[int, ...]:
         return tuple(noise["noise_scale"].shape[:-1]) if noise else (1,)
+
+    def expected_derivatives(self, draws: Tensor, targets: Tensor, **noise: Tensor) -> tuple[Tensor, Tensor]:
+        """``E[(y - f) / noise_scale^2]`` and ``diag(E[1 / noise_scale^2])``."""
+        precision = self.scale(draws, **noise).square().reciprocal().expand_as(draws)
+        return ((targets - draws) * precision).mean(0), torch.diag_embed(precision.mean(0))
 
     def output_curvature(self, outputs: Tensor, **noise: Tensor) -> Tensor:
         """``1 / noise_scale^2``."""

@@ -9,9 +9,17 @@ from bll_pyro.posterior import Posterior
 from bll_pyro.prediction.base import Prediction
 from bll_pyro.prediction.classes import ClassPrediction, predict_classes
 from bll_pyro.prediction.integration import QuasiMonteCarlo
+from bll_pyro.prediction.labels import LabelPrediction, predict_labels
 from bll_pyro.prediction.values import ValuePrediction, predict_values
 
-__all__ = ["ClassPrediction", "Prediction", "QuasiMonteCarlo", "ValuePrediction", "predict"]
+__all__ = [
+    "ClassPrediction",
+    "LabelPrediction",
+    "Prediction",
+    "QuasiMonteCarlo",
+    "ValuePrediction",
+    "predict",
+]
 
 
 @torch.no_grad()
@@ -25,6 +33,8 @@ def predict(posterior: Posterior, features: Tensor, integration: QuasiMonteCarlo
     if likelihood.is_discrete:
         return predict_classes(outputs, likelihood, noise, integration)
     single = posterior.target_shape == ()
+    if likelihood.is_binary:
+        return predict_labels(outputs, likelihood, noise, single, integration)
     return predict_values(
         outputs, likelihood, noise, frame.target_center, frame.target_scale, single, integration
     )  # fmt: skip

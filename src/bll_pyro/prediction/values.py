@@ -101,12 +101,17 @@ class ValuePrediction(Prediction):
 
     @torch.no_grad()
     def quantile(self, q: float) -> Tensor:
-        """Quantile of the mixture, of the shape of the mean, by bisection of its distribution function."""
+        """Quantile of the mixture, of the shape of the mean, by bisection of its distribution function.
+
+        For counts it is the smallest whole number whose distribution function reaches ``q``.
+        """
         if not isinstance(q, (int, float)) or not 0 < q < 1:
             raise ValueError(f"quantile: expected a probability between 0 and 1, got {q!r}")
         start = self.mixture.standardized(self.mean.reshape(len(self), -1))
         weights = self.mixture.weights
         values = self.mixture.map(lambda parts, v: mixture_quantile(parts, q, v, weights), start)
+        if self.mixture.likelihood.is_count:
+            values = values.round()  # bisection ends at the step
         return (values * self.mixture.spread + self.mixture.center).view(self.mean.shape)
 
     def interval(self, prob: float = 0.9) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,63 @@
+"""Yes or no: one label a row, or several independent ones."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from bll_pyro.likelihoods.base import Likelihood, TargetShape, float_targets
+
+
+@dataclass(frozen=True, eq=False)
+class Bernoulli(Likelihood):
+    """Binary labels: ``y[t] ~ Bernoulli(sigmoid(f[t]))``.
+
+    Targets are 0 or 1 (or booleans): ``[N]``, or ``[N, T]`` for T labels a row (multilabel), which are independent
+    given the outputs.
+    """
+
+    is_binary: ClassVar[bool] = True
+
+    def num_outputs(self, target_shape: TargetShape) -> int:
+        """One output for each label."""
+        return math.prod(target_shape)
+
+    def check_targets(self, targets: Tensor) -> Tensor:
+        """Zeros and ones ``[N, T]``."""
+        values = float_targets(targets, "Bernoulli", "labels 0 or 1")
+        wrong = ((values != 0) & (values != 1)).any(-1)
+        if bool(wrong.any()):
+            row = int(wrong.nonzero()[0])
+            raise ValueError(
+                f"Bernoulli: expected labels 0 or 1, got {values[row].tolist()} in row {row} ({int(wrong.sum())} such "
+                "rows); use Categorical(num_classes) for more than two classes"
+            )
+        return values
+
+    def distribution(self, outputs: Tensor, **noise: Tensor) -> dist.Distribution:
+        """Independent Bernoullis over the T labels of a row."""
+        return dist.Bernoulli(logits=outputs, validate_args=False).to_event(1)
+
+    def log_prob(self, outputs: Tensor, targets: Tensor, **noise: Tensor) -> Tensor:
+        """``sum_t y f - log(1 + exp f)``."""
+        return (targets * outputs - functional.softplus(outputs)).sum(-1)
+
+    def label_probs(self, outputs: Tensor, **noise: Tensor) -> Tensor:
+        """Probability ``[..., N, T]`` of each label."""
+        return torch.sigmoid(outputs)
+
+    def output_curvature(self, outputs: Tensor, **noise: Tensor) -> Tensor:
+        """``p (1 - p)``."""
+        probs = torch.sigmoid(outputs)
+        return probs * (1 - probs)
+
+    def expected_derivatives(self, draws: Tensor, targets: Tensor, **noise: Tensor) -> tuple[Tensor, Tensor]:
+        """``y - E[p]`` and ``diag(E[p (1 - p)])``."""
+        probs = torch.sigmoid(draws)
+        return targets - probs.mean(0), torch.diag_embed((probs * (1 - probs)).mean(0))

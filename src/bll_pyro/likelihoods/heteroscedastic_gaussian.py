@@ -1,0 +1,62 @@
+"""Real values whose noise depends on the input."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+from bll_pyro.gaussian import OutputGaussian
+from bll_pyro.likelihoods.base import Likelihood, TargetShape, float_targets
+
+MIN_LOG_SCALE = -10.0  # noise below e^-10 of the targets' standard deviation is rounding, not noise
+
+
+@dataclass(frozen=True, eq=False)
+class HeteroscedasticGaussian(Likelihood):
+    """``y[t] ~ Normal(f[t], exp(f[T + t]))``: mean and log-scale of the noise are both linear in the features.
+
+    Both are Bayesian, and the predictive mixes over both. Outputs are 2T: the T means, then the T log-scales.
+    """
+
+    real_valued: ClassVar[bool] = True
+
+    def num_outputs(self, target_shape: TargetShape) -> int:
+        """Two outputs for each target."""
+        return 2 * math.prod(target_shape)
+
+    def check_targets(self, targets: Tensor) -> Tensor:
+        """Finite real numbers ``[N, T]``."""
+        return float_targets(targets, "HeteroscedasticGaussian")
+
+    def distribution(self, outputs: Tensor, **noise: Tensor) -> dist.Distribution:
+        """Independent Normals over the T targets of a row."""
+        loc, log_scale = outputs.chunk(2, -1)
+        return dist.Normal(loc, log_scale.clamp_min(MIN_LOG_SCALE).exp(), validate_args=False).to_event(1)
+
+    def expected_log_prob(
+        self,
+        outputs: OutputGaussian,
+        targets: Tensor,
+        generator: torch.Generator | None = None,
+        **noise: Tensor,
+    ) -> Tensor:
+        """In closed form where a target's two outputs are independent, else at one draw.
+
+        ``-E[s] - 0.5 E[exp(-2 s)] E[(y - f)^2]`` with ``E[exp(-2 s)] = exp(-2 m_s + 2 v_s)``.
+        """
+        if outputs.mixing is not None or outputs.factor is not None:
+            return super().expected_log_prob(outputs, targets, generator, **noise)
+        (loc, log_scale), (variance, spread) = outputs.mean.chunk(2, -1), outputs.variance.chunk(2, -1)
+        square = (targets - loc).square() + variance
+        precision = (-2 * log_scale + 2 * spread).clamp_max(-2 * MIN_LOG_SCALE).exp()
+        return (-log_scale - 0.5 * precision * square - 0.5 * math.log(2 * math.pi)).sum(-1)
+
+    def output_curvature(self, outputs: Tensor, **noise: Tensor) -> Tensor:
+        """Expected negative Hessian: ``exp(-2 s)`` for the mean, 2 for the log-scale."""
+        log_scale = outputs.chunk(2, -1)[1].clamp_min(MIN_LOG_SCALE)
+        return torch.cat([(-2 * log_scale).exp(), torch.full_like(log_scale, 2.0)], -1)

@@ -1,0 +1,90 @@
+"""Counts that scatter more than their mean."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+from bll_pyro.likelihoods.base import Likelihood, TargetShape, count_targets, describe
+
+
+class NegativeBinomialCounts(dist.NegativeBinomial):
+    """Pyro's negative binomial, with its distribution function."""
+
+    def cdf(self, value: Tensor) -> Tensor:
+        """``P(Y <= value) = I_(1-p)(concentration, floor(value) + 1)``, by SciPy: torch has no incomplete beta."""
+        from scipy.special import betainc
+
+        count = value.floor()
+        shape = torch.broadcast_shapes(count.shape, self.batch_shape)
+        total, stay = self.total_count.expand(shape), torch.sigmoid(-self.logits).expand(shape)
+        tail = betainc(
+            total.cpu().numpy(), (count.clamp_min(0).expand(shape) + 1).cpu().numpy(), stay.cpu().numpy()
+        )
+        tail = torch.as_tensor(tail, dtype=total.dtype, device=total.device)
+        return torch.where(count < 0, torch.zeros_like(tail), tail)
+
+
+@dataclass(frozen=True, eq=False)
+class NegativeBinomial(Likelihood):
+    """Counts with mean ``mu = exp(f[t])`` and variance ``mu + mu^2 / concentration``.
+
+    Parameters
+    ----------
+    concentration
+        A positive number: known. A Pyro distribution: its prior. None (default): the weak prior ``LogNormal(1, 1.5)``.
+        Large values approach the Poisson.
+    """
+
+    concentration: float | dist.Distribution | None = None
+    is_count: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        value = self.concentration
+        known = isinstance(value, (int, float)) and 0 < value < math.inf
+        if not (known or value is None or isinstance(value, torch.distributions.Distribution)):
+            raise ValueError(
+                "NegativeBinomial(concentration=...): expected a positive number, a Pyro distribution or None, "
+                f"got {describe(value)}"
+            )
+
+    def num_outputs(self, target_shape: TargetShape) -> int:
+        """One output, a log mean, for each count."""
+        return math.prod(target_shape)
+
+    def check_targets(self, targets: Tensor) -> Tensor:
+        """Counts ``[N, T]`` as floats."""
+        return count_targets(targets, "NegativeBinomial")
+
+    def sites(self, target_shape: TargetShape) -> dict[str, dist.Distribution]:
+        """``concentration [T]``, one for each count, unless it is known."""
+        if isinstance(self.concentration, (int, float)):
+            return {}
+        prior = self.concentration
+        if prior is None:
+            prior = dist.LogNormal(torch.tensor(1.0), torch.tensor(1.5))
+        if not prior.event_shape:
+            prior = prior.expand((math.prod(target_shape),)).to_event(1)
+        return {"concentration": prior}
+
+    def distribution(
+        self, outputs: Tensor, concentration: Tensor | None = None, **_: Tensor
+    ) -> dist.Distribution:
+        """Independent negative binomials over the T counts of a row."""
+        total = self._concentration(outputs, concentration)
+        return NegativeBinomialCounts(total, logits=outputs - total.log(), validate_args=False).to_event(1)
+
+    def output_curvature(self, outputs: Tensor, concentration: Tensor | None = None, **_: Tensor) -> Tensor:
+        """``mu c / (mu + c)``, the expected negative Hessian."""
+        mean, total = outputs.exp(), self._concentration(outputs, concentration)
+        return mean * total / (mean + total)
+
+    def _concentration(self, outputs: Tensor, concentration: Tensor | None) -> Tensor:
+        if concentration is not None:
+            return concentration.expand(torch.broadcast_shapes(concentration.shape, outputs.shape))
+        return torch.full_like(outputs, float(self.concentration))  # type: ignore[arg-type]

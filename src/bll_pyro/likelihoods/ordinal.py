@@ -1,0 +1,118 @@
+"""Classes in an order: grades, stages, stars."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+from bll_pyro.likelihoods.base import Likelihood, TargetShape, describe, integer_targets
+
+
+@dataclass(frozen=True, eq=False)
+class Ordinal(Likelihood):
+    """Ordered classes: ``P(y <= c) = sigmoid(cutpoints[c] - f)`` with one output f (McCullagh 1980).
+
+    The cutpoints ``[C - 1]`` are ordered and have a prior: Normal before they are put in order, around the logistic
+    quantiles that make all classes equally likely at ``f = 0``.
+
+    Parameters
+    ----------
+    num_classes
+        Number of classes C >= 3; labels are integers from 0 to C - 1, in their order.
+    cutpoint_scale
+        Standard deviation of the prior of each cutpoint.
+    """
+
+    num_classes: int
+    cutpoint_scale: float = 2.0
+    is_discrete: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if (
+            not isinstance(self.num_classes, int)
+            or isinstance(self.num_classes, bool)
+            or self.num_classes < 3
+        ):
+            raise ValueError(
+                f"Ordinal(num_classes=...): expected an integer >= 3, got {describe(self.num_classes)}; two classes have "
+                "no order: use Bernoulli()"
+            )
+        if not (isinstance(self.cutpoint_scale, (int, float)) and 0 < self.cutpoint_scale < float("inf")):
+            raise ValueError(
+                f"Ordinal(cutpoint_scale=...): expected a positive number, got {describe(self.cutpoint_scale)}"
+            )
+
+    def num_outputs(self, target_shape: TargetShape) -> int:
+        """One output places a row on the scale."""
+        return 1
+
+    def check_targets(self, targets: Tensor) -> Tensor:
+        """Labels ``[N]``, int64; in data of some size every class has to occur."""
+        labels = integer_targets(targets, self.num_classes, "Ordinal")
+        if len(labels) >= 10 * self.num_classes:
+            counts = torch.bincount(labels, minlength=self.num_classes)
+            gaps = (counts == 0).nonzero().flatten().tolist()
+            if gaps and max(gaps) < int(labels.max()) and min(gaps) > int(labels.min()):
+                raise ValueError(
+                    f"Ordinal: expected labels without gaps, got none of class {gaps}; renumber the labels so that "
+                    "every step of the scale occurs, or lower num_classes"
+                )
+        return labels
+
+    def sites(self, target_shape: TargetShape) -> dict[str, dist.Distribution]:
+        """``cutpoints [C - 1]``, in order."""
+        share = torch.arange(1, self.num_classes, dtype=torch.get_default_dtype()) / self.num_classes
+        centre = torch.logit(share)
+        transform = dist.transforms.OrderedTransform()
+        start = transform.inv(centre)
+        base = dist.Normal(start, torch.full_like(start, self.cutpoint_scale), validate_args=False).to_event(
+            1
+        )
+        return {"cutpoints": dist.TransformedDistribution(base, [transform])}
+
+    def class_probs(self, outputs: Tensor, cutpoints: Tensor | None = None, **noise: Tensor) -> Tensor:
+        """Class probabilities ``[..., N, C]``: differences of the cumulative ones."""
+        assert cutpoints is not None
+        below = torch.sigmoid(cutpoints - outputs)
+        zero, one = torch.zeros_like(below[..., :1]), torch.ones_like(below[..., :1])
+        return torch.diff(torch.cat([zero, below, one], -1)).clamp_min(torch.finfo(below.dtype).tiny)
+
+    def distribution(
+        self, outputs: Tensor, cutpoints: Tensor | None = None, **noise: Tensor
+    ) -> dist.Categorical:
+        """Categorical with the probabilities above."""
+        return dist.Categorical(probs=self.class_probs(outputs, cutpoints), validate_args=False)
+
+    def log_prob(
+        self, outputs: Tensor, targets: Tensor, cutpoints: Tensor | None = None, **noise: Tensor
+    ) -> Tensor:
+        """Log probability ``[..., N]`` of labels, from ``log(sigmoid(b) - sigmoid(a))`` without cancellation."""
+        assert cutpoints is not None
+        infinity = torch.full_like(cutpoints[..., :1], float("inf"))
+        edges = torch.cat([-infinity, cutpoints, infinity], -1)
+        shape = torch.broadcast_shapes(outputs.shape[:-1], edges.shape[:-1])
+        edges = edges.expand(*shape, edges.shape[-1])
+        index = targets.expand(shape)[..., None]
+        upper = edges.gather(-1, index + 1).squeeze(-1) - outputs.squeeze(-1)
+        lower = edges.gather(-1, index).squeeze(-1) - outputs.squeeze(-1)
+        # sigmoid(b) - sigmoid(a) = sigmoid(b) sigmoid(-a) (1 - exp(a - b))
+        gap = torch.where(
+            torch.isinf(lower) | torch.isinf(upper), torch.full_like(lower, -torch.inf), lower - upper
+        )
+        gap = gap.clamp_min(-80.0)
+        first = torch.nn.functional.logsigmoid(upper.clamp(-1e4, 1e4))
+        second = torch.nn.functional.logsigmoid((-lower).clamp(-1e4, 1e4))
+        return first + second + torch.log(-torch.expm1(gap))
+
+    def output_curvature(self, outputs: Tensor, cutpoints: Tensor | None = None, **noise: Tensor) -> Tensor:
+        """Fisher information of the output: ``sum_c (dp_c / df)^2 / p_c``."""
+        assert cutpoints is not None
+        below = torch.sigmoid(cutpoints - outputs)
+        slope = below * (1 - below)
+        zero = torch.zeros_like(slope[..., :1])
+        change = torch.diff(torch.cat([zero, slope, zero], -1))
+        return (change.square() / self.class_probs(outputs, cutpoints)).sum(-1, keepdim=True)

@@ -1,0 +1,69 @@
+"""Counts whose variance is their mean."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+from bll_pyro.gaussian import OutputGaussian
+from bll_pyro.likelihoods.base import Likelihood, TargetShape, count_targets
+
+
+class PoissonCounts(dist.Poisson):
+    """Pyro's Poisson, with its distribution function."""
+
+    def cdf(self, value: Tensor) -> Tensor:
+        """``P(Y <= value)``: the regularised upper incomplete gamma function."""
+        count = value.floor()
+        tail = torch.special.gammaincc(
+            count.clamp_min(0) + 1, self.rate.expand(torch.broadcast_shapes(count.shape, self.rate.shape))
+        )
+        return torch.where(count < 0, torch.zeros_like(tail), tail)
+
+
+@dataclass(frozen=True, eq=False)
+class Poisson(Likelihood):
+    """Counts: ``y[t] ~ Poisson(exp(f[t]))``; targets are whole numbers >= 0, ``[N]`` or ``[N, T]``."""
+
+    is_count: ClassVar[bool] = True
+
+    def num_outputs(self, target_shape: TargetShape) -> int:
+        """One output, a log rate, for each count."""
+        return math.prod(target_shape)
+
+    def check_targets(self, targets: Tensor) -> Tensor:
+        """Counts ``[N, T]`` as floats."""
+        return count_targets(targets, "Poisson")
+
+    def distribution(self, outputs: Tensor, **noise: Tensor) -> dist.Distribution:
+        """Independent Poissons over the T counts of a row."""
+        return PoissonCounts(outputs.exp(), validate_args=False).to_event(1)
+
+    def log_prob(self, outputs: Tensor, targets: Tensor, **noise: Tensor) -> Tensor:
+        """``sum_t y f - exp f - log y!``."""
+        return (targets * outputs - outputs.exp() - torch.lgamma(targets + 1)).sum(-1)
+
+    def expected_log_prob(
+        self,
+        outputs: OutputGaussian,
+        targets: Tensor,
+        generator: torch.Generator | None = None,
+        **noise: Tensor,
+    ) -> Tensor:
+        """In closed form: ``E[exp f] = exp(m + v / 2)``."""
+        rate = (outputs.mean + 0.5 * outputs.variance).exp()
+        return (targets * outputs.mean - rate - torch.lgamma(targets + 1)).sum(-1)
+
+    def output_curvature(self, outputs: Tensor, **noise: Tensor) -> Tensor:
+        """``exp f``."""
+        return outputs.exp()
+
+    def expected_derivatives(self, draws: Tensor, targets: Tensor, **noise: Tensor) -> tuple[Tensor, Tensor]:
+        """``y - E[exp f]`` and ``diag(E[exp f])``."""
+        rate = draws.exp().mean(0)
+        return targets - rate, torch.diag_embed(rate)

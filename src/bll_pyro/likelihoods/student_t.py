@@ -1,0 +1,109 @@
+"""Real values with outliers."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Self
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+from torch.distributions import constraints
+
+from bll_pyro.likelihoods.base import Likelihood, TargetShape, describe, float_targets
+
+
+class StudentTValues(dist.StudentT):
+    """Pyro's Student-t, with its distribution function."""
+
+    def cdf(self, value: Tensor) -> Tensor:
+        """Distribution function, by SciPy: torch has none."""
+        from scipy.special import stdtr
+
+        whitened = (value - self.loc) / self.scale
+        probs = stdtr(self.df.expand(whitened.shape).cpu().numpy(), whitened.cpu().numpy())
+        return torch.as_tensor(probs, dtype=whitened.dtype, device=whitened.device)
+
+
+class AboveTwo(dist.TransformedDistribution):
+    """A positive distribution plus 2; torch takes the support of a shifted distribution for the whole line."""
+
+    support = constraints.greater_than(2.0)
+
+
+@dataclass(frozen=True, eq=False)
+class StudentT(Likelihood):
+    """Robust regression: ``y[t] ~ StudentT(df[t], f[t], noise_scale[t])``.
+
+    Parameters
+    ----------
+    df
+        Degrees of freedom: a number > 2 (so that there is a variance), or None (default), learned as site ``df`` with
+        the prior ``2 + Gamma(2, 0.1)`` (Juarez and Steel 2010, shifted).
+    noise_scale
+        A positive number in the user's units, a Pyro distribution (prior on the standardised scale), or None for
+        ``HalfNormal(1)``. The noise's standard deviation is ``noise_scale * sqrt(df / (df - 2))``.
+    """
+
+    df: float | None = None
+    noise_scale: float | dist.Distribution | None = None
+    real_valued: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if self.df is not None and not (isinstance(self.df, (int, float)) and 2 < self.df < math.inf):
+            raise ValueError(f"StudentT(df=...): expected a number > 2 or None, got {describe(self.df)}")
+        value = self.noise_scale
+        known = isinstance(value, (int, float)) and 0 < value < math.inf
+        if not (known or value is None or isinstance(value, torch.distributions.Distribution)):
+            raise ValueError(
+                "StudentT(noise_scale=...): expected a positive number, a Pyro distribution or None, "
+                f"got {describe(value)}"
+            )
+
+    def num_outputs(self, target_shape: TargetShape) -> int:
+        """One output, a location, for each target."""
+        return math.prod(target_shape)
+
+    def check_targets(self, targets: Tensor) -> Tensor:
+        """Finite real numbers ``[N, T]``."""
+        return float_targets(targets, "StudentT")
+
+    def sites(self, target_shape: TargetShape) -> dict[str, dist.Distribution]:
+        """``df [T]`` and ``noise_scale [T]``, unless they are given."""
+        num_targets = math.prod(target_shape)
+        sites: dict[str, dist.Distribution] = {}
+        if self.df is None:
+            gamma = dist.Gamma(torch.full((num_targets,), 2.0), torch.full((num_targets,), 0.1))
+            sites["df"] = AboveTwo(gamma, [dist.transforms.AffineTransform(2.0, 1.0)]).to_event(1)
+        if not isinstance(self.noise_scale, (int, float)):
+            prior: Any = dist.HalfNormal(torch.tensor(1.0)) if self.noise_scale is None else self.noise_scale
+            sites["noise_scale"] = prior if prior.event_shape else prior.expand((num_targets,)).to_event(1)
+        return sites
+
+    def in_units(self, scale: Tensor) -> Self:
+        """A given noise scale is in the user's units: divide it by the scale of the targets."""
+        if not isinstance(self.noise_scale, (int, float)):
+            return self
+        if len(scale) > 1 and not bool(torch.allclose(scale, scale[:1])):
+            raise ValueError(
+                "StudentT(noise_scale=number): expected one target, or standardize=False, since each target has a scale "
+                f"of its own; got {len(scale)} targets"
+            )
+        return replace(self, noise_scale=float(self.noise_scale / scale[0]))
+
+    def distribution(
+        self, outputs: Tensor, df: Tensor | None = None, noise_scale: Tensor | None = None, **_: Tensor
+    ) -> dist.Distribution:
+        """Independent Student-t over the T targets of a row."""
+        freedom = outputs.new_tensor(self.df) if df is None else df
+        scale = outputs.new_tensor(self.noise_scale) if noise_scale is None else noise_scale
+        return StudentTValues(freedom, outputs, scale, validate_args=False).to_event(1)
+
+    def output_curvature(
+        self, outputs: Tensor, df: Tensor | None = None, noise_scale: Tensor | None = None, **_: Tensor
+    ) -> Tensor:
+        """``(df + 1) / ((df + 3) noise_scale^2)``, the Fisher information of the location."""
+        freedom = outputs.new_tensor(self.df) if df is None else df
+        scale = outputs.new_tensor(self.noise_scale) if noise_scale is None else noise_scale
+        return ((freedom + 1) / ((freedom + 3) * scale.square())).expand_as(outputs)
