@@ -39,16 +39,22 @@ class Declaration:
     def _key(self) -> tuple[Any, ...]:
         # tensors and distributions compare by identity in torch; a declaration compares by content
         tensors: dict[str, Tensor] = {}
-        plain = to_plain(self, tensors)
+        plain = to_plain(self, tensors, functions=True)
         contents = tuple((k, tuple(t.shape), t.flatten().tolist().__repr__()) for k, t in tensors.items())
         return (repr(plain), contents)
 
 
-def to_plain(value: Any, tensors: dict[str, Tensor], path: str = "") -> Plain:
-    """Turn a declaration into plain data; tensors are put into ``tensors`` under the path that leads to them."""
+def to_plain(value: Any, tensors: dict[str, Tensor], path: str = "", *, functions: bool = False) -> Plain:
+    """Turn a declaration into plain data; tensors are put into ``tensors`` under the path that leads to them.
+
+    A function or class cannot be written; with ``functions`` it is named with its address, to compare declarations.
+    """
     if isinstance(value, Declaration) and dataclasses.is_dataclass(value):
         fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.init}
-        body = {k: to_plain(v, tensors, f"{path}.{k}" if path else k) for k, v in fields.items()}
+        body = {
+            k: to_plain(v, tensors, f"{path}.{k}" if path else k, functions=functions)
+            for k, v in fields.items()
+        }
         return {"class": f"{value.family}.{type(value).__name__}", **body}
     if isinstance(value, torch.distributions.Distribution):
         name = type(value).__name__
@@ -67,14 +73,17 @@ def to_plain(value: Any, tensors: dict[str, Tensor], path: str = "") -> Plain:
         tensors[path] = value.detach()
         return {"tensor": path}
     if isinstance(value, dict):
-        return {str(k): to_plain(v, tensors, f"{path}.{k}") for k, v in value.items()}
+        return {str(k): to_plain(v, tensors, f"{path}.{k}", functions=functions) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [to_plain(v, tensors, f"{path}.{i}") for i, v in enumerate(value)]
+        return [to_plain(v, tensors, f"{path}.{i}", functions=functions) for i, v in enumerate(value)]
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
+    if functions and callable(value):
+        return f"{value!r} at {id(value)}"
+    remedy = "; write a subclass of the family, whose name can be written" if callable(value) else ""
     raise TypeError(
         f"{path or 'the declaration'}: expected numbers, strings, tensors, distributions or declarations, "
-        f"got {type(value).__name__}, which cannot be written to a file"
+        f"got {type(value).__name__}, which cannot be written to a file{remedy}"
     )
 
 

@@ -218,16 +218,19 @@ class Objective:
         common = (self.layer, frame, target_shape, self.model.num_outputs, learned)
         if isinstance(self.guide, GaussianGuide):
             return GaussianPosterior(*common, latents=self.guide.joint().detach())
-        posterior = DrawsPosterior(*common, draws=self._draws(), markov_chain=False)
+        posterior = DrawsPosterior(*common, draws=self._draws(frame), markov_chain=False)
         return replace(posterior, draws=posterior._present(posterior.draws))
 
-    def _draws(self, num_draws: int = 1000) -> dict[str, Tensor]:
-        """Draws of a guide that knows no closed form, one call each."""
+    def _draws(self, frame: Frame, num_draws: int = 1000) -> dict[str, Tensor]:
+        """Draws of a guide that knows no closed form, one call each, in plain axes."""
         collected: dict[str, list[Tensor]] = {}
         for _ in range(num_draws):
             for name, value in self.guide(*self._example).items():
                 collected.setdefault(name, []).append(value)
-        return {name: torch.stack(parts)[None] for name, parts in collected.items()}
+        draws = {name: torch.stack(parts)[None] for name, parts in collected.items()}
+        if frame.rotation is not None:
+            draws["weight"] = draws["weight"] @ frame.rotation.mT
+        return draws
 
 
 def train(
