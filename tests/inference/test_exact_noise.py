@@ -145,14 +145,14 @@ def test_density_of_draws(treatment: bll.noises.Integrated, bias: bool) -> None:
         weight, noise = draws["weight"][0, s], draws["noise_scale"][0, s].numpy()
         outputs = features @ weight.T + (draws["bias"][0, s] if bias else 0.0)
         factor = noise if relative else np.ones(2)
-        total = stats.norm(outputs.numpy(), noise).logpdf(targets.numpy()).sum()
-        total += stats.norm(0, 0.9 * factor[:, None]).logpdf(weight.numpy()).sum()
+        prior = {"weight": stats.norm(0, 0.9 * factor[:, None]).logpdf(weight.numpy()).sum()}
         if bias:
-            total += stats.norm(0, 3.0 * factor).logpdf(draws["bias"][0, s].numpy()).sum()
-        if relative:
-            total += (stats.invgamma(1.0, scale=0.1).logpdf(noise**2) + np.log(2 * noise)).sum()
-        else:
-            total += stats.halfnorm().logpdf(noise).sum()
+            prior["bias"] = stats.norm(0, 3.0 * factor).logpdf(draws["bias"][0, s].numpy()).sum()
+        squared = stats.invgamma(1.0, scale=0.1).logpdf(noise**2) + np.log(2 * noise)
+        prior["noise_scale"] = squared.sum() if relative else stats.halfnorm().logpdf(noise).sum()
+        for name, value in fit.posterior.log_prior(draws).items():
+            assert float(value[0, s]) == pytest.approx(prior[name], rel=1e-9)
+        total = stats.norm(outputs.numpy(), noise).logpdf(targets.numpy()).sum() + sum(prior.values())
         assert float(found[0, s]) == pytest.approx(total - fit.log_evidence, abs=1e-8)
 
 

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -137,26 +138,33 @@ class LinearGaussian:
     def log_evidence(self, noise: Tensor, prior_scale: Tensor) -> Tensor:
         """``log p(y_t | noise, prior scale)`` of each target, nats; noise ``[..., T]``, prior scale ``[T]``."""
         rows = max(1, CHUNK_NUMBERS // self.cross.numel())
-        if noise.dim() > 1 and len(noise) > rows:
+        if noise.dim() == 1:
+            return self.log_evidence(noise[None], prior_scale)[0]
+        if len(noise) > rows:
             return torch.cat([self.log_evidence(part, prior_scale) for part in noise.split(rows)])
         square, prior_square, bias_square = self._variances(noise, prior_scale)
-        ratio = (square / prior_square)[..., None]
-        denominator = self.eigenvalues + ratio
-        weights = self.cross / denominator
-        # least squares and what shrinkage adds; y'y - y'H w^ would be lost in rounding where the fit is close
-        shrunk = (
-            self.cross.square() * ratio / (self.eigenvalues * denominator).where(self.eigenvalues > 0, 1.0)
-        )
-        residual = self.residual + shrunk.sum(-1)
-        log_det = (self.eigenvalues / ratio).log1p().sum(-1)
+        ratio = square / prior_square
+        signal = self.eigenvalues / ratio.mT[..., None]  # [T, M, D]
+        shrinkage = (1 + signal).reciprocal()  # r / (lam + r)
+        # least squares and what shrinkage adds; y'y - g'w^ would be lost in rounding where the fit is close
+        explained, moment = self._sums[..., :1], self._sums[..., 1:2]
+        residual = self.residual + (shrinkage @ explained).squeeze(-1).mT
+        log_det = signal.log1p().sum(-1).mT
         total = self.num_rows * LOG_TWO_PI + log_det + residual / square
         if self.feature_mean is None:
             return -0.5 * (total + self.num_rows * square.log())
-        gap = self.target_mean - (self.feature_mean * weights).sum(-1)
-        certainty = (self.feature_mean.square() / denominator).sum(-1) + 1 / self.num_rows
+        gap = self.target_mean - ((signal * shrinkage) @ moment).squeeze(-1).mT
+        certainty = (shrinkage @ self.feature_mean.square()).mT / ratio + 1 / self.num_rows
         spread = bias_square + square * certainty
         mean_part = (self.num_rows * spread).log() + gap.square() / spread
         return -0.5 * (total + (self.num_rows - 1) * square.log() + mean_part)
+
+    @cached_property
+    def _sums(self) -> Tensor:
+        """What least squares explain in each direction, and its share in ``m'w``, ``[T, D, 2]``; 0 in empty directions."""
+        weights = torch.where(self.eigenvalues > 0, self.cross / self.eigenvalues, 0.0)
+        mean = torch.zeros_like(self.eigenvalues) if self.feature_mean is None else self.feature_mean
+        return torch.stack([self.cross * weights, mean * weights], -1)
 
     def given(self, noise: Tensor, prior_scale: Tensor) -> CentredDiagonal | Diagonal:
         """Posterior of the weights in the eigenvectors, for S values of the noise ``[S, T]``: S T outputs in a row."""

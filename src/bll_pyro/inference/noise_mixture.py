@@ -62,6 +62,32 @@ class NoiseMixturePosterior(Posterior):
         )
         return (log_weights.view_as(noise) + log_noise).sum(-1).view(draws["weight"].shape[:2])
 
+    def log_prior(self, draws: Draws) -> Draws:
+        """Log prior density ``[chain, draw]`` of each site at draws, under the model that was used.
+
+        With ``noises.Conjugate`` that is not the declared one: scales are multiples of the noise, which has a prior of
+        its own.
+        """
+        internal = self._internal(draws)
+        noise = internal["noise_scale"].double()
+        factor = noise if self.model.relative else torch.ones_like(noise)
+        scale = (self.prior_scale * factor)[..., None]
+        loc = (
+            self.model.loc
+            if self.frame.rotation is None
+            else self.model.loc @ self.frame.rotation.double().cpu().mT
+        )
+        parts = {
+            "weight": torch.distributions.Normal(loc, scale)
+            .log_prob(internal["weight"].double())
+            .sum((-2, -1)),
+            "noise_scale": self.noise_prior.distribution.log_prob(noise).sum(-1),
+        }
+        if self.frame.bias:
+            bias = torch.distributions.Normal(0.0, self.model.bias_scale * factor)
+            parts["bias"] = bias.log_prob(internal["bias"].double()).sum(-1)
+        return parts
+
     def outputs(self, features: Tensor) -> OutputMixture:
         """Outputs given the noise in closed form, one component for each of its values."""
         design = self.frame.design(features)
