@@ -88,12 +88,14 @@ class CallableGuide(PyroModule):
 
     def forward(self, *args: Any) -> dict[str, Tensor]:
         """Run the guide; return ``{site: value}``."""
+        # some of Pyro's guides run the model inside: its data are no part of the guide's density
+        latent_part = poutine.block(self.guide, hide_fn=is_data)
         with self.own.catching():
-            trace = poutine.trace(self.guide).get_trace(*args)
+            trace = poutine.trace(latent_part).get_trace(*args)
         sites = {
             name: site["value"]
             for name, site in trace.iter_stochastic_nodes()
-            if not (site["infer"].get("is_auxiliary") or site_is_subsample(site))
+            if not site["infer"].get("is_auxiliary")
         }
         if sites.keys() != set(self.latents):
             raise ValueError(
@@ -101,6 +103,11 @@ class CallableGuide(PyroModule):
                 f"{', '.join(sorted(sites)) or 'none'}; write one pyro.sample(name, ...) for each, with the same names"
             )
         return sites
+
+
+def is_data(site: Any) -> bool:
+    """Whether a site is observed, or the choice of a batch."""
+    return site["type"] == "sample" and (site["is_observed"] or site_is_subsample(site))
 
 
 @dataclass(frozen=True, eq=False)
