@@ -68,8 +68,8 @@ class NoiseMixturePosterior(Posterior):
         With ``noises.Conjugate`` that is not the declared one: scales are multiples of the noise, which has a prior of
         its own.
         """
-        internal = self._internal(draws)
-        noise = internal["noise_scale"].double()
+        internal = {name: value.double().cpu() for name, value in self._internal(draws).items()}
+        noise = internal["noise_scale"]
         factor = noise if self.model.relative else torch.ones_like(noise)
         scale = (self.prior_scale * factor)[..., None]
         loc = (
@@ -78,14 +78,12 @@ class NoiseMixturePosterior(Posterior):
             else self.model.loc @ self.frame.rotation.double().cpu().mT
         )
         parts = {
-            "weight": torch.distributions.Normal(loc, scale)
-            .log_prob(internal["weight"].double())
-            .sum((-2, -1)),
+            "weight": torch.distributions.Normal(loc, scale).log_prob(internal["weight"]).sum((-2, -1)),
             "noise_scale": self.noise_prior.distribution.log_prob(noise).sum(-1),
         }
         if self.frame.bias:
             bias = torch.distributions.Normal(0.0, self.model.bias_scale * factor)
-            parts["bias"] = bias.log_prob(internal["bias"].double()).sum(-1)
+            parts["bias"] = bias.log_prob(internal["bias"]).sum(-1)
         return parts
 
     def outputs(self, features: Tensor) -> OutputMixture:
