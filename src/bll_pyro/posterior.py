@@ -142,11 +142,14 @@ class GaussianPosterior(Posterior):
         return self._marginal.outputs(self.frame.design(features))
 
     def noise(self, num_draws: int, seed: int = 0) -> Draws:
-        """Quasi-random draws of the noise parameters."""
+        """Quasi-random draws of the noise parameters, in other dimensions than those of the outputs."""
         if not self.globals.noise_names:
             return {}
-        noise = normal_points(num_draws, self.latents.num_globals, seed).to(self.latents.globals_loc)
         factor = self.latents.globals_factor
+        num_noise = sum(self.globals.sizes[: len(self.globals.noise_names)])  # they come first in u
+        skip = 2 * self.num_outputs  # outputs take up to K independent normals and K common ones
+        noise = factor.new_zeros(num_draws, self.latents.num_globals)
+        noise[:, :num_noise] = normal_points(num_draws, num_noise, seed, skip).to(factor)
         spread = factor * noise if factor.dim() == 1 else noise @ factor.mT
         values = self.globals.constrain(self.latents.globals_loc + spread)[0]
         return self.globals.noise(values)

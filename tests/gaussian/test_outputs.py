@@ -56,7 +56,8 @@ def test_one_set_of_normals_serves_all_rows(outputs: OutputGaussian) -> None:
 @every_case
 def test_compact_keeps_the_distribution(outputs: OutputGaussian) -> None:
     compact = outputs.compact()
-    assert compact.noise_dim <= NUM_OUTPUTS
+    wide = outputs.factor is not None and outputs.factor.shape[-1] > NUM_OUTPUTS
+    assert compact.noise_dim == (NUM_OUTPUTS if wide else outputs.noise_dim)
     torch.testing.assert_close(compact.mean, outputs.mean)
     torch.testing.assert_close(compact.covariance, outputs.covariance, rtol=1e-9, atol=1e-9)
 
@@ -125,3 +126,14 @@ class TestOutputDraws:
         outputs = OutputDraws(self.values)
         joined = OutputDraws.concat([outputs.rows(slice(0, 1)), outputs.rows(slice(1, None))])
         torch.testing.assert_close(joined.values, self.values)
+
+
+@every_case
+def test_mirrored_draws(outputs: OutputGaussian) -> None:
+    draws = outputs.mirrored(generator(11))
+    if outputs.noise_dim == 0:
+        torch.testing.assert_close(draws, outputs.loc)
+        return
+    first, second = draws.view(2, NUM_ROWS, NUM_OUTPUTS)
+    torch.testing.assert_close(first, outputs.rsample(generator(11)))
+    torch.testing.assert_close((first + second) / 2, outputs.loc)

@@ -128,6 +128,16 @@ class OutputGaussian(Outputs):
         noise = torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device, generator=generator)
         return self.at(noise)
 
+    def mirrored(self, generator: torch.Generator | None = None) -> Tensor:
+        """Draw the outputs of all rows once, then their mirror images at the mean: ``[2 N, K]``; a point ``[N, K]``.
+
+        Odd functions of the noise cancel in the average of the two, so that of a smooth function has less variance.
+        """
+        if self.noise_dim == 0:
+            return self.loc
+        outputs = self.rsample(generator)
+        return torch.cat([outputs, 2 * self.loc - outputs])
+
     def draws(self, num_points: int, seed: int = 0) -> Tensor:
         """Return quasi-random draws ``[S, N, K]``; the same points serve every row."""
         if self.noise_dim == 0:
@@ -137,8 +147,11 @@ class OutputGaussian(Outputs):
         return compact.at(points[:, None, :])
 
     def compact(self) -> OutputGaussian:
-        """Replace a factor wider than K by a Cholesky factor: K normals a row are enough."""
-        if self.factor is None or self.noise_dim <= self.loc.shape[-1]:
+        """Replace a factor wider than K by a Cholesky factor: K normals a row are enough.
+
+        A narrower factor stays, so that no row of a low-rank posterior ever has K x K numbers.
+        """
+        if self.factor is None or self.factor.shape[-1] <= self.loc.shape[-1]:
             return self
         covariance = self.covariance
         # a relative jitter at the rounding level keeps numerically singular covariances factorable

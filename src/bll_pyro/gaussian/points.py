@@ -13,20 +13,24 @@ MAX_SOBOL_DIM = torch.quasirandom.SobolEngine.MAXDIM
 
 
 @lru_cache(maxsize=32)
-def normal_points(num_points: int, dim: int, seed: int = 0) -> Tensor:
+def normal_points(num_points: int, dim: int, seed: int = 0, skip: int = 0) -> Tensor:
     """Return ``[S, dim]`` scrambled Sobol points pushed through the normal quantile function (Owen 1998).
 
     An average over them has an error near 1/S for smooth integrands, where random draws have 1/sqrt(S). Powers of
     two balance best. The result is cached: do not change it in place. Beyond the dimensions that Sobol numbers are
     tabulated for, plain pseudo-random draws take over: there a quasi-random set has no advantage left.
+
+    ``skip`` leaves out the first dimensions. Two sets are used together only if they lie in different dimensions: in the
+    same ones they would be copies of each other and not independent.
     """
     if num_points < 1 or dim < 0:
         raise ValueError(f"expected num_points >= 1 and dim >= 0, got {num_points} and {dim}")
     if dim == 0:
         return torch.zeros(num_points, 0)
-    if dim > MAX_SOBOL_DIM:
+    if skip + dim > MAX_SOBOL_DIM:
         return torch.randn(num_points, dim, generator=generator(seed))
-    uniform = torch.quasirandom.SobolEngine(dim, scramble=True, seed=seed).draw(num_points, dtype=torch.float64)
+    uniform = torch.quasirandom.SobolEngine(skip + dim, scramble=True, seed=seed).draw(num_points, dtype=torch.float64)
+    uniform = uniform[:, skip:]
     # the scrambled points are multiples of 2^-30 and may be 0; half a cell keeps the quantile finite
     tiny = 2.0**-31
     return torch.special.ndtri(uniform.clamp(tiny, 1 - tiny)).float()

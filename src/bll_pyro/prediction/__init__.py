@@ -28,7 +28,7 @@ def predict(posterior: Posterior, features: Tensor, integration: QuasiMonteCarlo
     integration = integration or QuasiMonteCarlo()
     likelihood, frame = posterior.layer.likelihood, posterior.frame
     outputs = posterior.outputs(features)
-    noise = posterior.noise(integration.num_points, integration.seed + 1)
+    noise = posterior.noise(integration.num_points, integration.seed)
     noise = {name: value[:, None] for name, value in noise.items()}
     if likelihood.is_discrete:
         return predict_classes(outputs, likelihood, noise, integration)
