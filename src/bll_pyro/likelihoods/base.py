@@ -76,11 +76,15 @@ class Likelihood(Declaration):
         generator: torch.Generator | None = None,
         **noise: Tensor,
     ) -> Tensor:
-        """``E_q(f)[log p(y | f)]`` of each row, ``[N]``: at one draw of the outputs, or in closed form.
+        """``E_q(f)[log p(y | f)]`` of each row, ``[N]``: at two mirrored draws of the outputs, or in closed form.
 
-        The draw is in output space, one for each row (local reparameterisation, Kingma, Salimans and Welling 2015).
+        The draws are in output space, a pair for each row (local reparameterisation, Kingma, Salimans and Welling
+        2015). In a pair the slope of the log-likelihood cancels, which is most of the noise.
         """
-        return self.log_prob(outputs.rsample(generator), targets, **noise)
+        draws = outputs.mirrored(generator)
+        num_draws = len(draws) // outputs.num_rows
+        log_probs = self.log_prob(draws, torch.cat([targets] * num_draws), **noise)
+        return log_probs.view(num_draws, -1).mean(0)
 
     def components(
         self, outputs: Outputs, num_points: int, seed: int = 0, **noise: Tensor
