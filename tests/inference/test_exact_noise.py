@@ -15,6 +15,8 @@ from torch import Tensor
 import bll_pyro as bll
 from bll_pyro.gaussian import OutputMixture
 from bll_pyro.inference.noise_mixture import NoiseMixturePosterior
+from bll_pyro.inference.noises import RootInverseGamma
+from bll_pyro.scope import isolated
 
 Numbers = NDArray[np.float64]
 TREATMENTS = [bll.noises.Integrated(), bll.noises.Conjugate(), bll.noises.Maximized()]
@@ -128,6 +130,19 @@ def test_conjugate_is_students_t(num_rows: int) -> None:
         assert stats.kstest(values[:, row], one.cdf).pvalue > 1e-4
     squared = fit.posterior.sample(20_000, seed=4)["noise_scale"][0].square().numpy()
     assert stats.kstest(squared, stats.invgamma(shape_after, scale=rate_after).cdf).pvalue > 1e-4
+
+
+def test_prior_of_the_conjugate_noise() -> None:
+    prior = RootInverseGamma(2.5, 0.7).expand((2,))
+    with isolated(1):
+        draws = prior.sample((10_000,))
+    assert draws.shape == (10_000, 2)
+    reference = stats.invgamma(2.5, scale=0.7)
+    assert stats.kstest(draws[:, 1].square().numpy(), reference.cdf).pvalue > 1e-4
+    noise = np.array([0.2, 1.0, 4.0])
+    np.testing.assert_allclose(
+        prior.log_prob(torch.as_tensor(noise)), reference.logpdf(noise**2) + np.log(2 * noise)
+    )
 
 
 @pytest.mark.parametrize("treatment", TREATMENTS[:2])

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pyro.distributions as dist
 import torch
@@ -51,7 +51,7 @@ class Noise(Declaration):
 class NoisePrior:
     """Prior of the noise scale of each target, in an unbounded coordinate ``u``; batch shape ``[T]`` or ``[]``."""
 
-    distribution: dist.Distribution | RootInverseGamma
+    distribution: dist.Distribution
 
     def noise(self, u: Tensor) -> Tensor:
         """Noise scale at u."""
@@ -73,18 +73,30 @@ class NoisePrior:
         return biject_to(self.distribution.support)
 
 
-@dataclass(frozen=True)
-class RootInverseGamma:
+class RootInverseGamma(dist.TorchDistribution):
     """Distribution of ``s`` where ``s^2 ~ InverseGamma(shape, rate)``."""
 
-    shape: float
-    rate: float
-    support: ClassVar[constraints.Constraint] = constraints.positive
+    support = constraints.positive
+    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
+
+    def __init__(self, shape: float, rate: float, batch_shape: tuple[int, ...] = ()) -> None:
+        self.shape, self.rate = shape, rate
+        super().__init__(torch.Size(batch_shape), validate_args=False)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log density of s, with the factor 2 s of the change from the square."""
         constant = math.log(2) + self.shape * math.log(self.rate) - math.lgamma(self.shape)
         return constant - (2 * self.shape + 1) * value.log() - self.rate / value.square()
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        """Draw s."""
+        shape = torch.Size(sample_shape) + self.batch_shape
+        gamma = torch.distributions.Gamma(torch.tensor(self.shape, dtype=torch.float64), 1.0).sample(shape)
+        return (self.rate / gamma).sqrt()
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> RootInverseGamma:
+        """Independent copies."""
+        return RootInverseGamma(self.shape, self.rate, tuple(batch_shape))
 
 
 @dataclass(frozen=True)
