@@ -88,13 +88,13 @@ def elbo(
     return total if is_point else total + latents.entropy()
 
 
-def learn(layer: LastLayer, weights: WeightGaussian) -> dict[str, Tensor]:
-    """Learned hyper-parameters at their best values for these weights (closed form).
+def learn(layer: LastLayer, latents: LatentGaussian) -> dict[str, Tensor]:
+    """Learned hyper-parameters at their best values for these weights, global unknowns integrated out (closed form).
 
     By the envelope theorem, following the gradient with them held at their best is the gradient of the ELBO
     maximised over them.
     """
-    num_features = weights.loc.shape[1] - int(layer.bias)
+    num_features = latents.weights.loc.shape[1] - int(layer.bias)
     with torch.no_grad():
-        loc, scale = weights.loc[:, :num_features], weights.marginal_scale()[:, :num_features]
+        loc, scale = latents.weights.loc[:, :num_features], latents.marginal_scale()[:, :num_features]
         return layer.prior.learn(loc, scale)

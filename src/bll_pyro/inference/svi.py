@@ -183,7 +183,7 @@ class Objective:
             return -self._trace_elbo(*self._pyro_arguments(design, targets))
         latents = self.latents()
         if self.learns:
-            self.learned = learn(self.layer, latents.weights)
+            self.learned = learn(self.layer, latents)
         return elbo(
             self.layer, self.model.globals, latents, design, targets, self.num_rows, self.learned, generator,
             is_point=self.guide.is_point,
