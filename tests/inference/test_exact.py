@@ -233,6 +233,11 @@ def test_says_who_can_where_it_cannot(layer: bll.LastLayer, pattern: str) -> Non
 
 def test_refuses_what_does_not_fit_in_memory() -> None:
     layer = bll.LastLayer(bll.likelihoods.Gaussian(noise_scale=1.0))
-    bll.Exact().check(layer, 100, 8193)
+    bll.Exact().check(layer, 1000, 8193)
+    unknown = bll.LastLayer(bll.likelihoods.Gaussian())
+    bll.Exact().check(unknown, 100, 8193)
+    bll.Exact(noise=bll.noises.Maximized()).check(unknown, 1000, 8193)
+    with pytest.raises(ValueError, match=r"1000 outputs x 8193 columns.*noises\.Maximized"):
+        bll.Exact().check(unknown, 1000, 8193)
     with pytest.raises(ValueError, match=r"fit in 8 GiB.*60000 columns, which take 160.*bll\.SVI"):
         bll.Exact().check(layer, 1, 60_000)

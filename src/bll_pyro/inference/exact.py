@@ -72,15 +72,17 @@ class Exact(Inference):
                 f"posterior has no closed form; use {ALTERNATIVES}"
             )
         self._check_noise(likelihood, prior, num_outputs)
-        # sums, eigenvectors, and the work space of the decomposition
-        num_bytes = 48 * num_columns**2
+        # sums, eigenvectors and the work space of the decomposition; weights for each of about 33 values of the noise
+        num_components = 33 if likelihood.known_noise is None and isinstance(self.noise, Integrated) else 1
+        num_bytes = 48 * num_columns**2 + 24 * num_components * num_outputs * num_columns
         if isinstance(prior, PosteriorPrior):
             alone = independent_outputs(prior.weights)
             num_bytes += 32 * num_columns**2 * (num_outputs if alone else num_outputs**2)
         if num_bytes > MAX_BYTES:
             raise ValueError(
                 f"Exact: expected matrices that fit in {MAX_BYTES / 2**30:.0f} GiB, got {num_outputs} outputs x "
-                f"{num_columns} columns, which take {num_bytes / 2**30:.1f} GiB; use bll.SVI() or fewer features"
+                f"{num_columns} columns, which take {num_bytes / 2**30:.1f} GiB; use bll.SVI(), fewer features, or for many "
+                "targets of unknown noise Exact(noise=noises.Maximized())"
             )
 
     def _check_noise(self, likelihood: Gaussian, prior: Normal | PosteriorPrior, num_outputs: int) -> None:
