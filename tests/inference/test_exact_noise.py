@@ -278,6 +278,9 @@ def test_contract(treatment: bll.noises.Integrated, num_targets: int, tmp_path: 
     torch.testing.assert_close(draws.std(0), prediction.scale, rtol=0.15, atol=0.0)
     assert prediction.log_prob(targets).shape == (60,)
     assert bll.declaration.from_plain(bll.declaration.to_plain(fit.inference, {}), {}) == fit.inference
+    stats_of_draws = fit.to_datatree(features, targets, num_draws=20)["sample_stats"]
+    # p(y, all sites) / q(all sites) is the evidence, at every draw, where q is the posterior
+    np.testing.assert_allclose(stats_of_draws["log_p"] - stats_of_draws["log_q"], fit.log_evidence, atol=1e-3)
     fit.save(tmp_path)
     again = bll.load(tmp_path)
     assert torch.equal(again.predict(features).total, prediction.total)
