@@ -14,21 +14,22 @@ from torch.distributions import biject_to, constraints
 
 from bll_pyro.layer import LastLayer
 from bll_pyro.likelihoods.base import TargetShape
+from bll_pyro.scope import isolated
 
 
 class Model(PyroModule):
     """The joint density ``p(y | W h + b, theta) p(W, b, theta)`` of N rows, as a Pyro program.
 
-    ======================== ======================================= ===================================
-    on paper                 in code                                 shape
-    ======================== ======================================= ===================================
-    ``theta``                ``likelihood.sites``                    as the likelihood says
+    ======================== ======================================== ===========================
+    on paper                 in code                                  shape
+    ======================== ======================================== ===========================
+    ``theta``                ``likelihood.sites``                     as the likelihood says
     hyper-parameters         ``prior.hyper``; learned ones are params as the prior says
-    ``W ~ p(W | hyper)``     site ``weight``                         ``[K, D]``
-    ``b ~ N(0, s_b^2)``      site ``bias``                           ``[K]``
-    rows                     plate ``data`` of size N                minibatches scaled by N/B
-    ``y_n ~ p(y | W h_n+b)`` site ``y``                              ``[N]``
-    ======================== ======================================= ===================================
+    ``W ~ p(W | hyper)``     site ``weight``                          ``[K, D]``
+    ``b ~ N(0, s_b^2)``      site ``bias``                            ``[K]``
+    rows                     plate ``data`` of size N                 minibatches scaled by N/B
+    ``y_n ~ p(y | W h_n+b)`` site ``y``                               ``[N]``
+    ======================== ======================================== ===========================
 
     Parameters
     ----------
@@ -55,6 +56,7 @@ class Model(PyroModule):
         self.target_shape = tuple(target_shape)
         self.num_outputs = layer.likelihood.num_outputs(self.target_shape)
         self.backbone = backbone
+        layer.prior.check(self.weight_shape)
         self.globals = Globals(layer, self.weight_shape, self.target_shape)
         for name, value in layer.prior.learned(self.weight_shape).items():
             setattr(self, name, PyroParam(value, constraints.positive, event_dim=value.dim()))
@@ -136,7 +138,7 @@ class Globals:
         values: dict[str, Tensor] = {}
         log_prior, log_jacobian = u.new_zeros(u.shape[:-1]), u.new_zeros(u.shape[:-1])
         for (name, transform), part in zip(self.transforms.items(), u.split(self.sizes, -1), strict=True):
-            free = part.reshape(*u.shape[:-1], *self.shapes[name])
+            free = part.reshape((*u.shape[:-1], *self.shapes[name]))
             values[name] = value = transform(free)
             log_prior = log_prior + self.priors[name].log_prob(value)
             log_jacobian = log_jacobian + sum_event(transform.log_abs_det_jacobian(free, value), u.dim() - 1)
@@ -152,6 +154,10 @@ class Globals:
             raise ValueError("expected global unknowns, got a layer that has none")
         return torch.cat(parts, -1)
 
+    def medians(self) -> dict[str, Tensor]:
+        """The median of each site's prior."""
+        return {name: median(prior) for name, prior in self.priors.items()}
+
     def noise(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
         """The likelihood's share of the values."""
         return {name: values[name] for name in self.noise_names}
@@ -164,3 +170,15 @@ class Globals:
 def sum_event(values: Tensor, num_batch_dims: int) -> Tensor:
     """Sum over all but the first ``num_batch_dims`` axes."""
     return values.flatten(num_batch_dims).sum(-1) if values.dim() > num_batch_dims else values
+
+
+def median(prior: dist.Distribution) -> Tensor:
+    """Median of each number of a distribution; of 1,001 draws where its quantile function is not known."""
+    base = prior
+    while isinstance(base, dist.Independent):
+        base = base.base_dist
+    try:
+        return base.icdf(torch.full(base.batch_shape + base.event_shape, 0.5))
+    except NotImplementedError:
+        with isolated(seed=0):
+            return prior.sample((1001,)).median(0).values

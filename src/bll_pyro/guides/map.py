@@ -28,7 +28,11 @@ class PointGuide(GaussianGuide, AutoDelta):
         if start.loc.shape[1] > start.num_features:
             self.bias = torch.nn.Parameter(start.loc[:, -1].clone())
         values = self.globals.constrain(start.globals_loc)[0]
+        medians = self.globals.medians()
         for name, value in values.items():
+            if name in self.globals.hyper_names:
+                self.register_buffer(name, medians[name].to(value))
+                continue
             support = self.globals.priors[name].support
             setattr(self, name, PyroParam(value.detach(), support, event_dim=value.dim()))
 
@@ -50,8 +54,9 @@ class PointGuide(GaussianGuide, AutoDelta):
 class MAP(Guide):
     """The posterior mode (maximum a posteriori): no uncertainty about the weights.
 
-    A point has no evidence, so a learned prior scale cannot be learned with it (its joint density grows without bound
-    as weights and scale shrink together): the scale stays at its start, 1.
+    A point has no evidence, so the scale of the prior cannot be learned with it: the joint density of weights and scale
+    grows without bound as both shrink together. So a learned scale stays at its start, 1, and hyper-parameters with
+    priors of their own stay at the medians of these. (Noise is no part of this: its mode is estimated.)
     """
 
     def build(self, model: Any, start: Start) -> PointGuide:

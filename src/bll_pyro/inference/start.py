@@ -2,58 +2,206 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
-from bll_pyro.gaussian import Delta
+from bll_pyro.gaussian import Delta, Diagonal
 from bll_pyro.guides import Start
 from bll_pyro.inference.objective import log_prior
 from bll_pyro.inference.rows import Rows
 from bll_pyro.layer import LastLayer
 from bll_pyro.model import Globals
+from bll_pyro.priors import ScaleMixturePrior, StudentT
+from bll_pyro.scope import generator
 
 NUM_START_ROWS = 4096
+NUM_ROUNDS = 4
+NUM_SCALE_STEPS = 3
+MAX_MOVE = 5.0  # how far an unconstrained number may move in a round: a factor of 150 for a positive one
 
 
 def warm_start(
-    layer: LastLayer, globals_: Globals, rows: Rows, num_outputs: int, learned: dict[str, Tensor], num_steps: int = 20
+    layer: LastLayer,
+    globals_: Globals,
+    rows: Rows,
+    num_outputs: int,
+    learned: dict[str, Tensor],
+    num_steps: int = 20,
 ) -> Start:
     """Maximise the log joint density on up to 4,096 rows (scaled to all), then read off diagonal curvature.
 
     The scales are ``(prior precision + sum_n h_np^2 E[-d2 log p / df_k^2])^(-1/2)``: those of a diagonal Laplace
     approximation, which a variational fit then has only to refine.
+
+    With sampled hyper-parameters, or a prior with a spike, the joint mode is no place to start from: weights and
+    their scales vanish there together. See :func:`alternating_start`.
     """
+    prior = layer.prior
+    mixture = isinstance(prior, ScaleMixturePrior) and not isinstance(prior, StudentT)
+    if prior.has_density and (globals_.hyper_names or mixture):
+        return alternating_start(layer, globals_, rows, num_outputs, num_steps)
     part = rows.subset(NUM_START_ROWS)
     design, targets = part[:]
     factor = rows.num_rows / part.num_rows
     loc = design.new_zeros(num_outputs, rows.num_columns, requires_grad=True)
     u = median_globals(globals_, design).requires_grad_()
-    optimizer = torch.optim.LBFGS([loc, u] if len(u) else [loc], max_iter=num_steps, line_search_fn="strong_wolfe")
 
-    def negative_log_joint() -> Tensor:
-        optimizer.zero_grad()
+    def log_joint() -> Tensor:
         values, log_globals, _ = globals_.constrain(u)
         fit = layer.likelihood.log_prob(design @ loc.mT, targets, **globals_.noise(values)).sum() * factor
-        prior = log_prior(layer, Delta(loc), {**learned, **globals_.hyper(values)})
-        loss = -(fit + prior + log_globals) / rows.num_rows
-        loss.backward()
-        return loss
+        return fit + log_prior(layer, Delta(loc), {**learned, **globals_.hyper(values)}) + log_globals
 
-    if layer.prior.has_density:
-        optimizer.step(negative_log_joint)
+    if prior.has_density:
+        maximise(log_joint, [loc, u] if len(u) else [loc], rows.num_rows, num_steps)
     if not bool(torch.isfinite(loc).all()) or not bool(torch.isfinite(u).all()):
         loc, u = torch.zeros_like(loc), median_globals(globals_, design)
     with torch.no_grad():
         values = globals_.constrain(u)[0]
         curvature = layer.likelihood.output_curvature(design @ loc.mT, **globals_.noise(values))
         precision = factor * curvature.mT @ design.square() + 1.0
-    num_features = rows.frame.num_features
-    return Start(u.detach(), loc.detach(), precision.rsqrt(), num_features)
+    return Start(u.detach(), loc.detach(), precision.rsqrt(), rows.frame.num_features)
+
+
+def alternating_start(
+    layer: LastLayer, globals_: Globals, rows: Rows, num_outputs: int, num_steps: int
+) -> Start:
+    """Raise the ELBO in turns, from an easy prior to the declared one.
+
+    A Student-t prior with a learned scale finds which weights are large, whatever their size; no barrier lies on its
+    way, as it does between a spike and a slab. From there the prior is sharpened in steps (``Prior.softened``), each
+    started at the result of the one before (cf. Rockova and George 2014).
+    """
+    prior, weight_shape = layer.prior, (num_outputs, rows.frame.num_features)
+    ascent = Ascent(rows, num_outputs, num_steps)
+    values = globals_.medians()
+    if isinstance(prior, ScaleMixturePrior):
+        easy = replace(layer, prior=StudentT(loc=prior.loc))
+        noise = Globals(easy, weight_shape, tuple(rows.targets.shape[1:]))
+        values |= ascent(easy, noise, noise.medians(), NUM_ROUNDS)
+    size = ascent.typical_size(rows.frame.num_features)
+    for step in range(NUM_ROUNDS):
+        sharper = replace(layer, prior=prior.softened(weight_shape, size, step / (NUM_ROUNDS - 1)))
+        values = ascent(sharper, globals_, values, 1)
+    u = globals_.unconstrain(values).to(ascent.loc) if globals_.num else ascent.loc.new_zeros(0)
+    finite = all(bool(torch.isfinite(value).all()) for value in (ascent.loc, ascent.scale, u))
+    if not finite:
+        zero = torch.zeros_like(ascent.loc)
+        return Start(median_globals(globals_, zero), zero, torch.ones_like(zero), rows.frame.num_features)
+    return Start(u, ascent.loc, ascent.scale, rows.frame.num_features)
+
+
+class Ascent:
+    """Coordinate ascent on the ELBO of independent weights ``loc, scale [K, P]``, with the global unknowns at a point.
+
+    ========================================== ===============================================================
+    in turn                                    maximises
+    ========================================== ===============================================================
+    means m                                    log likelihood at m + ``E_q[log p(W | hyper)]``
+    scales s                                   ``s^-2 = curvature of the likelihood + expected prior precision``
+    noise and hyper-parameters                 both terms at m, s (to second order) + their own log density
+    ========================================== ===============================================================
+
+    Second moments ``m^2 + s^2`` stay above zero, and so do the scales of the prior that are fitted to them.
+    """
+
+    def __init__(self, rows: Rows, num_outputs: int, num_steps: int) -> None:
+        part = rows.subset(NUM_START_ROWS)
+        self.design, self.targets = part[:]
+        self.squares = self.design.square()
+        self.factor, self.num_rows, self.num_steps = rows.num_rows / part.num_rows, rows.num_rows, num_steps
+        self.loc = self.design.new_zeros(num_outputs, rows.num_columns)
+        self.scale = torch.ones_like(self.loc)
+
+    def typical_size(self, num_features: int) -> float:
+        """Median over the weights of the root of the second moment."""
+        return float((self.loc.square() + self.scale.square())[:, :num_features].median().sqrt())
+
+    def __call__(
+        self, layer: LastLayer, globals_: Globals, values: dict[str, Tensor], num_rounds: int
+    ) -> dict[str, Tensor]:
+        """Run some rounds from given noise and hyper-parameters; return the new ones."""
+        learned = {
+            name: value.to(self.loc) for name, value in layer.prior.learned(self._shape(layer)).items()
+        }
+        values = {name: value.to(self.loc) for name, value in values.items() if name in globals_.priors}
+        for _ in range(num_rounds):
+            hyper = {**learned, **globals_.hyper(values)}
+            self._move_means(layer, globals_.noise(values), hyper)
+            self._move_scales(layer, globals_.noise(values), hyper)
+            if learned:
+                num_features = self._shape(layer)[1]
+                learned = layer.prior.learn(self.loc[:, :num_features], self.scale[:, :num_features])
+            if globals_.num:
+                values = self._move_globals(layer, globals_, values, learned)
+        return values
+
+    def _shape(self, layer: LastLayer) -> tuple[int, int]:
+        return self.loc.shape[0], self.loc.shape[1] - int(layer.bias)
+
+    def _log_prior(self, layer: LastLayer, loc: Tensor, scale: Tensor, hyper: dict[str, Tensor]) -> Tensor:
+        # the same draws every time, where there is no closed form: L-BFGS needs a fixed objective
+        return log_prior(layer, Diagonal(loc, scale), hyper, generator(0, loc.device))
+
+    def _move_means(self, layer: LastLayer, noise: dict[str, Tensor], hyper: dict[str, Tensor]) -> None:
+        loc = self.loc.clone().requires_grad_()
+
+        def objective() -> Tensor:
+            fit = layer.likelihood.log_prob(self.design @ loc.mT, self.targets, **noise).sum() * self.factor
+            return fit + self._log_prior(layer, loc, self.scale, hyper)
+
+        maximise(objective, [loc], self.num_rows, self.num_steps)
+        self.loc = loc.detach()
+
+    def _move_scales(self, layer: LastLayer, noise: dict[str, Tensor], hyper: dict[str, Tensor]) -> None:
+        curvature = layer.likelihood.output_curvature(self.design @ self.loc.mT, **noise)
+        data_precision = self.factor * curvature.mT @ self.squares
+        for _ in range(NUM_SCALE_STEPS):
+            scale = self.scale.clone().requires_grad_()
+            (slope,) = torch.autograd.grad(self._log_prior(layer, self.loc, scale, hyper), scale)
+            self.scale = (data_precision + (-slope / self.scale).clamp_min(1e-4)).rsqrt()
+
+    def _move_globals(
+        self, layer: LastLayer, globals_: Globals, values: dict[str, Tensor], learned: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        outputs, variance = self.design @ self.loc.mT, self.squares @ self.scale.square().mT
+        origin, likelihood = globals_.unconstrain(values), layer.likelihood
+        move = torch.zeros_like(origin, requires_grad=True)
+
+        def moved() -> Tensor:
+            return origin + MAX_MOVE * torch.tanh(move / MAX_MOVE)
+
+        def objective() -> Tensor:
+            values, log_density, log_jacobian = globals_.constrain(moved())
+            noise, total = globals_.noise(values), log_density + log_jacobian
+            if noise:
+                lost = 0.5 * (likelihood.output_curvature(outputs, **noise) * variance).sum()
+                total = (
+                    total + (likelihood.log_prob(outputs, self.targets, **noise).sum() - lost) * self.factor
+                )
+            return total + self._log_prior(layer, self.loc, self.scale, {**learned, **globals_.hyper(values)})
+
+        maximise(objective, [move], self.num_rows, self.num_steps)
+        return {name: value.detach() for name, value in globals_.constrain(moved().detach())[0].items()}
+
+
+def maximise(
+    objective: Callable[[], Tensor], parameters: list[Tensor], num_rows: int, num_steps: int
+) -> None:
+    """Raise a log density by at most ``num_steps`` steps of L-BFGS, in place."""
+    optimizer = torch.optim.LBFGS(parameters, max_iter=num_steps, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = -objective() / num_rows
+        loss.backward()
+        return loss.detach()
+
+    optimizer.step(closure)
 
 
 def median_globals(globals_: Globals, like: Tensor) -> Tensor:
-    """Unconstrained global vector at the median of each prior, by 101 draws where there is no closed form."""
-    if not globals_.num:
-        return like.new_zeros(0)
-    values = {k: p.sample((101,)).median(0).values for k, p in globals_.priors.items()}
-    return globals_.unconstrain(values).detach().to(like)
+    """Unconstrained global vector at the median of each prior."""
+    return globals_.unconstrain(globals_.medians()).to(like) if globals_.num else like.new_zeros(0)

@@ -9,24 +9,28 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from bll_pyro.priors.base import Prior, Shape, expand, positive
+from bll_pyro.priors.base import Prior, Shape, centre, check_loc, expand, positive
 
 
 @dataclass(frozen=True, eq=False)
 class Laplace(Prior):
-    """Independent Laplace weights: ``weight[k, d] ~ Laplace(0, scale / sqrt(2))``.
+    """Independent Laplace weights: ``weight[k, d] ~ Laplace(loc[k, d], scale / sqrt(2))``.
 
     Parameters
     ----------
     scale
         Standard deviation of each weight (not the rate's inverse ``b = scale / sqrt(2)``), so that numbers mean the
         same in every prior; None (default) learns it as ``tau``.
+    loc
+        Centre ``[K, D]`` of the weights, on the scale of the standardised features; None is 0.
     """
 
     scale: float | None = None
+    loc: Tensor | None = None
 
     def __post_init__(self) -> None:
         positive(self.scale, "scale", "Laplace")
+        check_loc(self.loc, "Laplace")
 
     def learned(self, shape: Shape) -> dict[str, Tensor]:
         """One ``tau`` for the layer; starts at 1."""
@@ -35,8 +39,8 @@ class Laplace(Prior):
     def distribution(self, shape: Shape, tau: Tensor | None = None, **_: Tensor) -> dist.Laplace:
         """Laplace with batch shape ``[..., K, D]``."""
         scale = torch.as_tensor(self.scale) if tau is None else tau[..., None, None]
-        loc = torch.zeros((), dtype=scale.dtype, device=scale.device)
-        return dist.Laplace(expand(loc, shape), expand(scale / math.sqrt(2), shape), validate_args=False)
+        loc, width = expand(centre(self.loc, scale), shape), expand(scale / math.sqrt(2), shape)
+        return dist.Laplace(loc, width, validate_args=False)
 
     @property
     def needs_noise(self) -> bool:
@@ -44,13 +48,13 @@ class Laplace(Prior):
         return False
 
     def _closed_form(self, prior: dist.Distribution, loc: Tensor, scale: Tensor) -> Tensor:
-        return -folded_normal_mean(loc, scale) / prior.scale - math.log(2) - prior.scale.log()
+        return -folded_normal_mean(loc - prior.loc, scale) / prior.scale - math.log(2) - prior.scale.log()
 
     def learn(self, loc: Tensor, scale: Tensor) -> dict[str, Tensor]:
         """``tau / sqrt(2)`` is the mean of ``E|weight|``: the maximum in closed form."""
         if self.scale is not None:
             return {}
-        return {"tau": math.sqrt(2) * folded_normal_mean(loc, scale).mean()}
+        return {"tau": math.sqrt(2) * folded_normal_mean(loc - centre(self.loc, loc), scale).mean()}
 
 
 def folded_normal_mean(loc: Tensor, scale: Tensor) -> Tensor:

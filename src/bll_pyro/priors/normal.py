@@ -8,7 +8,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from bll_pyro.priors.base import GaussianPrior, Shape, expand, positive
+from bll_pyro.priors.base import GaussianPrior, Shape, centre, check_loc, expand, positive
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,8 +32,11 @@ class Normal(GaussianPrior):
 
     def __post_init__(self) -> None:
         positive(self.scale, "scale", "Normal")
+        check_loc(self.loc, "Normal")
         if self.per_output and self.scale is not None:
-            raise ValueError("Normal(per_output=True): expected scale=None (learned), got a number; drop one of the two")
+            raise ValueError(
+                "Normal(per_output=True): expected scale=None (learned), got a number; drop one of the two"
+            )
 
     @property
     def isotropic(self) -> bool:
@@ -52,14 +55,12 @@ class Normal(GaussianPrior):
             scale = torch.as_tensor(self.scale)
         else:
             scale = tau[..., :, None] if self.per_output else tau[..., None, None]
-        loc = torch.zeros((), dtype=scale.dtype, device=scale.device) if self.loc is None else self.loc.to(scale)
-        return dist.Normal(expand(loc, shape), expand(scale, shape), validate_args=False)
+        return dist.Normal(expand(centre(self.loc, scale), shape), expand(scale, shape), validate_args=False)
 
     def learn(self, loc: Tensor, scale: Tensor) -> dict[str, Tensor]:
         """``tau^2`` is the mean of ``E[(weight - loc)^2]``: the maximum in closed form."""
         if self.scale is not None:
             return {}
-        shifted = loc if self.loc is None else loc - self.loc.to(loc)
-        second_moment = shifted.square() + scale.square()
+        second_moment = (loc - centre(self.loc, loc)).square() + scale.square()
         mean = second_moment.mean(-1) if self.per_output else second_moment.mean()
         return {"tau": mean.clamp_min(torch.finfo(mean.dtype).tiny).sqrt()}
