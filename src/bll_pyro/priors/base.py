@@ -204,7 +204,7 @@ def broadcasts(given: tuple[int, ...], shape: Shape, owner: str) -> None:
 
 def check_hyper_prior(value: object, owner: str, upper: float = math.inf) -> None:
     """Raise if this is not the distribution of one real number between 0 and ``upper``."""
-    if not isinstance(value, torch.distributions.Distribution):
+    if not isinstance(value, dist.Distribution):
         raise TypeError(
             f"{owner}: expected a Pyro distribution such as pyro.distributions.HalfNormal(1.0), got {value!r}; "
             "fixed scales are those of Normal(scale=...)"
@@ -232,4 +232,5 @@ def positive(value: float | None, name: str, owner: str) -> None:
 def expand(value: Tensor | float, shape: tuple[int, ...]) -> Tensor:
     """Expand a number or tensor to the weight's shape, keeping leading axes."""
     tensor = torch.as_tensor(value)
-    return tensor.expand(torch.broadcast_shapes(tensor.shape, shape))
+    # not torch.broadcast_shapes: its first call imports SymPy, which takes longer than many a fit
+    return tensor.expand(*tensor.shape[: max(0, tensor.dim() - len(shape))], *shape)

@@ -1,0 +1,127 @@
+"""Fisher information of the outputs of each row: how sharply its target tells f, in the form its likelihood allows.
+
+Row n has a matrix ``L_n = E[-d2 log p(y | f_n) / df df']`` ``[K, K]``, the expectation over y. For likelihoods in their
+canonical form (softmax, logistic, Poisson with a log link, Gaussian) it is the negative Hessian itself; for others it is
+the part of it that is never negative (Gauss-Newton; Martens 2020). Nothing of size N x K x K is built.
+
+========== ============================= =====================
+form       L_n                           of
+========== ============================= =====================
+Diagonal   ``diag(values_n)``            targets that depend on one output each
+Softmax    ``(diag(p_n) - p_n p_n') c``  classes
+Dense      ``values_n``                  everything else
+========== ============================= =====================
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+
+class Information(ABC):
+    """Matrices ``L_n [K, K]`` of N rows; everything is differentiable in its parts."""
+
+    is_diagonal: ClassVar[bool] = False
+
+    @abstractmethod
+    def times(self, vectors: Tensor) -> Tensor:
+        """``L_n v_n`` of each row, for ``v [N, K]``."""
+
+    @abstractmethod
+    def diagonal(self) -> Tensor:
+        """Diagonals ``[N, K]``."""
+
+    @abstractmethod
+    def entry(self, row: int, column: int) -> Tensor:
+        """One entry of every matrix, ``[N]``."""
+
+    @abstractmethod
+    def inner(self, matrix: Tensor) -> Tensor:
+        """``tr(M L_n)`` of each row, ``[N]``, for a symmetric ``M [K, K]``."""
+
+    @abstractmethod
+    def sum(self, weights: Tensor | None = None) -> Tensor:
+        """``sum_n w_n L_n [K, K]``; weights ``[N]``, 1 by default."""
+
+    def trace(self) -> Tensor:
+        """``tr(L_n)``, ``[N]``."""
+        return self.diagonal().sum(-1)
+
+
+@dataclass(frozen=True, eq=False)
+class DiagonalInformation(Information):
+    """``L_n = diag(values_n)``, ``values [N, K]``."""
+
+    values: Tensor
+    is_diagonal: ClassVar[bool] = True
+
+    def times(self, vectors: Tensor) -> Tensor:
+        return self.values * vectors
+
+    def diagonal(self) -> Tensor:
+        return self.values
+
+    def entry(self, row: int, column: int) -> Tensor:
+        return self.values[:, row] if row == column else torch.zeros_like(self.values[:, row])
+
+    def inner(self, matrix: Tensor) -> Tensor:
+        return self.values @ matrix.diagonal()
+
+    def sum(self, weights: Tensor | None = None) -> Tensor:
+        return torch.diag(self.values.sum(0) if weights is None else weights @ self.values)
+
+
+@dataclass(frozen=True, eq=False)
+class SoftmaxInformation(Information):
+    """``L_n = c (diag(p_n) - p_n p_n')`` for class probabilities ``p [N, K]`` and a number c."""
+
+    probs: Tensor
+    factor: float = 1.0
+
+    def times(self, vectors: Tensor) -> Tensor:
+        weighted = self.probs * vectors
+        return self._scaled(torch.addcmul(weighted, self.probs, weighted.sum(-1, keepdim=True), value=-1))
+
+    def diagonal(self) -> Tensor:
+        return self._scaled(self.probs * (1 - self.probs))
+
+    def entry(self, row: int, column: int) -> Tensor:
+        mine = self.probs[:, row]
+        return self._scaled(mine * (1 - mine) if row == column else -mine * self.probs[:, column])
+
+    def inner(self, matrix: Tensor) -> Tensor:
+        return self._scaled(self.probs @ matrix.diagonal() - ((self.probs @ matrix) * self.probs).sum(-1))
+
+    def sum(self, weights: Tensor | None = None) -> Tensor:
+        weighted = self.probs if weights is None else weights[:, None] * self.probs
+        return self._scaled(torch.diag(weighted.sum(0)) - weighted.mT @ self.probs)
+
+    def _scaled(self, values: Tensor) -> Tensor:
+        return values if self.factor == 1.0 else values * self.factor
+
+
+@dataclass(frozen=True, eq=False)
+class DenseInformation(Information):
+    """Any matrices: ``values [N, K, K]``, symmetric and without negative eigenvalues."""
+
+    values: Tensor
+
+    def times(self, vectors: Tensor) -> Tensor:
+        return (self.values @ vectors[..., None]).squeeze(-1)
+
+    def diagonal(self) -> Tensor:
+        return self.values.diagonal(dim1=-2, dim2=-1)
+
+    def entry(self, row: int, column: int) -> Tensor:
+        return self.values[:, row, column]
+
+    def inner(self, matrix: Tensor) -> Tensor:
+        return (self.values * matrix).sum((-2, -1))
+
+    def sum(self, weights: Tensor | None = None) -> Tensor:
+        return self.values.sum(0) if weights is None else torch.einsum("n,nkl->kl", weights, self.values)
