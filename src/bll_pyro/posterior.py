@@ -78,7 +78,7 @@ class Posterior(ABC):
         """Draws of the likelihood's noise parameters, ``{site: [S, *event]}``; empty where there are none."""
 
     def as_prior(self) -> PosteriorPrior:
-        """This posterior of weight and bias as the prior of the next fit, with its coordinates."""
+        """Turn this posterior of weight and bias into the prior of the next fit, with its coordinates."""
         raise TypeError(
             f"as_prior: expected a Gaussian posterior, got {type(self).__name__}; fit with SVI and a Gaussian guide, "
             "Laplace, or Exact with known noise (or noises.Maximized()); to add rows to Exact use fit.update(...)"

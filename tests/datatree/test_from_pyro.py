@@ -98,7 +98,7 @@ def test_the_callers_world_is_untouched() -> None:
     guide.train()
     buffers = {name: value.clone() for name, value in net.named_buffers()}
     values = {name: (value, value.detach().clone()) for name, value in guide.named_parameters()}
-    torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()  # noqa: NPY002
+    torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()
     validation = torch.distributions.Distribution._validate_args
 
     from_pyro(net.model, guide=guide, args=(x, y), num_draws=10)
@@ -107,7 +107,7 @@ def test_the_callers_world_is_untouched() -> None:
     assert dict(pyro.get_param_store().named_parameters())["mine"] is state["mine"]
     pyro.clear_param_store()
     assert torch.equal(torch.get_rng_state(), torch_state)
-    assert str(np.random.get_state()) == str(numpy_state)  # noqa: NPY002
+    assert str(np.random.get_state()) == str(numpy_state)
     assert torch.distributions.Distribution._validate_args == validation
     assert [part.training for part in (net, net.norm, net.frozen, guide)] == [True, True, False, True]
     assert all(torch.equal(value, buffers[name]) for name, value in net.named_buffers())

@@ -50,7 +50,7 @@ class Noisy(Items):
     """A dataset that draws from every global generator, as augmentation does."""
 
     def __getitem__(self, i):
-        noise = torch.rand(()) + np.random.random() + random.random()  # noqa: NPY002 - the global one, as users do
+        noise = torch.rand(()) + np.random.random() + random.random()
         return self.inputs[i] + noise, self.targets[i]
 
 

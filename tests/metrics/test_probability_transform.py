@@ -69,14 +69,14 @@ def test_randomised_pit_of_counts_is_uniform_and_plain_cdf_values_are_not(counts
 
 def test_randomised_pit_follows_its_generator_and_leaves_the_global_state(counts):
     _, below, at = counts
-    torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()
     first, again, other = (
         metrics.pit_discrete(below, at, torch.Generator().manual_seed(s)) for s in (5, 5, 6)
     )
     np.testing.assert_array_equal(first, again)
     assert (first != other).any()
     assert torch.equal(torch_state, torch.get_rng_state())
-    np.testing.assert_array_equal(numpy_state, np.random.get_state()[1])  # noqa: NPY002
+    np.testing.assert_array_equal(numpy_state, np.random.get_state()[1])
 
 
 def test_histogram_is_the_mean_of_the_stated_ramps(counts):
