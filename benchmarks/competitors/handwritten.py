@@ -59,9 +59,9 @@ class MeanField(torch.nn.Module):
 
     @torch.no_grad()
     def predict(self, features: Tensor, num_draws: int = NUM_DRAWS) -> ClassPrediction:
-        """Average the softmax over draws of the outputs, a few thousand rows at a time."""
+        """Average the softmax over draws of the outputs, two million numbers at a time."""
         probs, epistemic = [], []
-        for rows in features.split(2048):
+        for rows in features.split(max(1, 2_000_000 // (num_draws * len(self.mean)))):
             mean, variance = self.outputs(rows)
             noise = torch.randn(num_draws, *mean.shape)
             draws = torch.addcmul(mean, variance.sqrt(), noise).softmax(-1)

@@ -57,6 +57,12 @@ def train(
         if tune:
             approximation.optimize_prior_precision(pred_type="glm", method="marglik", link_approx=link)
 
+    return approximation, prediction(approximation, structure, link)
+
+
+def prediction(approximation: Any, structure: str, link: str) -> Predict:
+    """Make a function that predicts by Monte Carlo or probit."""
+
     @torch.no_grad()
     def predict(rows: Tensor) -> ClassPrediction:
         batches = rows.split(PREDICT_BATCH[structure])
@@ -70,7 +76,7 @@ def train(
             epistemic.append(mutual_information(draws))
         return ClassPrediction(torch.cat(probs), torch.cat(epistemic))
 
-    return approximation, predict
+    return predict
 
 
 def fit(features: Tensor, targets: Tensor, num_classes: int, seed: int, **options: Any) -> Predict:

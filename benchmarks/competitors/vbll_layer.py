@@ -62,7 +62,7 @@ def fit(
     @torch.no_grad()
     def predict(rows: Tensor) -> ClassPrediction:
         probs, epistemic = [], []
-        for part in _with_constant(rows).split(2048):
+        for part in _with_constant(rows).split(max(1, 2_000_000 // (NUM_DRAWS * num_classes))):
             draws = layer.logit_predictive(part).rsample(torch.Size([NUM_DRAWS])).softmax(-1)
             probs.append(draws.mean(0))
             epistemic.append(mutual_information(draws))
