@@ -1,6 +1,7 @@
 """Gaussians in closed form: over the weights, and the Gaussians over the outputs that they imply."""
 
 from bll_pyro.gaussian.centred import CentredDiagonal
+from bll_pyro.gaussian.kronecker import Kronecker
 from bll_pyro.gaussian.latent_distribution import LatentDistribution, flatten
 from bll_pyro.gaussian.latents import LatentGaussian
 from bll_pyro.gaussian.mixture import OutputMixture
@@ -22,6 +23,7 @@ __all__ = [
     "Delta",
     "Dense",
     "Diagonal",
+    "Kronecker",
     "LatentDistribution",
     "LatentGaussian",
     "LowRank",

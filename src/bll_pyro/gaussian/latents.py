@@ -46,8 +46,9 @@ class LatentGaussian:
         if self.coupling is None or not self.num_globals:
             return self.weights
         assert isinstance(self.weights, Dense)
-        wide = torch.cat([self.weights.factor, self.coupling], -1).flatten(0, 1)
-        tril = torch.linalg.cholesky(wide @ wide.mT)
+        # variances of weights span many orders of magnitude: their product needs double precision
+        wide = torch.cat([self.weights.factor, self.coupling], -1).flatten(0, 1).double()
+        tril = torch.linalg.cholesky(wide @ wide.mT).to(self.weights.loc)
         return Dense(self.weights.loc, tril.view(*self.weights.loc.shape, -1), tril.diagonal().log().sum())
 
     def marginal_scale(self) -> Tensor:

@@ -49,6 +49,11 @@ def independent_outputs(weights: WeightGaussian) -> bool:
     )
 
 
+def precision_dim(weights: WeightGaussian) -> int:
+    """Number of axes of :func:`precision`: 2, 3 or 4."""
+    return 2 if independent_weights(weights) else 3 if independent_outputs(weights) else 4
+
+
 def precision(weights: WeightGaussian) -> Tensor:
     """Inverse covariance, in float64.
 
@@ -111,10 +116,10 @@ def _trace(matrix: Tensor, weights: WeightGaussian) -> Tensor:
         case Delta():
             return matrix.new_zeros(())
         case Diagonal(mixing=None):
-            return (_diagonal(matrix) * weights.scale.square()).sum()
+            return (diagonal(matrix) * weights.scale.square()).sum()
         case LowRank():
             common = quadratic(matrix, weights.factor.permute(2, 0, 1)).sum()
-            return (_diagonal(matrix) * weights.scale.square()).sum() + common
+            return (diagonal(matrix) * weights.scale.square()).sum() + common
         case Dense():
             return quadratic(matrix, weights.factor.permute(2, 0, 1)).sum()
         case BlockDiagonal():
@@ -130,7 +135,10 @@ def _trace(matrix: Tensor, weights: WeightGaussian) -> Tensor:
     )
 
 
-def _diagonal(matrix: Tensor) -> Tensor:
+def diagonal(matrix: Tensor) -> Tensor:
+    """Diagonal ``[K, P]`` of a precision in any of the forms."""
+    if matrix.dim() == 2:
+        return matrix
     if matrix.dim() == 3:
         return matrix.diagonal(dim1=-2, dim2=-1)
     num_outputs, num_columns = matrix.shape[:2]

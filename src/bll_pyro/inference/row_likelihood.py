@@ -1,0 +1,109 @@
+"""The log likelihood of all rows as a function of the weights: value, gradient and curvature, block by block."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from bll_pyro.inference.rows import Rows
+from bll_pyro.information import Information
+from bll_pyro.likelihoods import Likelihood
+
+BLOCK_NUMBERS = 2**20
+CACHE_NUMBERS = (
+    2**26
+)  # outputs of all rows up to this size are kept between passes; larger ones are made again
+
+Noise = dict[str, Tensor]
+Block = tuple[Tensor, Tensor, Tensor]  # design [B, P], targets, outputs [B, K]
+
+
+class RowLikelihood:
+    """``c sum_n log p(y_n | A h_n)`` for weights A ``[K, P]``.
+
+    Blocks are in the precision of the rows; what is summed over them is float64.
+
+    Parameters
+    ----------
+    likelihood, rows
+        What and where.
+    factor
+        c: how many rows of the whole data one row here stands for.
+    """
+
+    def __init__(self, likelihood: Likelihood, rows: Rows, factor: float = 1.0) -> None:
+        self.likelihood, self.rows, self.factor = likelihood, rows, factor
+
+    def at(self, weights: Tensor, noise: Noise) -> RowsAt:
+        """Go to a point: weights ``[K, P]`` and noise, both float64."""
+        return RowsAt(self, weights, noise)
+
+    def blocks(self, num_outputs: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Design and targets, in blocks that fit in a processor's cache where they can."""
+        return self.rows.blocks(max(64, BLOCK_NUMBERS // max(self.rows.num_columns, num_outputs)))
+
+
+class RowsAt:
+    """The log likelihood at one point: ``value``, ``gradient [K, P]``, and products with its curvature."""
+
+    def __init__(self, function: RowLikelihood, weights: Tensor, noise: Noise) -> None:
+        self.function, self.weights = function, weights
+        self.likelihood, self.factor = function.likelihood, function.factor
+        dtype = function.rows.frame.center.dtype
+        self.noise = {name: value.detach().to(dtype) for name, value in noise.items()}
+        self._flat = weights.to(dtype)
+        self._kept: list[Block] | None = (
+            [] if function.rows.num_rows * len(weights) <= CACHE_NUMBERS else None
+        )
+        self.value, self.gradient = 0.0, torch.zeros_like(weights)
+        for design, targets in function.blocks(len(weights)):
+            outputs = (design @ self._flat.mT).requires_grad_()
+            with torch.enable_grad():
+                log_prob = self.likelihood.log_prob(outputs, targets, **self.noise)
+                (slope,) = torch.autograd.grad(log_prob.sum(), outputs)
+            self.value += self.factor * float(log_prob.detach().double().sum())
+            self.gradient.add_(slope.mT @ design, alpha=self.factor)
+            if self._kept is not None:
+                self._kept.append((design, targets, outputs.detach()))
+
+    def blocks(self) -> Iterator[Block]:
+        """Design, targets and outputs of all rows."""
+        if self._kept is not None:
+            yield from self._kept
+            return
+        for design, targets in self.function.blocks(len(self.weights)):
+            yield design, targets, design @ self._flat.mT
+
+    def informed(self) -> Iterator[tuple[Tensor, Information]]:
+        """Design and information of all rows."""
+        if self._kept is not None:
+            yield from self._informations
+            return
+        for design, _, outputs in self.blocks():
+            yield design, self.likelihood.information(outputs, **self.noise)
+
+    @cached_property
+    def _informations(self) -> list[tuple[Tensor, Information]]:
+        return [(design, self.likelihood.information(f, **self.noise)) for design, _, f in self.blocks()]
+
+    def times(self, vectors: Tensor) -> Tensor:
+        """Gauss-Newton curvature (never negative) times ``vectors [K, P]``."""
+        flat, total = vectors.to(self._flat), torch.zeros_like(vectors)
+        for design, information in self.informed():
+            total.add_(information.times(design @ flat.mT).mT @ design, alpha=self.factor)
+        return total
+
+    def hessian_times(self, vectors: Tensor) -> Tensor:
+        """The negative Hessian itself times ``vectors [K, P]``, by automatic differentiation over the outputs."""
+        flat, total = vectors.to(self._flat), torch.zeros_like(vectors)
+        for design, targets, outputs in self.blocks():
+            with torch.enable_grad():
+                point = outputs.detach().requires_grad_()
+                log_prob = self.likelihood.log_prob(point, targets, **self.noise).sum()
+                (slope,) = torch.autograd.grad(log_prob, point, create_graph=True)
+                (product,) = torch.autograd.grad((slope * (design @ flat.mT)).sum(), point)
+            total.sub_(product.mT @ design, alpha=self.factor)
+        return total

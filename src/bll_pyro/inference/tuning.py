@@ -1,0 +1,86 @@
+"""Noise and hyper-parameters at the highest Laplace evidence, and how certain the global unknowns are there."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from bll_pyro.inference.ascent import Summit, ascend
+from bll_pyro.inference.evidence import Evidence, LaplaceAt
+from bll_pyro.inference.prior_terms import PriorTerms
+from bll_pyro.inference.surrogate import Surrogate
+
+ROUGH_TOLERANCE = 0.3  # distance from the mode at which the surrogate is made
+LEARNED_TOLERANCE = 0.2  # in standard deviations that the evidence has as a density of psi
+GLOBALS_TOLERANCE = 1e-3
+REACH = 12.0  # of the logs, either side of their start
+DIFFERENCE = 0.02
+
+
+def maximize_evidence(evidence: Evidence, start: Tensor | None = None) -> Summit[LaplaceAt]:
+    """Climb from ``psi = start``, or from where the priors start."""
+    settings = evidence.settings
+    psi = settings.start(evidence.like[0, 0]) if start is None else start
+    bounds = psi - REACH, psi + REACH
+    curvature = torch.eye(len(psi), dtype=psi.dtype, device=psi.device) * evidence.rows.num_rows
+    weights: Tensor | None = None
+    free = settings.of_prior
+    if free:
+        rough = evidence.fit_at(psi, tolerance=ROUGH_TOLERANCE)
+        weights = rough.mode.weights
+        psi, block = climb_surrogate(evidence, rough, free, bounds)
+        curvature[torch.tensor(free)[:, None], torch.tensor(free)] = block
+
+    def evaluate(argument: Tensor) -> tuple[float, Tensor, LaplaceAt]:
+        nonlocal weights
+        at = evidence.fit_at(argument, weights)
+        weights = at.mode.weights
+        return at.log_evidence, evidence.gradient(at), at
+
+    if not len(psi):
+        at = evidence.fit_at(psi)
+        return Summit(psi, at, [at.log_evidence], [psi], 0.0, True, bounds)
+    tolerance = GLOBALS_TOLERANCE if settings.globals.num else LEARNED_TOLERANCE
+    return ascend(evaluate, psi, curvature, tolerance, bounds, evidence.rounding)
+
+
+def climb_surrogate(
+    evidence: Evidence, at: LaplaceAt, free: list[int], bounds: tuple[Tensor, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Best psi of the linear Gaussian model that touches the rows' likelihood at ``at``, and the curvature there."""
+    mode = at.mode
+    linear = evidence.curvature.times(at.sums, mode.weights) + mode.rows.gradient
+
+    def prior(psi: Tensor) -> tuple[PriorTerms, Tensor]:
+        hyper, _, log_globals = evidence.settings.values(psi)
+        return PriorTerms.of(evidence.layer, evidence.weight_shape, hyper, evidence.like), log_globals
+
+    surrogate = Surrogate(evidence.curvature, at.sums, linear, prior)
+    chosen = torch.zeros_like(at.psi)
+    chosen[free] = 1.0
+
+    def evaluate(psi: Tensor) -> tuple[float, Tensor, None]:
+        value, slope = surrogate.value_and_slope(psi)
+        return value, slope * chosen, None
+
+    block = surrogate.curvature_at(at.psi, free)
+    first = torch.eye(len(at.psi), dtype=at.psi.dtype, device=at.psi.device)
+    first[torch.tensor(free)[:, None], torch.tensor(free)] = block
+    psi = ascend(evaluate, at.psi, first, LEARNED_TOLERANCE, bounds).argument
+    return psi, surrogate.curvature_at(psi, free)
+
+
+def globals_spread(evidence: Evidence, at: LaplaceAt) -> tuple[Tensor, Tensor]:
+    """Negative Hessian ``[U, U]`` of the evidence in u, and the mode's move ``dA / du`` ``[K, P, U]``, by differences."""
+    num_learned = evidence.settings.num_learned
+    num_globals = evidence.settings.globals.num
+    rows, moves = [], []
+    for index in range(num_learned, num_learned + num_globals):
+        step = torch.zeros_like(at.psi)
+        step[index] = DIFFERENCE
+        ahead, behind = (evidence.fit_at(at.psi + sign * step, at.mode.weights) for sign in (1, -1))
+        change = evidence.gradient(behind) - evidence.gradient(ahead)
+        rows.append(change[num_learned:] / (2 * DIFFERENCE))
+        moves.append((ahead.mode.weights - behind.mode.weights) / (2 * DIFFERENCE))
+    hessian = torch.stack(rows)
+    return (hessian + hessian.mT) / 2, torch.stack(moves, -1)
