@@ -174,7 +174,7 @@ class FlowGuide(AutoNormalizingFlow):
     def __init__(self, model: Any, start: Start, layer: Bijection, num_layers: int) -> None:
         loc, scale = start.latent_loc, start.latent_scale
 
-        def make(size: int) -> TransformModule:
+        def make(size: int) -> ComposeTransformModule:
             # a single unknown has no others to depend on
             layers = [layer.make(size) for _ in range(num_layers if size > 1 else 0)]
             return ComposeTransformModule([*layers, LocationScale(loc, scale)]).to(loc)
