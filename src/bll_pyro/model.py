@@ -125,7 +125,9 @@ class Globals:
         self.priors: dict[str, dist.Distribution] = {**noise, **hyper}
         self.noise_names, self.hyper_names = tuple(noise), tuple(hyper)
         self.transforms = {name: biject_to(prior.support) for name, prior in self.priors.items()}
-        self.shapes = {k: t.inverse_shape(self.priors[k].event_shape) for k, t in self.transforms.items()}
+        # not transform.inverse_shape: torch's first call of it imports SymPy, which takes longer than many a fit
+        shapes = {k: prior.event_shape for k, prior in self.priors.items()}
+        self.shapes = {k: t.inv(torch.full(shapes[k], 0.5)).shape for k, t in self.transforms.items()}
         self.sizes = [math.prod(shape) for shape in self.shapes.values()]
 
     @property

@@ -184,10 +184,10 @@ class Evidence:
                 for name, value in self._moved_noise(at, step).items():
                     of_noise[name] = of_noise[name] + value
             if noise:
-                values, through = zip(
-                    *[(noise[name], of_noise[name].to(noise[name])) for name in noise], strict=True
+                through = torch.stack(
+                    [(value * of_noise[name].to(value)).sum() for name, value in noise.items()]
                 )
-                direct = direct + torch.autograd.grad(values, psi, through)[0]
+                direct = direct + torch.autograd.grad(through.sum(), psi)[0]
         return direct
 
     def _through_rows(self, at: LaplaceAt, slopes: Sums) -> tuple[Tensor, dict[str, Tensor]]:

@@ -12,8 +12,9 @@ ProductAxes      ``(mean L) (x) H'H + prior``, diagonal in   K^2 + P^2          
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -30,16 +31,15 @@ MAX_TURNED_COLUMNS = 4096  # beyond these widths eigenvectors cost more than the
 MAX_TURNED_OUTPUTS = 1024
 
 
-class Preconditioner(Protocol):
-    """Approximates ``P^-1 v`` for ``v [K, P]``."""
-
-    def __call__(self, vectors: Tensor) -> Tensor: ...
+Preconditioner = Callable[[Tensor], Tensor]  # approximates P^-1 v for v [K, P]
 
 
-class Preconditioners(Protocol):
+class Preconditioners(ABC):
     """Makes preconditioners of one model, for any point and prior."""
 
-    def at(self, rows: RowsAt, prior: PriorTerms, noise: Noise) -> Preconditioner: ...
+    @abstractmethod
+    def at(self, rows: RowsAt, prior: PriorTerms, noise: Noise) -> Preconditioner:
+        """The preconditioner at one point."""
 
 
 def preconditioners(function: RowLikelihood, num_outputs: int) -> Preconditioners:
@@ -49,7 +49,7 @@ def preconditioners(function: RowLikelihood, num_outputs: int) -> Preconditioner
     return ProductAxes.of(function)
 
 
-class OutputBlocks:
+class OutputBlocks(Preconditioners):
     """Cholesky factors ``[K, P, P]`` of each output's precision, from up to 8,192 evenly spaced rows.
 
     A softmax hardly feels all outputs moved alike, so that the blocks say nothing of it: where outputs touch each
@@ -88,7 +88,7 @@ class OutputBlocks:
 
 
 @dataclass(frozen=True, eq=False)
-class ProductAxes:
+class ProductAxes(Preconditioners):
     """Eigenvectors of ``H'H``, made once; at a point, those of the mean information beside them.
 
     Parameters
