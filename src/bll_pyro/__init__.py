@@ -17,6 +17,8 @@ _ROOMS = {
     "fit": "fitting",
     "SVI": "inference.svi",
     "Exact": "inference.exact",
+    "Laplace": "inference.laplace",
+    "NUTS": "inference.nuts",
     "noises": "inference",
     "QuasiMonteCarlo": "prediction",
     "Features": "features.store",
@@ -24,18 +26,22 @@ _ROOMS = {
     "timm_backbone": "features.backbones",
     "load": "fitting",
     "from_pyro": "datatree",
+    "loo": "elpd",
 }
-_MODULES = ("priors", "likelihoods", "guides", "metrics", "conformal")
+_MODULES = ("priors", "likelihoods", "guides", "curvatures", "metrics", "conformal")
 
 if TYPE_CHECKING:
-    from bll_pyro import conformal, guides, likelihoods, metrics, priors
+    from bll_pyro import conformal, curvatures, guides, likelihoods, metrics, priors
     from bll_pyro.datatree import from_pyro
+    from bll_pyro.elpd import loo
     from bll_pyro.features.backbones import timm_backbone
     from bll_pyro.features.extraction import extract
     from bll_pyro.features.store import Features
     from bll_pyro.fitting import Fit, fit, load
     from bll_pyro.inference import noises
     from bll_pyro.inference.exact import Exact
+    from bll_pyro.inference.laplace import Laplace
+    from bll_pyro.inference.nuts import NUTS
     from bll_pyro.inference.svi import SVI
     from bll_pyro.layer import LastLayer
     from bll_pyro.model import Model

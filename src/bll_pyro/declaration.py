@@ -8,6 +8,7 @@ belong in a safetensors file and not in YAML.
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from typing import Any, ClassVar
 
 import pyro.distributions as dist
@@ -57,18 +58,7 @@ def to_plain(value: Any, tensors: dict[str, Tensor], path: str = "", *, function
         }
         return {"class": f"{value.family}.{type(value).__name__}", **body}
     if isinstance(value, torch.distributions.Distribution):
-        name = type(value).__name__
-        if getattr(dist, name, None) is None or type(value) is not getattr(dist, name):
-            raise TypeError(
-                f"expected a distribution from pyro.distributions so that it can be written down, got {name}; "
-                "use one of Pyro's own, or write a Prior subclass"
-            )
-        arguments = {
-            k: torch.as_tensor(getattr(value, k)).tolist()
-            for k in value.arg_constraints
-            if k in value.__dict__
-        }
-        return {"distribution": name, **arguments}
+        return distribution_to_plain(value)
     if isinstance(value, Tensor):
         tensors[path] = value.detach()
         return {"tensor": path}
@@ -102,9 +92,7 @@ def from_plain(plain: Plain, tensors: dict[str, Tensor]) -> Any:
             made: Any = getattr(dist, str(plain["distribution"]), None)
             if not (isinstance(made, type) and issubclass(made, torch.distributions.Distribution)):
                 raise ValueError(f"expected the name of a Pyro distribution, got {plain['distribution']!r}")
-            arguments: dict[str, Any] = {
-                k: torch.as_tensor(v) for k, v in plain.items() if k != "distribution"
-            }
+            arguments = {k: argument_from_plain(v) for k, v in plain.items() if k != "distribution"}
             return made(**arguments)
         if set(plain) == {"tensor"}:
             return tensors[plain["tensor"]]
@@ -112,3 +100,63 @@ def from_plain(plain: Plain, tensors: dict[str, Tensor]) -> Any:
     if isinstance(plain, list):
         return tuple(from_plain(v, tensors) for v in plain)
     return plain
+
+
+ALTERNATIVES = (
+    ("probs", "logits"),
+    ("gate", "gate_logits"),
+    ("covariance_matrix", "precision_matrix", "scale_tril"),
+)
+
+
+def distribution_to_plain(value: torch.distributions.Distribution) -> Plain:
+    """Name and arguments of one of Pyro's distributions; of arguments that say the same, the last is written."""
+    name = type(value).__name__
+    if type(value) is not getattr(dist, name, None):
+        raise TypeError(
+            f"expected a distribution from pyro.distributions so that it can be written down, got {name}; "
+            "use one of Pyro's own, or write a Prior subclass"
+        )
+    names = [
+        n for n in inspect.signature(type(value).__init__).parameters if n not in ("self", "validate_args")
+    ]
+    for group in ALTERNATIVES:
+        present = [n for n in group if n in names]
+        names = [n for n in names if n not in present[:-1]]
+    plain: dict[str, Any] = {"distribution": name}
+    for argument in names:
+        stored = {"base_distribution": "base_dist"}.get(argument, argument)
+        try:
+            plain[argument] = argument_to_plain(getattr(value, stored))
+        except (AttributeError, TypeError) as error:
+            raise TypeError(
+                f"expected a distribution whose arguments are numbers, so that it can be written down, got {name} "
+                f"with {argument}; write a Prior subclass"
+            ) from error
+    return plain
+
+
+def argument_to_plain(value: Any) -> Plain:
+    """An argument of a distribution: a number, a tensor, or another distribution."""
+    if isinstance(value, torch.distributions.Distribution):
+        return distribution_to_plain(value)
+    if isinstance(value, Tensor):
+        numbers = value.detach().tolist()
+        # single precision needs no name; others would come back with fewer digits, or mixed up with it
+        return {str(value.dtype).removeprefix("torch."): numbers} if value.dtype == torch.float64 else numbers
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise TypeError(f"got {type(value).__name__}")
+
+
+def argument_from_plain(plain: Plain) -> Any:
+    """Inverse of :func:`argument_to_plain`."""
+    if isinstance(plain, dict) and "distribution" in plain:
+        return from_plain(plain, {})
+    if isinstance(plain, dict):
+        ((dtype, numbers),) = plain.items()
+        return torch.tensor(numbers, dtype=getattr(torch, dtype))
+    if isinstance(plain, (list, tuple)):
+        value = torch.tensor(plain)
+        return value.float() if value.is_floating_point() else value
+    return torch.tensor(plain, dtype=torch.float32) if isinstance(plain, float) else plain

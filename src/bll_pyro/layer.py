@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
 
 from bll_pyro.declaration import Declaration
+from bll_pyro.frame import Frame
 from bll_pyro.likelihoods import Likelihood
 from bll_pyro.priors import Normal, Prior
-from bll_pyro.priors.base import positive
+from bll_pyro.priors.base import check_loc, positive
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,12 +26,17 @@ class LastLayer(Declaration):
     prior
         Prior of the weight ``W [K, D]``; by default Normal with a learned scale.
     bias
-        Whether there is a bias ``b [K]``, with the prior ``Normal(0, bias_scale)``.
+        Whether there is a bias ``b [K]``, with the prior ``Normal(bias_loc, bias_scale)``.
     bias_scale
         Standard deviation of the bias; wide by default.
     standardize
         Bring features, and the targets of real-valued likelihoods, to mean 0 and scale 1 with the constants of the
         training set. Weights and priors live on that scale; predictions are in the user's units.
+    bias_loc
+        Centre ``[K]`` of the bias; None is 0.
+    raw_center
+        Whether the prior's ``loc`` and ``bias_loc`` are weight and bias of a linear layer on features and targets as they
+        come. A fit then brings them to the standardised scale. See :meth:`from_linear`.
     """
 
     likelihood: Likelihood
@@ -35,6 +44,8 @@ class LastLayer(Declaration):
     bias: bool = True
     bias_scale: float = 10.0
     standardize: bool = True
+    bias_loc: Tensor | None = None
+    raw_center: bool = False
     family: ClassVar[str] = "layer"
 
     def __post_init__(self) -> None:
@@ -49,6 +60,107 @@ class LastLayer(Declaration):
                 "a Pyro distribution goes into bll.priors.Distribution"
             )
         positive(self.bias_scale, "bias_scale", "LastLayer")
-        for name in ("bias", "standardize"):
+        for name in ("bias", "standardize", "raw_center"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"LastLayer({name}=...): expected True or False, got {getattr(self, name)!r}")
+        self._check_center()
+
+    @classmethod
+    def from_linear(
+        cls, linear: nn.Linear, likelihood: Likelihood, prior_scale: float | None = None, **options: Any
+    ) -> Self:
+        """A last layer that starts at an existing head: its prior is centred at the head's weight and bias.
+
+        Where the data say nothing, the outputs are those of the head. The weights are taken at the head's own features;
+        with ``standardize=True`` (default) a fit expresses the same function in standardised features (and targets), so
+        that ``prior_scale`` means the same as everywhere: the distance that a weight may move from the head, on the
+        scale of the standardised features.
+
+        Parameters
+        ----------
+        linear
+            Linear layer on the features, with K outputs; it is copied and not changed.
+        likelihood
+            Distribution of the target given the outputs.
+        prior_scale
+            Standard deviation of the weights around the head; None learns it from the data.
+        **options
+            ``bias_scale``, ``standardize``: see :class:`LastLayer`.
+        """
+        if not isinstance(linear, nn.Linear):
+            raise TypeError(f"LastLayer.from_linear: expected a torch.nn.Linear, got {type(linear).__name__}")
+        weight = linear.weight.detach().clone()
+        bias = None if linear.bias is None else linear.bias.detach().clone()
+        if bias is None:  # centring the features would need a bias
+            options = {"standardize": False, **options}
+        prior = Normal(prior_scale, loc=weight)
+        return cls(likelihood, prior, bias=bias is not None, bias_loc=bias, raw_center=True, **options)
+
+    def in_frame(self, frame: Frame) -> Self:
+        """The same layer for standardised features and targets: constants in the user's units follow.
+
+        ``W h + b`` of raw features is ``(W s) z + (b + W c)`` of ``z = (h - c) / s``, and targets are standardised on top.
+        """
+        layer = replace(self, likelihood=self.likelihood.in_units(frame.target_scale))
+        if not self.raw_center:
+            return layer
+        weight: Tensor = self.prior.loc.to(frame.center)  # type: ignore[attr-defined]  # checked when declared
+        scale, center = frame.target_scale, frame.target_center
+        if len(scale) not in (1, len(weight)) or (
+            len(scale) < len(weight) and not bool(((scale == 1) & (center == 0)).all())
+        ):
+            raise ValueError(
+                f"LastLayer(raw_center=True): expected one output for each of the {len(scale)} standardised targets, got "
+                f"{len(weight)}; use standardize=False"
+            )
+        prior = replace(self.prior, loc=weight * frame.scale / scale[:, None])  # type: ignore[call-arg]
+        if self.bias:
+            bias = weight.new_zeros(len(weight)) if self.bias_loc is None else self.bias_loc.to(weight)
+            bias = (bias + weight @ frame.center - center) / scale
+            return replace(layer, prior=prior, bias_loc=bias, raw_center=False)
+        return replace(layer, prior=prior, raw_center=False)
+
+    def turned(self, rotation: Tensor | None) -> Self:
+        """The same layer for features turned into other axes, ``h @ rotation``."""
+        return self if rotation is None else replace(self, prior=self.prior.turned(rotation))
+
+    def bias_center(self, like: Tensor) -> Tensor:
+        """Centre of the bias, in the shape ``[..., K]``, dtype and device of a tensor."""
+        return torch.zeros_like(like) if self.bias_loc is None else self.bias_loc.to(like).expand_as(like)
+
+    def center(self, like: Tensor) -> Tensor:
+        """Centre of weight and bias ``[K, P]``, in the shape, dtype and device of a tensor; 0 where none is given."""
+        num_features = like.shape[1] - int(self.bias)
+        loc = getattr(self.prior, "loc", None)
+        weight = like[:, :num_features]
+        weight = torch.zeros_like(weight) if not isinstance(loc, Tensor) else loc.to(like).expand_as(weight)
+        if not self.bias:
+            return weight.clone()
+        return torch.cat([weight, self.bias_center(like[:, -1])[:, None]], 1)
+
+    def _check_center(self) -> None:
+        check_loc(self.bias_loc, "LastLayer", "bias_loc")
+        if self.bias_loc is not None and (not self.bias or self.bias_loc.dim() > 1):
+            raise ValueError(
+                f"LastLayer(bias_loc=...): expected a vector [K] and bias=True, got shape {list(self.bias_loc.shape)} and "
+                f"bias={self.bias}"
+            )
+        if not self.raw_center:
+            return
+        loc = getattr(self.prior, "loc", None)
+        if not isinstance(loc, Tensor) or loc.dim() != 2:
+            raise ValueError(
+                "LastLayer(raw_center=True): expected a prior with a centre [K, D], such as bll.priors.Normal(loc=weight), "
+                f"got {self.prior!r}"
+            )
+        if self.standardize and not self.bias:
+            raise ValueError(
+                "LastLayer(raw_center=True, bias=False): expected standardize=False, since centred features need a bias to "
+                "say the same, got standardize=True"
+            )
+        likelihood = self.likelihood
+        if likelihood.is_discrete and likelihood.num_outputs(()) != len(loc):
+            raise ValueError(
+                f"LastLayer(raw_center=True): expected a head with {likelihood.num_outputs(())} outputs for {likelihood!r}, "
+                f"got {len(loc)}"
+            )

@@ -37,7 +37,7 @@ class Distribution(Prior):
 
     def __post_init__(self) -> None:
         given = self.dist
-        if not isinstance(given, torch.distributions.Distribution):
+        if not isinstance(given, pyro_dist.Distribution):
             raise TypeError(
                 f"Distribution(...): expected a Pyro distribution such as pyro.distributions.Normal(0.0, 1.0), got {given!r}"
             )

@@ -1,0 +1,235 @@
+"""Leave-one-out log predictive density in output space, without refitting.
+
+With ``q(f_n) = N(m_n, V_n)``, the row's expected gradient g and expected negative Hessian L of its log likelihood under
+q, and the response R of the row's outputs (:mod:`bll_pyro.inference.response`), the fit without the row has
+
+========================================= ===================================================
+on paper                                  in code
+========================================= ===================================================
+``R_c = (R^-1 - L)^-1 = R + D``           ``root (1 / (1 - share)) root'``, ``share`` eigenvalues
+``m_c = m - R_c g``                       ``outputs.mean - moved``
+``V_c = V + D``                           factors of both, side by side
+``elpd_n = log E_{N(m_c, V_c)} p(y | f)`` ``likelihood.predictive_log_prob``
+========================================= ===================================================
+
+Exact for the Gaussian likelihood with known noise, where R = V. For other likelihoods the row counts as a Gaussian site
+fitted by q itself (Vehtari et al. 2016; Khan and Lin 2017). Taking V for R, as is exact for an exact posterior, fails for
+mean-field, whose V knows nothing of what rows tie down together: see :mod:`bll_pyro.inference.response`.
+
+The largest eigenvalue of ``R L`` is the row's ``influence``: the share of what is known in the direction in which the
+row says most that comes from the row itself. It is a row's leverage, lies below 1, and says where to look: from 0.7 on
+the fit without the row is another fit, and one step from here need not reach it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bll_pyro.gaussian import Delta, OutputGaussian, OutputMixture, WeightGaussian
+from bll_pyro.inference.noise_mixture import NoiseMixturePosterior
+from bll_pyro.inference.response import Response, response
+from bll_pyro.inference.rows import Rows
+from bll_pyro.likelihoods import Likelihood
+from bll_pyro.posterior import GaussianPosterior, Posterior
+
+NUM_POINTS = 128
+NUM_NOISE_POINTS = 32
+CHUNK_NUMBERS = 4_000_000
+MAX_SHARE = 0.99  # a larger share is rounding, or a likelihood that is not log-concave
+HIGH_INFLUENCE = 0.7
+
+Noise = dict[str, Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class LeaveOneOut:
+    """Leave-one-out densities of n of N rows, on the scale of the frame's targets.
+
+    Parameters
+    ----------
+    elpd
+        Log predictive density of each row without itself, nats ``[n]``.
+    influence
+        Share of each row's precision that is its own, ``[n]``.
+    log_density
+        Log predictive density of every row under the whole posterior, nats ``[N]``.
+    ties
+        Whether ties between outputs were taken along. False for layers too large for it: then the densities are a
+        little too low where rows have much influence.
+    """
+
+    elpd: Tensor
+    influence: Tensor
+    log_density: Tensor
+    ties: bool = True
+
+    @property
+    def flagged(self) -> Tensor:
+        """Rows whose influence is high ``[n]``."""
+        return self.influence > HIGH_INFLUENCE
+
+
+@torch.no_grad()
+def leave_one_out(
+    posterior: Posterior, rows: Rows, index: Tensor | None = None, num_points: int = NUM_POINTS
+) -> LeaveOneOut:
+    """Leave rows out of the posterior that was made from all of ``rows``, one at a time.
+
+    Parameters
+    ----------
+    posterior
+        A posterior with Gaussian outputs.
+    rows
+        The rows that it was made from, in its frame.
+    index
+        Rows to leave out ``[n]``; None takes all. The curvature is always that of all rows.
+    num_points
+        Points of the quasi-random integration over a row's outputs.
+
+    Raises
+    ------
+    TypeError
+        For posteriors that are draws; PSIS serves them.
+    """
+    chosen = torch.arange(rows.num_rows) if index is None else index
+    if isinstance(posterior, NoiseMixturePosterior):
+        size = max(1, CHUNK_NUMBERS // (len(posterior.components.noise) * posterior.num_outputs))
+        likelihood = posterior.layer.likelihood
+        mixtures = [
+            _leave_out_of_mixture(posterior.outputs(features), likelihood, targets)
+            for features, targets in rows.raw_blocks(size)
+        ]
+        elpd, leverage, log_density = (torch.cat(values) for values in zip(*mixtures, strict=True))
+        return LeaveOneOut(elpd[chosen], leverage[chosen], log_density)
+    if not isinstance(posterior, GaussianPosterior):
+        raise TypeError(
+            f"leave_one_out: expected a posterior with Gaussian outputs, got {type(posterior).__name__}; "
+            "use bll.loo(fit, data), which takes PSIS for draws"
+        )
+    row_by_row = _RowByRow.of(posterior, num_points)
+    answer = response(posterior, lambda: row_by_row.curvatures(rows), rows.num_rows)
+    size = row_by_row.row_size
+    parts = [row_by_row.leave_out(answer, *block) for block in _blocks(rows, chosen, size)]
+    elpd, influence = (torch.cat(values) for values in zip(*parts, strict=True))
+    whole = torch.cat([row_by_row.log_density(*block) for block in _blocks(rows, None, size)])
+    return LeaveOneOut(elpd, influence, whole, answer.ties)
+
+
+@dataclass(frozen=True, eq=False)
+class _RowByRow:
+    """What is needed of a posterior to leave out rows that come as design matrix and targets."""
+
+    weights: WeightGaussian
+    likelihood: Likelihood
+    noise: Noise
+    num_points: int
+
+    @classmethod
+    def of(cls, posterior: GaussianPosterior, num_points: int) -> _RowByRow:
+        noise = {name: value[:, None] for name, value in posterior.noise(num_points).items()}
+        return cls(posterior.latents.marginal_weights(), posterior.layer.likelihood, noise, num_points)
+
+    @property
+    def row_size(self) -> int:
+        """Numbers that one row takes: draws, matrices of the outputs, and a wide factor."""
+        num_outputs, num_columns = self.weights.loc.shape
+        return num_outputs * max(self.num_points, num_outputs, num_columns)
+
+    def curvatures(self, rows: Rows) -> Iterator[tuple[Tensor, Tensor]]:
+        """Design and expected negative Hessian of all rows."""
+        for design, targets in _blocks(rows, None, self.row_size):
+            yield design, self._derivatives(self.weights.outputs(design), targets)[1]
+
+    def log_density(self, design: Tensor, targets: Tensor) -> Tensor:
+        """Log predictive density of some rows under the whole posterior."""
+        return self._average(self.weights.outputs(design), targets, self.noise)
+
+    def leave_out(self, answer: Response, design: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """``elpd`` and influence of some rows."""
+        outputs = self.weights.outputs(design)
+        gradient, curvature = self._derivatives(outputs, targets)
+        if not answer.ties:
+            curvature = torch.diag_embed(curvature.diagonal(dim1=-2, dim2=-1))
+        root, share, influence = own_share(answer.of(design), curvature)
+        grown = root / (1 - share).sqrt()[:, None]
+        moved = (grown @ (grown.mT @ gradient[..., None])).squeeze(-1)
+        without = OutputGaussian(outputs.mean - moved)
+        if not isinstance(self.weights, Delta):
+            more = root * (share / (1 - share)).clamp_min(0).sqrt()[:, None]
+            without = OutputGaussian(outputs.mean - moved, factor=_factor(outputs.covariance, more))
+        return self._density_without(without, targets), influence
+
+    def _derivatives(self, outputs: OutputGaussian, targets: Tensor) -> tuple[Tensor, Tensor]:
+        draws = outputs.draws(self.num_points)
+        draws = draws + (outputs.mean - draws.mean(0))  # so that what is linear in the outputs is exact
+        noise = {name: value[: len(draws)] for name, value in self.noise.items()}
+        return self.likelihood.expected_derivatives(draws, targets, **noise)
+
+    def _average(self, outputs: OutputGaussian, targets: Tensor, noise: Noise) -> Tensor:
+        return self.likelihood.predictive_log_prob(outputs, targets, self.num_points, 0, **noise)
+
+    def _density_without(self, outputs: OutputGaussian, targets: Tensor) -> Tensor:
+        """Average over the noise as it is without the row: given the noise the row's density is p, so divide by it.
+
+        ``p(y_n | others) = 1 / E[1 / p(y_n | others, noise)]`` under the posterior of the noise given all rows.
+        """
+        if not self.noise:
+            return self._average(outputs, targets, {})
+        given = []
+        for s in range(min(self.num_points, NUM_NOISE_POINTS)):
+            noise = {name: value[s : s + 1] for name, value in self.noise.items()}
+            given.append(self._average(outputs, targets, noise))
+        return math.log(len(given)) - torch.stack(given).neg().logsumexp(0)
+
+
+def own_share(response_of_rows: Tensor, curvature: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Root T with ``T T' = R`` and ``T' L T = diag(share)``, ``share [N, K]`` below 1, and the influence ``[N]``."""
+    root = torch.linalg.cholesky(response_of_rows + _jitter(response_of_rows))
+    share, axes = torch.linalg.eigh(root.mT @ curvature @ root)
+    return root @ axes, share.clamp_max(MAX_SHARE), share[:, -1]
+
+
+def _factor(covariance: Tensor, more: Tensor) -> Tensor:
+    """Cholesky factor of ``covariance + more more'``."""
+    total = covariance + more @ more.mT
+    return torch.linalg.cholesky(total + _jitter(total))
+
+
+def _jitter(matrices: Tensor) -> Tensor:
+    """A diagonal at the rounding level, which keeps numerically singular matrices factorable."""
+    size = matrices.diagonal(dim1=-2, dim2=-1).mean(-1, keepdim=True)
+    info = torch.finfo(size.dtype)
+    return torch.diag_embed((10 * info.eps * size + info.tiny).expand(matrices.shape[:-1]))
+
+
+def _leave_out_of_mixture(
+    outputs: OutputMixture, likelihood: Likelihood, targets: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The linear Gaussian model, exact given each value s of the noise, and over the values exact again.
+
+    With leverage ``a = v / s^2`` the density of the row without itself is Normal with residual ``(y - m) / (1 - a)`` and
+    variance ``s^2 / (1 - a)``; the noise without the row has the weights ``w_s / p_s``.
+    """
+    square = outputs.noise[:, None].square()
+    leverage = outputs.scale.square() / square
+    rest = (1 - leverage).clamp_min(1 - MAX_SHARE)
+    residual, variance = (targets - outputs.loc) / rest, square / rest
+    log_probs = -0.5 * (residual.square() / variance + variance.log() + math.log(2 * math.pi))
+    log_weights = outputs.weights.log()[:, None]
+    elpd = -(log_weights - log_probs).logsumexp(0).sum(-1)
+    return elpd, outputs.average(leverage).amax(-1), likelihood.predictive_log_prob(outputs, targets, 1)
+
+
+def _blocks(rows: Rows, index: Tensor | None, row_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Design and targets of chosen rows, as many at a time as memory allows."""
+    size = max(1, CHUNK_NUMBERS // row_size)
+    if index is None:
+        yield from rows.blocks(size)
+        return
+    for part in index.split(size):
+        yield rows[part.to(rows.device)]

@@ -1,0 +1,184 @@
+"""ArviZ's own calls on the trees of fits, and round trips through files."""
+
+import warnings
+
+import arviz as az
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+
+import bll_pyro as bll
+
+NUM_ROWS, NUM_FEATURES = 50, 3
+ADVICE = (
+    "Estimated shape parameter of Pareto",  # what PSIS thinks of these few rows
+    "Variables y in",  # look binary, or discrete
+)
+
+
+def rows(kind):
+    random = torch.Generator().manual_seed(4)
+    inputs = torch.randn(NUM_ROWS, NUM_FEATURES, generator=random) + 1
+    f = inputs @ torch.tensor([[1.0, -0.5], [0.3, 0.8], [0.0, -1.0]])
+    noise = torch.randn(f.shape, generator=random)
+    match kind:
+        case "number":
+            return inputs, 30 + 8 * f[:, 0] + 4 * noise[:, 0]
+        case "numbers":
+            return inputs, 30 + 8 * f + 4 * noise
+        case "class":
+            return inputs, (
+                torch.cat([f, f[:, :1] * 0], 1) + torch.randn(NUM_ROWS, 3, generator=random)
+            ).argmax(-1)
+        case "count":
+            return inputs, torch.poisson((0.4 * f[:, 0] + 1).exp(), generator=random).long()
+    return inputs, (f[:, 0] + noise[:, 0] > 0).long()
+
+
+def svi(guide):
+    return bll.SVI(guide, num_epochs=400)
+
+
+L, G = bll.likelihoods, bll.guides
+FITS = {
+    "exact": (L.Gaussian(), "number", bll.Exact()),
+    "exact, several targets": (L.Gaussian(noise_scale=(4.0, 4.0)), "numbers", bll.Exact()),
+    "diagonal": (L.Categorical(3), "class", svi(G.Diagonal())),
+    "full rank": (L.Poisson(), "count", svi(G.FullRank())),
+    "block-diagonal": (L.Bernoulli(), "binary", svi(G.BlockDiagonal())),
+    "low rank": (L.StudentT(), "number", svi(G.LowRank(2))),
+    "matrix-normal": (L.NegativeBinomial(), "count", svi(G.MatrixNormal())),
+    "weight space": (L.Categorical(3), "class", bll.SVI(num_epochs=100, output_space=False)),
+}
+
+
+@pytest.fixture(scope="module", params=FITS)
+def fitted(request):
+    likelihood, kind, inference = FITS[request.param]
+    data = rows(kind)
+    fit = bll.fit(bll.LastLayer(likelihood, prior=bll.priors.Normal(1.0)), data, inference=inference)
+    return fit, data, fit.to_datatree(*data, num_draws=400)
+
+
+@pytest.fixture(autouse=True)
+def advice_is_no_error():
+    with warnings.catch_warnings():
+        for message in ADVICE:
+            warnings.filterwarnings("ignore", message=message, category=UserWarning)
+        yield
+    plt.close("all")
+
+
+def test_summary(fitted):
+    tree = fitted[2]
+    table = az.summary(tree, round_to="none")
+    means = tree["posterior"].to_dataset().mean(("chain", "draw"))
+    assert len(table) == sum(value.size for value in means.data_vars.values())
+    first = next(name for name in table.index if name.startswith("weight"))
+    assert table.loc[first, "mean"] == pytest.approx(float(means["weight"].values.flat[0]), rel=1e-5)
+
+
+def test_psis_agrees_with_output_space(fitted):
+    """On few weights PSIS works, and both estimate the same.
+
+    Plain PSIS takes the draws for the posterior's. Independent weights are too wide along what the classes tie down
+    together, and a row then seems to matter more than it does: -44.0 where refitting gives -39.2 (ours: -38.7).
+    """
+    fit, data, tree = fitted
+    plain = az.loo(tree, pointwise=True)
+    stats = tree["sample_stats"]
+    corrected = az.loo_approximate_posterior(tree, stats["log_p"], stats["log_q"], pointwise=True)
+    ours = bll.loo(fit, data)
+    tied = isinstance(fit.layer.likelihood, L.Categorical)
+    for psis in [corrected] if tied else [plain, corrected]:
+        assert ours.elpd == pytest.approx(psis.elpd, abs=0.02 * abs(psis.elpd) + 1)
+        assert ours.se == pytest.approx(psis.se, rel=0.2)
+    assert not tied or plain.elpd < ours.elpd - 2
+    table = az.compare({"output space": ours, "again": ours}, round_to="none")
+    assert list(table["elpd"]) == [ours.elpd, ours.elpd]
+
+
+def test_compare_takes_psis_and_output_space_together(fitted):
+    fit, data, tree = fitted
+    stats = tree["sample_stats"]
+    psis = az.loo_approximate_posterior(tree, stats["log_p"], stats["log_q"], pointwise=True)
+    if psis.elpd_i.ndim > 1:  # ArviZ leaves out one number at a time, bll.loo a row
+        psis.elpd_i = psis.elpd_i.sum("output")
+        psis.pareto_k = psis.pareto_k.max("output")
+    table = az.compare({"psis": psis, "output space": bll.loo(fit, data)})
+    assert set(table.index) == {"psis", "output space"}
+    assert float(table["elpd_diff"].astype(float).abs().max()) < 2
+
+
+def test_prior_sensitivity(fitted):
+    table = az.psense_summary(fitted[2])
+    assert {"prior", "likelihood"} <= set(table.columns)
+    assert bool((table["likelihood"] >= 0).all())
+
+
+def test_loo_pit(fitted):
+    values = az.loo_pit(fitted[2])["y"]
+    assert values.size == fitted[1][1].numel()
+    assert float(values.min()) >= 0 and float(values.max()) <= 1
+
+
+PLOTS = {
+    "forest": lambda tree: az.plot_forest(tree),
+    "ppc_dist": lambda tree: az.plot_ppc_dist(tree),
+    "prior_posterior": lambda tree: az.plot_prior_posterior(tree),
+    "trace_dist": lambda tree: az.plot_trace_dist(tree, var_names=["bias"]),
+    "khat": lambda tree: az.plot_khat(az.loo(tree, pointwise=True)),
+}
+
+
+@pytest.mark.parametrize("plot", PLOTS)
+def test_plots(fitted, plot):
+    drawn = PLOTS[plot](fitted[2])
+    assert drawn.viz.children or drawn.viz.data_vars
+
+
+def test_plot_ppc_pit(fitted):
+    """Of several targets ArviZ wants one."""
+    tree = fitted[2]
+    coords = {"output": [0]} if "output" in tree["observed_data"]["y"].dims else None
+    drawn = az.plot_ppc_pit(tree, coords=None if coords is None else {"output": 0})
+    assert drawn.viz.children or drawn.viz.data_vars
+
+
+def test_plot_of_influence(fitted):
+    fit, data, _ = fitted
+    drawn = az.plot_khat(bll.loo(fit, data))
+    assert drawn.viz.children or drawn.viz.data_vars
+
+
+@pytest.mark.parametrize("engine", ["netcdf", "zarr"])
+def test_round_trip(fitted, engine, tmp_path):
+    tree = fitted[2]
+    if engine == "netcdf":
+        tree.to_netcdf(tmp_path / "fit.nc", engine="h5netcdf")
+        back = xr.open_datatree(tmp_path / "fit.nc", engine="h5netcdf").load()
+    else:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*Consolidated metadata.*")
+            warnings.filterwarnings("ignore", message=".*does not have a Zarr V3 specification.*")
+            tree.to_zarr(tmp_path / "fit.zarr")
+            back = xr.open_datatree(tmp_path / "fit.zarr", engine="zarr").load()
+    assert back.equals(tree)
+    for group in ("/", *tree.children):
+        assert {k: np.asarray(v).tolist() for k, v in back[group].attrs.items()} == {
+            k: np.asarray(v).tolist() for k, v in tree[group].attrs.items()
+        }
+
+
+def test_names_survive_the_files(tmp_path):
+    likelihood, kind, inference = FITS["diagonal"]
+    data = rows(kind)
+    fit = bll.fit(bll.LastLayer(likelihood), data, inference=inference)
+    tree = fit.to_datatree(
+        *data, num_draws=20, class_names=["a", "bb", "c"], class_probs=True, include_features=True
+    )
+    tree.to_netcdf(tmp_path / "fit.nc", engine="h5netcdf")
+    back = xr.open_datatree(tmp_path / "fit.nc", engine="h5netcdf").load()
+    assert back.equals(tree) and list(back["posterior"]["output"].values) == ["a", "bb", "c"]

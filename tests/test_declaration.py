@@ -1,0 +1,73 @@
+"""Declarations as plain data: distributions inside them keep every argument, or are refused."""
+
+import json
+
+import pyro.distributions as dist
+import pytest
+import torch
+
+from bll_pyro.declaration import from_plain, to_plain
+
+DISTRIBUTIONS = [
+    dist.Normal(0.0, 0.1),
+    dist.Normal(torch.zeros(2, 3), torch.rand(3, generator=torch.Generator().manual_seed(0)) + 0.1),
+    dist.Normal(torch.zeros(3), 0.1).to_event(1),
+    # scale is a property of the transformed base here, and no attribute of its own
+    dist.HalfNormal(0.3),
+    dist.HalfCauchy(2.5),
+    dist.LogNormal(-1.0, 0.7),
+    dist.LogNormal(-1.0, 0.7).expand([4]),
+    dist.InverseGamma(2.0, 3.0),
+    dist.Gamma(2.0, 3.0),
+    dist.Beta(1.0, 9.0),
+    dist.Uniform(0.1, 0.7),
+    dist.StudentT(3.0, 0.0, 0.4),
+    dist.Delta(torch.ones(2), event_dim=1),
+    dist.MultivariateNormal(torch.zeros(2), covariance_matrix=torch.tensor([[1.0, 0.3], [0.3, 2.0]])),
+    dist.MixtureSameFamily(
+        dist.Categorical(probs=torch.tensor([0.2, 0.8])),
+        dist.Normal(torch.zeros(2), torch.tensor([0.01, 1.0])),
+    ),
+    dist.Normal(torch.tensor(0.0, dtype=torch.float64), torch.tensor(0.1, dtype=torch.float64)),
+]
+
+
+@pytest.mark.parametrize("given", DISTRIBUTIONS, ids=lambda d: type(d).__name__)
+def test_distribution_comes_back(given: dist.Distribution) -> None:
+    plain = to_plain(given, {})
+    back = from_plain(json.loads(json.dumps(plain)), {})
+    assert type(back) is type(given)
+    assert (back.batch_shape, back.event_shape) == (given.batch_shape, given.event_shape)
+    value = given.sample()
+    assert back.log_prob(value).dtype == given.log_prob(value).dtype
+    torch.testing.assert_close(back.log_prob(value), given.log_prob(value), rtol=1e-6, atol=0)
+    assert to_plain(back, {}) == plain
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (dist.HalfCauchy(1.0), dist.HalfCauchy(2.0)),
+        (dist.LogNormal(0.0, 1.0), dist.LogNormal(0.0, 2.0)),
+        (dist.Normal(0.0, 1.0).to_event(0), dist.Normal(0.0, 2.0)),
+    ],
+)
+def test_other_arguments_are_another_declaration(one: dist.Distribution, other: dist.Distribution) -> None:
+    assert to_plain(one, {}) != to_plain(other, {})
+
+
+def test_reading_an_argument_changes_nothing() -> None:
+    """Torch keeps what it has computed, so that a covariance would be there in two forms."""
+    given = dist.MultivariateNormal(torch.zeros(2), covariance_matrix=2 * torch.eye(2))
+    before = to_plain(given, {})
+    assert given.precision_matrix is not None
+    assert to_plain(given, {}) == before
+
+
+@pytest.mark.parametrize(
+    "given",
+    [torch.distributions.Normal(0.0, 1.0), dist.Normal(0.0, 1.0).mask(torch.tensor(True)).mask(False)],
+)
+def test_what_cannot_be_written_is_refused(given: dist.Distribution) -> None:
+    with pytest.raises(TypeError, match="so that it can be written down, got"):
+        to_plain(given, {})

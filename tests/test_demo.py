@@ -1,0 +1,320 @@
+"""The main job and its command line: what is written, what the figures are, and what is refused."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import brentq
+from sklearn.datasets import load_digits as read
+
+import bll_pyro as bll
+from bll_pyro import cli
+from bll_pyro.demo.data import NOISE_SCALE, load_digits
+from bll_pyro.demo.folder import replaced_when_complete
+from bll_pyro.demo.heads import fit_temperature, point_logits, train_heads, with_temperature
+from bll_pyro.demo.job import CONTENTS, PICTURES
+from bll_pyro.demo.table import judge
+
+HEADS = ["softmax", "softmax_temperature", "bayesian_two_stage", "bayesian_joint"]
+PROBABILITIES = {"accuracy", "nll", "ece", "brier"}
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The quick form, through the command line, in place of an earlier run."""
+    out = tmp_path_factory.mktemp("runs") / "demo"
+    out.mkdir()
+    (out / "metrics.json").write_text("of an earlier run")
+    assert cli.main(["demo", "--quick", "--out", str(out), "--seed", "3"]) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def metrics(results: Path) -> dict:
+    return json.loads((results / "metrics.json").read_text())
+
+
+def test_every_result_is_there_and_nothing_else(results: Path) -> None:
+    assert sorted(entry.name for entry in results.iterdir()) == sorted(CONTENTS)
+    assert [entry.name for entry in results.parent.iterdir()] == ["demo"]
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_pictures(results: Path, name: str) -> None:
+    """A PNG, large enough to read, that is not blank."""
+    from matplotlib.image import imread
+
+    pixels = imread(results / name, format="png")
+    height, width = pixels.shape[:2]
+    assert 600 <= width <= 1400 and 300 <= height <= 700
+    assert pixels[..., :3].std() > 0.05
+
+
+def test_metrics_name_every_head_and_score(metrics: dict) -> None:
+    assert list(metrics["heads"]) == HEADS
+    for name, head in metrics["heads"].items():
+        assert set(head) == PROBABILITIES | {
+            "title", "auroc_entropy", "auroc_epistemic", "auroc_output_variance", "noisy", "seconds"
+        }  # fmt: skip
+        assert set(head["noisy"]) == PROBABILITIES
+        assert all(0 <= head[score] <= 1 for score in ("accuracy", "ece", "auroc_entropy"))
+        point = name.startswith("softmax")
+        assert (head["auroc_epistemic"] is None) == (head["auroc_output_variance"] is None) == point
+    assert metrics["seed"] == 3 and metrics["quick"] is True
+    assert metrics["rows"] == {"train": 150, "validation": 150, "test": 150, "noisy": 150, "unknown": 150}
+
+
+def test_saved_model_gives_the_figures_of_its_head(results: Path, metrics: dict) -> None:
+    fit = bll.load(results / "model")
+    digits = load_digits(seed=3, quick=True)
+    test, unknown = fit.predict(digits.test[0]), fit.predict(digits.unknown[0])
+    head = metrics["heads"]["bayesian_joint"]
+    assert (test.label == digits.test[1]).double().mean().item() == pytest.approx(head["accuracy"], abs=1e-12)
+    assert -test.log_prob(digits.test[1]).mean().item() == pytest.approx(head["nll"], rel=1e-4)
+    # the area under the ROC curve is the share of pairs in the right order
+    pairs = torch.sign(unknown.epistemic[:, None] - test.epistemic)
+    assert (pairs.double().mean().item() + 1) / 2 == pytest.approx(head["auroc_epistemic"], abs=1e-3)
+
+
+def test_posterior_holds_the_saved_model(results: Path) -> None:
+    import xarray as xr
+
+    fit = bll.load(results / "model")
+    with xr.open_datatree(results / "posterior.nc") as tree:
+        weight = tree["posterior"]["weight"]
+        assert weight.sizes["chain"] == 1 and weight.sizes["draw"] == 1000
+        assert {"posterior_predictive", "log_likelihood", "observed_data"} <= set(tree.children)
+        assert tree["observed_data"].sizes["obs"] == 150
+        draws = fit.posterior.sample(20_000)["weight"][0].double().numpy()
+        # the mean of 1,000 draws has an error of scale / sqrt(1000); of 784 weights the worst is below five of those
+        gap = (weight.mean(("chain", "draw")).values - draws.mean(0)) / draws.std(0)
+        assert np.abs(gap).max() < 5 / 1000**0.5
+
+
+def enlarged_by_numpy(images: np.ndarray) -> np.ndarray:
+    """Bilinear enlargement ``[N, 8, 8]`` to ``[N, 32, 32]``, one axis after the other; pixels are areas."""
+    old, new = np.arange(8) + 0.5, (np.arange(32) + 0.5) / 4
+    wide = np.apply_along_axis(lambda line: np.interp(new, old, line), 2, images)
+    return np.apply_along_axis(lambda line: np.interp(new, old, line), 1, wide)
+
+
+def test_digits_are_split_without_overlap_and_follow_the_seed() -> None:
+    digits, again, other = load_digits(0), load_digits(0), load_digits(1)
+    assert digits.num_rows == {"train": 866, "validation": 216, "test": 361, "noisy": 361, "unknown": 354}
+    parts = [digits.train, digits.validation, digits.test, digits.unknown]
+    rows = torch.cat([images.flatten(1) for images, _ in parts]).numpy()
+    # every image once: sorted by all their pixels, the parts together are the source
+    every = enlarged_by_numpy(read().images / 16).reshape(1797, -1)
+    assert np.allclose(rows[np.lexsort(rows.round(4).T)], every[np.lexsort(every.round(4).T)], atol=1e-5)
+    assert {int(k) for k in torch.cat([y for _, y in parts[:3]])} == set(range(8))
+    assert {int(k) for k in digits.unknown[1]} == {8, 9}
+    assert torch.equal(digits.noisy[0], again.noisy[0]) and torch.equal(digits.train[1], again.train[1])
+    assert not torch.equal(digits.train[1], other.train[1])
+    assert torch.equal(digits.noisy[1], digits.test[1])
+    grey = (digits.test[0] > 0.45) & (digits.test[0] < 0.55)  # where hardly any noise is cut off
+    assert 0.3 * NOISE_SCALE < (digits.noisy[0] - digits.test[0])[grey].std() < NOISE_SCALE
+
+
+@pytest.fixture(scope="module")
+def point_fit() -> bll.Fit:
+    """A softmax head on the pixels of the training digits."""
+    images, labels = load_digits(0).train
+    layer = bll.LastLayer(likelihood=bll.likelihoods.Categorical(num_classes=8))
+    inference = bll.SVI(guide=bll.guides.MAP(), num_epochs=60)
+    return bll.fit(layer, (images.flatten(1), labels), inference=inference)
+
+
+def test_temperature_is_where_the_slope_vanishes(point_fit: bll.Fit) -> None:
+    digits = load_digits(0)
+    images, labels = digits.validation
+    digits = replace(digits, validation=(images.flatten(1), labels))
+    temperature = fit_temperature(point_fit, digits)
+    logits = point_logits(point_fit, images.flatten(1)).double()
+    right = logits.gather(1, labels[:, None]).squeeze(1)
+
+    def slope(u: float) -> float:
+        """Of the summed loss plus u^2 / 2, in u = log T: each row gives z_y / T - E[z] / T."""
+        scaled = logits / np.exp(u)
+        expected = (torch.softmax(scaled, 1) * scaled).sum(1)
+        return float((right / np.exp(u) - expected).sum()) + u
+
+    assert np.log(temperature) == pytest.approx(brentq(slope, -4, 4), abs=1e-4)
+
+
+def test_temperature_stays_sober_without_a_validation_error(point_fit: bll.Fit) -> None:
+    """Where every answer is right the likelihood alone would sharpen without end."""
+    digits = load_digits(0)
+    images = digits.validation[0].flatten(1)
+    said = point_fit.predict(images).label
+    temperature = fit_temperature(point_fit, replace(digits, validation=(images, said)))
+    assert 0.02 < temperature < 1
+
+
+def test_temperature_scales_logits_and_leaves_the_fit_alone(point_fit: bll.Fit) -> None:
+    images = load_digits(0).test[0].flatten(1)
+    before = point_fit.predict(images).probs
+    scaled = with_temperature(point_fit, 2.5).predict(images).probs
+    logits = point_logits(point_fit, images)
+    torch.testing.assert_close(scaled, torch.softmax(logits / 2.5, 1), rtol=1e-4, atol=1e-6)
+    assert torch.equal(point_fit.predict(images).probs, before)
+
+
+def stop_half_way(out: Path, error: BaseException) -> None:
+    with replaced_when_complete(out, ["a"]) as folder:
+        (folder / "a").write_text("half")
+        raise error
+
+
+def test_folder_appears_only_when_complete(tmp_path: Path) -> None:
+    out = tmp_path / "deep" / "out"
+    with pytest.raises(KeyboardInterrupt):
+        stop_half_way(out, KeyboardInterrupt())
+    assert list((tmp_path / "deep").iterdir()) == []
+    with replaced_when_complete(out, ["a"]) as folder:
+        (folder / "a").write_text("first")
+        assert not out.exists()
+    assert (out / "a").read_text() == "first"
+
+
+def test_an_interrupted_run_leaves_the_earlier_one_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    with replaced_when_complete(out, ["a"]) as folder:
+        (folder / "a").write_text("first")
+    with pytest.raises(ZeroDivisionError):
+        stop_half_way(out, ZeroDivisionError())
+    assert (out / "a").read_text() == "first"
+
+    rename, renamed = Path.rename, []
+
+    def interrupted(path: Path, target: Path) -> Path:
+        """Move the earlier folder away, then fail to put the new one in its place."""
+        renamed.append(path.name)
+        if len(renamed) == 2:
+            raise OSError("disk gone")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(OSError, match="disk gone"), replaced_when_complete(out, ["a"]) as folder:
+        (folder / "a").write_text("second")
+    assert renamed == ["out", "new", "earlier"]
+    assert (out / "a").read_text() == "first"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["out"]
+
+
+def refuse_to_train(*_: object, **__: object) -> None:
+    raise AssertionError("training began before the input was checked")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda out: (out.mkdir(), (out / "thesis.tex").write_text("x")), r"also holds thesis\.tex; choose another"),
+        (lambda out: out.write_text("x"), r"expected a folder.*which is not; choose another"),
+        (lambda out: out.symlink_to(out.parent), r"expected a folder.*which is not; choose another"),
+    ],
+)  # fmt: skip
+def test_other_folders_are_refused_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, make: object, message: str
+) -> None:
+    monkeypatch.setattr("bll_pyro.demo.job.train_heads", refuse_to_train)
+    out = tmp_path / "out"
+    make(out)  # type: ignore[operator]
+    assert cli.main(["demo", "--out", str(out)]) == 1
+    said = capsys.readouterr()
+    assert re.fullmatch(rf"bll demo: error: out: .*{message}.*\n", said.err)
+    assert out.exists() and [entry.name for entry in tmp_path.iterdir()] == ["out"]
+
+
+def test_bad_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.setattr("bll_pyro.demo.job.train_heads", refuse_to_train)
+    assert cli.main(["demo", "--seed", "-1", "--out", str(tmp_path / "out")]) == 1
+    assert capsys.readouterr().err == (
+        "bll demo: error: seed: expected a whole number from 0 to 2**32 - 1, got -1; take any other, such as 0\n"
+    )
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ValueError, match="got -1"):
+        cli.main(["demo", "--seed", "-1", "--out", str(tmp_path / "out"), "--debug"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "expected \"command\" to be one of {demo}"),
+        (["dmeo"], "invalid choice: 'dmeo' (choose from 'demo')"),
+        (["demo", "--seed", "many"], "Got value: many"),
+        (["demo", "--speed", "3"], "unrecognized arguments: --speed"),
+    ],
+)  # fmt: skip
+def test_wrong_command_lines(capsys: pytest.CaptureFixture, arguments: list[str], message: str) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(arguments)
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_interruption_has_its_own_exit_code(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def demo() -> None:
+        """Wait for Ctrl-C."""
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(cli.COMMANDS, "demo", demo)
+    assert cli.main(["demo"]) == 130
+    assert capsys.readouterr().err == "bll demo: interrupted\n"
+
+
+def test_help_explains_every_option(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "90")
+    for arguments in (["--help"], ["demo", "--help"]):
+        with pytest.raises(SystemExit) as stopped:
+            cli.main(arguments)
+        assert stopped.value.code == 0
+    text = capsys.readouterr().out
+    assert "Train a small network on handwritten digits" in text
+    for option, said in {
+        "--out": "Folder of the results",
+        "--seed": "follow from it",
+        "--quick": "few epochs",
+        "--debug": "Show the traceback",
+    }.items():
+        assert re.search(rf"^  {option}\b", text, re.MULTILINE) and said in re.sub(r"\s+", " ", text)
+
+
+def test_help_needs_no_heavy_library() -> None:
+    """``python -m bll_pyro`` works, and reads neither torch nor matplotlib to print its version."""
+    script = (
+        "import runpy, sys; sys.argv = ['bll', '--version']\n"
+        "try: runpy.run_module('bll_pyro', run_name='__main__')\n"
+        "except SystemExit as stopped: assert not stopped.code\n"
+        "heavy = {'torch', 'pyro', 'timm', 'matplotlib', 'arviz', 'sklearn', 'pandas'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", script], capture_output=True, text=True, env=os.environ
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"bll {bll.__version__}\n"
+
+
+@pytest.mark.slow
+def test_quality_of_the_bayesian_heads() -> None:
+    """The bars that the full demo has to clear: at least 97 % right, unknown digits told apart at 0.96."""
+    digits = load_digits(0)
+    heads = train_heads(digits, seed=0)
+    for name in ("bayesian_two_stage", "bayesian_joint"):
+        scores = judge(heads[name], digits).scores
+        assert scores["accuracy"] >= 0.97
+        assert scores["auroc_epistemic"] >= 0.96
+    softmax, joint = (judge(heads[name], digits) for name in ("softmax", "bayesian_joint"))
+    assert joint.scores["nll"] < 0.03
+    assert joint.noisy_scores["ece"] < softmax.noisy_scores["ece"]
