@@ -171,6 +171,7 @@ def sampled(fit, num_draws, markov_chain):
 
 @pytest.mark.parametrize("num_targets", [1, 2])
 @pytest.mark.parametrize("markov_chain", [True, False])
+@pytest.mark.filterwarnings("ignore:Estimated shape parameter of Pareto:UserWarning")
 def test_draws_are_left_to_psis(num_targets, markov_chain):
     """Rows are left out with all their targets, and the estimate agrees with output space."""
     data = numbers(num_targets)

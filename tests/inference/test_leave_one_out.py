@@ -113,7 +113,7 @@ def test_equals_refitting_with_unknown_noise(noise):
 def test_unknown_noise_of_a_guide_is_averaged_as_it_is_without_the_row():
     """A row far off tells most about the noise: only with the noise reweighted does it look as far off as it is."""
     inputs, targets = linear_data(30, 3)
-    targets[5] += 6
+    targets[5] += 3
     layer = bll.LastLayer(bll.likelihoods.Gaussian(), prior=bll.priors.Normal(0.8))
     exact = bll.fit(layer, (inputs, targets), inference=bll.Exact())
     expected = left_out(exact, inputs, targets).elpd
@@ -175,11 +175,11 @@ def separable(num_rows=40, num_features=30, num_classes=4):
 
 def test_no_row_owns_more_than_there_is():
     """In the variances of mean-field a row can seem to own more than all; in the response of the means it cannot."""
-    inputs, labels = separable()
-    layer = bll.LastLayer(bll.likelihoods.Categorical(4), prior=bll.priors.Normal(1.0))
-    fit = bll.fit(layer, (inputs, labels), inference=bll.SVI())
+    inputs, labels = separable(num_features=80)
+    layer = bll.LastLayer(bll.likelihoods.Categorical(4), prior=bll.priors.Normal(2.0))
+    fit = bll.fit(layer, (inputs, labels), inference=bll.SVI(num_epochs=500))
     found = left_out(fit, inputs, labels)
-    assert float(found.influence.max()) < 0.9 and bool((found.influence > 0).all())
+    assert float(found.influence.max()) < 0.95 and bool((found.influence > 0).all())
     outputs = fit.posterior.outputs(inputs)
     curvature = fit.layer.likelihood.expected_derivatives(outputs.draws(128), labels)[1]
     naive = torch.linalg.eigvals(outputs.covariance @ curvature).real.amax(-1)
@@ -250,7 +250,7 @@ def test_the_log_density_is_that_of_the_predictive():
         bll.LastLayer(bll.likelihoods.Categorical(4)), (inputs, labels), inference=bll.SVI(num_epochs=50)
     )
     expected = fit.predict(inputs).log_prob(labels)
-    assert torch.allclose(left_out(fit, inputs, labels).log_density, expected, atol=0.01)
+    assert torch.allclose(left_out(fit, inputs, labels).log_density, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -37,8 +37,10 @@ from bll_pyro.inference.rows import Rows
 from bll_pyro.likelihoods import Likelihood
 from bll_pyro.posterior import GaussianPosterior, Posterior
 
-NUM_POINTS = 128
-NUM_NOISE_POINTS = 32
+NUM_POINTS = 256
+NUM_DERIVATIVE_POINTS = 128
+NUM_NOISE_POINTS = 128  # the tail of the noise decides for rows far off
+NUM_POINTS_GIVEN_NOISE = 64
 CHUNK_NUMBERS = 4_000_000
 MAX_SHARE = 0.99  # a larger share is rounding, or a likelihood that is not log-concave
 HIGH_INFLUENCE = 0.7
@@ -147,7 +149,7 @@ class _RowByRow:
 
     def log_density(self, design: Tensor, targets: Tensor) -> Tensor:
         """Log predictive density of some rows under the whole posterior."""
-        return self._average(self.weights.outputs(design), targets, self.noise)
+        return self._average(self.weights.outputs(design), targets, self.noise, self.num_points)
 
     def leave_out(self, answer: Response, design: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """``elpd`` and influence of some rows."""
@@ -165,13 +167,13 @@ class _RowByRow:
         return self._density_without(without, targets), influence
 
     def _derivatives(self, outputs: OutputGaussian, targets: Tensor) -> tuple[Tensor, Tensor]:
-        draws = outputs.draws(self.num_points)
+        draws = outputs.draws(min(self.num_points, NUM_DERIVATIVE_POINTS))
         draws = draws + (outputs.mean - draws.mean(0))  # so that what is linear in the outputs is exact
         noise = {name: value[: len(draws)] for name, value in self.noise.items()}
         return self.likelihood.expected_derivatives(draws, targets, **noise)
 
-    def _average(self, outputs: OutputGaussian, targets: Tensor, noise: Noise) -> Tensor:
-        return self.likelihood.predictive_log_prob(outputs, targets, self.num_points, 0, **noise)
+    def _average(self, outputs: OutputGaussian, targets: Tensor, noise: Noise, num_points: int) -> Tensor:
+        return self.likelihood.predictive_log_prob(outputs, targets, num_points, 0, **noise)
 
     def _density_without(self, outputs: OutputGaussian, targets: Tensor) -> Tensor:
         """Average over the noise as it is without the row: given the noise the row's density is p, so divide by it.
@@ -179,11 +181,11 @@ class _RowByRow:
         ``p(y_n | others) = 1 / E[1 / p(y_n | others, noise)]`` under the posterior of the noise given all rows.
         """
         if not self.noise:
-            return self._average(outputs, targets, {})
+            return self._average(outputs, targets, {}, self.num_points)
         given = []
         for s in range(min(self.num_points, NUM_NOISE_POINTS)):
             noise = {name: value[s : s + 1] for name, value in self.noise.items()}
-            given.append(self._average(outputs, targets, noise))
+            given.append(self._average(outputs, targets, noise, min(self.num_points, NUM_POINTS_GIVEN_NOISE)))
         return math.log(len(given)) - torch.stack(given).neg().logsumexp(0)
 
 
