@@ -41,7 +41,7 @@ class Setting:
     batch_size: int
 
 
-FULL = Setting(num_rows=20_000, num_features=256, num_classes=20, num_points=256, batch_size=512)
+FULL = Setting(num_rows=5_000, num_features=256, num_classes=20, num_points=256, batch_size=512)
 SMALL = Setting(num_rows=200, num_features=8, num_classes=3, num_points=16, batch_size=32)
 
 

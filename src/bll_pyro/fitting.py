@@ -280,7 +280,7 @@ def fit_features(
     dtype = torch.float64 if features.dtype == torch.float64 else torch.float32
     with isolated(seed, dtype):
         frame = make_frame(layer, features, targets, inference.rotates(layer), dtype)
-        inside = replace(layer, likelihood=layer.likelihood.in_units(frame.target_scale))
+        inside = layer.in_frame(frame)
         rows = Rows(features, targets, frame, device or "cpu")
         held_out = None
         if validation is not None:
@@ -304,7 +304,7 @@ def update(fit: Fit, data: Any) -> dict[str, Any]:
     # without the axes that the inference chose itself; those of a prior belong to its coordinates
     frame = earlier.frame if fit.layer.prior.frame is not None else replace(earlier.frame, rotation=None)
     with isolated(fit.seed, frame.center.dtype):
-        inside = replace(fit.layer, likelihood=fit.layer.likelihood.in_units(frame.target_scale))
+        inside = fit.layer.in_frame(frame)
         rows = Rows(features, targets, frame, frame.center.device)
         posterior, trace = fit.inference.update(inside, rows, target_shape, fit.trace)
     num_rows = fit.num_rows + len(features)

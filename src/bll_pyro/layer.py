@@ -105,6 +105,11 @@ class LastLayer(Declaration):
         if not self.raw_center:
             return layer
         weight: Tensor = self.prior.loc.to(frame.center)  # type: ignore[attr-defined]  # checked when declared
+        if weight.shape[1] != frame.num_features:
+            raise ValueError(
+                f"LastLayer(raw_center=True): expected the {frame.num_features} features of the data, got a head for "
+                f"{weight.shape[1]}; use the features that the head was trained on"
+            )
         scale, center = frame.target_scale, frame.target_center
         if len(scale) not in (1, len(weight)) or (
             len(scale) < len(weight) and not bool(((scale == 1) & (center == 0)).all())
@@ -113,7 +118,7 @@ class LastLayer(Declaration):
                 f"LastLayer(raw_center=True): expected one output for each of the {len(scale)} standardised targets, got "
                 f"{len(weight)}; use standardize=False"
             )
-        prior = replace(self.prior, loc=weight * frame.scale / scale[:, None])  # type: ignore[call-arg]
+        prior = replace(self.prior, loc=weight * frame.scale / scale[:, None])  # type: ignore[call-arg, type-var]
         if self.bias:
             bias = weight.new_zeros(len(weight)) if self.bias_loc is None else self.bias_loc.to(weight)
             bias = (bias + weight @ frame.center - center) / scale
@@ -121,8 +126,10 @@ class LastLayer(Declaration):
         return replace(layer, prior=prior, raw_center=False)
 
     def turned(self, rotation: Tensor | None) -> Self:
-        """The same layer for features turned into other axes, ``h @ rotation``."""
-        return self if rotation is None else replace(self, prior=self.prior.turned(rotation))
+        """The same layer for features turned into other axes, ``h @ rotation``; a prior with a frame is in its axes."""
+        if rotation is None or self.prior.frame is not None:
+            return self
+        return replace(self, prior=self.prior.turned(rotation))
 
     def bias_center(self, like: Tensor) -> Tensor:
         """Centre of the bias, in the shape ``[..., K]``, dtype and device of a tensor."""

@@ -101,8 +101,8 @@ class Model(PyroModule):
             return None
         if self.layer.prior.covers_bias:
             return self.layer.prior.sample_bias(weight)
-        loc = weight.new_zeros(self.num_outputs)
-        prior = dist.Normal(loc, loc + self.layer.bias_scale, validate_args=False)
+        loc = self.layer.bias_center(weight.new_zeros(self.num_outputs))
+        prior = dist.Normal(loc, torch.full_like(loc, self.layer.bias_scale), validate_args=False)
         return pyro.sample("bias", prior.to_event(1))
 
 

@@ -34,7 +34,8 @@ def log_prior(posterior: Posterior, draws: Draws) -> Draws:
             else:
                 parts["weight"] = _by_program(posterior, flat, hyper)
             if layer.bias:
-                parts["bias"] = dist.Normal(0.0, layer.bias_scale).log_prob(flat["bias"]).sum(-1)
+                center = layer.bias_center(flat["bias"][0])
+                parts["bias"] = dist.Normal(center, layer.bias_scale).log_prob(flat["bias"]).sum(-1)
     return {name: value.reshape(shape) for name, value in parts.items()}
 
 
@@ -56,7 +57,8 @@ def sample_prior(posterior: Posterior, num_draws: int, seed: int) -> Draws:
             else:
                 values |= _program_draws(posterior, num_draws)
             if layer.bias:
-                values["bias"] = torch.randn(num_draws, shape[0]) * layer.bias_scale
+                noise = torch.randn(num_draws, shape[0])
+                values["bias"] = layer.bias_center(noise) + layer.bias_scale * noise
     return {name: value.to(like)[None] for name, value in posterior._present(values).items()}
 
 

@@ -11,7 +11,7 @@ def demo(out: str | Path = "runs/demo", seed: int = 0, quick: bool = False) -> N
     """Train a small network on handwritten digits, with a softmax head and with a Bayesian last layer, and compare.
 
     Scikit-learn's digits 0 to 7 are known; 8 and 9 are kept away from training, and the heads are asked to notice.
-    Takes about a minute on two cores, and no network connection.
+    Takes one to two minutes on two cores, and needs no network connection.
 
     The folder of results holds metrics.json (all figures), model/ (the jointly trained fit, for bll.load), posterior.nc
     (its posterior and the training digits, for ArviZ) and four pictures.

@@ -38,7 +38,7 @@ def draw_reliability(judged: dict[str, Judged], digits: Digits) -> Figure:
         for low, high, lower, upper in zip(edges[:-1], edges[1:], bins.lower, bins.upper, strict=True):
             top.fill_between([low, high], lower, upper, color=BLUE, alpha=0.2, linewidth=0)
         top.plot([0, 1], [0, 1], color=GREY, linewidth=1)
-        top.plot(bins.confidence[filled], bins.accuracy[filled], "o", color=BLUE, markersize=5)
+        top.plot(bins.confidence[filled], bins.accuracy[filled], "o", color=BLUE, markersize=5, clip_on=False)
         top.set_title(one.head.title, fontsize=10, loc="left")
         ece = one.noisy_scores["ece"]
         top.text(0.96, 0.05, f"ECE {ece:.3f}", transform=top.transAxes, ha="right", fontsize=9, color=GREY)

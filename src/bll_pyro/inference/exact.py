@@ -71,6 +71,7 @@ class Exact(Inference):
                 f"Exact: expected likelihoods.Gaussian and priors.Normal, got {type(wrong).__name__}, for which the "
                 f"posterior has no closed form; use {ALTERNATIVES}"
             )
+        self._check_bias(layer)
         self._check_noise(likelihood, prior, num_outputs)
         # sums, eigenvectors and the work space of the decomposition; weights for each of about 33 values of the noise
         num_components = 33 if likelihood.known_noise is None and isinstance(self.noise, Integrated) else 1
@@ -83,6 +84,13 @@ class Exact(Inference):
                 f"Exact: expected matrices that fit in {MAX_BYTES / 2**30:.0f} GiB, got {num_outputs} outputs x "
                 f"{num_columns} columns, which take {num_bytes / 2**30:.1f} GiB; use bll.SVI(), fewer features, or for many "
                 "targets of unknown noise Exact(noise=noises.Maximized())"
+            )
+
+    def _check_bias(self, layer: LastLayer) -> None:
+        if layer.bias and (layer.bias_loc is not None or layer.raw_center):
+            raise ValueError(
+                "Exact: expected a bias centred at 0, got a layer with a centre (bias_loc, or from_linear); drop it and take "
+                f"a wide bias_scale, or use {ALTERNATIVES}"
             )
 
     def _check_noise(self, likelihood: Gaussian, prior: Normal | PosteriorPrior, num_outputs: int) -> None:

@@ -107,7 +107,13 @@ class Joint:
         num_features = feature_width(self.backbone, example)
         target_shape = tuple(example_targets.shape[1:]) if not self.layer.likelihood.is_discrete else ()
         frame = self._frame(num_features)
-        layer = replace(self.layer, likelihood=self.layer.likelihood.in_units(frame.target_scale))
+        if self.layer.raw_center and self.layer.standardize:
+            raise ValueError(
+                "LastLayer(raw_center=True): expected standardize=False where a backbone is trained along, since the constants "
+                "of its features move, got standardize=True; with LastLayer.from_linear(..., standardize=False) the prior is "
+                "centred at the head on the features as they come"
+            )
+        layer = self.layer.in_frame(frame)
         model = Model(layer, num_features, target_shape)
         self.svi.check(layer, model.num_outputs, num_features + int(layer.bias))
         guide = self.svi.guide.build(model, self._start(model, num_features, layer.bias))
@@ -141,8 +147,11 @@ class Joint:
         num_columns = num_features + int(bias)
         # scales of a posterior that has seen N rows with a quarter of unit information each
         scale = torch.full((model.num_outputs, num_columns), (1 + 0.25 * self.data.num_rows) ** -0.5)
-        # the last layer of a fresh network: random directions, so that the backbone gets a gradient at once
-        loc = torch.randn(scale.shape, generator=generator(self.seed)) / num_columns**0.5
+        # the centre of the prior, a given head or 0; a fresh network starts in random directions, so that the backbone
+        # gets a gradient at once
+        loc = model.layer.center(scale)
+        if not bool(loc.any()):
+            loc = torch.randn(scale.shape, generator=generator(self.seed)) / num_columns**0.5
         return Start(median_globals(model.globals, like), loc, scale, num_features)
 
     def _optimizer(self, objective: Any) -> torch.optim.Optimizer:

@@ -64,7 +64,7 @@ class Laplace(Inference):
 
     def rotates(self, layer: LastLayer) -> bool:
         """Turn to principal axes where both curvature and prior allow it."""
-        return self.curvature.rotates and layer.prior.isotropic
+        return self.curvature.rotates and layer.prior.turns
 
     def check(self, layer: LastLayer, num_outputs: int, num_columns: int) -> None:
         """Priors that are Gaussian given few hyper-parameters; a precision that fits in memory."""
@@ -104,10 +104,10 @@ class Laplace(Inference):
     ) -> tuple[GaussianPosterior, Trace]:
         """Find the summit of the evidence, and the mode there."""
         began = time.perf_counter()
-        evidence = self.evidence(layer, rows, target_shape)
+        evidence = self.evidence(layer.turned(rows.frame.rotation), rows, target_shape)
         summit = maximize_evidence(evidence)
         trace = Trace()
-        posterior = self.posterior_at(evidence, summit.point, trace)
+        posterior = replace(self.posterior_at(evidence, summit.point, trace), layer=layer)
         self._report(evidence, summit, trace)
         trace.wall_time = time.perf_counter() - began
         return posterior, trace

@@ -50,6 +50,7 @@ class MeanFieldStep:
             and prior.loc is None
             and not prior.per_output
             and not layer.prior.hyper((1, 1))
+            and layer.bias_loc is None
         )
         return type(guide) is DiagonalGuide and plain and not globals_.hyper_names
 

@@ -38,7 +38,10 @@ def log_likelihood(
 
 
 def log_prior(
-    layer: LastLayer, weights: WeightGaussian, hyper: dict[str, Tensor], generator: torch.Generator | None = None
+    layer: LastLayer,
+    weights: WeightGaussian,
+    hyper: dict[str, Tensor],
+    generator: torch.Generator | None = None,
 ) -> Tensor:
     """Expected log prior density of weight and bias."""
     if layer.prior.covers_bias:
@@ -52,7 +55,8 @@ def log_prior(
     total = layer.prior.expected_log_prob(weight_loc, weight_scale, draw, **hyper)
     if not layer.bias:
         return total
-    second_moment = loc[:, -1].square() + scale[:, -1].square()
+    bias = loc[:, -1]
+    second_moment = (bias - layer.bias_center(bias)).square() + scale[:, -1].square()
     constant = math.log(layer.bias_scale) + 0.5 * math.log(2 * math.pi)
     return total - 0.5 * second_moment.sum() / layer.bias_scale**2 - constant * len(loc)
 
@@ -77,7 +81,10 @@ def elbo(
     weights = latents.weights
     if latents.num_globals:
         draw = torch.randn(
-            latents.num_globals, dtype=latents.globals_loc.dtype, device=latents.globals_loc.device, generator=generator
+            latents.num_globals,
+            dtype=latents.globals_loc.dtype,
+            device=latents.globals_loc.device,
+            generator=generator,
         )
         u, weights = latents.given(draw)
         values, log_prior_globals, log_jacobian = globals_.constrain(u)

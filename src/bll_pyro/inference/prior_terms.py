@@ -44,8 +44,9 @@ class PriorTerms:
         normal = prior.distribution(shape, **hyper)
         loc, scale = (value.to(like).expand(shape) for value in (normal.loc, normal.scale))
         if layer.bias:
-            column = like.new_zeros(shape[0], 1)
-            loc, scale = torch.cat([loc, column], 1), torch.cat([scale, column + layer.bias_scale], 1)
+            column = layer.bias_center(like.new_zeros(shape[0]))[:, None]
+            loc = torch.cat([loc, column], 1)
+            scale = torch.cat([scale, torch.full_like(column, layer.bias_scale)], 1)
         return cls(loc, scale.square().reciprocal(), -scale.log().sum() - 0.5 * loc.numel() * LOG_TWO_PI)
 
     def log_prob(self, weights: Tensor) -> Tensor:

@@ -19,6 +19,8 @@ from bll_pyro.scope import generator
 
 NUM_START_ROWS = 4096
 NUM_ROUNDS = 4
+MAX_EASY_ROUNDS = 50
+TOLERANCE = 0.01  # relative change of noise and typical weight in a round
 NUM_SCALE_STEPS = 3
 MAX_MOVE = 5.0  # how far an unconstrained number may move in a round: a factor of 150 for a positive one
 
@@ -46,7 +48,7 @@ def warm_start(
     part = rows.subset(NUM_START_ROWS)
     design, targets = part[:]
     factor = rows.num_rows / part.num_rows
-    loc = design.new_zeros(num_outputs, rows.num_columns, requires_grad=True)
+    loc = layer.center(design.new_zeros(num_outputs, rows.num_columns)).requires_grad_()
     u = median_globals(globals_, design).requires_grad_()
 
     def log_joint() -> Tensor:
@@ -61,8 +63,18 @@ def warm_start(
     with torch.no_grad():
         values = globals_.constrain(u)[0]
         curvature = layer.likelihood.output_curvature(design @ loc.mT, **globals_.noise(values))
-        precision = factor * curvature.mT @ design.square() + 1.0
+        precision = factor * curvature.mT @ design.square()
+    precision += prior_precision(layer, loc.detach(), {**learned, **globals_.hyper(values)})
     return Start(u.detach(), loc.detach(), precision.rsqrt(), rows.frame.num_features)
+
+
+def prior_precision(layer: LastLayer, loc: Tensor, hyper: dict[str, Tensor]) -> Tensor:
+    """Expected precision ``[K, P]`` of the prior, ``-(d/ds E_q[log p]) / s`` at unit scales s; 1 where it has no density."""
+    if not layer.prior.has_density:
+        return torch.ones_like(loc)
+    scale = torch.ones_like(loc, requires_grad=True)
+    term = log_prior(layer, Diagonal(loc, scale), hyper, generator(0, loc.device))
+    return -torch.autograd.grad(term, scale)[0].clamp_max(-1e-4)
 
 
 def alternating_start(
@@ -80,7 +92,7 @@ def alternating_start(
     if isinstance(prior, ScaleMixturePrior):
         easy = replace(layer, prior=StudentT(loc=prior.loc))
         noise = Globals(easy, weight_shape, tuple(rows.targets.shape[1:]))
-        values |= ascent(easy, noise, noise.medians(), NUM_ROUNDS)
+        values |= ascent(easy, noise, noise.medians(), MAX_EASY_ROUNDS)
     size = ascent.typical_size(rows.frame.num_features)
     for step in range(NUM_ROUNDS):
         sharper = replace(layer, prior=prior.softened(weight_shape, size, step / (NUM_ROUNDS - 1)))
@@ -122,24 +134,26 @@ class Ascent:
     def __call__(
         self, layer: LastLayer, globals_: Globals, values: dict[str, Tensor], num_rounds: int
     ) -> dict[str, Tensor]:
-        """Run some rounds from given noise and hyper-parameters; return the new ones."""
+        """Run rounds from given noise and hyper-parameters until little changes; return the new ones."""
         learned = {
             name: value.to(self.loc) for name, value in layer.prior.learned(self._shape(layer)).items()
         }
         values = {name: value.to(self.loc) for name, value in values.items() if name in globals_.priors}
+        before = torch.full((), torch.inf)
         for _ in range(num_rounds):
             hyper = {**learned, **globals_.hyper(values)}
             self._move_means(layer, globals_.noise(values), hyper)
             self._move_scales(layer, globals_.noise(values), hyper)
             if learned:
-                num_features = self._shape(layer)[1]
                 learned = layer.prior.learn(self.loc[:, :num_features], self.scale[:, :num_features])
             if globals_.num:
                 values = self._move_globals(layer, globals_, values, learned)
+            sizes = [v.flatten() for v in globals_.noise(values).values()]
+            now = torch.cat([self.loc.new_tensor([self.typical_size(num_features)]), *sizes]).log()
+            if bool(((now - before).abs() < TOLERANCE).all()):
+                break
+            before = now
         return values
-
-    def _shape(self, layer: LastLayer) -> tuple[int, int]:
-        return self.loc.shape[0], self.loc.shape[1] - int(layer.bias)
 
     def _log_prior(self, layer: LastLayer, loc: Tensor, scale: Tensor, hyper: dict[str, Tensor]) -> Tensor:
         # the same draws every time, where there is no closed form: L-BFGS needs a fixed objective

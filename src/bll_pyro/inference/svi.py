@@ -108,7 +108,7 @@ class SVI(Inference):
 
     def rotates(self, layer: LastLayer) -> bool:
         """Turn to principal axes where both guide and prior allow it."""
-        return self.guide.rotates and layer.prior.isotropic
+        return self.guide.rotates and layer.prior.turns
 
     def epochs(self, num_rows: int, batch_size: int) -> int:
         """Number of passes over the data."""
@@ -126,13 +126,14 @@ class SVI(Inference):
     ) -> tuple[Posterior, Trace]:
         """Fit on features."""
         began = time.perf_counter()
+        declared, layer = layer, layer.turned(rows.frame.rotation)
         model = Model(layer, rows.frame.num_features, target_shape).to(rows.device)
         learned = {k: v.detach() for k, v in model.learned.items()}
         start = warm_start(layer, model.globals, rows, model.num_outputs, learned)
         guide = self.guide.build(model, start)
         objective = Objective(self, layer, model, guide, rows.num_rows)
         trace = train(self, objective, rows, target_shape, seed, validation)
-        posterior = objective.posterior_in(rows.frame, target_shape)
+        posterior = replace(objective.posterior_in(rows.frame, target_shape), layer=declared)
         trace.statistics["elbo"] = objective.evaluate(rows, seed)
         trace.wall_time = time.perf_counter() - began
         return posterior, trace

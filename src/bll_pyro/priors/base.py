@@ -57,6 +57,17 @@ class Prior(Declaration):
         """Whether a rotation of the features leaves the prior as it is; then the guide may choose its axes."""
         return False
 
+    @property
+    def turns(self) -> bool:
+        """Whether :meth:`turned` gives the prior in other axes: it is isotropic, or so about a centre."""
+        return self.isotropic
+
+    def turned(self, rotation: Tensor) -> Self:
+        """The same prior for the weights of features turned into other axes, ``weight @ rotation [D, D]``."""
+        if not self.isotropic:
+            raise ValueError(f"{type(self).__name__}: expected an isotropic prior, got one tied to the axes")
+        return self
+
     def sample(self, shape: Shape, **learned: Tensor) -> Tensor:
         """The Pyro program: sample the hyper-parameters, then the site ``weight``."""
         hyper = {name: pyro.sample(name, prior) for name, prior in self.hyper(shape).items()}
@@ -179,17 +190,19 @@ def centre(loc: Tensor | None, like: Tensor) -> Tensor:
     return torch.zeros((), dtype=like.dtype, device=like.device) if loc is None else loc.to(like)
 
 
-def check_loc(loc: object, owner: str) -> None:
+def check_loc(loc: object, owner: str, name: str = "loc") -> None:
     """Raise if a centre is neither None nor a finite floating-point tensor."""
     if loc is None:
         return
     if not isinstance(loc, Tensor) or not loc.is_floating_point():
         got = str(loc.dtype) if isinstance(loc, Tensor) else type(loc).__name__
         raise TypeError(
-            f"{owner}(loc=...): expected None or a floating-point tensor [K, D], got {got}; use torch.as_tensor(...).float()"
+            f"{owner}({name}=...): expected None or a floating-point tensor, got {got}; use torch.as_tensor(...).float()"
         )
     if not bool(torch.isfinite(loc).all()):
-        raise ValueError(f"{owner}(loc=...): expected finite weights, got NaN or infinite ones; repair them")
+        raise ValueError(
+            f"{owner}({name}=...): expected finite weights, got NaN or infinite ones; repair them"
+        )
 
 
 def broadcasts(given: tuple[int, ...], shape: Shape, owner: str) -> None:

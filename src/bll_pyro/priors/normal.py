@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import pyro.distributions as dist
 import torch
@@ -40,8 +41,20 @@ class Normal(GaussianPrior):
 
     @property
     def isotropic(self) -> bool:
-        """True: rotation of the features changes nothing (a centre would have to be rotated along)."""
+        """Without a centre: rotation of the features changes nothing."""
         return self.loc is None
+
+    @property
+    def turns(self) -> bool:
+        """True: a centre is turned along."""
+        return True
+
+    def turned(self, rotation: Tensor) -> Self:
+        """The same prior in other axes."""
+        if self.loc is None:
+            return self
+        loc = self.loc.to(rotation)  # one number for all features is a different one in each axis
+        return replace(self, loc=loc.expand(*loc.shape[:-1], len(rotation)) @ rotation)
 
     def learned(self, shape: Shape) -> dict[str, Tensor]:
         """One ``tau``, or one for each output; starts at 1."""

@@ -33,8 +33,8 @@ class SpikeAndSlab(ScaleMixturePrior):
         Standard deviation of negligible weights; None is ``0.1 / sqrt(D)``, so that D of them together move an
         output by a tenth of a standard deviation.
     slab_scale
-        Standard deviation of relevant weights, more than that of the spike; or a Pyro distribution, its prior (site
-        ``slab_scale``).
+        Standard deviation of relevant weights: a number above that of the spike, or a Pyro distribution, its prior
+        (site ``slab_scale``); None (default) is ``HalfCauchy(1)``.
     slab_prob
         Probability that a weight is relevant: a number, or a Pyro distribution on (0, 1), its prior (site
         ``slab_prob``); None (default) is ``Beta(1, 1)``.
@@ -43,7 +43,7 @@ class SpikeAndSlab(ScaleMixturePrior):
     """
 
     spike_scale: float | None = None
-    slab_scale: float | dist.Distribution = 1.0
+    slab_scale: float | dist.Distribution | None = None
     slab_prob: float | dist.Distribution | None = None
     loc: Tensor | None = None
 
@@ -51,8 +51,7 @@ class SpikeAndSlab(ScaleMixturePrior):
         positive(self.spike_scale, "spike_scale", "SpikeAndSlab")
         check_loc(self.loc, "SpikeAndSlab")
         check_number_or_prior(self.slab_scale, math.inf, "SpikeAndSlab(slab_scale=...)")
-        if self.slab_prob is not None:
-            check_number_or_prior(self.slab_prob, 1.0, "SpikeAndSlab(slab_prob=...)")
+        check_number_or_prior(self.slab_prob, 1.0, "SpikeAndSlab(slab_prob=...)")
         slab, spike = self.slab_scale, self.spike_scale
         if isinstance(slab, (int, float)) and spike is not None and spike >= slab:
             raise ValueError(
@@ -65,9 +64,12 @@ class SpikeAndSlab(ScaleMixturePrior):
 
     def hyper(self, shape: Shape) -> dict[str, dist.Distribution]:
         """``slab_prob`` and ``slab_scale``, where they have priors."""
+        one = torch.tensor(1.0)
         given = {"slab_prob": self.slab_prob, "slab_scale": self.slab_scale}
         if self.slab_prob is None:
-            given["slab_prob"] = dist.Beta(torch.tensor(1.0), torch.tensor(1.0), validate_args=False)
+            given["slab_prob"] = dist.Beta(one, one, validate_args=False)
+        if self.slab_scale is None:
+            given["slab_scale"] = dist.HalfCauchy(one, validate_args=False)
         return {k: v for k, v in given.items() if isinstance(v, torch.distributions.Distribution)}
 
     def distribution(self, shape: Shape, **hyper: Tensor) -> dist.MixtureSameFamily:
@@ -122,7 +124,9 @@ class SpikeAndSlab(ScaleMixturePrior):
 
 
 def check_number_or_prior(value: object, upper: float, owner: str) -> None:
-    """Raise if this is neither a number between 0 and ``upper`` nor the distribution of one."""
+    """Raise if this is neither None, nor a number between 0 and ``upper``, nor the distribution of one."""
+    if value is None:
+        return
     if isinstance(value, torch.distributions.Distribution):
         check_hyper_prior(value, owner, upper)
     elif not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < upper:
