@@ -20,7 +20,7 @@ from bll_pyro.scope import generator
 NUM_START_ROWS = 4096
 NUM_ROUNDS = 4
 MAX_EASY_ROUNDS = 50
-TOLERANCE = 0.01  # relative change of noise and typical weight in a round
+TOLERANCE = 0.003  # relative change of noise and typical weight in a round
 NUM_SCALE_STEPS = 3
 MAX_MOVE = 5.0  # how far an unconstrained number may move in a round: a factor of 150 for a positive one
 
@@ -135,9 +135,9 @@ class Ascent:
         self, layer: LastLayer, globals_: Globals, values: dict[str, Tensor], num_rounds: int
     ) -> dict[str, Tensor]:
         """Run rounds from given noise and hyper-parameters until little changes; return the new ones."""
-        learned = {
-            name: value.to(self.loc) for name, value in layer.prior.learned(self._shape(layer)).items()
-        }
+        num_features = self.loc.shape[1] - int(layer.bias)
+        learned = layer.prior.learned((self.loc.shape[0], num_features))
+        learned = {name: value.to(self.loc) for name, value in learned.items()}
         values = {name: value.to(self.loc) for name, value in values.items() if name in globals_.priors}
         before = torch.full((), torch.inf)
         for _ in range(num_rounds):
@@ -149,8 +149,8 @@ class Ascent:
             if globals_.num:
                 values = self._move_globals(layer, globals_, values, learned)
             sizes = [v.flatten() for v in globals_.noise(values).values()]
-            now = torch.cat([self.loc.new_tensor([self.typical_size(num_features)]), *sizes]).log()
-            if bool(((now - before).abs() < TOLERANCE).all()):
+            now = torch.cat([self.loc.new_tensor([self.typical_size(num_features)]), *sizes])
+            if bool(((now - before).abs() < TOLERANCE * now.abs()).all()):
                 break
             before = now
         return values
