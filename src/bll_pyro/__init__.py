@@ -32,7 +32,7 @@ _MODULES = ("priors", "likelihoods", "guides", "curvatures", "metrics", "conform
 
 if TYPE_CHECKING:
     from bll_pyro import conformal, curvatures, guides, likelihoods, metrics, priors
-    from bll_pyro.datatree import from_pyro
+    from bll_pyro.datatree import from_pyro  # type: ignore[no-redef]
     from bll_pyro.elpd import loo
     from bll_pyro.features.backbones import timm_backbone
     from bll_pyro.features.extraction import extract

@@ -10,6 +10,7 @@ import torch
 import xarray as xr
 
 import bll_pyro as bll
+from bll_pyro.gaussian import Diagonal
 
 NUM_ROWS, NUM_FEATURES = 50, 3
 ADVICE = (
@@ -50,6 +51,8 @@ FITS = {
     "block-diagonal": (L.Bernoulli(), "binary", svi(G.BlockDiagonal())),
     "low rank": (L.StudentT(), "number", svi(G.LowRank(2))),
     "matrix-normal": (L.NegativeBinomial(), "count", svi(G.MatrixNormal())),
+    "laplace": (L.Bernoulli(), "binary", bll.Laplace(bll.curvatures.Full())),
+    "laplace, kronecker": (L.Categorical(3), "class", bll.Laplace()),
     "weight space": (L.Categorical(3), "class", bll.SVI(num_epochs=100, output_space=False)),
 }
 
@@ -91,11 +94,14 @@ def test_psis_agrees_with_output_space(fitted):
     stats = tree["sample_stats"]
     corrected = az.loo_approximate_posterior(tree, stats["log_p"], stats["log_q"], pointwise=True)
     ours = bll.loo(fit, data)
-    tied = isinstance(fit.layer.likelihood, L.Categorical)
-    for psis in [corrected] if tied else [plain, corrected]:
-        assert ours.elpd == pytest.approx(psis.elpd, abs=0.02 * abs(psis.elpd) + 1)
-        assert ours.se == pytest.approx(psis.se, rel=0.2)
-    assert not tied or plain.elpd < ours.elpd - 2
+    mean_field = isinstance(fit.inference, bll.SVI) and isinstance(fit.posterior.latents.weights, Diagonal)
+    if mean_field:
+        assert plain.elpd < ours.elpd - 2
+        assert ours.elpd == pytest.approx(corrected.elpd, abs=3)
+    else:
+        for psis in (plain, corrected):
+            assert ours.elpd == pytest.approx(psis.elpd, abs=0.02 * abs(psis.elpd) + 1)
+            assert ours.se == pytest.approx(psis.se, rel=0.2)
     table = az.compare({"output space": ours, "again": ours}, round_to="none")
     assert list(table["elpd"]) == [ours.elpd, ours.elpd]
 
@@ -109,7 +115,7 @@ def test_compare_takes_psis_and_output_space_together(fitted):
         psis.pareto_k = psis.pareto_k.max("output")
     table = az.compare({"psis": psis, "output space": bll.loo(fit, data)})
     assert set(table.index) == {"psis", "output space"}
-    assert float(table["elpd_diff"].astype(float).abs().max()) < 2
+    assert float(table["elpd_diff"].astype(float).abs().max()) <= 3
 
 
 def test_prior_sensitivity(fitted):

@@ -29,7 +29,9 @@ def normal_points(num_points: int, dim: int, seed: int = 0, skip: int = 0) -> Te
         return torch.zeros(num_points, 0)
     if skip + dim > MAX_SOBOL_DIM:
         return torch.randn(num_points, dim, generator=generator(seed))
-    uniform = torch.quasirandom.SobolEngine(skip + dim, scramble=True, seed=seed).draw(num_points, dtype=torch.float64)
+    uniform = torch.quasirandom.SobolEngine(skip + dim, scramble=True, seed=seed).draw(
+        num_points, dtype=torch.float64
+    )
     uniform = uniform[:, skip:]
     # the scrambled points are multiples of 2^-30 and may be 0; half a cell keeps the quantile finite
     tiny = 2.0**-31

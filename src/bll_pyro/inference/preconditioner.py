@@ -118,33 +118,41 @@ class ProductAxes(Preconditioners):
 
     def at(self, rows: RowsAt, prior: PriorTerms, noise: Noise) -> Preconditioner:
         """What is not diagonal in the eigenvectors is left out."""
-        level, mixing = self._output_axes(rows)
-        inside = diagonal(prior.precision)
-        if self.vectors is not None:
-            inside = inside @ self.vectors.square()
+        level, mixing, together = self._output_axes(rows)
+        inside = self._turn(diagonal(prior.precision), square=True)
+        common = (together * self.values + inside.sum(0)).reciprocal()
         if mixing is not None:
             inside = mixing.square().mT @ inside
         scale = (level[:, None] * self.values + inside).reciprocal()
 
         def apply(vectors: Tensor) -> Tensor:
-            turned = vectors if self.vectors is None else vectors @ self.vectors
-            turned = turned if mixing is None else mixing.mT @ turned
-            turned = scale * turned
-            turned = turned if mixing is None else mixing @ turned
-            return turned if self.vectors is None else turned @ self.vectors.mT
+            turned = self._turn(vectors)
+            if mixing is not None:
+                solved = mixing @ (scale * (mixing.mT @ turned))
+            else:
+                solved = scale * turned
+                if not rows.likelihood.independent_outputs:
+                    solved = solved + common * turned.sum(0)
+            return solved if self.vectors is None else solved @ self.vectors.mT
 
         return apply
 
-    def _output_axes(self, rows: RowsAt) -> tuple[Tensor, Tensor | None]:
-        """Eigenvalues ``[K]`` and eigenvectors ``[K, K]`` of the mean information."""
+    def _turn(self, vectors: Tensor, square: bool = False) -> Tensor:
+        if self.vectors is None:
+            return vectors
+        return vectors @ (self.vectors.square() if square else self.vectors)
+
+    def _output_axes(self, rows: RowsAt) -> tuple[Tensor, Tensor | None, float]:
+        """Eigenvalues ``[K]`` and eigenvectors ``[K, K]`` of the mean information, or its diagonal; its sum."""
         num_rows, num_outputs = rows.function.rows.num_rows, len(rows.weights)
         if rows.likelihood.independent_outputs or num_outputs > MAX_TURNED_OUTPUTS:
-            level = rows.weights.new_zeros(num_outputs)
-            for _, information in rows.informed():
+            level, together = rows.weights.new_zeros(num_outputs), rows.weights.new_zeros(())
+            for design, information in rows.informed():
                 level.add_(information.diagonal().sum(0))
-            return level / num_rows, None
+                together.add_(information.times(design.new_ones(len(design), num_outputs)).sum().clamp_min(0))
+            return level / num_rows, None, float(together) / num_rows
         total = rows.weights.new_zeros(num_outputs, num_outputs)
         for _, information in rows.informed():
             total.add_(information.sum())
         level, mixing = torch.linalg.eigh(total / num_rows)
-        return level.clamp_min(0), mixing
+        return level.clamp_min(0), mixing, float(level.sum()) / num_rows
