@@ -4,6 +4,7 @@ from bll_pyro.inference import noises
 from bll_pyro.inference.base import Inference, Trace
 from bll_pyro.inference.exact import Exact
 from bll_pyro.inference.laplace import Laplace
+from bll_pyro.inference.nuts import NUTS
 from bll_pyro.inference.svi import SVI
 
-__all__ = ["SVI", "Exact", "Inference", "Laplace", "Trace", "noises"]
+__all__ = ["NUTS", "SVI", "Exact", "Inference", "Laplace", "Trace", "noises"]
