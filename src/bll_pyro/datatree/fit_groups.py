@@ -174,10 +174,9 @@ class FitGroups:
             return {}
         stored = posterior.draws["weight"].shape[:2]
         index = stored_index(posterior, num_draws, thin)
-        arrays = (Tensor, np.ndarray)
-        values = {
-            k: v for k, v in self.fit.trace.statistics.items() if isinstance(v, arrays) and v.shape == stored
-        }
+        arrays, statistics = (Tensor, np.ndarray), self.fit.trace.statistics
+        kept = {**statistics, **statistics.get("sample_stats", {})}
+        values = {k: v for k, v in kept.items() if isinstance(v, arrays) and v.shape == stored}
         return {k: torch.as_tensor(v)[:, index].cpu().numpy() for k, v in values.items()}
 
 
