@@ -208,7 +208,7 @@ PRIORS = {
     ),
     "horseshoe": (P.Horseshoe(global_scale=0.3), horseshoe),
     "hierarchical, by output": (P.HierarchicalNormal(per_output=True), by_output),
-    "spike and slab": (P.SpikeAndSlab(), spike_and_slab),
+    "spike and slab": (P.SpikeAndSlab(slab_scale=1.0), spike_and_slab),
     "any distribution": (
         P.Distribution(dist.Laplace(0.0, 0.5)),
         lambda tree, w: {"weight": stats.laplace(0, 0.5).logpdf(w)},

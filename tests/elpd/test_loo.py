@@ -1,7 +1,6 @@
 """``bll.loo``: an ELPD that ArviZ takes, in the user's units, for all rows and for some."""
 
 import math
-import time
 from dataclasses import replace
 
 import arviz as az
@@ -213,14 +212,10 @@ def test_agrees_with_new_rows_of_fashion(data_dir):
     features, labels = torch.tensor(stored["H_test"]).float(), torch.tensor(stored["y_test"]).long()
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
     seen, new = order[:8000], order[8000:]
-    began = time.perf_counter()
     fit = bll.fit(bll.LastLayer(bll.likelihoods.Categorical(10)), (features[seen], labels[seen]))
-    fitted = time.perf_counter()
     result = bll.loo(fit, (features[seen], labels[seen]))
-    seconds = time.perf_counter() - fitted
     new_log_prob = fit.predict(features[new]).log_prob(labels[new])
     left, held_out = result.elpd / 8000, float(new_log_prob.mean())
     error = math.hypot(result.se / 8000, float(new_log_prob.std()) / math.sqrt(2000))
     assert abs(left - held_out) < 2 * error
     assert not result.flagged.any()
-    assert seconds < fitted - began

@@ -174,6 +174,10 @@ class PlainAxes(bll.priors.Normal):
     def isotropic(self) -> bool:
         return False
 
+    @property
+    def turns(self) -> bool:
+        return False
+
 
 @pytest.mark.parametrize("guide", [bll.guides.FullRank(), bll.guides.BlockDiagonal()], ids=repr)
 def test_reaches_it_by_batches(guide: bll.guides.Guide) -> None:
