@@ -193,19 +193,20 @@ def test_no_row_owns_more_than_there_is():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("scale", [0.2, 1.0])
-def test_agrees_with_refitting_mean_field(scale):
+@pytest.mark.parametrize(("scale", "tolerance"), [(0.2, 0.04), (1.0, 0.15)])
+def test_agrees_with_refitting_mean_field(scale, tolerance):
+    """Whole refits, constants and axes included; with the wide prior a row decides half of what its class is."""
     inputs, labels = separable()
     layer = bll.LastLayer(bll.likelihoods.Categorical(4), prior=bll.priors.Normal(scale))
     inference = bll.SVI(num_epochs=500)
     found = left_out(bll.fit(layer, (inputs, labels), inference=inference), inputs, labels)
-    chosen = torch.arange(0, 40, 7)
+    chosen = torch.arange(0, 40, 2)
     refits = []
     for row in chosen:
         rest = torch.arange(len(labels)) != row
         fit = bll.fit(layer, (inputs[rest], labels[rest]), inference=inference)
         refits.append(fit.predict(inputs[row : row + 1]).log_prob(labels[row : row + 1]))
-    assert float(found.elpd[chosen].sum()) == pytest.approx(float(torch.cat(refits).sum()), rel=0.05)
+    assert float(found.elpd[chosen].sum()) == pytest.approx(float(torch.cat(refits).sum()), rel=tolerance)
 
 
 def fashion(data_dir, num_rows):
