@@ -244,7 +244,7 @@ class TestBadInput:
 
     def test_width(self) -> None:
         layer = bll.LastLayer.from_linear(linear(3), bll.likelihoods.Categorical(3), 0.5)
-        with pytest.raises(ValueError, match=r"expected the 7 features.*got a head for 4"):
+        with pytest.raises(ValueError, match=r"broadcasts to the weight.s \[3, 7\].*got \[3, 4\]"):
             bll.fit(layer, (torch.randn(20, 7, generator=generator(0)), torch.zeros(20).long()))
 
     def test_standardised_without_bias(self) -> None:

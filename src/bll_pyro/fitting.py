@@ -276,6 +276,7 @@ def fit_features(
     targets = _targets(layer, features)
     target_shape = tuple(_raw_targets(features).shape[1:]) if not layer.likelihood.is_discrete else ()
     num_outputs = layer.likelihood.num_outputs(target_shape)
+    layer.prior.check((num_outputs, features.num_features))
     inference.check(layer, num_outputs, features.num_features + int(layer.bias))
     dtype = torch.float64 if features.dtype == torch.float64 else torch.float32
     with isolated(seed, dtype):

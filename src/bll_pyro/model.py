@@ -110,7 +110,7 @@ def linear(features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Outputs ``[..., N, K]`` of features ``[N, D]`` and weights ``[K, D]`` or, vectorised, ``[..., 1, K, D]``."""
     if weight.dim() > 2:  # the axis of the data plate, of size 1 outside it
         weight = weight.squeeze(-3)
-    outputs = features @ weight.mT
+    outputs = features @ weight.to(features).mT  # a prior of the user's may draw in another precision
     return outputs if bias is None else outputs + bias
 
 
@@ -175,12 +175,13 @@ def sum_event(values: Tensor, num_batch_dims: int) -> Tensor:
 
 
 def median(prior: dist.Distribution) -> Tensor:
-    """Median of each number of a distribution; of 1,001 draws where its quantile function is not known."""
+    """Median of each number of a distribution; of up to 100,001 draws where its quantile function is not known."""
     base = prior
     while isinstance(base, dist.Independent):
         base = base.base_dist
     try:
         return base.icdf(torch.full(base.batch_shape + base.event_shape, 0.5))
     except NotImplementedError:
+        num_draws = min(max(10_000_000 // max(base.batch_shape.numel(), 1), 1001), 100_001)
         with isolated(seed=0):
-            return prior.sample((1001,)).median(0).values
+            return prior.sample((num_draws,)).median(0).values

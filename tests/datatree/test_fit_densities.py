@@ -154,7 +154,7 @@ def hyper(tree, name):
 
 
 def horseshoe(tree, w):
-    nodes = np.linspace(-10, 10, 41)
+    nodes = np.linspace(-12, 10, 45)
     share = 1 / np.cosh(nodes)
     tau, c2 = hyper(tree, "tau")[:, None], hyper(tree, "c2")[:, None]
     variance = 1 / (1 / c2 + 1 / (tau * np.exp(nodes)) ** 2)

@@ -170,17 +170,15 @@ class Evidence:
             log_det = self.curvature.precision(sums, prior.precision).log_det
             weights = at.mode.weights
             own = log_globals + prior.log_prob(weights) - 0.5 * log_det
-            direct, *slopes = torch.autograd.grad(own, (psi, *sums), retain_graph=True)
+            direct, *slopes = torch.autograd.grad(
+                own, (psi, *sums), retain_graph=True, materialize_grads=True
+            )
             pull, of_noise = self._through_rows(at, tuple(slopes))
             if bool((pull != 0).any()):
                 step = self._solve(at, pull)
                 moved = (step * prior.gradient(weights)).sum()
-                direct = (
-                    direct
-                    + torch.autograd.grad(
-                        moved, psi, retain_graph=True, allow_unused=True, materialize_grads=True
-                    )[0]
-                )
+                if moved.requires_grad:  # a given prior stays where it is
+                    direct = direct + grad(moved, psi)
                 for name, value in self._moved_noise(at, step).items():
                     of_noise[name] = of_noise[name] + value
             if noise:
@@ -224,7 +222,9 @@ class Evidence:
         def product(vectors: Tensor) -> Tensor:
             return times(vectors) + mode.prior.times(vectors)
 
-        return conjugate_gradients(product, right, mode.precondition, IMPLICIT_ACCURACY)
+        return conjugate_gradients(
+            product, right, mode.precondition, min(IMPLICIT_ACCURACY, self.tolerance**0.5)
+        )
 
     def _moved_noise(self, at: LaplaceAt, step: Tensor) -> dict[str, Tensor]:
         """Slope in the noise of ``step . d log p(y | A) / dA``."""
@@ -241,3 +241,10 @@ class Evidence:
             for name, part in zip(noise, torch.autograd.grad(along, tuple(noise.values())), strict=True):
                 total[name].add_(part)
         return total
+
+
+def grad(value: Tensor, argument: Tensor) -> Tensor:
+    """Slope of a number, 0 where it does not depend on the argument; the graph is kept."""
+    return torch.autograd.grad(value, argument, retain_graph=True, allow_unused=True, materialize_grads=True)[
+        0
+    ]

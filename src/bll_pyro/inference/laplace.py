@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, replace
 
@@ -24,7 +25,7 @@ from bll_pyro.priors import GaussianPrior
 from bll_pyro.priors import Posterior as PosteriorPrior
 from bll_pyro.priors.base import positive
 
-MAX_HYPER = 100  # each sampled hyper-parameter costs two more modes
+MAX_GLOBALS = 100  # each global unknown costs two more modes
 TOLERANCES = {torch.float32: 1e-3, torch.float64: 1e-8}
 MIN_CURVATURE = 1e-4
 
@@ -76,12 +77,21 @@ class Laplace(Inference):
                 f"mode says little about it; use {takes}, or bll.SVI() or bll.NUTS()"
             )
         hyper = prior.hyper((num_outputs, num_columns - int(layer.bias)))
-        num_hyper = sum(distribution.event_shape.numel() for distribution in hyper.values())
-        if num_hyper > MAX_HYPER:
-            raise ValueError(
-                f"Laplace: expected a prior with up to {MAX_HYPER} sampled hyper-parameters, got {type(prior).__name__} with "
-                f"{num_hyper}; use {takes}, or bll.SVI() or bll.NUTS()"
-            )
+        noise = layer.likelihood.sites((num_outputs,))
+        for what, sites, remedy in [
+            (f"{type(prior).__name__} with", hyper, f"{takes}, or bll.SVI() or bll.NUTS()"),
+            (
+                f"{type(layer.likelihood).__name__} with a noise for each of",
+                noise,
+                "known noise, or bll.Exact() or bll.SVI()",
+            ),
+        ]:
+            num_globals = sum(math.prod(site.event_shape) for site in sites.values())
+            if num_globals > MAX_GLOBALS:
+                raise ValueError(
+                    f"Laplace: expected up to {MAX_GLOBALS} sampled unknowns beside the weights, got {what} {num_globals}; "
+                    f"use {remedy}"
+                )
         independent = layer.likelihood.independent_outputs
         if isinstance(prior, PosteriorPrior):
             num_axes = precision_dim(prior.weights)
@@ -180,7 +190,8 @@ class Laplace(Inference):
 
 def cast(weights: gaussian.WeightGaussian, like: Tensor) -> gaussian.WeightGaussian:
     """The same Gaussian in the dtype and on the device of a tensor."""
-    parts = {name: value.to(like) for name, value in weights.tensors.items()}
+    # LAPACK returns columns in order; rows in order is what is saved and read, and so gives the same bits
+    parts = {name: value.to(like).contiguous() for name, value in weights.tensors.items()}
     return replace(weights, **parts)
 
 

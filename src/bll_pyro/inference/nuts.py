@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from bll_pyro.inference.base import Inference, Trace
+from bll_pyro.inference.mcmc.augmented import augmented
 from bll_pyro.inference.mcmc.chains import Chain, Settings, run_chains
 from bll_pyro.inference.mcmc.coordinates import coordinates
 from bll_pyro.inference.mcmc.density import LogDensity
@@ -17,6 +18,7 @@ from bll_pyro.inference.mcmc.verdict import judge
 from bll_pyro.inference.rows import Rows
 from bll_pyro.layer import LastLayer
 from bll_pyro.likelihoods.base import TargetShape
+from bll_pyro.model import Globals
 from bll_pyro.posterior import Draws, DrawsPosterior, Posterior
 
 MAX_BYTES = 8 * 2**30
@@ -102,22 +104,17 @@ class NUTS(Inference):
         trace, frame = Trace(), rows.frame
         layer.prior.check((layer.likelihood.num_outputs(target_shape), frame.num_features))
         origin = find_origin(layer, rows, target_shape, trace)
+        inside, start = augmented(layer, origin, frame.num_features, target_shape)
         terms = row_terms(layer.likelihood, rows, len(origin.loc))
-        density = LogDensity(
-            layer,
-            frame.num_features,
-            target_shape,
-            terms,
-            origin.learned,
-            coordinates(layer, origin, rows, target_shape, terms),
-            frame.center.dtype,
-        )
+        place = coordinates(inside, start, rows, target_shape, terms)
+        dtype = frame.center.dtype
+        density = LogDensity(inside, frame.num_features, target_shape, terms, origin.learned, place, dtype)
         settings = Settings(self.num_warmup, self.num_samples, self.target_accept, self.max_tree_depth)
         num_processes = self._num_processes(rows, trace)
         chains = run_chains(density, seed, self.num_chains, settings, num_processes)
         learned = {name: value.to(frame.center) for name, value in origin.learned.items()}
         posterior = DrawsPosterior(layer, frame, target_shape, len(origin.loc), learned)
-        posterior = replace(posterior, draws=present(posterior, chains))
+        posterior = replace(posterior, draws=present(posterior, density.globals, chains))
         keep_statistics(trace, chains, posterior, rows.num_rows)
         judge(trace, posterior.draws, self.max_tree_depth)
         trace.wall_time = time.perf_counter() - began
@@ -142,22 +139,23 @@ class NUTS(Inference):
         return min(wanted, self.num_chains)
 
 
-def present(posterior: DrawsPosterior, chains: list[Chain]) -> Draws:
-    """Draws ``{site: [chain, draw, *event]}``, weights turned back from the axes of the frame."""
+def present(posterior: DrawsPosterior, globals_: Globals, chains: list[Chain]) -> Draws:
+    """Draws ``{site: [chain, draw, *event]}`` of the sites of the layer, weights turned back from the axes of the frame."""
     frame = posterior.frame
     weights = torch.stack([torch.from_numpy(chain.weights) for chain in chains]).to(frame.center)
     draws = {name: value.contiguous() for name, value in frame.split(weights).items()}
-    if posterior.globals.num:
+    sites = posterior.globals.priors
+    if sites:
         u = torch.stack([torch.from_numpy(chain.u) for chain in chains]).to(frame.center.device)
-        values = posterior.globals.constrain(u)[0]
-        draws |= posterior._present({name: value.to(frame.center.dtype) for name, value in values.items()})
+        values = globals_.constrain(u)[0]
+        draws |= posterior._present({name: values[name].to(frame.center.dtype) for name in sites})
     return draws
 
 
 def keep_statistics(trace: Trace, chains: list[Chain], posterior: DrawsPosterior, num_rows: int) -> None:
     """Put what the chains tell of every draw into ``trace.statistics["sample_stats"]``, ``{name: [chain, draw]}``.
 
-    ``lp`` is ``log p(y, A, u)`` with y in the user's units, u unconstrained.
+    ``lp`` is ``log p(y, A, u)`` with y in the user's units and u unconstrained, of a horseshoe with its local scales.
     """
     names = chains[0].statistics
     stats = {

@@ -87,7 +87,7 @@ def alternating_start(
     started at the result of the one before (cf. Rockova and George 2014).
     """
     prior, weight_shape = layer.prior, (num_outputs, rows.frame.num_features)
-    ascent = Ascent(rows, num_outputs, num_steps)
+    ascent = Ascent(layer, rows, num_outputs, num_steps)
     values = globals_.medians()
     if isinstance(prior, ScaleMixturePrior):
         easy = replace(layer, prior=StudentT(loc=prior.loc))
@@ -100,8 +100,10 @@ def alternating_start(
     u = globals_.unconstrain(values).to(ascent.loc) if globals_.num else ascent.loc.new_zeros(0)
     finite = all(bool(torch.isfinite(value).all()) for value in (ascent.loc, ascent.scale, u))
     if not finite:
-        zero = torch.zeros_like(ascent.loc)
-        return Start(median_globals(globals_, zero), zero, torch.ones_like(zero), rows.frame.num_features)
+        center = ascent.center
+        return Start(
+            median_globals(globals_, center), center, torch.ones_like(center), rows.frame.num_features
+        )
     return Start(u, ascent.loc, ascent.scale, rows.frame.num_features)
 
 
@@ -119,17 +121,20 @@ class Ascent:
     Second moments ``m^2 + s^2`` stay above zero, and so do the scales of the prior that are fitted to them.
     """
 
-    def __init__(self, rows: Rows, num_outputs: int, num_steps: int) -> None:
+    def __init__(self, layer: LastLayer, rows: Rows, num_outputs: int, num_steps: int) -> None:
         part = rows.subset(NUM_START_ROWS)
         self.design, self.targets = part[:]
         self.squares = self.design.square()
         self.factor, self.num_rows, self.num_steps = rows.num_rows / part.num_rows, rows.num_rows, num_steps
-        self.loc = self.design.new_zeros(num_outputs, rows.num_columns)
+        self.center = layer.center(self.design.new_zeros(num_outputs, rows.num_columns))
+        self.loc = self.center
         self.scale = torch.ones_like(self.loc)
 
     def typical_size(self, num_features: int) -> float:
-        """Median over the weights of the root of the second moment."""
-        return float((self.loc.square() + self.scale.square())[:, :num_features].median().sqrt())
+        """Median over the weights of the root of the second moment about the prior's centre."""
+        return float(
+            ((self.loc - self.center).square() + self.scale.square())[:, :num_features].median().sqrt()
+        )
 
     def __call__(
         self, layer: LastLayer, globals_: Globals, values: dict[str, Tensor], num_rounds: int

@@ -10,6 +10,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 from torch import Tensor
+from torch.distributions import constraints
 
 from bll_pyro.declaration import Declaration
 from bll_pyro.frame import Frame
@@ -183,6 +184,12 @@ class ScaleMixturePrior(Prior):
         """``E_q[log p(weight | hyper)]`` from below, summed over all weights; exact for a point (scale 0)."""
         squares = stratified_square(loc - centre(self.loc, loc), scale)
         return self.log_prob_of_square(squares, **hyper).sum() / len(squares)
+
+
+class MixtureOfNormals(dist.MixtureSameFamily):
+    """A mixture of Normals, whose support is all real numbers, as the general mixture does not know."""
+
+    support = constraints.real
 
 
 def centre(loc: Tensor | None, like: Tensor) -> Tensor:

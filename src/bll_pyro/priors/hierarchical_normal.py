@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import pyro.distributions as dist
 import torch
@@ -54,6 +55,18 @@ class HierarchicalNormal(GaussianPrior):
     def isotropic(self) -> bool:
         """Whether features share their scale, and there is no centre that would have to be turned along."""
         return not self.per_feature and self.loc is None
+
+    @property
+    def turns(self) -> bool:
+        """Whether features share their scale; a centre is turned along."""
+        return not self.per_feature
+
+    def turned(self, rotation: Tensor) -> Self:
+        """The same prior in other axes."""
+        if self.loc is None or self.per_feature:
+            return super().turned(rotation)
+        loc = self.loc.to(rotation)  # one number for all features is a different one in each axis
+        return replace(self, loc=loc.expand(*loc.shape[:-1], len(rotation)) @ rotation)
 
     def hyper(self, shape: Shape) -> dict[str, dist.Distribution]:
         """``tau``: a number, or ``[K]``, ``[D]``, ``[K, D]``."""

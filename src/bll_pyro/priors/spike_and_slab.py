@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from bll_pyro.priors.base import (
+    MixtureOfNormals,
     ScaleMixturePrior,
     Shape,
     centre,
@@ -72,16 +73,14 @@ class SpikeAndSlab(ScaleMixturePrior):
             given["slab_scale"] = dist.HalfCauchy(one, validate_args=False)
         return {k: v for k, v in given.items() if isinstance(v, torch.distributions.Distribution)}
 
-    def distribution(self, shape: Shape, **hyper: Tensor) -> dist.MixtureSameFamily:
+    def distribution(self, shape: Shape, **hyper: Tensor) -> MixtureOfNormals:
         """Mixture of two Normals with batch shape ``[..., K, D]``."""
         log_probs, scales = self._components(shape[1], torch.get_default_dtype(), **hyper)
         log_probs, scales = log_probs[..., None, None, :], scales[..., None, None, :]
         scales = scales.expand(torch.broadcast_shapes(scales.shape, log_probs.shape, (*shape, 2)))
         loc = expand(centre(self.loc, scales), shape)[..., None].expand_as(scales)
         chosen = dist.Categorical(logits=log_probs.expand_as(scales), validate_args=False)
-        return dist.MixtureSameFamily(
-            chosen, dist.Normal(loc, scales, validate_args=False), validate_args=False
-        )
+        return MixtureOfNormals(chosen, dist.Normal(loc, scales, validate_args=False), validate_args=False)
 
     def log_prob_of_square(self, square: Tensor, **hyper: Tensor) -> Tensor:
         """Log density at squared distances from the centre."""

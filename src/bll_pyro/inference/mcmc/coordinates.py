@@ -32,11 +32,10 @@ def coordinates(
     globals_ = Globals(layer, (len(origin.loc), num_features), target_shape)
     if isinstance(layer.prior, GaussianPrior) and globals_.hyper_names:
         prior = LogPrior(layer, num_features, origin.learned, torch.zeros_like(origin.loc))
-        terms_there = prior.terms(globals_.hyper(globals_.constrain(origin.u)[0]))
-        left = (origin.whitening.variance() * terms_there.precision).clamp(0, 1)
-        if layer.bias:
-            left[:, -1] = 0  # the bias has a scale of its own, which is not sampled
-        made = replace(made, exponent=left.detach())
+        there = prior.terms(globals_.hyper(globals_.constrain(origin.u)[0])).precision
+        # the posterior's precision of a weight by itself, less the prior's share
+        known = (origin.whitening.variance().reciprocal() - there).clamp_min(0)
+        made = replace(made, known=known.detach())
     density = LogDensity(layer, num_features, target_shape, terms, origin.learned, made, dtype)
     return replace(made, u_scale=globals_scale(density, origin.u))
 

@@ -1,17 +1,19 @@
 """The log joint density of a layer in the coordinates in which a chain moves, without a trace of the Pyro program.
 
-======================================= =========================================================
-on paper                                in code
-======================================= =========================================================
-``u = u_0 + S v``                       global unknowns (noise, hyper-parameters), unconstrained
-``A = a + r(u) (m - a + R z)``          weights ``[K, P]``; ``a`` the prior's centre, R the whitening
-``r(u) = (s(u) / s(u_0))^e``            stretch, elementwise; s the prior's scale, 1 without hyper-parameters
-``log p(y, u, A) + sum log r(u)``       ``-LogDensity(x)``, up to a constant
-======================================= =========================================================
+============================================= ===================================================================
+on paper                                      in code
+============================================= ===================================================================
+``u = u_0 + S v``                             global unknowns (noise, hyper-parameters), unconstrained
+``A = a + r(u)^2 (m - a) + r(u) R z``         weights ``[K, P]``; ``a`` the prior's centre, R the whitening
+``r(u)^2 = (l + s(u_0)^-2) / (l + s(u)^-2)``  stretch, elementwise; s the prior's scale, l what the rows know of a
+                                              weight; 1 without hyper-parameters
+``log p(y, u, A) + sum log r(u)``             ``-LogDensity(x)``, up to a constant
+============================================= ===================================================================
 
-With a scale s that is sampled too, a weight of which the rows say little (e = 1) shrinks and grows with it, and is
-independent of it only as a multiple of s; a weight that the rows know (e = 0) stays where it is. The share of the
-prior's variance that is left in the posterior lies between (Papaspiliopoulos, Roberts and Skoeld 2007).
+With a scale s that is sampled too, a weight of which the rows know nothing (l = 0) shrinks and grows with it, and one that
+they know well stays where it is; neither parameterisation alone is good for both (Papaspiliopoulos, Roberts and Skoeld
+2007). The stretch is that of the posterior of one weight given s, with a Gaussian likelihood of precision l: mean and
+standard deviation of z are then the same at every s.
 """
 
 from __future__ import annotations
@@ -86,15 +88,15 @@ class Coordinates:
         Weights m, ``[K, P]``, float64.
     whitening
         R, in the precision in which the rows are evaluated.
-    exponent
-        e ``[K, P]``, or None where the prior's scale is not sampled.
+    known
+        l ``[K, P]``, the precision with which the rows know each weight; None where the prior's scale is not sampled.
     """
 
     u: Tensor
     u_scale: Tensor
     loc: Tensor
     whitening: Whitening
-    exponent: Tensor | None = None
+    known: Tensor | None = None
 
 
 class LogDensity:
@@ -114,9 +116,9 @@ class LogDensity:
             parts = self.prior.fixed
             self._quadratic = replace(parts, loc=parts.loc.to(dtype), precision=parts.precision.to(dtype))
             self._loc = loc.to(dtype)
-        if coordinates.exponent is not None:
-            origin = self.prior.terms(self.globals.hyper(self.globals.constrain(coordinates.u)[0]))
-            self._log_precision, self._center = origin.precision.log(), origin.loc
+        if coordinates.known is not None:
+            there = self.prior.terms(self.globals.hyper(self.globals.constrain(coordinates.u)[0]))
+            self._precision, self._center = (coordinates.known + there.precision).detach(), there.loc
 
     @property
     def shape(self) -> dict[str, int]:
@@ -131,12 +133,12 @@ class LogDensity:
         if not self.globals.num:
             return at.u, at.loc + moved, at.loc.new_zeros(())
         u = at.u + at.u_scale * state["globals"]
-        if at.exponent is None:
+        if at.known is None:
             return u, at.loc + moved, at.loc.new_zeros(())
         terms = self.prior.terms(self.globals.hyper(self.globals.constrain(u)[0]))
-        log_stretch = 0.5 * at.exponent * (self._log_precision - terms.precision.log())
-        weights = self._center + log_stretch.exp() * (at.loc - self._center + moved)
-        return u, weights, log_stretch.sum()
+        square = self._precision / (at.known + terms.precision)
+        weights = self._center + square * (at.loc - self._center) + square.sqrt() * moved
+        return u, weights, 0.5 * square.log().sum()
 
     def log_joint(self, u: Tensor, weights: Tensor) -> Tensor:
         """``log p(y, u, A)``, targets on the standardised scale, with the Jacobian of the global unknowns, nats."""

@@ -35,7 +35,8 @@ from bll_pyro.scope import generator
 
 MAX_HYPER = 100
 MAX_STEPS = 100
-MODE_TOLERANCE = 0.01  # posterior standard deviations: chains only start here
+MODE_TOLERANCE = 1e-3  # posterior standard deviations
+START_TOLERANCE = 0.1  # chains only start here
 LEARNED_TOLERANCE = 1e-3  # of log tau, which the chains keep
 MAX_HALVINGS = 20
 
@@ -52,6 +53,8 @@ class Origin:
         Hyper-parameters without a prior, at their best values.
     loc
         ``[K, P]``.
+    prior_precision
+        Share of the prior in the precision, ``[K, P]`` (or joint).
     whitening
         R.
     """
@@ -59,6 +62,7 @@ class Origin:
     u: Tensor
     learned: dict[str, Tensor]
     loc: Tensor
+    prior_precision: Tensor
     whitening: Whitening
 
 
@@ -86,9 +90,10 @@ def of_evidence(layer: LastLayer, rows: Rows, target_shape: TargetShape, trace: 
             "the evidence grows with the prior scale without bound: look at the targets, or give a scale: "
             "priors.Normal(scale=1.0)"
         )
-    informed = list(at.mode.rows.informed())
-    whitened = whitening(informed, at.mode.prior.precision, layer.likelihood.independent_outputs)
-    return Origin(at.psi[num_learned:], evidence.settings.learned(at.psi), at.mode.weights, whitened)
+    informed, precision = list(at.mode.rows.informed()), at.mode.prior.precision
+    whitened = whitening(informed, precision, layer.likelihood.independent_outputs)
+    learned = evidence.settings.learned(at.psi)
+    return Origin(at.psi[num_learned:], learned, at.mode.weights, precision, whitened)
 
 
 def of_bound(layer: LastLayer, rows: Rows, target_shape: TargetShape, trace: Trace) -> Origin:
@@ -108,7 +113,8 @@ def of_bound(layer: LastLayer, rows: Rows, target_shape: TargetShape, trace: Tra
     for _ in range(MAX_STEPS):
         smoothed = SmoothedPrior(layer, {**learned, **hyper}, scale)
         value, slope = smoothed.at(loc)
-        whitened = whitening(list(at.informed()), smoothed.precision(loc), independent)
+        precision = smoothed.precision(loc)
+        whitened = whitening(list(at.informed()), precision, independent)
         slope = slope + at.gradient
         step = whitened.covariance_times(slope)
         distance = math.sqrt(max(float((slope * step).sum()), 0.0) / slope.numel())
@@ -124,13 +130,13 @@ def of_bound(layer: LastLayer, rows: Rows, target_shape: TargetShape, trace: Tra
         if learned:
             before, learned = learned, layer.prior.learn(loc[:, :num_features], scale[:, :num_features])
             change = max(float((learned[k] / before[k]).log().abs().max()) for k in learned)
-        if max(distance * MODE_TOLERANCE, change) <= LEARNED_TOLERANCE:
+        if distance <= START_TOLERANCE and change <= LEARNED_TOLERANCE:
             break
     else:
         trace.messages.append(
             f"the approximation in which chains start did not settle within {MAX_STEPS} steps"
         )
-    return Origin(start.globals_loc.double(), learned, loc, whitened)
+    return Origin(start.globals_loc.double(), learned, loc, precision, whitened)
 
 
 class SmoothedPrior:

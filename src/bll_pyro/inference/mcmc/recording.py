@@ -15,16 +15,16 @@ class RecordingNUTS(NUTS):
     sends them home with the chain's diagnostics, also from chains that run in processes of their own. Sampling is
     unchanged, random numbers included. Arguments are those of :class:`pyro.infer.NUTS`.
 
-    ======================== ==============================================================
-    statistic                meaning
-    ======================== ==============================================================
-    ``acceptance_rate``      mean Metropolis acceptance over the trajectory's points
-    ``n_steps``              leapfrog steps
-    ``tree_depth``           doublings of the trajectory
+    ========================= ==============================================================
+    statistic                 meaning
+    ========================= ==============================================================
+    ``acceptance_rate``       mean Metropolis acceptance over the trajectory's points
+    ``n_steps``               leapfrog steps
+    ``tree_depth``            doublings of the trajectory
     ``reached_max_treedepth`` whether it stopped for want of depth, not of distance
-    ``step_size``            step size
-    ``energy``               ``-log p(z, y) + p'p / 2`` at the start, with fresh momentum
-    ======================== ==============================================================
+    ``step_size``             step size
+    ``energy``                ``-log p(z, y) + p'p / 2`` at the start, with fresh momentum
+    ========================= ==============================================================
 
     Examples
     --------

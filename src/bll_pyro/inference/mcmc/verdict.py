@@ -59,8 +59,9 @@ def diagnose(draws: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Ten
         stride = -(-flat.shape[-1] // MAX_JUDGED)
         array = flat[..., ::stride].double().numpy()
         shape = value.shape[2:] if stride == 1 else (array.shape[-1],)
-        rhat[name], ess[name] = (
-            torch.from_numpy(np.asarray(function(array, chain_axis=0, draw_axis=1))).reshape(shape)
-            for function in (array_stats.rhat, array_stats.ess)
-        )
+        with np.errstate(divide="ignore", invalid="ignore"):  # numbers that never move come out as NaN
+            rhat[name], ess[name] = (
+                torch.from_numpy(np.asarray(function(array, chain_axis=0, draw_axis=1))).reshape(shape)
+                for function in (array_stats.rhat, array_stats.ess)
+            )
     return rhat, ess
