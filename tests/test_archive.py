@@ -76,13 +76,13 @@ def test_interrupted_save_leaves_the_earlier_model(tmp_path: Path, monkeypatch: 
     other = bll.fit(
         bll.LastLayer(likelihood=bll.likelihoods.Categorical(3)), (FEATURES, LABELS), inference=SHORT, seed=7
     )
-    for name in ("save_file", "_write_and_sync"):
+    for room, name in ((archive.tensorfile, "write"), (archive, "_write_and_sync")):
         with monkeypatch.context() as patch:
 
             def fail(*_: object) -> None:
                 raise OSError("disk full")
 
-            patch.setattr(archive, name, fail)
+            patch.setattr(room, name, fail)
             with pytest.raises(OSError, match="disk full"):
                 other.save(tmp_path)
         again = bll.load(tmp_path)

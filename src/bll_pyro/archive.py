@@ -25,9 +25,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from bll_pyro import tensorfile
 from bll_pyro.declaration import Declaration, from_plain, to_plain
 from bll_pyro.features.backbones import Backbone
 from bll_pyro.frame import Frame
@@ -187,10 +188,7 @@ def _earlier_files(folder: Path) -> set[str]:
 
 def _write_tensors(folder: Path, name: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
     temporary = folder / f".{name}.{os.getpid()}"
-    save_file({key: torch_tensor(value) for key, value in tensors.items()}, temporary)
-    with temporary.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-        os.fsync(file.fileno())
+    digest = tensorfile.write(temporary, {key: torch_tensor(value) for key, value in tensors.items()})
     final = f"{name}-{digest[:16]}.safetensors"
     size = temporary.stat().st_size
     os.replace(temporary, folder / final)
@@ -242,9 +240,7 @@ def _checked(folder: Path, entry: dict[str, Any]) -> Path:
         raise ValueError(
             f"load: expected {entry['bytes']} bytes in {path}, got {size}: the file was cut or altered; {remedy}"
         )
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if digest != entry["sha256"]:
+    if tensorfile.sha256(path) != entry["sha256"]:
         raise ValueError(
             f"load: expected {path} as it was written, got other contents (sha256 differs); {remedy}"
         )

@@ -16,6 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
+from bll_pyro import tensorfile
 from bll_pyro.features.rows import Index, Rows
 
 FORMAT = "bll_pyro.features"
@@ -132,17 +133,11 @@ class Features:
         """Read every shard and compare its sha256 with the manifest; ValueError names the shard that was altered."""
         for name, expected in self._hashes:
             assert self.path is not None
-            got = file_hash(self.path / name)
+            got = tensorfile.sha256(self.path / name)
             if got != expected:
                 raise ValueError(
                     _damage(self.path, f"a shard {name} with sha256 {expected[:12]}...", f"{got[:12]}...")
                 )
-
-
-def file_hash(path: Path) -> str:
-    """sha256 of a file, read in pieces."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def manifest_hash(manifest: dict[str, Any]) -> str:

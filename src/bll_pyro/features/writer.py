@@ -13,7 +13,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from bll_pyro.features.store import FORMAT, MANIFEST, VERSION, Features, file_hash, manifest_hash
+from bll_pyro import tensorfile
+from bll_pyro.features.store import FORMAT, MANIFEST, VERSION, Features, manifest_hash
 
 SHARD_BYTES = 2**30
 
@@ -139,20 +140,18 @@ class ShardWriter:
         return _Block(min(max(1, self._shard_bytes // row), left), features, targets)
 
     def _write(self) -> None:
-        from safetensors.torch import save_file
-
         assert self._block is not None
         features, targets = self._block.rows()
         file = self._partial / f"shard-{len(self._shards):05d}.safetensors"
-        save_file({"features": features} | ({} if targets is None else {"targets": targets}), file)
-        with file.open("rb") as written:
-            os.fsync(written.fileno())
+        digest = tensorfile.write(
+            file, {"features": features} | ({} if targets is None else {"targets": targets})
+        )
         self._shards.append(
             {
                 "file": file.name,
                 "num_rows": len(features),
                 "num_bytes": file.stat().st_size,
-                "sha256": file_hash(file),
+                "sha256": digest,
             }
         )
         self._written += len(features)

@@ -1,0 +1,32 @@
+"""Tensor files: safetensors on disk, complete before anyone reads them, and readable by whom any new file is."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+from torch import Tensor
+
+
+def write(path: Path, tensors: dict[str, Tensor]) -> str:
+    """Write contiguous tensors on the CPU into the file ``path`` and on to the disk; returns its SHA-256.
+
+    safetensors makes its files private to their owner. A service that runs as another user has to read a model, so the
+    file gets the permissions that the user's settings (umask) give to any new file.
+    """
+    from safetensors.torch import save_file
+
+    path.touch()
+    permissions = path.stat().st_mode
+    save_file(tensors, path)
+    path.chmod(permissions)
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+    return sha256(path)
+
+
+def sha256(path: Path) -> str:
+    """Hash of a file's bytes, read in blocks."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
