@@ -28,10 +28,10 @@ _ROOMS = {
     "from_pyro": "datatree",
     "loo": "elpd",
 }
-_MODULES = ("priors", "likelihoods", "guides", "curvatures", "metrics", "conformal")
+_MODULES = ("priors", "likelihoods", "guides", "curvatures", "metrics", "conformal", "plots")
 
 if TYPE_CHECKING:
-    from bll_pyro import conformal, curvatures, guides, likelihoods, metrics, priors
+    from bll_pyro import conformal, curvatures, guides, likelihoods, metrics, plots, priors
     from bll_pyro.datatree import from_pyro  # type: ignore[no-redef]
     from bll_pyro.elpd import loo
     from bll_pyro.features.backbones import timm_backbone
