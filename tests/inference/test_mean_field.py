@@ -32,7 +32,13 @@ def objective(layer: bll.LastLayer, target_shape: tuple[int, ...], **svi: object
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("prior", [bll.priors.Normal(), bll.priors.Normal(0.7)])
 @pytest.mark.parametrize(
-    "likelihood", [bll.likelihoods.Categorical(4), bll.likelihoods.Gaussian(), bll.likelihoods.Gaussian(0.5)]
+    "likelihood",
+    [
+        bll.likelihoods.Categorical(4),
+        bll.likelihoods.Categorical(4, temperature=1.7),
+        bll.likelihoods.Gaussian(),
+        bll.likelihoods.Gaussian(0.5),
+    ],
 )
 def test_gradients_equal_automatic_ones(
     likelihood: bll.likelihoods.Likelihood, prior: bll.priors.Prior, bias: bool

@@ -1,16 +1,17 @@
 """The default training step with its gradients written out: Diagonal guide, Normal prior, any likelihood.
 
 The objective is that of :mod:`bll_pyro.inference.objective`, and so are its gradients (tests compare them). Only the
-likelihood, on arrays of size B x K, goes through automatic differentiation; everything of the size of the weights is
-done in closed form and in place, which is where the time of a wide layer goes. With ``V = s^2``:
+likelihood, on arrays of size B x K, goes through automatic differentiation, and not even that where it names its slope
+(``Likelihood.slope``); everything of the size of the weights is done in closed form and in place, which is where the
+time of a wide layer goes. With ``V = s^2`` and all gradients of ``-ELBO / N``:
 
 ======================================= ==========================================================
 on paper                                in code
 ======================================= ==========================================================
-``d/dW  = g_mean' H - W / tau^2``       one ``addmm`` into the gradient
-``d/dV  = g_var' H^2 - 1 / (2 tau^2)``  one ``addmm`` into the gradient
-``d/ds  = 2 s d/dV + 1 / s``            the last term is the entropy's
-``d/dr  = d/ds (1 - exp(-s))``          ``s = softplus(r)``, Pyro's positive scale
+``d/dW  = g_mean' H + W / (N tau^2)``   ``mm`` into the gradient, ``addcmul_``
+``2 d/dV = g' H^2 + 1 / (N tau^2)``     ``mm`` into the gradient, ``add_``; ``g = g_spread / spread``
+``d/ds  = s 2 d/dV - 1 / (N s)``        ``mul_``, ``add_``; the last term is the entropy's
+``d/dr  = d/ds sigmoid(r)``             ``softplus_backward``: ``s = softplus(r)``, Pyro's positive scale
 ======================================= ==========================================================
 """
 
@@ -93,22 +94,26 @@ class MeanFieldStep:
                 math.log(self.layer.bias_scale) + 0.5 * LOG_TWO_PI
             )
 
-        g_mean, g_spread, g_u, g_u_raw = gradients
-        g_variance = g_spread.div_(spread).mul_(0.5)
+        # scaled while they are of size B x K, so that no pass over the weights is needed for it
         per_row = -1.0 / self.num_rows
+        g_mean, g_spread, g_u, g_u_raw = gradients
+        g_mean, g_variance = g_mean.mul_(per_row), g_spread.div_(spread).mul_(per_row)
         u_grad, weight_grad, bias_grad = self.parts(self.loc.grad)
         u_raw_grad, weight_raw_grad, bias_raw_grad = self.parts(self.raw.grad)
         precision = tau.pow(-2)
         torch.mm(g_mean.mT, features, out=weight_grad)
-        weight_grad.sub_(weight * precision).mul_(per_row)
+        weight_grad.addcmul_(weight, precision, value=-per_row)
         torch.mm(g_variance.mT, squares, out=weight_raw_grad)
-        weight_raw_grad.sub_(0.5 * precision)
-        bias_grad.copy_(g_mean.sum(0) - bias * bias_precision).mul_(per_row) if len(bias) else None
-        bias_raw_grad.copy_(g_variance.sum(0) - 0.5 * bias_precision) if len(bias) else None
-        # d/ds = 2 s d/dV + 1/s, then the slope of softplus, 1 - exp(-s)
-        inner = self.raw.grad[len(u) :]
-        outer = scale[len(u) :]
-        inner.mul_(outer).mul_(2.0).add_(outer.reciprocal()).mul_(torch.expm1(-outer)).mul_(-per_row)
+        weight_raw_grad.sub_(precision, alpha=per_row)
+        if len(bias):
+            torch.sum(g_mean, 0, out=bias_grad)
+            bias_grad.sub_(bias, alpha=per_row * bias_precision)
+            torch.sum(g_variance, 0, out=bias_raw_grad)
+            bias_raw_grad.sub_(per_row * bias_precision)
+        inner, outer = self.raw.grad[len(u) :], scale[len(u) :]
+        inner.mul_(outer).add_(outer.reciprocal(), alpha=per_row)
+        # Pyro's constraint is torch's softplus with its default threshold of 20
+        torch.ops.aten.softplus_backward(inner, self.raw[len(u) :], 1.0, 20.0, grad_input=inner)
         if len(u):
             u_grad.copy_(g_u * per_row)
             u_raw_grad.copy_(g_u_raw * per_row)
@@ -125,6 +130,16 @@ class MeanFieldStep:
         generator: torch.Generator | None,
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Likelihood (scaled to all rows) and the terms of the noise, with gradients in outputs and noise."""
+        likelihood = self.layer.likelihood
+        if likelihood.has_slope and not len(u) and isinstance(targets, Tensor):
+            noise = torch.randn(mean.shape, dtype=mean.dtype, device=mean.device, generator=generator)
+            deviation = spread * noise
+            # the mirrored pair of Likelihood.expected_log_prob
+            pair = torch.stack([mean + deviation, mean - deviation])
+            log_probs, slopes = likelihood.slope(pair, targets)
+            share = 0.5 * self.num_rows / batch_size
+            up, down = slopes.mul_(share)
+            return log_probs.sum() * share, (up + down, (up - down).mul_(noise), u, u)
         with torch.enable_grad():
             leaves = [mean.requires_grad_(), spread.requires_grad_()]
             values: dict[str, Tensor] = {}

@@ -37,6 +37,8 @@ class Likelihood(Declaration):
         False  # targets are labels 0 or 1, each with a probability and an entropy of its own
     )
 
+    has_slope: ClassVar[bool] = False  # whether ``slope`` is there
+
     @abstractmethod
     def num_outputs(self, target_shape: TargetShape) -> int:
         """Number of outputs K for targets of this shape."""
@@ -121,6 +123,13 @@ class Likelihood(Declaration):
     def label_probs(self, outputs: Tensor, **noise: Tensor) -> Tensor:
         """Probability ``[..., N, T]`` of each label given the outputs (binary likelihoods)."""
         raise NotImplementedError(f"{type(self).__name__} has no binary labels")
+
+    def slope(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Log density ``[..., N]`` of targets given outputs ``[..., N, K]``, and its gradient in them, by hand.
+
+        For likelihoods without noise in which automatic differentiation costs more than the arithmetic.
+        """
+        raise NotImplementedError(f"{type(self).__name__} leaves its slope to automatic differentiation")
 
     def expected_derivatives(self, draws: Tensor, targets: Tensor, **noise: Tensor) -> tuple[Tensor, Tensor]:
         """Gradient ``[N, K]`` and negative Hessian ``[N, K, K]`` of ``log p(y | f)``, averaged over draws ``[S, N, K]``.

@@ -29,6 +29,7 @@ class Categorical(Likelihood):
     num_classes: int
     temperature: float = 1.0
     is_discrete: ClassVar[bool] = True
+    has_slope: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if (
@@ -63,6 +64,16 @@ class Categorical(Likelihood):
             return -functional.cross_entropy(logits, targets, reduction="none")
         log_probs = logits.log_softmax(-1)
         return log_probs.gather(-1, targets.expand(log_probs.shape[:-1])[..., None]).squeeze(-1)
+
+    def slope(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Log probability and its gradient, ``(e_y - p) / temperature``."""
+        logits = outputs if self.temperature == 1.0 else outputs / self.temperature
+        log_probs = logits.log_softmax(-1)
+        chosen = targets.expand(log_probs.shape[:-1])[..., None]
+        values = log_probs.gather(-1, chosen).squeeze(-1)
+        slopes = log_probs.exp_().neg_()
+        slopes.scatter_add_(-1, chosen, slopes.new_ones(()).expand(chosen.shape))
+        return values, slopes if self.temperature == 1.0 else slopes.div_(self.temperature)
 
     def class_probs(self, outputs: Tensor, **noise: Tensor) -> Tensor:
         """Class probabilities ``[..., N, K]`` given the outputs."""
