@@ -21,6 +21,7 @@ _ROOMS = {
     "NUTS": "inference.nuts",
     "noises": "inference",
     "QuasiMonteCarlo": "prediction",
+    "Data": "features.columns",
     "Features": "features.store",
     "extract": "features.extraction",
     "timm_backbone": "features.backbones",
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from bll_pyro.datatree import from_pyro  # type: ignore[no-redef]
     from bll_pyro.elpd import loo
     from bll_pyro.features.backbones import timm_backbone
+    from bll_pyro.features.columns import Data
     from bll_pyro.features.extraction import extract
     from bll_pyro.features.store import Features
     from bll_pyro.fitting import Fit, fit, load

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from bll_pyro import archive, priors
+from bll_pyro.features.columns import NO_COLUMNS, Columns, Data
 from bll_pyro.features.data import check_finite, read
 from bll_pyro.features.extraction import extract
 from bll_pyro.features.forward import compute_features
@@ -61,16 +63,24 @@ class Fit:
     store: Path | None = None
 
     def predict(
-        self, inputs: Any, *, integration: QuasiMonteCarlo | None = None, batch_size: int = 256
+        self,
+        inputs: Any,
+        *,
+        exposure: Any = None,
+        integration: QuasiMonteCarlo | None = None,
+        batch_size: int = 256,
     ) -> Prediction:
         """Posterior predictive for inputs (arrays, tensors, a dataset, a loader, or a ``Features`` store).
 
-        Works in batches: beyond the prediction itself, memory does not grow with the number of rows.
+        Works in batches: beyond the prediction itself, memory does not grow with the number of rows. ``exposure``: of
+        the rows of a fit of counts, ``[N]``; without it, of 1.
         """
-        parts = [
-            predict(self.posterior, features, integration)
-            for features, _ in self._features(inputs, batch_size)
-        ]
+        inputs = bundled(inputs, None, exposure)
+        columns, parts, start = self.columns(inputs), [], 0
+        for features, _ in self._features(inputs, batch_size):
+            exposed = columns[start : start + len(features)].exposure
+            parts.append(predict(self.posterior, features, integration, exposed))
+            start += len(features)
         return type(parts[0]).concat(parts)  # type: ignore[arg-type]
 
     def to_datatree(self, inputs: Any, targets: Any = None, **options: Any) -> xarray.DataTree:
@@ -122,6 +132,14 @@ class Fit:
             torch.cat([h for h, _ in parts]), torch.cat(targets) if targets else None
         )
 
+    def columns(self, data: Any) -> Columns:
+        """Weights and exposures of data, checked against the likelihood."""
+        if not isinstance(data, Data):
+            return NO_COLUMNS
+        columns = read(data, need_targets=False, what="inputs").columns
+        check_exposure(self.layer, columns, tuple(self.posterior.target_shape))
+        return columns
+
     def _features(
         self, inputs: Any, batch_size: int, need_targets: bool = False
     ) -> Iterator[tuple[Tensor, Tensor | None]]:
@@ -172,6 +190,8 @@ def fit(
     backbone: nn.Module | None = None,
     inference: Inference | None = None,
     *,
+    sample_weight: Any = None,
+    exposure: Any = None,
     seed: int = 0,
     validation_data: Any = None,
     store: str | Path | None = None,
@@ -192,6 +212,8 @@ def fit(
         trains it along; then a copy is trained, which the fit holds.
     inference
         How to get from declaration and data to a posterior; by default ``SVI()``.
+    sample_weight, exposure
+        A weight, and for counts an exposure, for each row ``[N]``; short for ``bll.Data(data, sample_weight, exposure)``.
     seed
         Same seed, same fit. The caller's random state is not touched.
     validation_data
@@ -205,9 +227,10 @@ def fit(
     """
     inference = SVI() if inference is None else inference
     _check_types(layer, backbone, inference)
-    _check_before_work(layer, data, "data")
+    data = bundled(data, sample_weight, exposure)
+    columns, held_out_columns = _check_before_work(layer, data, "data"), NO_COLUMNS
     if validation_data is not None:
-        _check_before_work(layer, validation_data, "validation_data")
+        held_out_columns = _check_before_work(layer, validation_data, "validation_data")
     folder = None if store is None else Path(store)
     stage = inference
     if inference.trains_backbone:
@@ -226,7 +249,7 @@ def fit(
         posterior, trace = inference.train_backbone(layer, backbone, data, seed, validation_data, device)
         if posterior is not None:
             num_rows = read(data, need_targets=True).num_rows
-            _in_user_units(trace, posterior, num_rows)
+            _in_user_units(trace, posterior, columns.total_weight(num_rows))
             return Fit(layer, posterior, inference, trace, seed, num_rows, backbone, folder)
         stage = inference.on_features()
 
@@ -236,9 +259,11 @@ def fit(
     with isolated(seed):
         features = prepare(data)
         held_out = None if validation_data is None else prepare(validation_data)
-    posterior, final_trace = fit_features(layer, features, stage, seed, held_out, device)
+    posterior, final_trace = fit_features(
+        layer, features, stage, seed, held_out, device, columns, held_out_columns
+    )
     if inference.trains_backbone:
-        _in_user_units(trace, posterior, len(features))
+        _in_user_units(trace, posterior, columns.total_weight(len(features)))
         final_trace.statistics["joint"] = trace
     return Fit(layer, posterior, inference, final_trace, seed, len(features), backbone, folder)
 
@@ -271,23 +296,27 @@ def fit_features(
     seed: int = 0,
     validation: Features | None = None,
     device: str | torch.device | None = None,
+    columns: Columns = NO_COLUMNS,
+    validation_columns: Columns = NO_COLUMNS,
 ) -> tuple[Posterior, Trace]:
     """Fit on features: make the frame of the training rows, bring the declaration into its units, run the inference."""
     targets = _targets(layer, features)
     target_shape = tuple(_raw_targets(features).shape[1:]) if not layer.likelihood.is_discrete else ()
+    check_exposure(layer, columns, target_shape)
     num_outputs = layer.likelihood.num_outputs(target_shape)
     layer.prior.check((num_outputs, features.num_features))
     inference.check(layer, num_outputs, features.num_features + int(layer.bias))
     dtype = torch.float64 if features.dtype == torch.float64 else torch.float32
     with isolated(seed, dtype):
-        frame = make_frame(layer, features, targets, inference.rotates(layer), dtype)
+        frame = make_frame(layer, features, targets, inference.rotates(layer), dtype, columns)
         inside = layer.in_frame(frame)
-        rows = Rows(features, targets, frame, device or "cpu")
+        rows = Rows(features, targets, frame, device or "cpu", columns)
         held_out = None
         if validation is not None:
-            held_out = Rows(validation, _targets(layer, validation), frame, device or "cpu")
+            held_out_targets = _targets(layer, validation)
+            held_out = Rows(validation, held_out_targets, frame, device or "cpu", validation_columns)
         posterior, trace = inference.run(inside, rows, target_shape, seed=seed, validation=held_out)
-    _in_user_units(trace, posterior, len(features))
+    _in_user_units(trace, posterior, rows.total_weight)
     return posterior, trace
 
 
@@ -306,15 +335,15 @@ def update(fit: Fit, data: Any) -> dict[str, Any]:
     frame = earlier.frame if fit.layer.prior.frame is not None else replace(earlier.frame, rotation=None)
     with isolated(fit.seed, frame.center.dtype):
         inside = fit.layer.in_frame(frame)
-        rows = Rows(features, targets, frame, frame.center.device)
+        rows = Rows(features, targets, frame, frame.center.device, fit.columns(data))
         posterior, trace = fit.inference.update(inside, rows, target_shape, fit.trace)
     num_rows = fit.num_rows + len(features)
-    _in_user_units(trace, posterior, num_rows)
+    _in_user_units(trace, posterior, trace.statistics["sums"].weight)
     return {"posterior": posterior, "trace": trace, "num_rows": num_rows}
 
 
-def _in_user_units(trace: Trace, posterior: Posterior, num_rows: int) -> None:
-    """Bring log densities of all N targets from the standardised scale to the user's: ``- N sum_t log scale_t``."""
+def _in_user_units(trace: Trace, posterior: Posterior, num_rows: float) -> None:
+    """Bring log densities of N targets (by weight) from the standardised scale to the user's: ``- N sum_t log scale_t``."""
     shift = num_rows * float(posterior.frame.target_scale.double().log().sum())
     trace.elbo = None if trace.elbo is None else trace.elbo - shift
     for name in ("elbo", "log_evidence", "evidence_path"):
@@ -331,19 +360,52 @@ def _check_types(layer: Any, backbone: Any, inference: Any) -> None:
         raise TypeError(f"backbone: expected a torch.nn.Module or None, got {type(backbone).__name__}")
 
 
-def _check_before_work(layer: LastLayer, data: Any, what: str) -> None:
+def bundled(data: Any, sample_weight: Any, exposure: Any) -> Any:
+    """Data with the weights and exposures that came beside it."""
+    if sample_weight is None and exposure is None:
+        return data
+    if isinstance(data, Data):
+        raise ValueError(
+            "expected weights and exposures in one place, got a bll.Data and sample_weight or exposure beside it; put all into "
+            "bll.Data(rows, sample_weight=..., exposure=...)"
+        )
+    return Data(data, sample_weight, exposure)
+
+
+def check_exposure(layer: LastLayer, columns: Columns, target_shape: tuple[int, ...] | None = None) -> None:
+    """Only counts have an exposure: one for a row, or one for each of its counts."""
+    if columns.exposure is None:
+        return
+    if not layer.likelihood.is_count:
+        raise ValueError(
+            f"exposure: expected a likelihood of counts (Poisson, NegativeBinomial), got {type(layer.likelihood).__name__}; "
+            "leave it out, or divide the targets by it"
+        )
+    width, num_targets = columns.exposure.shape[1], None if target_shape is None else math.prod(target_shape)
+    if num_targets is not None and width not in (1, num_targets):
+        raise ValueError(
+            f"exposure: expected shape [N] or [N, {num_targets}], one for each count, got [N, {width}]; reshape it"
+        )
+
+
+def _check_before_work(layer: LastLayer, data: Any, what: str) -> Columns:
     """Check what is in memory before the backbone runs; what a dataset makes on the way is checked when it is there."""
-    whole = read(data, need_targets=True, what=what, min_rows=2).tensors()
+    source = read(data, need_targets=True, what=what, min_rows=2)
+    whole, target_shape = source.tensors(), None
     if whole is not None:
         inputs, targets = whole
         assert targets is not None
         layer.likelihood.check_targets(targets)
         check_finite(inputs, f"inputs of {what}")
+        target_shape = tuple(targets.shape[1:])
+    check_exposure(layer, source.columns, target_shape)
+    return source.columns
 
 
 def _feature_store(
     backbone: nn.Module | None, data: Any, store: Path | None, device: Any, batch_size: int
 ) -> Features:
+    data = data.rows if isinstance(data, Data) else data
     if isinstance(data, Features) and backbone is None:
         return data
     source = read(data, need_targets=True, min_rows=2)

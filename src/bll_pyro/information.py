@@ -10,6 +10,7 @@ form       L_n                           of
 Diagonal   ``diag(values_n)``            targets that depend on one output each
 Softmax    ``(diag(p_n) - p_n p_n') c``  classes
 Dense      ``values_n``                  everything else
+Weighted   ``w_n L_n``                   rows with weights
 ========== ============================= =====================
 """
 
@@ -125,3 +126,31 @@ class DenseInformation(Information):
 
     def sum(self, weights: Tensor | None = None) -> Tensor:
         return self.values.sum(0) if weights is None else torch.einsum("n,nkl->kl", weights, self.values)
+
+
+@dataclass(frozen=True, eq=False)
+class WeightedInformation(Information):
+    """``w_n L_n`` for weights ``w [N]`` >= 0 of the rows."""
+
+    rows: Information
+    weight: Tensor
+
+    @property
+    def is_diagonal(self) -> bool:  # type: ignore[override]
+        """As of the rows."""
+        return self.rows.is_diagonal
+
+    def times(self, vectors: Tensor) -> Tensor:
+        return self.weight[:, None] * self.rows.times(vectors)
+
+    def diagonal(self) -> Tensor:
+        return self.weight[:, None] * self.rows.diagonal()
+
+    def entry(self, row: int, column: int) -> Tensor:
+        return self.weight * self.rows.entry(row, column)
+
+    def inner(self, matrix: Tensor) -> Tensor:
+        return self.weight * self.rows.inner(matrix)
+
+    def sum(self, weights: Tensor | None = None) -> Tensor:
+        return self.rows.sum(self.weight if weights is None else self.weight * weights)

@@ -71,7 +71,14 @@ class Model(PyroModule):
         """Current values of the learned hyper-parameters."""
         return {name: getattr(self, name) for name in self.layer.prior.learned(self.weight_shape)}
 
-    def forward(self, inputs: Any, targets: Tensor | None = None, num_rows: int | None = None) -> Tensor:
+    def forward(
+        self,
+        inputs: Any,
+        targets: Tensor | None = None,
+        num_rows: int | None = None,
+        row_weight: Tensor | None = None,
+        exposure: Tensor | None = None,
+    ) -> Tensor:
         """Run the program on a batch; return outputs ``[B, K]``.
 
         Parameters
@@ -82,9 +89,14 @@ class Model(PyroModule):
             Observed targets; None samples them.
         num_rows
             Number of rows N of the whole data; None takes the batch for the data.
+        row_weight
+            Weights ``[B]`` of the rows' log likelihood.
+        exposure
+            Exposures ``[B, 1]`` or ``[B, T]`` of counts.
         """
         likelihood = self.layer.likelihood
         noise = likelihood.sample_noise(self.target_shape)
+        known = {} if exposure is None else {"exposure": exposure}
         weight = self.layer.prior.sample(self.weight_shape, **self.learned)
         bias = self._sample_bias(weight)
         features = inputs if self.backbone is None else self.backbone(inputs)
@@ -93,7 +105,10 @@ class Model(PyroModule):
         rows = torch.arange(batch_size, device=features.device)
         with pyro.plate("data", num_rows or batch_size, subsample=rows, dim=-1):
             outputs = linear(features, weight, bias)
-            pyro.sample("y", likelihood.distribution(outputs, **noise), obs=targets)
+            # Pyro takes no scale of 0; this one comes as near as its log density can tell
+            scale = 1.0 if row_weight is None else row_weight.clamp_min(torch.finfo(row_weight.dtype).tiny)
+            with pyro.poutine.scale(scale=scale):
+                pyro.sample("y", likelihood.distribution(outputs, **noise, **known), obs=targets)
         return outputs
 
     def _sample_bias(self, weight: Tensor) -> Tensor | None:

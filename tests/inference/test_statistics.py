@@ -27,7 +27,9 @@ def test_are_the_sums() -> None:
     features, targets = rows()
     sums = SufficientStatistics.of(features, targets)
     h, y = features - features.mean(0), targets - targets.mean(0)
-    expected = SufficientStatistics(500, features.mean(0), targets.mean(0), h.T @ h, h.T @ y, (y * y).sum(0))
+    expected = SufficientStatistics(
+        500, 500.0, features.mean(0), targets.mean(0), h.T @ h, h.T @ y, (y * y).sum(0)
+    )
     assert largest_difference(sums, expected) < 1e-13
 
 

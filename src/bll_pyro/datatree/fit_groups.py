@@ -152,6 +152,13 @@ class FitGroups:
                 constants[name] = (list(dims), value.cpu().numpy())
         if include_features:
             constants["features"] = (["obs", "feature"], self.rows.features.tensor().cpu().numpy())
+        for name, column in (
+            ("sample_weight", self.rows.columns.weight),
+            ("exposure", self.rows.columns.exposure),
+        ):
+            if column is not None:
+                flat = column.squeeze(-1) if column.dim() == 2 and column.shape[1] == 1 else column
+                constants[name] = (["obs", *dims][: flat.dim()], flat.cpu().numpy())
         tensors: dict[str, Tensor] = {}
         to_plain(self.fit.layer, tensors, "layer")
         for name, value in tensors.items():

@@ -50,13 +50,15 @@ def to_datatree(
     ``posterior``            draws of weight, bias, noise, hyper-parameters     ``chain, draw`` and ``output, feature``
     ``sample_stats``         ``log_p`` = log p(y, all sites), ``log_q`` where   ``chain, draw``
                              a density exists, what a sampler kept by draw
-    ``log_likelihood``       log p(y_n | draw) of each row, or of each target   ``chain, draw, obs`` (``, output``)
+    ``log_likelihood``       log p(y_n | draw) of each row, or of each target,  ``chain, draw, obs`` (``, output``)
+                             times the row's weight
     ``log_prior``            log p(site) by site                                ``chain, draw``
     ``posterior_predictive`` new targets ``y``; ``class_probs`` if asked for    ``chain, draw, obs`` (``, output``, ``class``)
     ``prior``                draws of all sites from the prior                  as in ``posterior``
     ``prior_predictive``     new targets ``y`` under the prior                  ``chain, draw, obs`` (``, output``)
     ``observed_data``        targets ``y``                                      ``obs`` (``, output``)
-    ``constant_data``        centre and scale of features and targets           ``feature``, ``output``
+    ``constant_data``        centre and scale of features and targets, weights  ``feature``, ``output``, ``obs``
+                             and exposures of the rows
     ======================== ================================================== ===========================================
 
     All groups are of the same draws. Draws of Gaussian posteriors are independent: one chain, and
@@ -69,7 +71,8 @@ def to_datatree(
     fit
         A fit of this library.
     inputs, targets
-        Rows in any form that :func:`bll_pyro.fit` takes; targets are taken from the data where None.
+        Rows in any form that :func:`bll_pyro.fit` takes (with weights or exposures in a ``bll.Data``); targets are taken
+        from the data where None.
     num_draws
         Number of draws; None is 1,000, or all that the posterior has stored.
     thin
@@ -137,7 +140,7 @@ def _rows(fit: Fit, inputs: Any, targets: Any) -> RowPass:
             f"to_datatree: expected targets of shape {['N', *target_shape]}, as in the fit, got {list(given.shape)}"
         )
     shown = (given.long() if given.dtype == torch.bool else given).cpu().numpy()
-    return RowPass(in_double(fit.posterior), features, checked, shown)
+    return RowPass(in_double(fit.posterior), features, checked, shown, fit.columns(inputs))
 
 
 def _layout(

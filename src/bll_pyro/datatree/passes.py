@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from bll_pyro.datatree.fit_prior import double
+from bll_pyro.features.columns import NO_COLUMNS, Columns
 from bll_pyro.features.store import Features
 from bll_pyro.gaussian import LatentGaussian
 from bll_pyro.gaussian.precision import double as double_weights
@@ -105,12 +106,15 @@ class RowPass:
         As the likelihood uses them, in the user's units.
     given
         As the user gave them, ``[N]`` or ``[N, T]``.
+    columns
+        Weights and exposures.
     """
 
     posterior: Posterior
     features: Features
     targets: Tensor
     given: np.ndarray
+    columns: Columns = NO_COLUMNS
 
     @property
     def target_shape(self) -> tuple[int, ...]:
@@ -123,7 +127,7 @@ class RowPass:
         return len(self.targets)
 
     def log_likelihood(self, draws: Draws) -> np.ndarray:
-        """Log density ``[chain, c, N]``, or ``[chain, c, N, T]`` by target, in the user's units, nats."""
+        """Log density ``[chain, c, N]``, or ``[chain, c, N, T]`` by target, in the user's units, nats, times the weight."""
         frame, likelihood = self.posterior.frame, self.posterior.layer.likelihood
         spread = frame.target_scale.log() if likelihood.real_valued else torch.zeros(())
         result = np.empty((*draws["weight"].shape[:2], self.num_rows, *self.target_shape))
@@ -137,6 +141,9 @@ class RowPass:
                 values = likelihood.marginals(outputs, **noise).log_prob(targets) - spread
             else:
                 values = likelihood.log_prob(outputs, targets, **noise) - spread.sum()
+            weight = self.columns[rows].weight
+            if weight is not None:
+                values = values * weight.to(values).reshape(-1, *[1] * (values.dim() - 2))
             result[:, :, rows] = values.reshape(*result.shape[:2], *values.shape[1:]).cpu().numpy()
         return result
 
@@ -163,7 +170,7 @@ class RowPass:
         return np.concatenate(parts, 2)
 
     def _outputs(self, draws: Draws) -> Iterator[tuple[slice, Tensor, Draws]]:
-        """Blocks of rows, their outputs ``[S, n, K]``, and noise ``[S, 1, *event]``."""
+        """Blocks of rows, their outputs ``[S, n, K]``, and noise ``[S, 1, *event]`` (and their exposure)."""
         flat = self.posterior._internal(double(draws))
         noise_names = self.posterior.globals.noise_names
         noise = {name: value.flatten(0, 1)[:, None] for name, value in flat.items() if name in noise_names}
@@ -172,4 +179,6 @@ class RowPass:
         for start in range(0, self.num_rows, size):
             rows = slice(start, min(start + size, self.num_rows))
             features = self.features[rows].double()
-            yield rows, self.posterior.draw_outputs(double(draws), features), noise
+            exposure = self.columns[rows].exposure
+            known = noise if exposure is None else {**noise, "exposure": exposure.to(features)}
+            yield rows, self.posterior.draw_outputs(double(draws), features), known

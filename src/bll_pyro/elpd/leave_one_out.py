@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bll_pyro.features.data import check_finite
+from bll_pyro.features.data import Data, check_finite
 from bll_pyro.inference.leave_one_out import HIGH_INFLUENCE, NUM_POINTS, leave_one_out
 from bll_pyro.inference.rows import Rows
 from bll_pyro.posterior import DrawsPosterior
@@ -45,7 +45,8 @@ def loo(fit: Fit, data: Any, num_rows: int | None = None, seed: int = 0) -> ELPD
     fit
         A fit of this library.
     data
-        The data that it was fitted on, in any form that :func:`bll_pyro.fit` takes.
+        The data that it was fitted on, in any form that :func:`bll_pyro.fit` takes; those of a fit with weights or
+        exposures in a ``bll.Data``. A row with a weight is left out whole, and its density is not weighted.
     num_rows
         Leave out only so many rows, drawn without replacement; the log densities of all rows under the whole
         posterior, and the difference on those that were drawn, estimate the total (Magnusson et al. 2020). None takes
@@ -71,8 +72,9 @@ def loo(fit: Fit, data: Any, num_rows: int | None = None, seed: int = 0) -> ELPD
     if num_rows is not None and not (isinstance(num_rows, int) and 2 <= num_rows <= num_all):
         raise ValueError(f"loo(num_rows=...): expected a whole number from 2 to {num_all}, got {num_rows!r}")
     if isinstance(fit.posterior, DrawsPosterior):
-        return _by_draws(fit, features, num_rows, seed)
-    rows = Rows(features, targets, fit.posterior.frame, fit.posterior.frame.center.device)
+        return _by_draws(fit, data, features, num_rows, seed)
+    frame = fit.posterior.frame
+    rows = Rows(features, targets, frame, frame.center.device, fit.columns(data))
     spread = 0.0
     if fit.layer.likelihood.real_valued:
         spread = float(fit.posterior.frame.target_scale.double().log().sum())
@@ -164,14 +166,21 @@ def _by_row(values: np.ndarray) -> Any:
     return xr.DataArray(values, dims="obs", coords={"obs": np.arange(len(values))})
 
 
-def _by_draws(fit: Fit, features: Features, num_rows: int | None, seed: int) -> ELPDDataLOO:
+def _by_draws(fit: Fit, data: Any, features: Features, num_rows: int | None, seed: int) -> ELPDDataLOO:
     """PSIS on the draws' own log likelihood; the targets of a row are left out together."""
     import arviz_stats as azs
     import xarray as xr
 
     from bll_pyro.datatree import to_datatree
 
-    tree = to_datatree(fit.head, features, prior=False, posterior_predictive=False, log_prior=False)
+    columns = fit.columns(data)
+    if columns.weight is not None:
+        raise ValueError(
+            f"loo: expected rows without sample weights for a posterior that is draws, got {len(columns.weight)} weights; use an "
+            "inference with a Gaussian posterior, e.g. bll.Laplace() or bll.SVI()"
+        )
+    rows = features if columns.exposure is None else Data(features, exposure=columns.exposure)
+    tree = to_datatree(fit.head, rows, prior=False, posterior_predictive=False, log_prior=False)
     log_likelihood = tree["log_likelihood"]["y"]
     by_target = [dim for dim in log_likelihood.dims if dim not in ("chain", "draw", "obs")]
     tree["log_likelihood"] = xr.DataTree(xr.Dataset({"y": log_likelihood.sum(by_target)}))

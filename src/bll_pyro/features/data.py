@@ -8,11 +8,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from bll_pyro.features.arrays import check_finite, to_tensor
+from bll_pyro.features.columns import Data
 from bll_pyro.features.loading import DatasetSource, LoaderSource
 from bll_pyro.features.sources import FeaturesSource, Source, TensorSource
 from bll_pyro.features.store import Features
 
-__all__ = ["Source", "check_finite", "read"]
+__all__ = ["Data", "Source", "check_finite", "read"]
 
 
 def read(
@@ -25,7 +26,7 @@ def read(
     data
         A tuple ``(inputs, targets)`` of arrays, tensors, data frames or lists; one of these alone, without targets; a
         torch Dataset with items ``(x, y)`` or ``x``; a DataLoader, which keeps its own order and batches; a `Features`
-        store, alone or in a tuple with targets.
+        store, alone or in a tuple with targets; any of these in a `Data`, with weights or exposures.
     need_targets
         Raise ValueError when there are none.
     what
@@ -43,7 +44,9 @@ def read(
         When inputs and targets differ in length, targets are missing, rows are too few, their number is unknown, or a
         loader would leave some out.
     """
-    source = _source(data, what, num_workers)
+    source = _source(data.rows if isinstance(data, Data) else data, what, num_workers)
+    if isinstance(data, Data):
+        source.columns = data.columns(source.num_rows, source.shuffled, what)
     if source.num_rows < min_rows:
         rows = "row" if min_rows == 1 else "rows"
         raise ValueError(

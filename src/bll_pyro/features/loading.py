@@ -66,6 +66,8 @@ class LoaderSource(Source):
     changes neither the order of the rows nor anything that the caller draws between batches.
     """
 
+    own_order = True
+
     def __init__(self, loader: DataLoader[Any], what: str) -> None:
         self._loader, self._what = loader, what
         self.num_rows = _num_items(loader.dataset, what)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from bll_pyro.features.arrays import rows_per_chunk
+from bll_pyro.features.columns import NO_COLUMNS, Columns
 from bll_pyro.features.fingerprint import DataHash
 from bll_pyro.features.store import Features
 
@@ -25,10 +26,16 @@ class Source(ABC):
         N of the data: the rows that one pass over the data stands for, not the number of batches.
     shuffled
         True when the rows come in another order than that of the data, by the will of a user's DataLoader.
+    columns
+        Weights and exposures of the rows, in the order of the data.
+    own_order
+        True when the rows come in an order of the data's own, whatever generator a pass is given.
     """
 
     num_rows: int
     shuffled: bool = False
+    columns: Columns = NO_COLUMNS
+    own_order: bool = False
 
     @property
     @abstractmethod
@@ -38,6 +45,22 @@ class Source(ABC):
     @abstractmethod
     def batches(self, batch_size: int, *, generator: torch.Generator | None = None) -> Iterator[Batch]:
         """Yield (inputs, targets) once over the data: in order, or in a permutation drawn from `generator`."""
+
+    def batches_with_columns(
+        self, batch_size: int, *, generator: torch.Generator | None = None
+    ) -> Iterator[tuple[Any, Tensor, Columns]]:
+        """Yield (inputs, targets, columns) as :meth:`batches` does; there have to be targets."""
+        order = None
+        if self.columns and generator is not None and not self.own_order:
+            twin = torch.Generator(generator.device)
+            twin.set_state(generator.get_state())
+            order = permutation(self.num_rows, twin)  # what the pass itself is about to draw
+        start = 0
+        for inputs, targets in self.batches(batch_size, generator=generator):
+            assert targets is not None
+            rows = slice(start, start + len(targets))
+            yield inputs, targets, self.columns[rows if order is None else order[rows]]
+            start += len(targets)
 
     @abstractmethod
     def example(self) -> Batch:

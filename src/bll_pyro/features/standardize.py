@@ -23,8 +23,8 @@ class Moments:
     from 0.
     """
 
-    count: int
-    """Number of rows."""
+    count: float
+    """Number of rows, or the sum of their weights."""
     mean: Tensor
     """Mean of each column ``[D]``."""
     deviations: Tensor
@@ -35,8 +35,8 @@ class Moments:
     """The type of the rows, float32 for narrower ones."""
 
     @classmethod
-    def of(cls, rows: Tensor) -> Self:
-        """Measure rows ``[n, D]``."""
+    def of(cls, rows: Tensor, weight: Tensor | None = None) -> Self:
+        """Measure rows ``[n, D]``; with weights ``[n]`` each counts so many times."""
         if rows.ndim != 2 or len(rows) == 0:
             raise ValueError(
                 f"expected rows [n, D] with n > 0, got shape {list(rows.shape)}; reshape with .flatten(1)"
@@ -47,8 +47,13 @@ class Moments:
         # measured from the first row, so that a constant column has a variance of exactly 0
         shift = rows[0].double()
         centred = rows.double() - shift
-        mean = centred.mean(0)
-        return cls(len(rows), shift + mean, (centred - mean).square().sum(0), resolution, dtype)
+        if weight is None:
+            mean = centred.mean(0)
+            return cls(len(rows), shift + mean, (centred - mean).square().sum(0), resolution, dtype)
+        shares = weight.to(centred)
+        count = float(shares.sum())
+        mean = shares @ centred / count
+        return cls(count, shift + mean, shares @ (centred - mean).square(), resolution, dtype)
 
     @property
     def variance(self) -> Tensor:

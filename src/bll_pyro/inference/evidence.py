@@ -26,6 +26,7 @@ from bll_pyro.inference.prior_terms import PriorTerms
 from bll_pyro.inference.row_likelihood import Noise, RowLikelihood
 from bll_pyro.inference.rows import Rows
 from bll_pyro.inference.start import median_globals
+from bll_pyro.inference.targets import information, log_prob
 from bll_pyro.layer import LastLayer
 from bll_pyro.likelihoods.base import TargetShape
 from bll_pyro.model import Globals
@@ -143,8 +144,8 @@ class Evidence:
         sums = self.curvature.zeros(
             num_outputs, num_columns, self.layer.likelihood.independent_outputs, self.like
         )
-        for design, information in mode.rows.informed():
-            self.curvature.add(sums, design, information)
+        for design, of_rows in mode.rows.informed():
+            self.curvature.add(sums, design, of_rows)
         return LaplaceAt(psi, mode, self.curvature, sums, float(log_globals))
 
     def _first(self, prior: PriorTerms, noise: Noise) -> Tensor:
@@ -196,10 +197,10 @@ class Evidence:
             point = outputs.detach().requires_grad_()
             noise = {name: value.detach().requires_grad_() for name, value in rows.noise.items()}
             flat = tuple(slope.to(design) for slope in slopes)
-            information = self.layer.likelihood.information(point, **noise)
-            value = self.curvature.contract(flat, design, information)
+            of_rows = information(self.layer.likelihood, point, targets, noise)
+            value = self.curvature.contract(flat, design, of_rows)
             if noise:
-                value = value + self.layer.likelihood.log_prob(outputs, targets, **noise).sum()
+                value = value + log_prob(self.layer.likelihood, outputs, targets, noise).sum()
             if not value.requires_grad:  # the information is the same whatever the outputs are
                 continue
             first, *others = torch.autograd.grad(
@@ -235,8 +236,8 @@ class Evidence:
         for design, targets, outputs in rows.blocks():
             point = outputs.detach().requires_grad_()
             noise = {name: value.detach().requires_grad_() for name, value in rows.noise.items()}
-            log_prob = self.layer.likelihood.log_prob(point, targets, **noise).sum()
-            (slope,) = torch.autograd.grad(log_prob, point, create_graph=True)
+            total_log_prob = log_prob(self.layer.likelihood, point, targets, noise).sum()
+            (slope,) = torch.autograd.grad(total_log_prob, point, create_graph=True)
             along = (slope * (design @ step.to(design).mT)).sum()
             for name, part in zip(noise, torch.autograd.grad(along, tuple(noise.values())), strict=True):
                 total[name].add_(part)

@@ -28,6 +28,7 @@ from bll_pyro.inference.noises import (
 from bll_pyro.inference.rows import Rows
 from bll_pyro.inference.search import maximize
 from bll_pyro.inference.statistics import SufficientStatistics
+from bll_pyro.inference.targets import values_of, weight_of
 from bll_pyro.layer import LastLayer
 from bll_pyro.likelihoods import Gaussian
 from bll_pyro.likelihoods.base import TargetShape
@@ -258,7 +259,9 @@ def collect(rows: Rows) -> SufficientStatistics:
     """Sums over all rows, block by block, in the frame of the rows."""
     num_features = rows.frame.num_features
     size = max(MIN_BLOCK, BLOCK_NUMBERS // num_features)
-    return SufficientStatistics.of_blocks((design[:, :num_features], y) for design, y in rows.blocks(size))
+    return SufficientStatistics.of_blocks(
+        (design[:, :num_features], values_of(y), weight_of(y)) for design, y in rows.blocks(size)
+    )
 
 
 def _latents(weights: gaussian.WeightGaussian, like: Tensor) -> gaussian.LatentGaussian:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import reduce
 from operator import add
@@ -9,6 +10,7 @@ from operator import add
 import torch
 from torch import Tensor
 
+from bll_pyro.features.columns import NO_COLUMNS, Columns
 from bll_pyro.features.sources import Source
 from bll_pyro.features.standardize import Moments
 from bll_pyro.features.store import Features
@@ -22,9 +24,14 @@ SAME_UNITS_RATIO = 10.0
 
 
 def make_frame(
-    layer: LastLayer, features: Features, targets: Tensor, rotates: bool, dtype: torch.dtype
+    layer: LastLayer,
+    features: Features,
+    targets: Tensor,
+    rotates: bool,
+    dtype: torch.dtype,
+    columns: Columns = NO_COLUMNS,
 ) -> Frame:
-    """Centre, scale and axes of the training rows.
+    """Centre, scale and axes of the training rows, each counted by its weight.
 
     Features that share a unit (their standard deviations lie within a factor of 10 of each other, as those of one
     network's features do) get one common scale: the model is then that of the raw features, up to one number, and the
@@ -36,14 +43,27 @@ def make_frame(
         return brought_frame(layer, layer.prior.frame, features.num_features, num_targets, dtype)
     frame = Frame.identity(features.num_features, num_targets, like, layer.bias)
     if layer.standardize:
-        moments = reduce(add, (Moments.of(batch) for batch, _ in features.batches(8192)))
+        moments = weighted_moments((batch for batch, _ in features.batches(8192)), columns.weight)
         frame = replace(frame, center=moments.mean.to(dtype), scale=feature_scale(moments).to(dtype))
         if layer.likelihood.real_valued:
-            center, spread = target_scale(Moments.of(targets))
+            center, spread = target_scale(weighted_moments([targets], columns.weight))
             frame = replace(frame, target_center=center.to(dtype), target_scale=spread.to(dtype))
     if rotates:
-        frame = replace(frame, rotation=principal_axes(features, frame))
+        frame = replace(frame, rotation=principal_axes(features, frame, columns.weight))
     return frame
+
+
+def weighted_moments(batches: Iterable[Tensor], weight: Tensor | None) -> Moments:
+    """Moments of rows that come in batches, each counted by its weight ``[N]``."""
+    if weight is None:
+        return reduce(add, (Moments.of(batch) for batch in batches))
+    parts, start = [], 0
+    for batch in batches:
+        own = weight[start : start + len(batch)]
+        start += len(batch)
+        if bool((own > 0).any()):
+            parts.append(Moments.of(batch[own > 0], own[own > 0]))
+    return reduce(add, parts)
 
 
 def brought_frame(
@@ -75,9 +95,8 @@ def target_moments(layer: LastLayer, source: Source) -> tuple[int, Tensor, Tenso
         return num_targets, torch.zeros(num_targets), torch.ones(num_targets)
     whole = source.tensors()
     batches = [whole] if whole is not None else source.batches(1024)
-    moments = reduce(
-        add, (Moments.of(layer.likelihood.check_targets(t)) for _, t in batches if t is not None)
-    )
+    checked = (layer.likelihood.check_targets(t) for _, t in batches if t is not None)
+    moments = weighted_moments(checked, source.columns.weight)
     return len(moments.mean), *target_scale(moments)
 
 
@@ -94,12 +113,13 @@ def feature_scale(moments: Moments) -> Tensor:
     return torch.where(varies, scale, torch.ones_like(scale))
 
 
-def principal_axes(features: Features, frame: Frame) -> Tensor:
+def principal_axes(features: Features, frame: Frame, weight: Tensor | None = None) -> Tensor:
     """Eigenvectors ``[D, D]`` of ``H'H`` of the standardised features."""
     index = torch.linspace(0, len(features) - 1, min(len(features), NUM_AXES_ROWS)).round().long()
     gram = torch.zeros(frame.num_features, frame.num_features, dtype=torch.float64)
     for part in index.split(8192):
         standardized = frame.standardized(features[part])
-        gram += (standardized.mT @ standardized).double()
+        counted = standardized if weight is None else weight[part].to(standardized)[:, None] * standardized
+        gram += (counted.mT @ standardized).double()
     # eigh returns columns in order; rows in order is what is saved and read, and so gives the same bits
     return torch.linalg.eigh(gram).eigenvectors.to(frame.center.dtype).contiguous()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from bll_pyro.features.columns import Columns
 from bll_pyro.features.data import Source, check_finite, read
 from bll_pyro.features.forward import compute_features, feature_width
 from bll_pyro.features.freezing import frozen, set_training, trainable_parameters
@@ -19,6 +20,7 @@ from bll_pyro.inference.base import Trace
 from bll_pyro.inference.framing import target_moments
 from bll_pyro.inference.held_out import held_out_loss
 from bll_pyro.inference.start import median_globals
+from bll_pyro.inference.targets import with_columns
 from bll_pyro.layer import LastLayer
 from bll_pyro.model import Model
 from bll_pyro.posterior import Posterior
@@ -75,9 +77,18 @@ class JointModule(nn.Module):
         values = self.scale(compute_features(self.backbone, inputs))
         return torch.cat([values, values.new_ones(len(values), 1)], -1) if self.bias else values
 
-    def forward(self, inputs: Any, targets: Tensor, generator: torch.Generator) -> Tensor:
+    def forward(
+        self,
+        inputs: Any,
+        targets: Tensor,
+        generator: torch.Generator,
+        weight: Tensor | None = None,
+        exposure: Tensor | None = None,
+    ) -> Tensor:
         """ELBO estimate in nats."""
-        return self.objective[0](self.design(inputs), targets, generator)
+        return self.objective[0](
+            self.design(inputs), with_columns(targets, Columns(weight, exposure)), generator
+        )
 
 
 @dataclass
@@ -195,8 +206,8 @@ class Joint:
             for epoch in range(num_epochs):
                 set_training(self.backbone)
                 module.scale.train()
-                for inputs, targets in self._batches(self.data, batch_size, order, fabric):
-                    value = wrapped(inputs, frame.targets(targets), random)
+                for inputs, targets, columns in self._batches(self.data, batch_size, order, fabric):
+                    value = wrapped(inputs, frame.targets(targets), random, columns.weight, columns.exposure)
                     optimizer.zero_grad()
                     fabric.backward(-value / num_rows)
                     if svi.clip_norm is not None:
@@ -229,12 +240,12 @@ class Joint:
 
     def _batches(
         self, source: Source, batch_size: int, order: torch.Generator | None, fabric: Any
-    ) -> Iterator[tuple[Any, Tensor]]:
-        for inputs, targets in source.batches(batch_size, generator=order):
+    ) -> Iterator[tuple[Any, Tensor, Columns]]:
+        for inputs, targets, columns in source.batches_with_columns(batch_size, generator=order):
             if isinstance(inputs, Tensor):
                 check_finite(inputs, "inputs")
-            assert targets is not None
-            yield fabric.to_device((inputs, self.layer.likelihood.check_targets(targets)))
+            checked = fabric.to_device((inputs, self.layer.likelihood.check_targets(targets)))
+            yield *checked, columns.to(torch.zeros((), device=fabric.device)) if columns else columns
 
     def _held_out_loss(
         self,
@@ -248,10 +259,11 @@ class Joint:
         assert self.held_out is not None
         posterior = objective.posterior_in(self._final(frame, module), target_shape)
         with frozen(self.backbone):
-            rows = self._batches(self.held_out, batch_size, None, fabric)
-            return held_out_loss(
-                posterior, ((compute_features(self.backbone, x), frame.targets(y)) for x, y in rows)
+            rows = (
+                (compute_features(self.backbone, x), with_columns(frame.targets(y), columns))
+                for x, y, columns in self._batches(self.held_out, batch_size, None, fabric)
             )
+            return held_out_loss(posterior, rows)
 
 
 def state(module: nn.Module) -> dict[str, Tensor]:

@@ -43,14 +43,14 @@ def condition(
         log_dets = torch.linalg.slogdet(before).logabsdet + 2 * _log_diagonal(upper)
         weights = Dense(loc + step, upper.view(*loc.shape, size), _log_diagonal(upper))
     fit = (square_sum - (cross * step).sum(-1)) / square
-    rows = sums.num_rows * (square.log() + LOG_TWO_PI) + fit
+    rows = sums.weight * (square.log() + LOG_TWO_PI) + fit
     return weights, float(-0.5 * (rows.sum() - log_dets.sum()))
 
 
 def _about(sums: SufficientStatistics, loc: Tensor, bias: bool) -> tuple[Tensor, Tensor, Tensor]:
     """``H'H [P, P]``, ``H'r [K, P]`` and ``r'r [K]`` of the residuals ``r = y - H loc'``."""
     weight = loc[:, : len(sums.feature_mean)]
-    mean, num_rows = sums.target_mean - weight @ sums.feature_mean, sums.num_rows
+    mean, num_rows = sums.target_mean - weight @ sums.feature_mean, sums.weight
     if bias:
         mean = mean - loc[:, -1]
     centred = sums.cross.mT - weight @ sums.gram

@@ -34,6 +34,7 @@ from bll_pyro.gaussian import Delta, OutputGaussian, OutputMixture, WeightGaussi
 from bll_pyro.inference.noise_mixture import NoiseMixturePosterior
 from bll_pyro.inference.response import Response, response
 from bll_pyro.inference.rows import Rows
+from bll_pyro.inference.targets import Targets, known_of, values_of, weight_of
 from bll_pyro.likelihoods import Likelihood
 from bll_pyro.posterior import GaussianPosterior, Posterior
 
@@ -55,7 +56,8 @@ class LeaveOneOut:
     Parameters
     ----------
     elpd
-        Log predictive density of each row without itself, nats ``[n]``.
+        Log predictive density of each row without itself, nats ``[n]``. A row with a weight is left out with all of it,
+        and its density is not weighted.
     influence
         Share of each row's precision that is its own, ``[n]``.
     log_density
@@ -147,11 +149,11 @@ class _RowByRow:
         for design, targets in _blocks(rows, None, self.row_size):
             yield design, self._derivatives(self.weights.outputs(design), targets)[1]
 
-    def log_density(self, design: Tensor, targets: Tensor) -> Tensor:
+    def log_density(self, design: Tensor, targets: Targets) -> Tensor:
         """Log predictive density of some rows under the whole posterior."""
         return self._average(self.weights.outputs(design), targets, self.noise, self.num_points)
 
-    def leave_out(self, answer: Response, design: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def leave_out(self, answer: Response, design: Tensor, targets: Targets) -> tuple[Tensor, Tensor]:
         """``elpd`` and influence of some rows."""
         outputs = self.weights.outputs(design)
         gradient, curvature = self._derivatives(outputs, targets)
@@ -166,22 +168,29 @@ class _RowByRow:
             without = OutputGaussian(outputs.mean - moved, factor=_factor(outputs.covariance, more))
         return self._density_without(without, targets), influence
 
-    def _derivatives(self, outputs: OutputGaussian, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def _derivatives(self, outputs: OutputGaussian, targets: Targets) -> tuple[Tensor, Tensor]:
         draws = outputs.draws(min(self.num_points, NUM_DERIVATIVE_POINTS))
         draws = draws + (outputs.mean - draws.mean(0))  # so that what is linear in the outputs is exact
         noise = {name: value[: len(draws)] for name, value in self.noise.items()}
-        return self.likelihood.expected_derivatives(draws, targets, **noise)
+        weight, values = weight_of(targets), values_of(targets)
+        gradient, curvature = self.likelihood.expected_derivatives(
+            draws, values, **noise, **known_of(targets)
+        )
+        if weight is None:
+            return gradient, curvature
+        return weight[:, None] * gradient, weight[:, None, None] * curvature
 
-    def _average(self, outputs: OutputGaussian, targets: Tensor, noise: Noise, num_points: int) -> Tensor:
-        return self.likelihood.predictive_log_prob(outputs, targets, num_points, 0, **noise)
+    def _average(self, outputs: OutputGaussian, targets: Targets, noise: Noise, num_points: int) -> Tensor:
+        known = {**noise, **known_of(targets)}
+        return self.likelihood.predictive_log_prob(outputs, values_of(targets), num_points, 0, **known)
 
-    def _density_without(self, outputs: OutputGaussian, targets: Tensor) -> Tensor:
+    def _density_without(self, outputs: OutputGaussian, targets: Targets) -> Tensor:
         """Average over the noise as it is without the row: given the noise the row's density is p, so divide by it.
 
         ``p(y_n | others) = 1 / E[1 / p(y_n | others, noise)]`` under the posterior of the noise given all rows.
         """
-        if not self.noise:
-            return self._average(outputs, targets, {}, self.num_points)
+        if not self.noise or weight_of(targets) is not None:  # a weighted row leaves the noise as it is
+            return self._average(outputs, targets, self.noise, self.num_points)
         given = []
         for s in range(min(self.num_points, NUM_NOISE_POINTS)):
             noise = {name: value[s : s + 1] for name, value in self.noise.items()}
@@ -210,24 +219,29 @@ def _jitter(matrices: Tensor) -> Tensor:
 
 
 def _leave_out_of_mixture(
-    outputs: OutputMixture, likelihood: Likelihood, targets: Tensor
+    outputs: OutputMixture, likelihood: Likelihood, targets: Targets
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The linear Gaussian model, exact given each value s of the noise, and over the values exact again.
 
     With leverage ``a = v / s^2`` the density of the row without itself is Normal with residual ``(y - m) / (1 - a)`` and
     variance ``s^2 / (1 - a)``; the noise without the row has the weights ``w_s / p_s``.
     """
+    weight, values = weight_of(targets), values_of(targets)
     square = outputs.noise[:, None].square()
-    leverage = outputs.scale.square() / square
+    known = outputs.scale.square() / square
+    leverage = known if weight is None else weight[:, None] * known
     rest = (1 - leverage).clamp_min(1 - MAX_SHARE)
-    residual, variance = (targets - outputs.loc) / rest, square / rest
+    residual, variance = (values - outputs.loc) / rest, square * (1 + known / rest)
     log_probs = -0.5 * (residual.square() / variance + variance.log() + math.log(2 * math.pi))
     log_weights = outputs.weights.log()[:, None]
-    elpd = -(log_weights - log_probs).logsumexp(0).sum(-1)
-    return elpd, outputs.average(leverage).amax(-1), likelihood.predictive_log_prob(outputs, targets, 1)
+    if weight is None:
+        elpd = -(log_weights - log_probs).logsumexp(0).sum(-1)
+    else:  # a weighted row leaves the noise as it is
+        elpd = (log_weights + log_probs).logsumexp(0).sum(-1)
+    return elpd, outputs.average(leverage).amax(-1), likelihood.predictive_log_prob(outputs, values, 1)
 
 
-def _blocks(rows: Rows, index: Tensor | None, row_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+def _blocks(rows: Rows, index: Tensor | None, row_size: int) -> Iterator[tuple[Tensor, Targets]]:
     """Design and targets of chosen rows, as many at a time as memory allows."""
     size = max(1, CHUNK_NUMBERS // row_size)
     if index is None:

@@ -43,7 +43,7 @@ class LinearGaussian:
     Parameters
     ----------
     num_rows
-        N.
+        N: the sum of the weights, where rows have weights.
     eigenvalues
         Of ``Hc'Hc`` (of ``H'H`` without a bias), ``[D]``.
     cross
@@ -63,7 +63,7 @@ class LinearGaussian:
         Whether the prior scales of weights and bias are multiplied by the noise (the conjugate prior).
     """
 
-    num_rows: int
+    num_rows: float
     eigenvalues: Tensor
     cross: Tensor
     square: Tensor
@@ -82,7 +82,7 @@ class LinearGaussian:
 
         ``bias_scale`` is None where there is no bias.
         """
-        num_rows, loc = sums.num_rows, loc.to(sums.gram)
+        num_rows, loc = sums.weight, loc.to(sums.gram)
         mean = sums.target_mean - loc @ sums.feature_mean
         cross = sums.cross.mT - loc @ sums.gram
         square = sums.square - ((sums.cross.mT + cross) * loc).sum(-1)
@@ -95,13 +95,13 @@ class LinearGaussian:
         cross = cross @ rotation
         seen = values > torch.finfo(values.dtype).eps * len(values) * values[-1]
         # n rows span n directions and no more; what the others show is rounding
-        num_free = num_rows - (bias_scale is not None)
+        num_free = sums.num_rows - (bias_scale is not None)
         seen &= torch.arange(len(values), device=seen.device) >= len(values) - num_free
         cross = torch.where(seen, cross, 0.0)
         explained = (cross.square() / torch.where(seen, values, 1.0)).sum(-1)
         # nothing is known below the rounding of the sums; and as many directions as rows leave nothing over
         raw = sums.square + num_rows * sums.target_mean.square()
-        floor = torch.finfo(square.dtype).eps * torch.where(raw > 0, raw, float(num_rows))
+        floor = torch.finfo(square.dtype).eps * torch.where(raw > 0, raw, num_rows)
         interpolated = (square > floor) & (seen.sum() >= num_free)
         residual = torch.where(interpolated, 0.0, torch.maximum(square - explained, floor))
         model = cls(

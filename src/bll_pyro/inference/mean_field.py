@@ -25,6 +25,7 @@ from torch.nn import functional
 
 from bll_pyro.gaussian import OutputGaussian
 from bll_pyro.guides.diagonal import DiagonalGuide
+from bll_pyro.inference.targets import Targets, expected_log_prob
 from bll_pyro.layer import LastLayer
 from bll_pyro.model import Globals
 from bll_pyro.priors import Normal
@@ -66,7 +67,7 @@ class MeanFieldStep:
         return vector[:num_globals], vector[num_globals:end].view(num_outputs, num_features), vector[end:]
 
     @torch.no_grad()
-    def __call__(self, design: Tensor, targets: Tensor, generator: torch.Generator | None) -> Tensor:
+    def __call__(self, design: Tensor, targets: Targets, generator: torch.Generator | None) -> Tensor:
         """Set the gradients of ``-ELBO / N``; return the ELBO estimate in nats."""
         assert self.loc.grad is not None and self.raw.grad is not None
         features = design[:, : self.guide.num_features]
@@ -126,7 +127,7 @@ class MeanFieldStep:
         u: Tensor,
         u_scale: Tensor,
         batch_size: int,
-        targets: Tensor,
+        targets: Targets,
         generator: torch.Generator | None,
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Likelihood (scaled to all rows) and the terms of the noise, with gradients in outputs and noise."""
@@ -152,8 +153,8 @@ class MeanFieldStep:
                 values, log_prior, log_jacobian = self.globals.constrain(location + noise_scale * noise)
                 total = log_prior + log_jacobian + noise_scale.log().sum() + 0.5 * len(u) * (1 + LOG_TWO_PI)
             outputs = OutputGaussian(mean, spread)
-            fit = self.layer.likelihood.expected_log_prob(
-                outputs, targets, generator, **self.globals.noise(values)
+            fit = expected_log_prob(
+                self.layer.likelihood, outputs, targets, generator, self.globals.noise(values)
             )
             total = total + fit.sum() * (self.num_rows / batch_size)
             gradients = torch.autograd.grad(total, leaves)

@@ -115,7 +115,7 @@ class NUTS(Inference):
         learned = {name: value.to(frame.center) for name, value in origin.learned.items()}
         posterior = DrawsPosterior(layer, frame, target_shape, len(origin.loc), learned)
         posterior = replace(posterior, draws=present(posterior, density.globals, chains))
-        keep_statistics(trace, chains, posterior, rows.num_rows)
+        keep_statistics(trace, chains, posterior, rows.total_weight)
         judge(trace, posterior.draws, self.max_tree_depth)
         trace.wall_time = time.perf_counter() - began
         return posterior, trace
@@ -152,7 +152,7 @@ def present(posterior: DrawsPosterior, globals_: Globals, chains: list[Chain]) -
     return draws
 
 
-def keep_statistics(trace: Trace, chains: list[Chain], posterior: DrawsPosterior, num_rows: int) -> None:
+def keep_statistics(trace: Trace, chains: list[Chain], posterior: DrawsPosterior, num_rows: float) -> None:
     """Put what the chains tell of every draw into ``trace.statistics["sample_stats"]``, ``{name: [chain, draw]}``.
 
     ``lp`` is ``log p(y, A, u)`` with y in the user's units and u unconstrained, of a horseshoe with its local scales.

@@ -3,7 +3,7 @@
 ========================================== =====================================================
 on paper                                   in code
 ========================================== =====================================================
-``sum_n E_q[log p(y_n | f_n, theta)] N/B`` ``likelihood.expected_log_prob(weights.outputs(h))``
+``sum_n E_q[log p(y_n | f_n, theta)] N/B`` ``expected_log_prob`` at ``weights.outputs(h)``
 ``E_q[log p(W | hyper)]``                  ``prior.expected_log_prob`` at the marginals of W
 ``E_q[log p(b)]``                          ``bias_log_prob``
 ``E_q[log p(theta, hyper)]``               ``Globals.constrain`` (with the Jacobian to u)
@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from bll_pyro.gaussian import LatentGaussian, WeightGaussian
+from bll_pyro.inference.targets import Targets, expected_log_prob
 from bll_pyro.layer import LastLayer
 from bll_pyro.model import Globals
 
@@ -29,12 +30,12 @@ def log_likelihood(
     layer: LastLayer,
     weights: WeightGaussian,
     design: Tensor,
-    targets: Tensor,
+    targets: Targets,
     noise: dict[str, Tensor],
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """Expected log likelihood of a batch, summed over its rows."""
-    return layer.likelihood.expected_log_prob(weights.outputs(design), targets, generator, **noise).sum()
+    return expected_log_prob(layer.likelihood, weights.outputs(design), targets, generator, noise).sum()
 
 
 def log_prior(
@@ -66,7 +67,7 @@ def elbo(
     globals_: Globals,
     latents: LatentGaussian,
     design: Tensor,
-    targets: Tensor,
+    targets: Targets,
     num_rows: int,
     learned: dict[str, Tensor],
     generator: torch.Generator | None = None,

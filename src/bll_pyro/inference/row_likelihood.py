@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from bll_pyro.inference.rows import Rows
+from bll_pyro.inference.targets import Targets, information, log_prob
 from bll_pyro.information import Information
 from bll_pyro.likelihoods import Likelihood
 
@@ -18,7 +19,7 @@ CACHE_NUMBERS = (
 )  # outputs of all rows up to this size are kept between passes; larger ones are made again
 
 Noise = dict[str, Tensor]
-Block = tuple[Tensor, Tensor, Tensor]  # design [B, P], targets, outputs [B, K]
+Block = tuple[Tensor, Targets, Tensor]  # design [B, P], targets, outputs [B, K]
 
 
 class RowLikelihood:
@@ -41,7 +42,7 @@ class RowLikelihood:
         """Go to a point: weights ``[K, P]`` and noise, both float64."""
         return RowsAt(self, weights, noise)
 
-    def blocks(self, num_outputs: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def blocks(self, num_outputs: int) -> Iterator[tuple[Tensor, Targets]]:
         """Design and targets, in blocks that fit in a processor's cache where they can."""
         return self.rows.blocks(max(64, BLOCK_NUMBERS // max(self.rows.num_columns, num_outputs)))
 
@@ -62,9 +63,9 @@ class RowsAt:
         for design, targets in function.blocks(len(weights)):
             outputs = (design @ self._flat.mT).requires_grad_()
             with torch.enable_grad():
-                log_prob = self.likelihood.log_prob(outputs, targets, **self.noise)
-                (slope,) = torch.autograd.grad(log_prob.sum(), outputs)
-            self.value += self.factor * float(log_prob.detach().double().sum())
+                by_row = log_prob(self.likelihood, outputs, targets, self.noise)
+                (slope,) = torch.autograd.grad(by_row.sum(), outputs)
+            self.value += self.factor * float(by_row.detach().double().sum())
             self.gradient.add_(slope.mT @ design, alpha=self.factor)
             if self._kept is not None:
                 self._kept.append((design, targets, outputs.detach()))
@@ -82,18 +83,18 @@ class RowsAt:
         if self._kept is not None:
             yield from self._informations
             return
-        for design, _, outputs in self.blocks():
-            yield design, self.likelihood.information(outputs, **self.noise)
+        for design, targets, outputs in self.blocks():
+            yield design, information(self.likelihood, outputs, targets, self.noise)
 
     @cached_property
     def _informations(self) -> list[tuple[Tensor, Information]]:
-        return [(design, self.likelihood.information(f, **self.noise)) for design, _, f in self.blocks()]
+        return [(h, information(self.likelihood, f, y, self.noise)) for h, y, f in self.blocks()]
 
     def times(self, vectors: Tensor) -> Tensor:
         """Gauss-Newton curvature (never negative) times ``vectors [K, P]``."""
         flat, total = vectors.to(self._flat), torch.zeros_like(vectors)
-        for design, information in self.informed():
-            total.add_(information.times(design @ flat.mT).mT @ design, alpha=self.factor)
+        for design, of_rows in self.informed():
+            total.add_(of_rows.times(design @ flat.mT).mT @ design, alpha=self.factor)
         return total
 
     def hessian_times(self, vectors: Tensor) -> Tensor:
@@ -102,8 +103,8 @@ class RowsAt:
         for design, targets, outputs in self.blocks():
             with torch.enable_grad():
                 point = outputs.detach().requires_grad_()
-                log_prob = self.likelihood.log_prob(point, targets, **self.noise).sum()
-                (slope,) = torch.autograd.grad(log_prob, point, create_graph=True)
+                total_log_prob = log_prob(self.likelihood, point, targets, self.noise).sum()
+                (slope,) = torch.autograd.grad(total_log_prob, point, create_graph=True)
                 (product,) = torch.autograd.grad((slope * (design @ flat.mT)).sum(), point)
             total.sub_(product.mT @ design, alpha=self.factor)
         return total

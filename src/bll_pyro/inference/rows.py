@@ -8,7 +8,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from bll_pyro.features.columns import Columns
 from bll_pyro.frame import Frame
+from bll_pyro.inference.targets import Targets, with_columns
 
 IN_MEMORY_BYTES = 4 * 1024**3  # a design matrix up to this size is built once
 
@@ -25,15 +27,23 @@ class Rows:
     """N rows of features ``[N, D]`` and targets, read as design matrix ``[B, P]`` and standardised targets.
 
     A design matrix that fits in memory is built once, so that a training step only gathers rows; a larger one is made
-    batch by batch from the stored features.
+    batch by batch from the stored features. Rows with weights or exposures have them with their targets.
     """
 
+    targets: Targets
+
     def __init__(
-        self, features: FeatureRows, targets: Tensor, frame: Frame, device: torch.device | str = "cpu"
+        self,
+        features: FeatureRows,
+        targets: Tensor,
+        frame: Frame,
+        device: torch.device | str = "cpu",
+        columns: Columns | None = None,
     ) -> None:
         self.frame = frame.to(device)
         self.device = torch.device(device)
-        self.targets = self.frame.targets(targets.to(device))
+        own = self.frame.targets(targets.to(device))
+        self.targets = with_columns(own, columns.to(self.frame.center)) if columns else own
         self._features = features
         num_bytes = len(features) * (frame.num_features + 1) * frame.center.element_size()
         self._design = self.frame.design(features[:].to(device)) if num_bytes <= IN_MEMORY_BYTES else None
@@ -44,11 +54,18 @@ class Rows:
         return len(self.targets)
 
     @property
+    def total_weight(self) -> float:
+        """How many rows all of them count for: N without weights."""
+        if isinstance(self.targets, Tensor):
+            return float(self.num_rows)
+        return self.targets.columns.total_weight(self.num_rows)
+
+    @property
     def num_columns(self) -> int:
         """P."""
         return self.frame.num_features + int(self.frame.bias)
 
-    def __getitem__(self, index: Tensor | slice) -> tuple[Tensor, Tensor]:
+    def __getitem__(self, index: Tensor | slice) -> tuple[Tensor, Targets]:
         """Design matrix and targets of some rows."""
         if self._design is not None:
             if isinstance(index, Tensor):  # several times faster than indexing
@@ -57,18 +74,18 @@ class Rows:
         stored = self._features[index.cpu() if isinstance(index, Tensor) else index]
         return self.frame.design(stored.to(self.device)), self.targets[index]
 
-    def blocks(self, size: int = 8192) -> Iterator[tuple[Tensor, Tensor]]:
+    def blocks(self, size: int = 8192) -> Iterator[tuple[Tensor, Targets]]:
         """All rows in order."""
         for start in range(0, self.num_rows, size):
             yield self[start : start + size]
 
-    def raw_blocks(self, size: int = 8192) -> Iterator[tuple[Tensor, Tensor]]:
+    def raw_blocks(self, size: int = 8192) -> Iterator[tuple[Tensor, Targets]]:
         """All rows in order as stored features ``[B, D]`` and standardised targets."""
         for start in range(0, self.num_rows, size):
             rows = slice(start, start + size)
             yield self._features[rows].to(self.device), self.targets[rows]
 
-    def batches(self, size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self, size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Targets]]:
         """All rows once in random order; the last batch may be short."""
         if size >= self.num_rows:
             yield self[:]

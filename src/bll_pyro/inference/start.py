@@ -12,6 +12,7 @@ from bll_pyro.gaussian import Delta, Diagonal
 from bll_pyro.guides import Start
 from bll_pyro.inference.objective import log_prior
 from bll_pyro.inference.rows import Rows
+from bll_pyro.inference.targets import log_prob, output_curvature, values_of
 from bll_pyro.layer import LastLayer
 from bll_pyro.model import Globals
 from bll_pyro.priors import ScaleMixturePrior, StudentT
@@ -53,7 +54,7 @@ def warm_start(
 
     def log_joint() -> Tensor:
         values, log_globals, _ = globals_.constrain(u)
-        fit = layer.likelihood.log_prob(design @ loc.mT, targets, **globals_.noise(values)).sum() * factor
+        fit = log_prob(layer.likelihood, design @ loc.mT, targets, globals_.noise(values)).sum() * factor
         return fit + log_prior(layer, Delta(loc), {**learned, **globals_.hyper(values)}) + log_globals
 
     if prior.has_density:
@@ -62,7 +63,7 @@ def warm_start(
         loc, u = torch.zeros_like(loc), median_globals(globals_, design)
     with torch.no_grad():
         values = globals_.constrain(u)[0]
-        curvature = layer.likelihood.output_curvature(design @ loc.mT, **globals_.noise(values))
+        curvature = output_curvature(layer.likelihood, design @ loc.mT, targets, globals_.noise(values))
         precision = factor * curvature.mT @ design.square()
     precision += prior_precision(layer, loc.detach(), {**learned, **globals_.hyper(values)})
     return Start(u.detach(), loc.detach(), precision.rsqrt(), rows.frame.num_features)
@@ -91,7 +92,7 @@ def alternating_start(
     values = globals_.medians()
     if isinstance(prior, ScaleMixturePrior):
         easy = replace(layer, prior=StudentT(loc=prior.loc))
-        noise = Globals(easy, weight_shape, tuple(rows.targets.shape[1:]))
+        noise = Globals(easy, weight_shape, tuple(values_of(rows.targets).shape[1:]))
         values |= ascent(easy, noise, noise.medians(), MAX_EASY_ROUNDS)
     size = ascent.typical_size(rows.frame.num_features)
     for step in range(NUM_ROUNDS):
@@ -168,14 +169,14 @@ class Ascent:
         loc = self.loc.clone().requires_grad_()
 
         def objective() -> Tensor:
-            fit = layer.likelihood.log_prob(self.design @ loc.mT, self.targets, **noise).sum() * self.factor
+            fit = log_prob(layer.likelihood, self.design @ loc.mT, self.targets, noise).sum() * self.factor
             return fit + self._log_prior(layer, loc, self.scale, hyper)
 
         maximise(objective, [loc], self.num_rows, self.num_steps)
         self.loc = loc.detach()
 
     def _move_scales(self, layer: LastLayer, noise: dict[str, Tensor], hyper: dict[str, Tensor]) -> None:
-        curvature = layer.likelihood.output_curvature(self.design @ self.loc.mT, **noise)
+        curvature = output_curvature(layer.likelihood, self.design @ self.loc.mT, self.targets, noise)
         data_precision = self.factor * curvature.mT @ self.squares
         for _ in range(NUM_SCALE_STEPS):
             scale = self.scale.clone().requires_grad_()
@@ -196,10 +197,9 @@ class Ascent:
             values, log_density, log_jacobian = globals_.constrain(moved())
             noise, total = globals_.noise(values), log_density + log_jacobian
             if noise:
-                lost = 0.5 * (likelihood.output_curvature(outputs, **noise) * variance).sum()
-                total = (
-                    total + (likelihood.log_prob(outputs, self.targets, **noise).sum() - lost) * self.factor
-                )
+                lost = 0.5 * (output_curvature(likelihood, outputs, self.targets, noise) * variance).sum()
+                fit = log_prob(likelihood, outputs, self.targets, noise).sum()
+                total = total + (fit - lost) * self.factor
             return total + self._log_prior(layer, self.loc, self.scale, {**learned, **globals_.hyper(values)})
 
         maximise(objective, [move], self.num_rows, self.num_steps)

@@ -7,7 +7,7 @@ the number of rows, and parts made in any order, on any machine, add up to the s
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -17,12 +17,13 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class SufficientStatistics:
-    """Sums over N rows of features ``h [D]`` and targets ``y [T]``, in float64.
+    """Sums over N rows of features ``h [D]`` and targets ``y [T]``, in float64; with weights w each counts w times.
 
     =============== =========================================== ==========
     on paper        in code                                     shape
     =============== =========================================== ==========
-    N               ``num_rows``
+    N               ``num_rows``, with a weight above 0
+    ``sum w``       ``weight``, N without weights
     mean of h       ``feature_mean``                            ``[D]``
     mean of y       ``target_mean``                             ``[T]``
     ``Hc' Hc``      ``gram``, of centred features               ``[D, D]``
@@ -34,6 +35,7 @@ class SufficientStatistics:
     """
 
     num_rows: int
+    weight: float
     feature_mean: Tensor
     target_mean: Tensor
     gram: Tensor
@@ -41,13 +43,13 @@ class SufficientStatistics:
     square: Tensor
 
     @classmethod
-    def of(cls, features: Tensor, targets: Tensor) -> Self:
-        """Statistics of rows ``[N, D]`` and targets ``[N, T]``."""
-        return cls.of_blocks([(features, targets)])
+    def of(cls, features: Tensor, targets: Tensor, weight: Tensor | None = None) -> Self:
+        """Statistics of rows ``[N, D]``, targets ``[N, T]`` and weights ``[N]``."""
+        return cls.of_blocks([(features, targets, weight)])
 
     @classmethod
-    def of_blocks(cls, blocks: Iterable[tuple[Tensor, Tensor]]) -> Self:
-        """Statistics of blocks of rows ``[B, D]`` with targets ``[B, T]``, in one pass and in place.
+    def of_blocks(cls, blocks: Iterable[Sequence[Tensor | None]]) -> Self:
+        """Statistics of blocks of rows ``[B, D]`` with targets ``[B, T]`` (and weights ``[B]``), in one pass and in place.
 
         Raises
         ------
@@ -55,22 +57,33 @@ class SufficientStatistics:
             When there are no rows, or blocks of different widths.
         """
         total: Self | None = None
-        for features, targets in blocks:
+        for features, targets, *rest in blocks:
+            assert features is not None and targets is not None
+            weight = rest[0] if rest else None
+            if weight is not None:
+                features, targets, weight = (v[weight > 0] for v in (features, targets, weight))
             if not len(features):
                 continue
             _check(features, targets)
-            h, y = features.double(), targets.double()
-            feature_mean, target_mean = h.mean(0), y.mean(0)
-            h, y = h - feature_mean, y - target_mean
+            h, y, count = features.double(), targets.double(), float(len(features))
+            if weight is None:
+                feature_mean, target_mean = h.mean(0), y.mean(0)
+                h, y = h - feature_mean, y - target_mean
+            else:
+                w = weight.double()
+                count = float(w.sum())
+                feature_mean, target_mean = w @ h / count, w @ y / count
+                root = w.sqrt()[:, None]
+                h, y = root * (h - feature_mean), root * (y - target_mean)
             if total is None:
-                part = cls(len(h), feature_mean, target_mean, h.mT @ h, h.mT @ y, y.square().sum(0))
-                total = part
+                sums = (h.mT @ h, h.mT @ y, y.square().sum(0))
+                total = cls(len(h), count, feature_mean, target_mean, *sums)
                 continue
             _check_widths(total, features.shape[1], targets.shape[1])
             total.gram.addmm_(h.mT, h)
             total.cross.addmm_(h.mT, y)
             total.square.add_(y.square().sum(0))
-            total = total._shifted(len(h), feature_mean, target_mean)
+            total = total._shifted(len(h), count, feature_mean, target_mean)
         if total is None:
             raise ValueError("statistics: expected at least one row, got none; look at the data")
         return total
@@ -82,29 +95,31 @@ class SufficientStatistics:
         other = other.to(self.gram.device)
         joined = SufficientStatistics(
             self.num_rows,
+            self.weight,
             self.feature_mean,
             self.target_mean,
             self.gram + other.gram,
             self.cross + other.cross,
             self.square + other.square,
         )
-        return joined._shifted(other.num_rows, other.feature_mean, other.target_mean)
+        return joined._shifted(other.num_rows, other.weight, other.feature_mean, other.target_mean)
 
-    def _shifted(self, num_rows: int, feature_mean: Tensor, target_mean: Tensor) -> Self:
+    def _shifted(self, num_rows: int, weight: float, feature_mean: Tensor, target_mean: Tensor) -> Self:
         """Move to the common mean of these rows and ``num_rows`` more whose centred sums were added in already."""
-        total = self.num_rows + num_rows
+        total = self.weight + weight
         h, y = feature_mean - self.feature_mean, target_mean - self.target_mean
-        weight, share = self.num_rows * num_rows / total, num_rows / total
-        self.gram.addr_(h, h, alpha=weight)
-        self.cross.addr_(h, y, alpha=weight)
-        self.square.add_(y.square(), alpha=weight)
+        factor, share = self.weight * weight / total, weight / total
+        self.gram.addr_(h, h, alpha=factor)
+        self.cross.addr_(h, y, alpha=factor)
+        self.square.add_(y.square(), alpha=factor)
         means = self.feature_mean + share * h, self.target_mean + share * y
-        return type(self)(total, *means, self.gram, self.cross, self.square)
+        sums = (*means, self.gram, self.cross, self.square)
+        return type(self)(self.num_rows + num_rows, total, *sums)
 
     def to(self, device: torch.device | str) -> SufficientStatistics:
         """The same sums on another device."""
         sums = (self.feature_mean, self.target_mean, self.gram, self.cross, self.square)
-        return SufficientStatistics(self.num_rows, *(value.to(device) for value in sums))
+        return SufficientStatistics(self.num_rows, self.weight, *(value.to(device) for value in sums))
 
 
 def _check(features: Tensor, targets: Tensor) -> None:

@@ -22,6 +22,7 @@ from bll_pyro.inference.objective import elbo, learn
 from bll_pyro.inference.plateau import PACE, Plateau
 from bll_pyro.inference.rows import Rows
 from bll_pyro.inference.start import warm_start
+from bll_pyro.inference.targets import Targets, known_of, values_of, weight_of
 from bll_pyro.layer import LastLayer
 from bll_pyro.likelihoods.base import TargetShape
 from bll_pyro.model import Model
@@ -161,7 +162,7 @@ class Objective:
             return list(self.guide.parameters())
         return [p for module in (self.guide, self.model) for p in module.parameters()]
 
-    def gradient(self, design: Tensor, targets: Tensor, generator: torch.Generator) -> Tensor:
+    def gradient(self, design: Tensor, targets: Targets, generator: torch.Generator) -> Tensor:
         """Put the gradient of ``-ELBO / N`` into the parameters; return the ELBO estimate in nats."""
         if self._step is not None:
             value = self._step(design, targets, generator)
@@ -180,7 +181,7 @@ class Objective:
             with torch.no_grad():
                 self.guide(*self._example)
 
-    def __call__(self, design: Tensor, targets: Tensor, generator: torch.Generator | None) -> Tensor:
+    def __call__(self, design: Tensor, targets: Targets, generator: torch.Generator | None) -> Tensor:
         """Estimate of the ELBO in nats from a batch."""
         if self._trace_elbo is not None:
             return -self._trace_elbo(*self._pyro_arguments(design, targets))
@@ -192,8 +193,9 @@ class Objective:
             is_point=self.guide.is_point,
         )  # fmt: skip
 
-    def _pyro_arguments(self, design: Tensor, targets: Tensor) -> tuple[Any, ...]:
-        return design[:, : self.model.num_features], targets, self.num_rows
+    def _pyro_arguments(self, design: Tensor, targets: Targets) -> tuple[Any, ...]:
+        features, exposure = design[:, : self.model.num_features], known_of(targets).get("exposure")
+        return features, values_of(targets), self.num_rows, weight_of(targets), exposure
 
     def latents(self) -> LatentGaussian:
         """Gaussian over the unknowns at the current parameters."""

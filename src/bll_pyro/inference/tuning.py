@@ -22,7 +22,7 @@ def maximize_evidence(evidence: Evidence, start: Tensor | None = None) -> Summit
     settings = evidence.settings
     psi = settings.start(evidence.like[0, 0]) if start is None else start
     bounds = psi - REACH, psi + REACH
-    curvature = torch.eye(len(psi), dtype=psi.dtype, device=psi.device) * evidence.rows.num_rows
+    curvature = torch.eye(len(psi), dtype=psi.dtype, device=psi.device) * evidence.rows.total_weight
     weights: Tensor | None = None
     free = settings.of_prior
     if free:

@@ -24,7 +24,7 @@ class Likelihood(Declaration):
     """Distribution of the target ``y`` of a row given its outputs ``f [K]``; it never knows the size of the data.
 
     Inside the library a row's target is a label, or a vector ``[T]`` of the real or counted values (T = 1 where the
-    user gave one number a row).
+    user gave one number a row). Likelihoods of counts take each row's ``exposure [N, 1]`` or ``[N, T]`` beside the noise.
     """
 
     family: ClassVar[str] = "likelihoods"
@@ -32,7 +32,7 @@ class Likelihood(Declaration):
     is_discrete: ClassVar[bool] = (
         False  # targets are classes: predictions are probabilities, uncertainty is entropy
     )
-    is_count: ClassVar[bool] = False  # targets are whole numbers: so are quantiles
+    is_count: ClassVar[bool] = False  # targets are whole numbers, so are quantiles; rows may have an exposure
     is_binary: ClassVar[bool] = (
         False  # targets are labels 0 or 1, each with a probability and an entropy of its own
     )
@@ -85,6 +85,8 @@ class Likelihood(Declaration):
         """
         draws = outputs.mirrored(generator)
         num_draws = len(draws) // outputs.num_rows
+        if "exposure" in noise:
+            noise = {**noise, "exposure": torch.cat([noise["exposure"]] * num_draws)}
         log_probs = self.log_prob(draws, torch.cat([targets] * num_draws), **noise)
         return log_probs.view(num_draws, -1).mean(0)
 
@@ -137,6 +139,7 @@ class Likelihood(Declaration):
         By automatic differentiation; likelihoods with a closed form override it.
         """
         num_draws, num_rows, num_outputs = draws.shape
+        noise = {name: value[None] if name == "exposure" else value for name, value in noise.items()}
         shared = {name: value.expand(num_draws, num_rows, *value.shape[2:]) for name, value in noise.items()}
 
         def row(outputs: Tensor, target: Tensor, row_noise: dict[str, Tensor]) -> Tensor:
@@ -200,6 +203,11 @@ def count_targets(targets: Tensor, owner: str) -> Tensor:
             "such rows); use Gaussian or StudentT for real values"
         )
     return values
+
+
+def exposed(outputs: Tensor, exposure: Tensor | None) -> Tensor:
+    """Log means of counts: outputs plus the offset ``log(exposure)``."""
+    return outputs if exposure is None else outputs + exposure.to(outputs).log()
 
 
 def integer_targets(targets: Tensor, num_classes: int, owner: str) -> Tensor:

@@ -10,7 +10,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from bll_pyro.likelihoods.base import Likelihood, TargetShape, count_targets, describe
+from bll_pyro.likelihoods.base import Likelihood, TargetShape, count_targets, describe, exposed
 
 
 class NegativeBinomialCounts(dist.NegativeBinomial):
@@ -32,7 +32,7 @@ class NegativeBinomialCounts(dist.NegativeBinomial):
 
 @dataclass(frozen=True, eq=False)
 class NegativeBinomial(Likelihood):
-    """Counts with mean ``mu = exp(f[t])`` and variance ``mu + mu^2 / concentration``.
+    """Counts with mean ``mu = exposure exp(f[t])`` and variance ``mu + mu^2 / concentration``.
 
     Parameters
     ----------
@@ -73,15 +73,26 @@ class NegativeBinomial(Likelihood):
         return {"concentration": prior}
 
     def distribution(
-        self, outputs: Tensor, concentration: Tensor | None = None, **_: Tensor
+        self,
+        outputs: Tensor,
+        concentration: Tensor | None = None,
+        exposure: Tensor | None = None,
+        **_: Tensor,
     ) -> dist.Distribution:
         """Independent negative binomials over the T counts of a row."""
+        outputs = exposed(outputs, exposure)
         total = self._concentration(outputs, concentration)
         return NegativeBinomialCounts(total, logits=outputs - total.log(), validate_args=False).to_event(1)
 
-    def output_curvature(self, outputs: Tensor, concentration: Tensor | None = None, **_: Tensor) -> Tensor:
+    def output_curvature(
+        self,
+        outputs: Tensor,
+        concentration: Tensor | None = None,
+        exposure: Tensor | None = None,
+        **_: Tensor,
+    ) -> Tensor:
         """``mu c / (mu + c)``, the expected negative Hessian."""
-        mean, total = outputs.exp(), self._concentration(outputs, concentration)
+        mean, total = exposed(outputs, exposure).exp(), self._concentration(outputs, concentration)
         return mean * total / (mean + total)
 
     def _concentration(self, outputs: Tensor, concentration: Tensor | None) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bll_pyro.gaussian import OutputGaussian
-from bll_pyro.likelihoods.base import Likelihood, TargetShape, count_targets
+from bll_pyro.likelihoods.base import Likelihood, TargetShape, count_targets, exposed
 
 
 class PoissonCounts(dist.Poisson):
@@ -28,7 +28,7 @@ class PoissonCounts(dist.Poisson):
 
 @dataclass(frozen=True, eq=False)
 class Poisson(Likelihood):
-    """Counts: ``y[t] ~ Poisson(exp(f[t]))``; targets are whole numbers >= 0, ``[N]`` or ``[N, T]``."""
+    """Counts: ``y[t] ~ Poisson(exposure exp(f[t]))``; targets are whole numbers >= 0, ``[N]`` or ``[N, T]``."""
 
     is_count: ClassVar[bool] = True
 
@@ -40,12 +40,15 @@ class Poisson(Likelihood):
         """Counts ``[N, T]`` as floats."""
         return count_targets(targets, "Poisson")
 
-    def distribution(self, outputs: Tensor, **noise: Tensor) -> dist.Distribution:
+    def distribution(self, outputs: Tensor, exposure: Tensor | None = None, **_: Tensor) -> dist.Distribution:
         """Independent Poissons over the T counts of a row."""
-        return PoissonCounts(outputs.exp(), validate_args=False).to_event(1)
+        return PoissonCounts(exposed(outputs, exposure).exp(), validate_args=False).to_event(1)
 
-    def log_prob(self, outputs: Tensor, targets: Tensor, **noise: Tensor) -> Tensor:
-        """``sum_t y f - exp f - log y!``."""
+    def log_prob(
+        self, outputs: Tensor, targets: Tensor, exposure: Tensor | None = None, **_: Tensor
+    ) -> Tensor:
+        """``sum_t y f - exp f - log y!`` with ``log(exposure)`` in f."""
+        outputs = exposed(outputs, exposure)
         return (targets * outputs - outputs.exp() - torch.lgamma(targets + 1)).sum(-1)
 
     def expected_log_prob(
@@ -53,17 +56,21 @@ class Poisson(Likelihood):
         outputs: OutputGaussian,
         targets: Tensor,
         generator: torch.Generator | None = None,
-        **noise: Tensor,
+        exposure: Tensor | None = None,
+        **_: Tensor,
     ) -> Tensor:
         """In closed form: ``E[exp f] = exp(m + v / 2)``."""
-        rate = (outputs.mean + 0.5 * outputs.variance).exp()
-        return (targets * outputs.mean - rate - torch.lgamma(targets + 1)).sum(-1)
+        mean = exposed(outputs.mean, exposure)
+        rate = (mean + 0.5 * outputs.variance).exp()
+        return (targets * mean - rate - torch.lgamma(targets + 1)).sum(-1)
 
-    def output_curvature(self, outputs: Tensor, **noise: Tensor) -> Tensor:
-        """``exp f``."""
-        return outputs.exp()
+    def output_curvature(self, outputs: Tensor, exposure: Tensor | None = None, **_: Tensor) -> Tensor:
+        """``exposure exp f``."""
+        return exposed(outputs, exposure).exp()
 
-    def expected_derivatives(self, draws: Tensor, targets: Tensor, **noise: Tensor) -> tuple[Tensor, Tensor]:
-        """``y - E[exp f]`` and ``diag(E[exp f])``."""
-        rate = draws.exp().mean(0)
+    def expected_derivatives(
+        self, draws: Tensor, targets: Tensor, exposure: Tensor | None = None, **_: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """``y - E[exposure exp f]`` and ``diag(E[exposure exp f])``."""
+        rate = exposed(draws, exposure).exp().mean(0)
         return targets - rate, torch.diag_embed(rate)

@@ -10,7 +10,7 @@ from bll_pyro.prediction.base import Prediction
 from bll_pyro.prediction.classes import ClassPrediction, predict_classes
 from bll_pyro.prediction.integration import QuasiMonteCarlo
 from bll_pyro.prediction.labels import LabelPrediction, predict_labels
-from bll_pyro.prediction.values import ValuePrediction, predict_values
+from bll_pyro.prediction.values import Mixture, ValuePrediction, predict_values
 
 __all__ = [
     "ClassPrediction",
@@ -23,8 +23,13 @@ __all__ = [
 
 
 @torch.no_grad()
-def predict(posterior: Posterior, features: Tensor, integration: QuasiMonteCarlo | None = None) -> Prediction:
-    """Posterior predictive for features ``[N, D]``."""
+def predict(
+    posterior: Posterior,
+    features: Tensor,
+    integration: QuasiMonteCarlo | None = None,
+    exposure: Tensor | None = None,
+) -> Prediction:
+    """Posterior predictive for features ``[N, D]``, of counts at an exposure ``[N, 1]`` or ``[N, T]``."""
     integration = integration or QuasiMonteCarlo()
     likelihood, frame = posterior.layer.likelihood, posterior.frame
     outputs = posterior.outputs(features)
@@ -35,6 +40,8 @@ def predict(posterior: Posterior, features: Tensor, integration: QuasiMonteCarlo
     single = posterior.target_shape == ()
     if likelihood.is_binary:
         return predict_labels(outputs, likelihood, noise, single, integration)
-    return predict_values(
-        outputs, likelihood, noise, frame.target_center, frame.target_scale, single, integration
+    mixture = Mixture(
+        outputs, likelihood, noise, frame.target_center, frame.target_scale, integration,
+        None if exposure is None else exposure.to(outputs.mean),
     )  # fmt: skip
+    return predict_values(mixture, single)

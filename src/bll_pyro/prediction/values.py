@@ -35,6 +35,7 @@ class Mixture:
     center: Tensor
     spread: Tensor
     integration: QuasiMonteCarlo
+    exposure: Tensor | None = None
 
     @property
     def weights(self) -> Tensor | None:
@@ -45,11 +46,14 @@ class Mixture:
         """Apply a function of components ``[S, n, T]`` and standardised values ``[n, T]`` to all rows."""
         results = []
         for index in self.integration.chunks(self.outputs):
-            components = self.likelihood.components(
-                self.outputs.rows(index), self.integration.num_points, self.integration.seed, **self.noise
-            )
-            results.append(function(components, values[index]))
+            results.append(function(self.likelihood.components(**self.given(index)), values[index]))
         return torch.cat(results)
+
+    def given(self, index: slice) -> dict[str, Any]:
+        """What the likelihood is told of some rows: outputs, points to integrate at, noise, exposure."""
+        points = {"num_points": self.integration.num_points, "seed": self.integration.seed}
+        known = self.noise if self.exposure is None else {**self.noise, "exposure": self.exposure[index]}
+        return {"outputs": self.outputs.rows(index), **points, **known}
 
     def standardized(self, values: Tensor) -> Tensor:
         """Values in the frame of the fit."""
@@ -79,13 +83,11 @@ class ValuePrediction(Prediction):
     @torch.no_grad()
     def log_prob(self, targets: Any) -> Tensor:
         """Log density of the mixture, jointly over the targets of a row, nats ``[N]``."""
-        mixture, points = self.mixture, self.mixture.integration
+        mixture = self.mixture
         values = mixture.standardized(mixture.likelihood.check_targets(as_targets(targets, len(self))))
         parts = [
-            mixture.likelihood.predictive_log_prob(
-                mixture.outputs.rows(index), values[index], points.num_points, points.seed, **mixture.noise
-            )
-            for index in points.chunks(mixture.outputs)
+            mixture.likelihood.predictive_log_prob(targets=values[index], **mixture.given(index))
+            for index in mixture.integration.chunks(mixture.outputs)
         ]
         return torch.cat(parts) - mixture.spread.log().sum()
 
@@ -161,7 +163,9 @@ class ValuePrediction(Prediction):
             n: torch.cat([getattr(p, n) for p in parts]) for n in ("total", "aleatoric", "epistemic", "mean")
         }
         outputs = type(parts[0].mixture.outputs).concat([p.mixture.outputs for p in parts])
-        return cls(**joined, mixture=replace(parts[0].mixture, outputs=outputs))
+        exposures = [p.mixture.exposure for p in parts if p.mixture.exposure is not None]
+        exposure = torch.cat(exposures) if exposures else None
+        return cls(**joined, mixture=replace(parts[0].mixture, outputs=outputs, exposure=exposure))
 
 
 def average(values: Tensor, weights: Tensor | None) -> Tensor:
@@ -209,19 +213,12 @@ def seeded_sample(distribution: dist.Distribution, random: torch.Generator) -> T
 
 
 @torch.no_grad()
-def predict_values(
-    outputs: Outputs,
-    likelihood: Likelihood,
-    noise: dict[str, Tensor],
-    center: Tensor,
-    spread: Tensor,
-    single: bool,
-    integration: QuasiMonteCarlo,
-) -> ValuePrediction:
+def predict_values(mixture: Mixture, single: bool) -> ValuePrediction:
     """Moments of every row; the mixture comes along. ``single``: one target a row, without a target axis."""
+    center, spread = mixture.center, mixture.spread
     parts = [
-        likelihood.moments(outputs.rows(index), integration.num_points, integration.seed, **noise)
-        for index in integration.chunks(outputs)
+        mixture.likelihood.moments(**mixture.given(index))
+        for index in mixture.integration.chunks(mixture.outputs)
     ]
     mean, aleatoric, epistemic = (torch.cat(values) for values in zip(*parts, strict=True))
     mean, aleatoric, epistemic = (
@@ -231,5 +228,4 @@ def predict_values(
     )
     if single:
         mean, aleatoric, epistemic = (v.squeeze(-1) for v in (mean, aleatoric, epistemic))
-    mixture = Mixture(outputs, likelihood, noise, center, spread, integration)
     return ValuePrediction(aleatoric + epistemic, aleatoric, epistemic, mean, mixture)

@@ -23,6 +23,7 @@ from torch.autograd.function import once_differentiable
 
 from bll_pyro.gaussian.weights import LOG_TWO_PI
 from bll_pyro.inference.rows import Rows
+from bll_pyro.inference.targets import log_prob, values_of, weight_of
 from bll_pyro.likelihoods import Categorical, Gaussian, Likelihood
 
 BLOCK_NUMBERS = 2**18  # numbers of a block of rows: its outputs stay in a processor's cache
@@ -57,10 +58,12 @@ class GaussianRows(RowTerms):
     """
 
     def __init__(self, likelihood: Gaussian, rows: Rows) -> None:
-        self.likelihood, self.num_rows = likelihood, rows.num_rows
+        self.likelihood, self.num_rows = likelihood, rows.total_weight
         num_columns, joined = rows.num_columns, None
         for design, targets in rows.blocks():
-            block = torch.cat([design, targets], 1).double()
+            block = torch.cat([design, values_of(targets)], 1).double()
+            weight = weight_of(targets)
+            block = block if weight is None else weight.double().sqrt()[:, None] * block
             joined = block if joined is None else torch.cat([joined, block])
             if len(joined) > joined.shape[1]:
                 joined = torch.linalg.qr(joined, mode="r").R
@@ -86,7 +89,7 @@ class SoftmaxRows(RowTerms):
         self.factor = 1.0 / likelihood.temperature
         self.blocks: list[tuple[Tensor, Tensor, Tensor]] = []
         for design, targets in rows.blocks(block_size(likelihood.num_classes, rows)):
-            hot = torch.nn.functional.one_hot(targets, likelihood.num_classes).to(design)
+            hot = torch.nn.functional.one_hot(values_of(targets), likelihood.num_classes).to(design)
             # laid out [n, K] and seen as [K, n] by the slope, which this product reads fastest
             self.blocks.append((design.contiguous(), design.mT.contiguous(), hot.mT.contiguous()))
 
@@ -116,7 +119,7 @@ class AnyRows(RowTerms):
         for design, targets in self.blocks:
             with torch.enable_grad():
                 outputs = (design @ flat.mT).requires_grad_()
-                rows = self.likelihood.log_prob(outputs, targets, **leaves).sum(dtype=torch.float64)
+                rows = log_prob(self.likelihood, outputs, targets, leaves).sum(dtype=torch.float64)
                 first, *others = torch.autograd.grad(
                     rows, (outputs, *leaves.values()), allow_unused=True, materialize_grads=True
                 )
@@ -131,7 +134,7 @@ def row_terms(likelihood: Likelihood, rows: Rows, num_outputs: int) -> RowTerms:
     """The terms that suit a likelihood."""
     if type(likelihood) is Gaussian:
         return GaussianRows(likelihood, rows)
-    if type(likelihood) is Categorical:
+    if type(likelihood) is Categorical and isinstance(rows.targets, Tensor):
         return SoftmaxRows(likelihood, rows)
     return AnyRows(likelihood, rows, num_outputs)
 
