@@ -5,16 +5,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from bll_pyro.likelihoods import Ordinal
 from bll_pyro.posterior import Posterior
 from bll_pyro.prediction.base import Prediction
 from bll_pyro.prediction.classes import ClassPrediction, predict_classes
 from bll_pyro.prediction.integration import QuasiMonteCarlo
 from bll_pyro.prediction.labels import LabelPrediction, predict_labels
+from bll_pyro.prediction.ordinal import OrdinalPrediction
 from bll_pyro.prediction.values import Mixture, ValuePrediction, predict_values
 
 __all__ = [
     "ClassPrediction",
     "LabelPrediction",
+    "OrdinalPrediction",
     "Prediction",
     "QuasiMonteCarlo",
     "ValuePrediction",
@@ -36,7 +39,8 @@ def predict(
     noise = posterior.noise(integration.num_points, integration.seed)
     noise = {name: value[:, None] for name, value in noise.items()}
     if likelihood.is_discrete:
-        return predict_classes(outputs, likelihood, noise, integration)
+        kind = OrdinalPrediction if isinstance(likelihood, Ordinal) else ClassPrediction
+        return predict_classes(outputs, likelihood, noise, integration, kind)
     single = posterior.target_shape == ()
     if likelihood.is_binary:
         return predict_labels(outputs, likelihood, noise, single, integration)

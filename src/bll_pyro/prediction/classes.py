@@ -72,7 +72,11 @@ class ClassPrediction(Prediction):
 
 @torch.no_grad()
 def predict_classes(
-    outputs: Outputs, likelihood: Likelihood, noise: dict[str, Tensor], integration: QuasiMonteCarlo
+    outputs: Outputs,
+    likelihood: Likelihood,
+    noise: dict[str, Tensor],
+    integration: QuasiMonteCarlo,
+    kind: type[ClassPrediction] = ClassPrediction,
 ) -> ClassPrediction:
     """Average probabilities and entropies over the same draws of the outputs."""
     probs, aleatoric = [], []
@@ -85,7 +89,7 @@ def predict_classes(
     total = entropy(mean)
     # Jensen's inequality holds for the average over any set of draws; the clamp only removes rounding
     epistemic = (total - torch.cat(aleatoric)).clamp_min(0.0)
-    return ClassPrediction(total, total - epistemic, epistemic, mean, likelihood)
+    return kind(total, total - epistemic, epistemic, mean, likelihood)
 
 
 def entropy(probs: Tensor) -> Tensor:

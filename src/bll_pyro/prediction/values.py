@@ -14,12 +14,19 @@ from bll_pyro.gaussian import OutputMixture, Outputs
 from bll_pyro.likelihoods import Likelihood
 from bll_pyro.prediction.base import Prediction, as_targets
 from bll_pyro.prediction.integration import QuasiMonteCarlo
+from bll_pyro.prediction.intervals import IntervalKind, check_kind, check_probability, randomised_pit
+from bll_pyro.prediction.mixtures import (
+    average,
+    count_crps,
+    mixture_crps,
+    mixture_quantile,
+    shortest_interval,
+    shortest_range,
+)
 from bll_pyro.scope import generator
 
 if TYPE_CHECKING:
     import pandas as pd
-
-NUM_BISECTIONS = 60
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,11 +102,7 @@ class ValuePrediction(Prediction):
     def cdf(self, values: Any) -> Tensor:
         """Distribution function of the mixture at values that broadcast against the mean."""
         target = torch.as_tensor(values, dtype=self.mean.dtype, device=self.mean.device).expand_as(self.mean)
-        standardized = self.mixture.standardized(target.reshape(len(self), -1))
-        weights = self.mixture.weights
-        return self.mixture.map(lambda parts, v: average(parts.cdf(v), weights), standardized).view(
-            self.mean.shape
-        )
+        return self._map(lambda parts, v, weights: average(parts.cdf(v), weights), target)
 
     @torch.no_grad()
     def quantile(self, q: float) -> Tensor:
@@ -107,20 +110,79 @@ class ValuePrediction(Prediction):
 
         For counts it is the smallest whole number whose distribution function reaches ``q``.
         """
-        if not isinstance(q, (int, float)) or not 0 < q < 1:
-            raise ValueError(f"quantile: expected a probability between 0 and 1, got {q!r}")
-        start = self.mixture.standardized(self.mean.reshape(len(self), -1))
-        weights = self.mixture.weights
-        values = self.mixture.map(lambda parts, v: mixture_quantile(parts, q, v, weights), start)
-        if self.mixture.likelihood.is_count:
-            values = values.round()  # bisection ends at the step
-        return (values * self.mixture.spread + self.mixture.center).view(self.mean.shape)
+        check_probability("quantile", q)
+        return self._in_units(
+            self._map(lambda parts, v, weights: mixture_quantile(parts, q, v, weights), self.mean)
+        )
 
-    def interval(self, prob: float = 0.9) -> tuple[Tensor, Tensor]:
-        """Equal-tailed interval of the mixture: its lower and upper ends."""
-        if not isinstance(prob, (int, float)) or not 0 < prob < 1:
-            raise ValueError(f"interval: expected a probability between 0 and 1, got {prob!r}")
-        return self.quantile((1 - prob) / 2), self.quantile((1 + prob) / 2)
+    @torch.no_grad()
+    def interval(self, prob: float = 0.9, kind: IntervalKind = "equal_tailed") -> tuple[Tensor, Tensor]:
+        """Interval of the mixture that holds a target with probability ``prob``: its lower and upper ends.
+
+        Parameters
+        ----------
+        prob
+            Between 0 and 1.
+        kind
+            ``"equal_tailed"``: between two quantiles, with as much below as above. ``"hdi"``: the shortest one, which for
+            one mode is that of highest density; for counts the fewest neighbouring whole numbers.
+        """
+        check_probability("interval", prob)
+        if check_kind(kind) == "equal_tailed":
+            return self.quantile((1 - prob) / 2), self.quantile((1 + prob) / 2)
+        shortest = shortest_range if self.mixture.likelihood.is_count else shortest_interval
+        ends = self._map(
+            lambda parts, v, weights: torch.stack(shortest(parts, prob, v, weights), -1), self.mean, (2,)
+        )
+        return self._in_units(ends[..., 0]), self._in_units(ends[..., 1])
+
+    @torch.no_grad()
+    def crps(self, targets: Any) -> Tensor:
+        """Continuous ranked probability score of each target, in its units; smaller is better (Gneiting and Raftery 2007)."""
+        given = self._targets(targets)
+        score = count_crps if self.mixture.likelihood.is_count else mixture_crps
+        values = self._map(
+            lambda parts, v, weights: score(parts, v, average(parts.mean, weights), weights), given
+        )
+        return values * self.mixture.spread.view(self.mean.shape[1:])
+
+    def pit(self, targets: Any, seed: int = 0) -> Tensor:
+        """Probability integral transform of each target, uniform if the prediction is right; see :func:`bll_pyro.metrics.pit`.
+
+        Counts are made uniform by random numbers between ``F(y - 1)`` and ``F(y)`` (Smith 1985), seeded.
+        """
+        given = self._targets(targets)
+        if not self.mixture.likelihood.is_count:
+            return self.cdf(given)
+        return randomised_pit(self.cdf(given - 1), self.cdf(given), seed)
+
+    def _targets(self, targets: Any) -> Tensor:
+        """Targets of the shape of the mean."""
+        checked = self.mixture.likelihood.check_targets(as_targets(targets, len(self)))
+        if checked.numel() != self.mean.numel():
+            raise ValueError(
+                f"expected targets of shape {list(self.mean.shape)}, got {list(checked.shape)}; pass those of the same rows"
+            )
+        return checked.to(self.mean).view(self.mean.shape)
+
+    def _map(
+        self,
+        function: Callable[[dist.Distribution, Tensor, Tensor | None], Tensor],
+        values: Tensor,
+        shape: tuple[int, ...] = (),
+    ) -> Tensor:
+        """Apply a function of components, standardised values and weights; the result has the shape of the mean."""
+        weights = self.mixture.weights
+        standardized = self.mixture.standardized(values.reshape(len(self), -1))
+        result = self.mixture.map(lambda parts, v: function(parts, v, weights), standardized)
+        return result.reshape(*self.mean.shape, *shape)
+
+    def _in_units(self, values: Tensor) -> Tensor:
+        """Standardised values of the shape of the mean, in the user's units; counts are whole."""
+        if self.mixture.likelihood.is_count:
+            return values.round()  # bisection ends at the step
+        shape = self.mean.shape[1:]
+        return values * self.mixture.spread.view(shape) + self.mixture.center.view(shape)
 
     @torch.no_grad()
     def sample(self, num_draws: int = 1000, seed: int = 0) -> Tensor:
@@ -166,31 +228,6 @@ class ValuePrediction(Prediction):
         exposures = [p.mixture.exposure for p in parts if p.mixture.exposure is not None]
         exposure = torch.cat(exposures) if exposures else None
         return cls(**joined, mixture=replace(parts[0].mixture, outputs=outputs, exposure=exposure))
-
-
-def average(values: Tensor, weights: Tensor | None) -> Tensor:
-    """Mean over the components of ``values [S, n, T]``."""
-    return values.mean(0) if weights is None else (values * weights).sum(0)
-
-
-def mixture_quantile(
-    parts: dist.Distribution, q: float, start: Tensor, weights: Tensor | None = None
-) -> Tensor:
-    """Bisect the mixture's distribution function, after widening a bracket around ``start`` ``[n, T]``."""
-    spread = (parts.mean - average(parts.mean, weights)).square()
-    width = average(parts.variance + spread, weights).sqrt().clamp_min(1e-12).expand_as(start)
-    lower, upper = start - width, start + width
-    for _ in range(NUM_BISECTIONS):
-        too_high, too_low = average(parts.cdf(lower), weights) > q, average(parts.cdf(upper), weights) < q
-        if not bool((too_high | too_low).any()):
-            break
-        width = width * 2
-        lower, upper = torch.where(too_high, lower - width, lower), torch.where(too_low, upper + width, upper)
-    for _ in range(NUM_BISECTIONS):
-        middle = (lower + upper) / 2
-        below = average(parts.cdf(middle), weights) < q
-        lower, upper = torch.where(below, middle, lower), torch.where(below, upper, middle)
-    return (lower + upper) / 2
 
 
 def select(parts: dist.Distribution, chosen: Tensor) -> dist.Distribution:

@@ -1,0 +1,31 @@
+"""What intervals and scores of every kind of prediction share: their arguments, and the transform of whole numbers."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor
+
+from bll_pyro.metrics import pit_discrete
+from bll_pyro.scope import generator
+
+IntervalKind = Literal["equal_tailed", "hdi"]
+
+
+def check_probability(what: str, value: float) -> None:
+    """Strictly between 0 and 1."""
+    if not isinstance(value, (int, float)) or not 0 < value < 1:
+        raise ValueError(f"{what}: expected a probability between 0 and 1, got {value!r}")
+
+
+def check_kind(kind: str) -> str:
+    """One of the two kinds."""
+    if kind not in ("equal_tailed", "hdi"):
+        raise ValueError(f'interval(kind=...): expected "equal_tailed" or "hdi", got {kind!r}')
+    return kind
+
+
+def randomised_pit(below: Tensor, at: Tensor, seed: int) -> Tensor:
+    """Uniform between ``F(y - 1)`` and ``F(y)``."""
+    values = pit_discrete(below.clamp(0, 1), at.clamp(0, 1), generator(seed))
+    return at.new_tensor(values)

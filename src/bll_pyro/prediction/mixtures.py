@@ -1,0 +1,167 @@
+"""Quantiles, intervals and scores of mixtures, from their own distribution function: no moments are matched.
+
+A mixture is a distribution with batch shape ``[S, n, T]`` of components, which are equally likely or have ``weights``
+``[S, 1, T]``.
+
+========================= ======================================================================
+on paper                  in code
+========================= ======================================================================
+``F(x)``                  ``mixture_cdf``
+``F^-1(q)``               ``mixture_quantile``, by bisection
+shortest ``[l, u]``       ``shortest_interval``: a grid, then ``f(l) = f(u)`` by bisection
+shortest ``{l, ..., u}``  ``shortest_range``, for whole numbers
+CRPS                      ``mixture_crps``: ``F^2`` below y and ``(1 - F)^2`` above, by quadrature
+========================= ======================================================================
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+
+import numpy as np
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+NUM_BISECTIONS = 60
+NUM_GRID = 129
+NUM_STEPS = 24  # bisections of the lower end, from one step of the grid on
+NUM_NODES = 16
+BREAKS = (1e-4, 0.02, 0.25, 0.75, 0.98, 1 - 1e-4)  # quantiles between which F is smooth enough for few nodes
+
+Values = Callable[[Tensor], Tensor]
+
+
+def average(values: Tensor, weights: Tensor | None) -> Tensor:
+    """Mean over the components of ``values [S, n, T]``."""
+    return values.mean(0) if weights is None else (values * weights).sum(0)
+
+
+def mixture_cdf(parts: dist.Distribution, weights: Tensor | None) -> Values:
+    """Distribution function of the mixture, ``[n, T]`` to ``[n, T]``."""
+    return lambda values: average(parts.cdf(values), weights)
+
+
+def mixture_quantile(
+    parts: dist.Distribution, q: float, start: Tensor, weights: Tensor | None = None
+) -> Tensor:
+    """Bisect the mixture's distribution function, after widening a bracket around ``start`` ``[n, T]``."""
+    cdf = mixture_cdf(parts, weights)
+    spread = (parts.mean - average(parts.mean, weights)).square()
+    width = average(parts.variance + spread, weights).sqrt().clamp_min(1e-12).expand_as(start)
+    lower, upper = start - width, start + width
+    for _ in range(NUM_BISECTIONS):
+        too_high, too_low = cdf(lower) > q, cdf(upper) < q
+        if not bool((too_high | too_low).any()):
+            break
+        width = width * 2
+        lower, upper = torch.where(too_high, lower - width, lower), torch.where(too_low, upper + width, upper)
+    return bisect(lambda x: cdf(x) < q, lower, upper, NUM_BISECTIONS)
+
+
+def bisect(left_of: Values, lower: Tensor, upper: Tensor, num_steps: int) -> Tensor:
+    """Halve brackets; ``left_of`` says where the point that is sought lies above."""
+    for _ in range(num_steps):
+        middle = (lower + upper) / 2
+        below = left_of(middle)
+        lower, upper = torch.where(below, middle, lower), torch.where(below, upper, middle)
+    return (lower + upper) / 2
+
+
+def shortest_interval(
+    parts: dist.Distribution, prob: float, start: Tensor, weights: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Shortest interval ``[n, T]`` with probability ``prob``: of a mixture with one mode that of highest density.
+
+    Among all lower ends on a grid the best is taken; around it the densities at both ends are made equal.
+    """
+    cdf, tail = mixture_cdf(parts, weights), (1 - prob) / 50
+    low = mixture_quantile(parts, tail, start, weights)
+    high = mixture_quantile(parts, 1 - tail, start, weights)
+    grid = low + (high - low) * torch.linspace(0, 1, NUM_GRID).to(low).view(-1, 1, 1)
+    table = torch.stack([cdf(points) for points in grid])
+    step = (high - low) / (NUM_GRID - 1)
+
+    def upper_of(reached: Tensor) -> Tensor:
+        """Where F is ``reached``, read off the grid."""
+        flat = table.movedim(0, -1).contiguous()
+        wanted = reached.movedim(0, -1).contiguous() if reached.dim() == 3 else reached[..., None]
+        index = torch.searchsorted(flat, wanted).clamp(1, NUM_GRID - 1)
+        left, right = flat.gather(-1, index - 1), flat.gather(-1, index)
+        share = ((wanted - left) / (right - left).clamp_min(1e-30)).clamp(0, 1)
+        found = low[..., None] + step[..., None] * (index - 1 + share)
+        return found.movedim(-1, 0) if reached.dim() == 3 else found.squeeze(-1)
+
+    ends = upper_of((table + prob).clamp_max(1.0))
+    width = torch.where(table + prob <= table[-1], ends - grid, torch.inf)
+    best = width.argmin(0, keepdim=True)
+    nearest = grid.gather(0, best)[0]
+
+    def density(values: Tensor) -> Tensor:
+        return average(parts.log_prob(values).exp(), weights)
+
+    def matching(lower: Tensor) -> Tensor:
+        """Upper end for a lower one, by Newton steps from the grid's."""
+        reached = cdf(lower) + prob
+        upper = upper_of(reached.clamp_max(1.0))
+        for _ in range(3):
+            move = (reached - cdf(upper)) / density(upper).clamp_min(1e-30)
+            upper = upper + move.clamp(-step, step)
+        return upper
+
+    lower = bisect(lambda x: density(x) < density(matching(x)), nearest - step, nearest + step, NUM_STEPS)
+    return lower, matching(lower)
+
+
+def shortest_range(
+    parts: dist.Distribution, prob: float, start: Tensor, weights: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Fewest neighbouring whole numbers ``[n, T]`` with probability ``prob`` or more; of equals the most probable ones."""
+    cdf, tail = mixture_cdf(parts, weights), (1 - prob) / 50
+    low = mixture_quantile(parts, tail, start, weights).round()
+    high = mixture_quantile(parts, 1 - tail, start, weights).round()
+    num_values = int((high - low).max()) + 1
+    table = torch.stack([cdf(low + k - 1) for k in range(num_values + 1)], -1)  # F(low - 1), F(low), ...
+    below = table[..., :-1].contiguous()
+    last = torch.searchsorted(table.contiguous(), below + prob * (1 - 1e-6))
+    enough = last <= num_values
+    last = last.clamp_max(num_values)
+    size = last - torch.arange(num_values, device=last.device)
+    # a size is a whole number and the probability at most 1: it only decides between equals
+    score = torch.where(enough, size - (table.gather(-1, last) - below), torch.inf)
+    first = score.argmin(-1, keepdim=True)
+    return low + first.squeeze(-1), low + last.gather(-1, first).squeeze(-1) - 1
+
+
+def mixture_crps(
+    parts: dist.Distribution, targets: Tensor, start: Tensor, weights: Tensor | None = None
+) -> Tensor:
+    """``integral of (F(x) - [x >= y])^2`` ``[n, T]``, by Gauss-Legendre quadrature between quantiles and the target."""
+    cdf = mixture_cdf(parts, weights)
+    breaks = [mixture_quantile(parts, q, start, weights) for q in BREAKS]
+    far = breaks[-1] - breaks[0]  # beyond the outermost quantiles the integrand is nearly 0, or nearly 1
+    ends = torch.stack([breaks[0] - far, *breaks, breaks[-1] + far, targets]).sort(0).values
+    nodes, shares = (torch.as_tensor(v).to(targets) for v in np.polynomial.legendre.leggauss(NUM_NODES))
+    total = torch.zeros_like(targets)
+    for left, right in itertools.pairwise(ends):
+        half = (right - left) / 2
+        for node, share in zip(nodes, shares, strict=True):
+            at = left + half * (1 + node)
+            reached = cdf(at)
+            total += share * half * torch.where(at < targets, reached, 1 - reached).square()
+    return total
+
+
+def count_crps(
+    parts: dist.Distribution, targets: Tensor, start: Tensor, weights: Tensor | None = None
+) -> Tensor:
+    """``sum over k of (F(k) - [k >= y])^2`` ``[n, T]`` for counts."""
+    cdf = mixture_cdf(parts, weights)
+    low = torch.minimum(mixture_quantile(parts, 1e-6, start, weights).round(), targets)
+    high = torch.maximum(mixture_quantile(parts, 1 - 1e-6, start, weights).round(), targets)
+    total = torch.zeros_like(targets)
+    for k in range(int((high - low).max()) + 1):
+        reached = cdf(low + k)
+        total += torch.where(low + k < targets, reached, 1 - reached).square()
+    return total

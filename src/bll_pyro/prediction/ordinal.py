@@ -1,0 +1,65 @@
+"""Predictions of ordered classes: what they have beyond those of classes is a distribution function."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bll_pyro.prediction.base import as_targets
+from bll_pyro.prediction.classes import ClassPrediction
+from bll_pyro.prediction.intervals import IntervalKind, check_kind, check_probability, randomised_pit
+
+ROUNDING = 1e-6  # of a sum of probabilities
+
+
+@dataclass(frozen=True, eq=False)
+class OrdinalPrediction(ClassPrediction):
+    """Posterior predictive over classes in an order, 0 to C - 1."""
+
+    @property
+    def cumulative(self) -> Tensor:
+        """``P(y <= c)`` of each class, ``[N, C]``."""
+        return self.probs.cumsum(-1)
+
+    def cdf(self, labels: Any) -> Tensor:
+        """``P(y <= label)`` ``[N]``."""
+        index = as_targets(labels, len(self)).long().to(self.probs.device)
+        reached = self.cumulative.gather(-1, index.clamp_min(0)[:, None]).squeeze(-1)
+        return torch.where(index < 0, torch.zeros_like(reached), reached)
+
+    def quantile(self, q: float) -> Tensor:
+        """Smallest class whose distribution function reaches ``q``, ``[N]``."""
+        check_probability("quantile", q)
+        return (self.cumulative < q - ROUNDING).sum(-1).clamp_max(self.probs.shape[1] - 1)
+
+    def interval(self, prob: float = 0.9, kind: IntervalKind = "equal_tailed") -> tuple[Tensor, Tensor]:
+        """Neighbouring classes with probability ``prob`` or more: the first and the last ``[N]``.
+
+        ``"equal_tailed"``: between two quantiles; ``"hdi"``: the fewest, and of equals the most probable ones.
+        """
+        check_probability("interval", prob)
+        if check_kind(kind) == "equal_tailed":
+            return self.quantile((1 - prob) / 2), self.quantile((1 + prob) / 2)
+        num_classes = self.probs.shape[1]
+        below = self.cumulative - self.probs
+        held = self.cumulative[:, None, :] - below[:, :, None]  # [N, first, last]
+        first, last = torch.arange(num_classes)[:, None], torch.arange(num_classes)
+        size = (last - first + 1).to(held)
+        allowed = (last >= first).to(held.device) & (held >= prob - ROUNDING)
+        score = torch.where(allowed, size - held, torch.inf).flatten(1)
+        best = score.argmin(-1)
+        return best // num_classes, best % num_classes
+
+    def crps(self, targets: Any) -> Tensor:
+        """Ranked probability score ``sum_c (P(y <= c) - [c >= target])^2`` of each label, in classes (Epstein 1969)."""
+        labels = self.likelihood.check_targets(as_targets(targets, len(self))).to(self.probs.device)
+        reached = torch.arange(self.probs.shape[1], device=labels.device) >= labels[:, None]
+        return (self.cumulative - reached.to(self.probs)).square().sum(-1)
+
+    def pit(self, targets: Any, seed: int = 0) -> Tensor:
+        """Probability integral transform of each label, made uniform by seeded random numbers (Smith 1985)."""
+        labels = self.likelihood.check_targets(as_targets(targets, len(self)))
+        return randomised_pit(self.cdf(labels - 1), self.cdf(labels), seed)
