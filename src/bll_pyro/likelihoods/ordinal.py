@@ -109,10 +109,10 @@ class Ordinal(Likelihood):
         return first + second + torch.log(-torch.expm1(gap))
 
     def output_curvature(self, outputs: Tensor, cutpoints: Tensor | None = None, **noise: Tensor) -> Tensor:
-        """Fisher information of the output: ``sum_c (dp_c / df)^2 / p_c``."""
+        """Fisher information of the output: ``sum_c (dp_c / df)^2 / p_c``, with ``dp_c / df = p_c (F_c + F_c-1 - 1)``."""
         assert cutpoints is not None
         below = torch.sigmoid(cutpoints - outputs)
-        slope = below * (1 - below)
-        zero = torch.zeros_like(slope[..., :1])
-        change = torch.diff(torch.cat([zero, slope, zero], -1))
-        return (change.square() / self.class_probs(outputs, cutpoints)).sum(-1, keepdim=True)
+        zero, one = torch.zeros_like(below[..., :1]), torch.ones_like(below[..., :1])
+        edges = torch.cat([zero, below, one], -1)
+        slope = edges[..., 1:] + edges[..., :-1] - 1
+        return (torch.diff(edges) * slope.square()).sum(-1, keepdim=True)

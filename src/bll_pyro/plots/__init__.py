@@ -27,10 +27,14 @@ from typing import TYPE_CHECKING, Any
 
 _PLOTS = {
     "elbo_trace": "optimisation",
+    "fan_chart": "fan",
+    "pit_histogram": "transform",
 }
 
 if TYPE_CHECKING:
+    from bll_pyro.plots.fan import fan_chart as fan_chart
     from bll_pyro.plots.optimisation import elbo_trace as elbo_trace
+    from bll_pyro.plots.transform import pit_histogram as pit_histogram
 
 __all__ = sorted(_PLOTS)
 

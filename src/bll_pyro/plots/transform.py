@@ -1,0 +1,63 @@
+"""The histogram of the probability integral transform: where targets fall in their predictions."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from bll_pyro import metrics
+from bll_pyro.plots.style import BLUE, GREY, Size, panel, say
+from bll_pyro.prediction import OrdinalPrediction, ValuePrediction
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+BAND = 0.95
+
+
+def pit_histogram(
+    prediction: ValuePrediction | OrdinalPrediction,
+    targets: Any,
+    *,
+    num_bins: int = 10,
+    title: str = "Probability integral transform",
+    axes: Axes | None = None,
+    size: Size | None = None,
+) -> Figure:
+    """Histogram of ``F_n(y_n)``, whose bars are all about 1 high if the predictions are right.
+
+    A hump means predictions too wide, a U too narrow, a slope a bias. The band holds each bar with 95 percent if they are
+    right (exact, binomial). Counts and ordered classes spread each target's share over ``F(y - 1)`` to ``F(y)`` (Czado et
+    al. 2009), without random numbers; then the band is a little too wide.
+
+    Parameters
+    ----------
+    prediction
+        Prediction of real values, counts or ordered classes.
+    targets
+        Their targets.
+    num_bins
+        Number of bars.
+    """
+    from scipy.stats import binom
+
+    given = torch.as_tensor(targets)
+    whole = isinstance(prediction, OrdinalPrediction) or prediction.mixture.likelihood.is_count
+    at = prediction.cdf(given)
+    below = prediction.cdf(given - 1) if whole else at
+    heights = metrics.pit_histogram(below.double().clamp(0, 1), at.double().clamp(0, 1), num_bins)
+    num_values = at.numel()
+    ends = binom.ppf([(1 - BAND) / 2, (1 + BAND) / 2], num_values, 1 / num_bins) * num_bins / num_values
+    figure, axes = panel(axes, size)
+    edges = np.linspace(0, 1, num_bins + 1)
+    axes.bar(edges[:-1], heights, width=1 / num_bins, align="edge", color=BLUE, edgecolor="white")
+    axes.axhspan(*ends, color=GREY, alpha=0.25, linewidth=0, label=f"{BAND:.0%} of right predictions")
+    axes.axhline(1, color=GREY, linewidth=1, linestyle="--")
+    say(axes, title, "F(target)", "density")
+    axes.set_xlim(0, 1)
+    axes.set_ylim(0, 1.25 * max(heights.max(), ends[1]))
+    axes.legend(frameon=False, loc="upper right", fontsize=9)
+    return figure
