@@ -28,12 +28,13 @@ _ROOMS = {
     "load": "fitting",
     "from_pyro": "datatree",
     "loo": "elpd",
+    "prior_predictive": "datatree",
 }
 _MODULES = ("priors", "likelihoods", "guides", "curvatures", "metrics", "conformal", "plots")
 
 if TYPE_CHECKING:
     from bll_pyro import conformal, curvatures, guides, likelihoods, metrics, plots, priors
-    from bll_pyro.datatree import from_pyro  # type: ignore[no-redef]
+    from bll_pyro.datatree import from_pyro, prior_predictive  # type: ignore[no-redef]
     from bll_pyro.elpd import loo
     from bll_pyro.features.backbones import timm_backbone
     from bll_pyro.features.columns import Data

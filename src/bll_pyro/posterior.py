@@ -173,10 +173,21 @@ class GaussianPosterior(Posterior):
 
 @dataclass(frozen=True, eq=False)
 class DrawsPosterior(Posterior):
-    """A posterior given by draws ``{site: [chain, draw, *event]}`` (NUTS, flows, custom guides)."""
+    """A posterior given by draws ``{site: [chain, draw, *event]}`` (NUTS, flows, custom guides).
+
+    Parameters
+    ----------
+    draws
+        The draws.
+    markov_chain
+        Whether they are draws of Markov chains, and so not independent.
+    log_q
+        Log density ``[chain, draw]`` of the draws themselves, nats, where what made them knows it (flows).
+    """
 
     draws: Draws = field(default_factory=dict)
     markov_chain: bool = True
+    log_q: Tensor | None = None
 
     @property
     def independent_draws(self) -> bool:

@@ -124,6 +124,22 @@ def test_every_likelihood_is_in_the_table():
     assert {type(likelihood) for likelihood, _, _ in LIKELIHOODS.values()} == members(L, Likelihood)
 
 
+def cutpoints(tree):
+    """Independent Normals on the first cutpoint and on the logarithms of the gaps; the tree has the cutpoints."""
+    cuts = hyper(tree, "cutpoints").astype(float)
+    gaps = np.diff(cuts)
+    centre = special.logit(np.arange(1, 3) / 3)
+    start = np.concatenate([centre[:1], np.log(np.diff(centre))])
+    free = np.concatenate([cuts[:, :1], np.log(gaps)], 1)
+    return stats.norm(start, L.Ordinal(3).cutpoint_scale).logpdf(free).sum(1) - np.log(gaps).sum(1)
+
+
+NOISES = {  # log prior of each site of noise
+    "noise_scale": lambda tree: stats.halfnorm().logpdf(hyper(tree, "noise_scale")),
+    "df": lambda tree: stats.gamma(2.0, loc=2.0, scale=10.0).logpdf(hyper(tree, "df")),
+    "concentration": lambda tree: stats.lognorm(1.5, scale=np.e).logpdf(hyper(tree, "concentration")),
+    "cutpoints": cutpoints,
+}
 CASES = [(name, 1) for name in LIKELIHOODS]
 CASES += [(name, 2) for name, (_, kind, _) in LIKELIHOODS.items() if kind != "class"]
 
@@ -142,6 +158,15 @@ def test_log_likelihood_equals_scipy(name, num_targets):
     assert found.shape == ((NUM_DRAWS, NUM_ROWS) if num_targets == 1 else (NUM_DRAWS, NUM_ROWS, 2))
     np.testing.assert_allclose(found.reshape(expected.shape), expected, rtol=1e-6, atol=1e-6)
     assert np.array_equal(tree["observed_data"]["y"].values, y)
+    posterior, log_prior = tree["posterior"], tree["log_prior"]
+    by_site = {k: summed(NOISES[k](tree)) for k in posterior.data_vars if k not in ("weight", "bias")}
+    by_site["weight"] = summed(stats.norm(0, 0.7).logpdf(posterior["weight"].values[0]))
+    by_site["bias"] = summed(stats.norm(0, 10.0).logpdf(posterior["bias"].values[0]))
+    assert set(log_prior.data_vars) == set(by_site)
+    for key, value in by_site.items():
+        np.testing.assert_allclose(log_prior[key].values[0], value, rtol=1e-6, atol=1e-6, err_msg=key)
+    joint = summed(expected) + sum(by_site.values())
+    np.testing.assert_allclose(tree["sample_stats"]["log_p"].values[0], joint, rtol=1e-6, atol=1e-6)
 
 
 def learned(tree, name):
@@ -181,6 +206,11 @@ def by_output(tree, w):
     }
 
 
+def by_feature(tree, w):
+    tau = hyper(tree, "tau")
+    return {"weight": stats.norm(0, tau[:, None, :]).logpdf(w), "tau": stats.halfnorm(0, 2.0).logpdf(tau)}
+
+
 def multivariate(tree, w):
     return {"weight": stats.multivariate_normal(np.zeros(NUM_FEATURES), COVARIANCE).logpdf(w)}
 
@@ -208,6 +238,18 @@ PRIORS = {
     ),
     "horseshoe": (P.Horseshoe(global_scale=0.3), horseshoe),
     "hierarchical, by output": (P.HierarchicalNormal(per_output=True), by_output),
+    "hierarchical, by feature": (
+        P.HierarchicalNormal(dist.HalfNormal(2.0), per_feature=True),
+        by_feature,
+    ),
+    "student-t, learned": (
+        P.StudentT(),
+        lambda tree, w: {"weight": stats.t(4, 0, learned(tree, "tau") * np.sqrt(2 / 4)).logpdf(w)},
+    ),
+    "laplace, learned": (
+        P.Laplace(),
+        lambda tree, w: {"weight": stats.laplace(0, learned(tree, "tau") / np.sqrt(2)).logpdf(w)},
+    ),
     "spike and slab": (P.SpikeAndSlab(slab_scale=1.0), spike_and_slab),
     "any distribution": (
         P.Distribution(dist.Laplace(0.0, 0.5)),
@@ -246,42 +288,6 @@ def test_log_prior_and_joint_equal_scipy(name):
     loc, _ = in_units(tree, outputs_of(tree), 1.0)
     joint = stats.norm(loc, [4.0, 2.0]).logpdf(y).sum((1, 2)) + sum(expected.values())
     np.testing.assert_allclose(tree["sample_stats"]["log_p"].values[0], joint, rtol=1e-6)
-
-
-def rotated(fit, weights, bias):
-    """Weights ``[S, K, P]`` in the frame of the fit."""
-    rotation = fit.posterior.frame.rotation
-    turned = weights if rotation is None else weights @ rotation.numpy()
-    return np.concatenate([turned, bias[..., None]], -1)
-
-
-@pytest.mark.parametrize(
-    "guide", [bll.guides.Diagonal(), bll.guides.FullRank()], ids=["diagonal", "full rank"]
-)
-def test_log_q_equals_scipy(guide):
-    """With unknown noise: its draws are positive numbers, the Gaussian is over their logarithm."""
-    y = targets("real", 1)
-    layer = bll.LastLayer(L.Gaussian(), prior=P.Normal(0.7))
-    fit = bll.fit(layer, (features(), y), inference=bll.SVI(guide, num_epochs=50))
-    tree = fit.to_datatree((features(), y), num_draws=NUM_DRAWS)
-    posterior = tree["posterior"]
-    noise = posterior["noise_scale"].values[0]
-    flat = rotated(fit, posterior["weight"].values[0], posterior["bias"].values[0])[:, 0]
-    latents = fit.posterior.latents
-    if isinstance(guide, bll.guides.Diagonal):
-        values = np.concatenate([np.log(noise)[:, None], flat], 1)
-        loc = np.concatenate([latents.globals_loc, latents.weights.loc[0]])
-        covariance = np.diag(np.concatenate([latents.globals_factor, latents.weights.scale[0]]) ** 2)
-    else:
-        values = np.concatenate([np.log(noise)[:, None], flat], 1)
-        loc = np.concatenate([latents.globals_loc, latents.weights.loc[0]])
-        root = np.zeros((len(loc), 1 + latents.weights.factor.shape[-1]))
-        root[0, 0] = float(latents.globals_factor.squeeze())
-        root[1:, 0] = latents.coupling[0, :, 0]
-        root[1:, 1:] = latents.weights.factor[0]
-        covariance = root @ root.T
-    expected = stats.multivariate_normal(loc, covariance).logpdf(values) - np.log(noise)
-    np.testing.assert_allclose(tree["sample_stats"]["log_q"].values[0], expected, rtol=1e-6, atol=1e-6)
 
 
 def test_the_posterior_of_earlier_rows_as_a_prior():

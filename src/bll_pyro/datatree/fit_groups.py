@@ -66,8 +66,8 @@ class FitGroups:
         fit = self.fit
         learned = {name: value.tolist() for name, value in fit.posterior.learned.items()}
         self.attrs |= {
-            "declaration": _yaml(fit.layer),
-            "inference": _yaml(fit.inference),
+            "declaration": yaml_of(fit.layer),
+            "inference": yaml_of(fit.inference),
             "seed": self.seed,
             "fit_seed": fit.seed,
             "learned": yaml.safe_dump(learned, sort_keys=False) if learned else "",
@@ -184,6 +184,9 @@ class FitGroups:
         arrays, statistics = (Tensor, np.ndarray), self.fit.trace.statistics
         kept = {**statistics, **statistics.get("sample_stats", {})}
         values = {k: v for k, v in kept.items() if isinstance(v, arrays) and v.shape == stored}
+        if posterior.log_q is not None:
+            values["log_q"] = posterior.log_q.double()
+            self.attrs.pop("log_q_missing", None)
         return {k: torch.as_tensor(v)[:, index].cpu().numpy() for k, v in values.items()}
 
 
@@ -194,5 +197,6 @@ def _log_q(posterior: Posterior, draws: Draws) -> tuple[np.ndarray | None, str]:
         return None, str(error)
 
 
-def _yaml(declaration: Any) -> str:
+def yaml_of(declaration: Any) -> str:
+    """A declaration as YAML."""
     return yaml.safe_dump(to_plain(declaration, {}), sort_keys=False)

@@ -12,6 +12,8 @@ from torch import Tensor
 if TYPE_CHECKING:
     import xarray as xr
 
+    from bll_pyro.posterior import Posterior
+
 SAMPLE_DIMS = ("chain", "draw")
 Names = Sequence[Any]
 
@@ -133,6 +135,32 @@ class Layout:
                 labels = None if axis is None else (axis.coordinate if selected else axis.labels)
                 coords[dim] = np.arange(size) if labels is None else labels
         return xr.Dataset(dict(variables), coords=coords)
+
+
+def make_layout(
+    posterior: Posterior,
+    target_shape: tuple[int, ...],
+    class_names: Names | None = None,
+    output_names: Names | None = None,
+    feature_names: Names | None = None,
+    outputs: Names | None = None,
+    features: Names | None = None,
+) -> Layout:
+    """Axes of a layer, with the names given; outputs are called like the classes where there is one for each."""
+    likelihood, axes = posterior.layer.likelihood, {}
+    if likelihood.is_discrete:
+        num_classes: int = likelihood.num_classes  # type: ignore[attr-defined]
+        axes["class"] = Axis.of("class", num_classes, class_names, None)
+        if output_names is None and num_classes == posterior.num_outputs:
+            output_names = class_names
+    elif class_names is not None:
+        raise ValueError(
+            f"class_names: expected a fit of classes, got {type(likelihood).__name__}; use output_names"
+        )
+    axes["output"] = Axis.of("output", posterior.num_outputs, output_names, outputs)
+    axes["feature"] = Axis.of("feature", posterior.frame.num_features, feature_names, features)
+    num_targets = target_shape[0] if target_shape else None
+    return Layout(axes, num_targets, posterior.globals.noise_names)
 
 
 def _index(chosen: np.ndarray) -> Tensor:

@@ -9,12 +9,11 @@ import numpy as np
 import torch
 
 from bll_pyro.datatree.fit_groups import FitGroups
-from bll_pyro.datatree.layout import Axis, Layout
+from bll_pyro.datatree.layout import make_layout
 from bll_pyro.datatree.passes import RowPass, in_double
 from bll_pyro.datatree.tree import make_tree
 from bll_pyro.features.data import check_finite
 from bll_pyro.features.store import Features
-from bll_pyro.posterior import Posterior
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -106,7 +105,9 @@ def to_datatree(
         raise ValueError(
             f"to_datatree(class_probs=True): expected a fit of classes, got {type(likelihood).__name__}"
         )
-    layout = _layout(posterior, rows, class_names, output_names, feature_names, outputs, features)
+    layout = make_layout(
+        posterior, rows.target_shape, class_names, output_names, feature_names, outputs, features
+    )
     groups = FitGroups(fit, rows, layout, seed)
     groups.add_posterior(num_draws, thin, posterior_predictive, log_likelihood, log_prior, class_probs)
     if prior:
@@ -141,28 +142,3 @@ def _rows(fit: Fit, inputs: Any, targets: Any) -> RowPass:
         )
     shown = (given.long() if given.dtype == torch.bool else given).cpu().numpy()
     return RowPass(in_double(fit.posterior), features, checked, shown, fit.columns(inputs))
-
-
-def _layout(
-    posterior: Posterior,
-    rows: RowPass,
-    class_names: Sequence[Any] | None,
-    output_names: Sequence[Any] | None,
-    feature_names: Sequence[Any] | None,
-    outputs: Sequence[Any] | None,
-    features: Sequence[Any] | None,
-) -> Layout:
-    likelihood, axes = posterior.layer.likelihood, {}
-    if likelihood.is_discrete:
-        num_classes: int = likelihood.num_classes  # type: ignore[attr-defined]
-        axes["class"] = Axis.of("class", num_classes, class_names, None)
-        if output_names is None and num_classes == posterior.num_outputs:
-            output_names = class_names
-    elif class_names is not None:
-        raise ValueError(
-            f"class_names: expected a fit of classes, got {type(likelihood).__name__}; use output_names"
-        )
-    axes["output"] = Axis.of("output", posterior.num_outputs, output_names, outputs)
-    axes["feature"] = Axis.of("feature", posterior.frame.num_features, feature_names, features)
-    num_targets = rows.target_shape[0] if rows.target_shape else None
-    return Layout(axes, num_targets, posterior.globals.noise_names)

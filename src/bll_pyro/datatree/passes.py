@@ -6,7 +6,7 @@ Nothing of size draws x outputs x features is held beyond a chunk, except what i
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -162,11 +162,23 @@ class RowPass:
 
     def class_probs(self, draws: Draws) -> np.ndarray:
         """Class probabilities ``[chain, c, N, C]`` given the draws."""
-        likelihood, shape = self.posterior.layer.likelihood, draws["weight"].shape[:2]
+        return self._of_outputs(draws, self.posterior.layer.likelihood.class_probs)
+
+    def label_probs(self, draws: Draws) -> np.ndarray:
+        """Probabilities ``[chain, c, N]`` or ``[chain, c, N, T]`` of labels 1 given the draws."""
+        probs = self._of_outputs(draws, self.posterior.layer.likelihood.label_probs)
+        return probs.reshape(*probs.shape[:3], *self.target_shape)
+
+    def outputs(self, draws: Draws) -> np.ndarray:
+        """Outputs ``[chain, c, N, K]`` of the draws, for standardised targets."""
+        return self._of_outputs(draws, lambda outputs, **noise: outputs)
+
+    def _of_outputs(self, draws: Draws, function: Callable[..., Tensor]) -> np.ndarray:
+        """A function of the outputs ``[S, n, K]`` and noise, of all rows, in float32."""
         parts = []
         for _, outputs, noise in self._outputs(draws):
-            probs = likelihood.class_probs(outputs, **noise).float()
-            parts.append(probs.reshape(*shape, *probs.shape[1:]).cpu().numpy())
+            values = function(outputs, **noise).float()
+            parts.append(values.reshape(*draws["weight"].shape[:2], *values.shape[1:]).cpu().numpy())
         return np.concatenate(parts, 2)
 
     def _outputs(self, draws: Draws) -> Iterator[tuple[slice, Tensor, Draws]]:

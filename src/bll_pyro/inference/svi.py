@@ -16,6 +16,7 @@ from bll_pyro.frame import Frame
 from bll_pyro.gaussian import LatentGaussian
 from bll_pyro.guides import MAP, Diagonal, GaussianGuide, Guide
 from bll_pyro.inference.base import Inference, Trace
+from bll_pyro.inference.guide_draws import draw_guide
 from bll_pyro.inference.held_out import held_out_loss
 from bll_pyro.inference.mean_field import MeanFieldStep
 from bll_pyro.inference.objective import elbo, learn
@@ -28,6 +29,8 @@ from bll_pyro.likelihoods.base import TargetShape
 from bll_pyro.model import Model
 from bll_pyro.posterior import DrawsPosterior, GaussianPosterior, Posterior
 from bll_pyro.scope import generator
+
+NUM_GUIDE_DRAWS = 1000  # of guides without a closed form
 
 
 @dataclass(frozen=True, eq=False)
@@ -223,19 +226,19 @@ class Objective:
         common = (self.layer, frame, target_shape, self.model.num_outputs, learned)
         if isinstance(self.guide, GaussianGuide):
             return GaussianPosterior(*common, latents=self.guide.joint().detach())
-        posterior = DrawsPosterior(*common, draws=self._draws(frame), markov_chain=False)
-        return replace(posterior, draws=posterior._present(posterior.draws))
-
-    def _draws(self, frame: Frame, num_draws: int = 1000) -> dict[str, Tensor]:
-        """Draws of a guide that knows no closed form, one call each, in plain axes."""
-        collected: dict[str, list[Tensor]] = {}
-        for _ in range(num_draws):
-            for name, value in self.guide(*self._example).items():
-                collected.setdefault(name, []).append(value)
-        draws = {name: torch.stack(parts)[None] for name, parts in collected.items()}
-        if frame.rotation is not None:
+        draws, log_q = draw_guide(self.guide, self._example, self._free_sizes, NUM_GUIDE_DRAWS)
+        if frame.rotation is not None:  # a turn keeps volumes, and so densities
             draws["weight"] = draws["weight"] @ frame.rotation.mT
-        return draws
+        posterior = DrawsPosterior(*common, markov_chain=False, log_q=log_q)
+        return replace(posterior, draws=posterior._present(draws))
+
+    @property
+    def _free_sizes(self) -> dict[str, int]:
+        """Unconstrained numbers of each latent site."""
+        model = self.model
+        sizes = dict(zip(model.globals.priors, model.globals.sizes, strict=True))
+        sizes["weight"] = math.prod(model.weight_shape)
+        return sizes | ({"bias": model.num_outputs} if self.layer.bias else {})
 
 
 def train(
