@@ -26,15 +26,25 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 _PLOTS = {
+    "class_probs": "uncertainty",
+    "decomposition": "uncertainty",
     "elbo_trace": "optimisation",
     "fan_chart": "fan",
     "pit_histogram": "transform",
+    "prior_predictive": "priors",
+    "weights_correlation": "weights",
+    "weights_forest": "weights",
 }
 
 if TYPE_CHECKING:
     from bll_pyro.plots.fan import fan_chart as fan_chart
     from bll_pyro.plots.optimisation import elbo_trace as elbo_trace
     from bll_pyro.plots.transform import pit_histogram as pit_histogram
+    from bll_pyro.plots.priors import prior_predictive as prior_predictive
+    from bll_pyro.plots.uncertainty import class_probs as class_probs
+    from bll_pyro.plots.uncertainty import decomposition as decomposition
+    from bll_pyro.plots.weights import weights_correlation as weights_correlation
+    from bll_pyro.plots.weights import weights_forest as weights_forest
 
 __all__ = sorted(_PLOTS)
 
