@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -69,7 +70,7 @@ def prior_predictive(
     layer
         The declaration.
     features
-        Features ``[N, D]`` of some rows (an array, a tensor or a ``Features`` store). With ``standardize=True`` they are
+        Features ``[N, D]`` of some rows (an array, a tensor, a ``Features`` store, or ``Data``). With ``standardize=True`` they are
         also what is standardised by.
     targets
         Their targets. A standardised real-valued likelihood needs them, for centre and scale; else they tell their
@@ -157,13 +158,13 @@ def _rows(layer: LastLayer, features: Any, targets: Any, learned: Mapping[str, A
     stored = Features.from_tensors(inputs, given)
     dtype = torch.float64 if inputs.dtype == torch.float64 else torch.float32
     with isolated(0, dtype):
-        frame = make_frame(layer, stored, checked, False, dtype)
+        frame = make_frame(layer, stored, checked, False, dtype, source.columns)
         inside = layer.in_frame(frame)
         model = Model(inside, frame.num_features, shape)
         values = _learned(layer, {k: v.detach() for k, v in model.learned.items()}, learned or {})
     posterior = DrawsPosterior(inside, frame, shape, model.num_outputs, values)
     shown = (given.long() if given.dtype == torch.bool else given).cpu().numpy()
-    return RowPass(posterior, stored, checked, shown)
+    return RowPass(posterior, stored, checked, shown, source.columns)
 
 
 def _learned(layer: LastLayer, start: dict[str, Tensor], given: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -186,7 +187,7 @@ def _learned(layer: LastLayer, start: dict[str, Tensor], given: Mapping[str, Any
 def _draw(rows: RowPass, num_draws: int, seed: int, weights: bool) -> Kept:
     """Draws of all sites, chunk by chunk, and what follows from them."""
     posterior, kept, scored = rows.posterior, Kept(), in_double(rows.posterior)
-    rows = RowPass(scored, rows.features, rows.targets, rows.given)
+    rows = replace(rows, posterior=scored)
     likelihood, size = posterior.layer.likelihood, scored_size(posterior)
     for start in range(0, num_draws, size):
         draws = sample_prior(posterior, min(size, num_draws - start), derived_seed(seed, 2, start))

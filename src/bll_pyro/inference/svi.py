@@ -198,7 +198,10 @@ class Objective:
 
     def _pyro_arguments(self, design: Tensor, targets: Targets) -> tuple[Any, ...]:
         features, exposure = design[:, : self.model.num_features], known_of(targets).get("exposure")
-        return features, values_of(targets), self.num_rows, weight_of(targets), exposure
+        plain = features, values_of(targets), self.num_rows
+        weight = weight_of(targets)
+        # guide functions of the user's take what the model takes: three arguments, and more only where there is more
+        return plain if weight is None and exposure is None else (*plain, weight, exposure)
 
     def latents(self) -> LatentGaussian:
         """Gaussian over the unknowns at the current parameters."""

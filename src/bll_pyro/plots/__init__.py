@@ -39,8 +39,8 @@ _PLOTS = {
 if TYPE_CHECKING:
     from bll_pyro.plots.fan import fan_chart as fan_chart
     from bll_pyro.plots.optimisation import elbo_trace as elbo_trace
-    from bll_pyro.plots.transform import pit_histogram as pit_histogram
     from bll_pyro.plots.priors import prior_predictive as prior_predictive
+    from bll_pyro.plots.transform import pit_histogram as pit_histogram
     from bll_pyro.plots.uncertainty import class_probs as class_probs
     from bll_pyro.plots.uncertainty import decomposition as decomposition
     from bll_pyro.plots.weights import weights_correlation as weights_correlation
