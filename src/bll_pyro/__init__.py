@@ -21,6 +21,7 @@ _ROOMS = {
     "NUTS": "inference.nuts",
     "noises": "inference",
     "QuasiMonteCarlo": "prediction",
+    "Probit": "prediction",
     "Data": "features.columns",
     "Features": "features.store",
     "extract": "features.extraction",
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
     from bll_pyro.inference.svi import SVI
     from bll_pyro.layer import LastLayer
     from bll_pyro.model import Model
-    from bll_pyro.prediction import QuasiMonteCarlo
+    from bll_pyro.prediction import Probit, QuasiMonteCarlo
 
 __all__ = sorted([*_ROOMS, *_MODULES])
 

@@ -24,7 +24,7 @@ from bll_pyro.inference.framing import make_frame
 from bll_pyro.inference.rows import Rows
 from bll_pyro.layer import LastLayer
 from bll_pyro.posterior import Posterior
-from bll_pyro.prediction import Prediction, QuasiMonteCarlo, predict
+from bll_pyro.prediction import Integration, Prediction, predict
 from bll_pyro.scope import isolated
 
 if TYPE_CHECKING:
@@ -67,13 +67,14 @@ class Fit:
         inputs: Any,
         *,
         exposure: Any = None,
-        integration: QuasiMonteCarlo | None = None,
+        integration: Integration | None = None,
         batch_size: int = 256,
     ) -> Prediction:
         """Posterior predictive for inputs (arrays, tensors, a dataset, a loader, or a ``Features`` store).
 
-        Works in batches: beyond the prediction itself, memory does not grow with the number of rows. ``exposure``: of
-        the rows of a fit of counts, ``[N]``; without it, of 1.
+        ``integration`` is ``bll.QuasiMonteCarlo(num_points=256)`` by default; ``bll.Probit()`` is a cheap approximation for
+        classes and labels. Works in batches: beyond the prediction itself, memory does not grow with the number of rows.
+        ``exposure``: of the rows of a fit of counts, ``[N]``; without it, of 1.
         """
         inputs = bundled(inputs, None, exposure)
         columns, parts, start = self.columns(inputs), [], 0

@@ -33,6 +33,10 @@ class Outputs(ABC):
     def draws(self, num_points: int, seed: int = 0) -> Tensor:
         """Equally weighted draws ``[S, N, K]``: quasi-random for a Gaussian, the draws themselves otherwise."""
 
+    def draws_by_output(self, num_points: int, seed: int = 0) -> Tensor:
+        """The same draws as ``[K, S, N]``, in memory of their own that may be overwritten."""
+        return self.draws(num_points, seed).permute(2, 0, 1).clone(memory_format=torch.contiguous_format)
+
     @abstractmethod
     def rows(self, index: slice) -> Outputs:
         """Restrict to some rows."""
@@ -145,6 +149,14 @@ class OutputGaussian(Outputs):
         compact = self.compact()
         points = normal_points(num_points, compact.noise_dim, seed).to(self.loc)
         return compact.at(points[:, None, :])
+
+    def draws_by_output(self, num_points: int, seed: int = 0) -> Tensor:
+        """Independent outputs are made in this order at once."""
+        if self.scale is None or self.mixing is not None or self.factor is not None:
+            return super().draws_by_output(num_points, seed)
+        points = normal_points(num_points, self.noise_dim, seed).to(self.loc)
+        loc, scale = self.loc.mT.contiguous(), self.scale.expand_as(self.loc).mT.contiguous()
+        return torch.addcmul(loc[:, None], scale[:, None], points.mT[..., None])
 
     def compact(self) -> OutputGaussian:
         """Replace a factor wider than K by a Cholesky factor: K normals a row are enough.

@@ -122,6 +122,14 @@ class Likelihood(Declaration):
         """Class probabilities ``[..., N, C]`` given the outputs (discrete likelihoods)."""
         raise NotImplementedError(f"{type(self).__name__} has no classes")
 
+    def class_expectations(
+        self, outputs: Outputs, num_points: int, seed: int = 0, **noise: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """``E[p(y | f)]`` ``[N, C]``, ``E[H(p(y | f))]`` in nats ``[N]``, and the error of the former ``[N]``: see ``halves``."""
+        probs = self.class_probs(outputs.draws(num_points, seed), **noise)
+        mean, error = halves(probs)
+        return mean, torch.special.entr(probs).sum(-1).mean(0), error.square().mean(-1).sqrt()
+
     def label_probs(self, outputs: Tensor, **noise: Tensor) -> Tensor:
         """Probability ``[..., N, T]`` of each label given the outputs (binary likelihoods)."""
         raise NotImplementedError(f"{type(self).__name__} has no binary labels")
@@ -173,6 +181,19 @@ class Likelihood(Declaration):
     def independent_outputs(self) -> bool:
         """Whether no target ties two outputs: ``information`` is diagonal."""
         return type(self).information is Likelihood.information
+
+
+def halves(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean over the points ``[S, ...]``, and an estimate of its error: half the distance of the means over two halves.
+
+    For independent draws its mean square is the variance of the mean. Two halves of a Sobol set are such sets
+    themselves, and their errors cancel in part when they are joined: there the estimate is on the safe side.
+    """
+    if len(values) < 2:
+        return values.mean(0), torch.full_like(values[0], float("nan"))
+    middle = len(values) // 2
+    first, second = values[:middle].mean(0), values[middle:].mean(0)
+    return torch.lerp(second, first, middle / len(values)), (first - second).abs() / 2
 
 
 def float_targets(targets: Tensor, owner: str, what: str = "real numbers") -> Tensor:

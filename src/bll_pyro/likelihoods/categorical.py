@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from bll_pyro.gaussian import Outputs
 from bll_pyro.information import SoftmaxInformation
-from bll_pyro.likelihoods.base import Likelihood, TargetShape, describe, integer_targets
+from bll_pyro.likelihoods.base import Likelihood, TargetShape, describe, halves, integer_targets
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,6 +79,24 @@ class Categorical(Likelihood):
     def class_probs(self, outputs: Tensor, **noise: Tensor) -> Tensor:
         """Class probabilities ``[..., N, K]`` given the outputs."""
         return torch.softmax(outputs / self.temperature, -1)
+
+    def class_expectations(
+        self, outputs: Outputs, num_points: int, seed: int = 0, **noise: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The same with the classes first ``[K, S, N]``: sums over a few classes are then sums of long vectors.
+
+        ``H = log Z - sum_k p_k f_k`` for ``f`` less its maximum: one exponential a number and no logarithm.
+        """
+        logits = outputs.draws_by_output(num_points, seed)
+        if self.temperature != 1.0:
+            logits /= self.temperature
+        logits -= logits.amax(0)
+        probs = logits.exp()
+        normaliser = probs.sum(0)
+        probs /= normaliser
+        entropy = (normaliser.log() - logits.mul_(probs).sum(0)).mean(0)
+        mean, error = halves(probs.transpose(0, 1))
+        return mean.mT.contiguous(), entropy, error.square().mean(0).sqrt()
 
     def expected_derivatives(self, draws: Tensor, targets: Tensor, **noise: Tensor) -> tuple[Tensor, Tensor]:
         """``E[e_y - p] / temperature`` and ``E[diag(p) - p p'] / temperature^2``."""

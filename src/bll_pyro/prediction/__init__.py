@@ -9,16 +9,19 @@ from bll_pyro.likelihoods import Ordinal
 from bll_pyro.posterior import Posterior
 from bll_pyro.prediction.base import Prediction
 from bll_pyro.prediction.classes import ClassPrediction, predict_classes
-from bll_pyro.prediction.integration import QuasiMonteCarlo
+from bll_pyro.prediction.integration import Integration, QuasiMonteCarlo
 from bll_pyro.prediction.labels import LabelPrediction, predict_labels
 from bll_pyro.prediction.ordinal import OrdinalPrediction
+from bll_pyro.prediction.probit import Probit, refusal
 from bll_pyro.prediction.values import Mixture, ValuePrediction, predict_values
 
 __all__ = [
     "ClassPrediction",
+    "Integration",
     "LabelPrediction",
     "OrdinalPrediction",
     "Prediction",
+    "Probit",
     "QuasiMonteCarlo",
     "ValuePrediction",
     "predict",
@@ -29,7 +32,7 @@ __all__ = [
 def predict(
     posterior: Posterior,
     features: Tensor,
-    integration: QuasiMonteCarlo | None = None,
+    integration: Integration | None = None,
     exposure: Tensor | None = None,
 ) -> Prediction:
     """Posterior predictive for features ``[N, D]``, of counts at an exposure ``[N, 1]`` or ``[N, T]``."""
@@ -44,6 +47,8 @@ def predict(
     single = posterior.target_shape == ()
     if likelihood.is_binary:
         return predict_labels(outputs, likelihood, noise, single, integration)
+    if isinstance(integration, Probit):
+        raise TypeError(refusal(likelihood))
     mixture = Mixture(
         outputs, likelihood, noise, frame.target_center, frame.target_scale, integration,
         None if exposure is None else exposure.to(outputs.mean),

@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from bll_pyro.gaussian import Outputs
+from bll_pyro.prediction.probit import Probit
 
-CHUNK_NUMBERS = 2_000_000  # draws x rows x outputs held at once
+# draws x rows x outputs held at once: what a cache of a CPU holds, or what keeps a GPU busy
+CHUNK_NUMBERS = {"cpu": 2**19, "cuda": 2**26}
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,11 @@ class QuasiMonteCarlo:
 
     def chunks(self, outputs: Outputs) -> Iterator[slice]:
         """Rows whose draws are held at once."""
-        size = max(1, CHUNK_NUMBERS // (self.num_points * outputs.num_outputs))
+        at_once = CHUNK_NUMBERS.get(outputs.mean.device.type, 2**24)
+        size = max(1, at_once // (self.num_points * outputs.num_outputs))
         for start in range(0, outputs.num_rows, size):
             yield slice(start, start + size)
+
+
+Integration = QuasiMonteCarlo | Probit
+"""How expectations over the outputs are taken."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,8 +10,10 @@ from torch import Tensor
 
 from bll_pyro.gaussian import Outputs
 from bll_pyro.likelihoods import Likelihood
+from bll_pyro.likelihoods.base import halves
 from bll_pyro.prediction.base import Prediction, as_targets
-from bll_pyro.prediction.integration import QuasiMonteCarlo
+from bll_pyro.prediction.integration import Integration
+from bll_pyro.prediction.probit import Probit
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,12 +29,15 @@ class LabelPrediction(Prediction):
         Probability ``E_q[P(y = 1 | f)]`` of each label.
     total, aleatoric, epistemic
         Entropies of each label in nats, of the shape of ``probs``.
+    error
+        Estimated error of the integration in ``probs``, from two halves of the points; None for :class:`Probit`.
     """
 
     probs: Tensor
     outputs: Outputs
     likelihood: Likelihood
-    integration: QuasiMonteCarlo
+    integration: Integration
+    error: Tensor | None = field(default=None, kw_only=True)
 
     @property
     def label(self) -> Tensor:
@@ -49,6 +54,9 @@ class LabelPrediction(Prediction):
         """Log probability of a row's labels together, nats ``[N]``: labels are independent only given the outputs."""
         values = self.likelihood.check_targets(as_targets(targets, len(self))).to(self.probs)
         points = self.integration
+        if isinstance(points, Probit):  # knows each label alone
+            chosen = torch.where(values.view(self.probs.shape) > 0, self.probs, 1 - self.probs)
+            return chosen.clamp_min(torch.finfo(chosen.dtype).tiny).log().view(len(self), -1).sum(-1)
         parts = [
             self.likelihood.predictive_log_prob(
                 self.outputs.rows(i), values[i], points.num_points, points.seed
@@ -70,7 +78,8 @@ class LabelPrediction(Prediction):
     @classmethod
     def concat(cls, parts: list[LabelPrediction]) -> LabelPrediction:
         """Join the predictions of several batches."""
-        names = [f.name for f in fields(cls) if f.name not in ("outputs", "likelihood", "integration")]
+        names = ["total", "aleatoric", "epistemic", "probs"]
+        names += ["error"] if parts[0].error is not None else []
         joined = {name: torch.cat([getattr(p, name) for p in parts]) for name in names}
         outputs = type(parts[0].outputs).concat([p.outputs for p in parts])
         return cls(
@@ -84,21 +93,27 @@ def predict_labels(
     likelihood: Likelihood,
     noise: dict[str, Tensor],
     single: bool,
-    integration: QuasiMonteCarlo,
+    integration: Integration,
 ) -> LabelPrediction:
     """Average probabilities and entropies over the same draws of the outputs."""
-    probs, aleatoric = [], []
-    for index in integration.chunks(outputs):
-        draws = outputs.rows(index).draws(integration.num_points, integration.seed)
-        conditional = likelihood.label_probs(draws, **noise)
-        probs.append(conditional.mean(0))
-        aleatoric.append(entropy(conditional).mean(0))
-    mean, expected = torch.cat(probs), torch.cat(aleatoric)
+    error = None
+    if isinstance(integration, Probit):
+        mean, expected = integration.labels(outputs, likelihood)
+    else:
+        parts = []
+        for index in integration.chunks(outputs):
+            draws = outputs.rows(index).draws(integration.num_points, integration.seed)
+            conditional = likelihood.label_probs(draws, **noise)
+            parts.append((*halves(conditional), entropy(conditional).mean(0)))
+        mean, error, expected = (torch.cat(values) for values in zip(*parts, strict=True))
+        error = error.squeeze(-1) if single else error
     if single:
         mean, expected = mean.squeeze(-1), expected.squeeze(-1)
     total = entropy(mean)
     epistemic = (total - expected).clamp_min(0.0)
-    return LabelPrediction(total, total - epistemic, epistemic, mean, outputs, likelihood, integration)
+    return LabelPrediction(
+        total, total - epistemic, epistemic, mean, outputs, likelihood, integration, error=error
+    )
 
 
 def entropy(probs: Tensor) -> Tensor:
