@@ -49,7 +49,8 @@ class Frame:
 
     def standardized(self, features: Tensor) -> Tensor:
         """Features on the scale on which weights are reported, ``[N, D]``."""
-        return (features.to(self.center) - self.center) / self.scale
+        centred = features.to(self.center) - self.center
+        return centred / self.scale if centred.requires_grad else centred.div_(self.scale)
 
     def design(self, features: Tensor) -> Tensor:
         """The design matrix ``[N, P]``: standardised, turned, and with ones for the bias."""
