@@ -23,6 +23,7 @@ Product = Callable[[Tensor], Tensor]
 
 MAX_CONJUGATE_STEPS = 500
 MAX_HALVINGS = 30
+NUM_INFORMED_STEPS = 8  # steps with the information; where it is the Hessian itself, these are enough
 NEAR = 0.5  # within this distance the precision hardly changes any more, and what was made of it serves on
 
 
@@ -80,8 +81,11 @@ def find_mode(
         if distance <= tolerance or num_steps == max_steps:
             break
 
-        def product(vectors: Tensor, rows: RowsAt = rows) -> Tensor:
-            return rows.times(vectors) + prior.times(vectors)
+        # where the information is not the Hessian, its steps come ever nearer but never fast; close by the Hessian's do
+        times = rows.hessian_times if num_steps >= NUM_INFORMED_STEPS and distance < NEAR else rows.times
+
+        def product(vectors: Tensor, times: Product = times) -> Tensor:
+            return times(vectors) + prior.times(vectors)
 
         # far from the mode a rough direction does; near it the error of the next step is the square of this one's
         accuracy = min(0.1, max(distance, 0.1 * tolerance / distance))
