@@ -12,11 +12,12 @@ from bll_pyro.frame import Frame
 from bll_pyro.gaussian import (
     Delta,
     LatentGaussian,
+    OutputCoupled,
     OutputDraws,
     OutputGaussian,
     Outputs,
     WeightGaussian,
-    normal_points,
+    noise_points,
 )
 from bll_pyro.layer import LastLayer
 from bll_pyro.likelihoods.base import TargetShape
@@ -137,19 +138,28 @@ class GaussianPosterior(Posterior):
             log_jacobian = self.globals.constrain(u)[2]
         return (self.latents.log_prob(u, weights) - log_jacobian).view(draws["weight"].shape[:2])
 
-    def outputs(self, features: Tensor) -> OutputGaussian:
-        """Gaussian outputs in closed form."""
-        return self._marginal.outputs(self.frame.design(features))
+    def outputs(self, features: Tensor) -> OutputGaussian | OutputCoupled:
+        """Gaussian outputs in closed form; tied to the noise where likelihood and posterior tie them."""
+        design = self.frame.design(features)
+        if self.latents.coupling is None or not self.layer.likelihood.noise_moves_outputs:
+            return self._marginal.outputs(design)
+        given = self.latents.given_first(self._num_noise).outputs(design)
+        return OutputCoupled(
+            given, torch.einsum("np,kpu->nku", design, self.latents.coupling[..., : self._num_noise])
+        )
+
+    @property
+    def _num_noise(self) -> int:
+        """How many of the unconstrained unknowns are the noise's; they come first."""
+        return sum(self.globals.sizes[: len(self.globals.noise_names)])
 
     def noise(self, num_draws: int, seed: int = 0) -> Draws:
         """Quasi-random draws of the noise parameters, in other dimensions than those of the outputs."""
         if not self.globals.noise_names:
             return {}
-        factor = self.latents.globals_factor
-        num_noise = sum(self.globals.sizes[: len(self.globals.noise_names)])  # they come first in u
-        skip = 2 * self.num_outputs  # outputs take up to K independent normals and K common ones
+        factor, num_noise = self.latents.globals_factor, self._num_noise
         noise = factor.new_zeros(num_draws, self.latents.num_globals)
-        noise[:, :num_noise] = normal_points(num_draws, num_noise, seed, skip).to(factor)
+        noise[:, :num_noise] = noise_points(num_draws, num_noise, self.num_outputs, seed).to(factor)
         spread = factor * noise if factor.dim() == 1 else noise @ factor.mT
         values = self.globals.constrain(self.latents.globals_loc + spread)[0]
         return self.globals.noise(values)

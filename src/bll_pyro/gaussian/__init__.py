@@ -1,6 +1,7 @@
 """Gaussians in closed form: over the weights, and the Gaussians over the outputs that they imply."""
 
 from bll_pyro.gaussian.centred import CentredDiagonal
+from bll_pyro.gaussian.coupled import OutputCoupled, noise_points
 from bll_pyro.gaussian.kronecker import Kronecker
 from bll_pyro.gaussian.latent_distribution import LatentDistribution, flatten
 from bll_pyro.gaussian.latents import LatentGaussian
@@ -28,11 +29,13 @@ __all__ = [
     "LatentGaussian",
     "LowRank",
     "MatrixNormal",
+    "OutputCoupled",
     "OutputDraws",
     "OutputGaussian",
     "OutputMixture",
     "Outputs",
     "WeightGaussian",
     "flatten",
+    "noise_points",
     "normal_points",
 ]

@@ -43,11 +43,15 @@ class LatentGaussian:
 
     def marginal_weights(self) -> WeightGaussian:
         """Gaussian of the weights with u integrated out."""
-        if self.coupling is None or not self.num_globals:
+        return self.given_first(0)
+
+    def given_first(self, num: int) -> WeightGaussian:
+        """Gaussian of the weights where the first ``num`` of the normals e are 0, with the others integrated out."""
+        if self.coupling is None or num == self.num_globals:
             return self.weights
         assert isinstance(self.weights, Dense)
         # variances of weights span many orders of magnitude: their product needs double precision
-        wide = torch.cat([self.weights.factor, self.coupling], -1).flatten(0, 1).double()
+        wide = torch.cat([self.weights.factor, self.coupling[..., num:]], -1).flatten(0, 1).double()
         tril = torch.linalg.cholesky(wide @ wide.mT).to(self.weights.loc)
         return Dense(self.weights.loc, tril.view(*self.weights.loc.shape, -1), tril.diagonal().log().sum())
 

@@ -38,6 +38,9 @@ class Likelihood(Declaration):
     )
 
     has_slope: ClassVar[bool] = False  # whether ``slope`` is there
+    noise_moves_outputs: ClassVar[bool] = (
+        False  # noise and outputs can stand in for each other: neither may be drawn without the other
+    )
 
     @abstractmethod
     def num_outputs(self, target_shape: TargetShape) -> int:

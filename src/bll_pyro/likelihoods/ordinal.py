@@ -30,6 +30,7 @@ class Ordinal(Likelihood):
     num_classes: int
     cutpoint_scale: float = 2.0
     is_discrete: ClassVar[bool] = True
+    noise_moves_outputs: ClassVar[bool] = True  # a bias moves the outputs as cutpoints move against them
 
     def __post_init__(self) -> None:
         if (
