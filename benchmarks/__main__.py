@@ -10,7 +10,7 @@ import torch
 from benchmarks.environment import describe
 from benchmarks.options import Options
 
-NAMES = ("step_time", "quality", "predict", "memory", "curves", "import_time", "inferences")
+NAMES = ("step_time", "quality", "predict", "memory", "curves", "import_time", "cuda", "inferences")
 
 
 def main() -> None:

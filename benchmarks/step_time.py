@@ -35,7 +35,8 @@ def run(options: Options) -> Report:
                 continue
             measures[method.name] = repeated_for(method.step(*data), block)
         if options.keeps(OURS):
-            measures[OURS] = ours.step_seconds(*data, num_steps=40 if options.small else 200)
+            wide = num_features * num_classes > 1_000_000
+            measures[OURS] = ours.step_seconds(*data, num_steps=40 if options.small else 60 if wide else 200)
         timings = interleave(measures, options.num_runs)
         size = f"D = {num_features}, K = {num_classes}, batch {batch_size}"
         table = Table(size, COLUMNS)

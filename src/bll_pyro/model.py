@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any
 
@@ -129,6 +130,18 @@ def linear(features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return outputs if bias is None else outputs + bias
 
 
+def unchecked[D: torch.distributions.Distribution](prior: D) -> D:
+    """The same distribution without checks of its values, which a transform has put in the support already.
+
+    Each check asks the device for a number, and a step would wait for it.
+    """
+    prior = copy.copy(prior)
+    prior._validate_args = False
+    if hasattr(prior, "base_dist"):
+        prior.base_dist = unchecked(prior.base_dist)
+    return prior
+
+
 class Globals:
     """The global unknowns beside W and b (noise, hyper-parameters) as one unconstrained vector ``u [U]``.
 
@@ -137,7 +150,7 @@ class Globals:
 
     def __init__(self, layer: LastLayer, weight_shape: tuple[int, int], target_shape: TargetShape) -> None:
         noise, hyper = layer.likelihood.sites(target_shape), layer.prior.hyper(weight_shape)
-        self.priors: dict[str, dist.Distribution] = {**noise, **hyper}
+        self.priors: dict[str, dist.Distribution] = {k: unchecked(v) for k, v in {**noise, **hyper}.items()}
         self.noise_names, self.hyper_names = tuple(noise), tuple(hyper)
         self.transforms = {name: biject_to(prior.support) for name, prior in self.priors.items()}
         # not transform.inverse_shape: torch's first call of it imports SymPy, which takes longer than many a fit

@@ -13,6 +13,14 @@ from bll_pyro.frame import Frame
 from bll_pyro.inference.targets import Targets, with_columns
 
 IN_MEMORY_BYTES = 4 * 1024**3  # a design matrix up to this size is built once
+DEVICE_SHARE = 0.6  # or up to this share of what is free on the device
+
+
+def in_memory_bytes(device: torch.device) -> float:
+    """Size up to which the design matrix is kept where it is used."""
+    if device.type == "cuda":
+        return max(IN_MEMORY_BYTES, DEVICE_SHARE * torch.cuda.mem_get_info(device)[0])
+    return IN_MEMORY_BYTES
 
 
 class FeatureRows(Protocol):
@@ -46,7 +54,9 @@ class Rows:
         self.targets = with_columns(own, columns.to(self.frame.center)) if columns else own
         self._features = features
         num_bytes = len(features) * (frame.num_features + 1) * frame.center.element_size()
-        self._design = self.frame.design(features[:].to(device)) if num_bytes <= IN_MEMORY_BYTES else None
+        self._design = (
+            self.frame.design(features[:].to(device)) if num_bytes <= in_memory_bytes(self.device) else None
+        )
 
     @property
     def num_rows(self) -> int:
