@@ -129,3 +129,21 @@ def test_epistemic_falls_like_one_over_n_and_aleatoric_is_the_noise(likelihood: 
         expected = true.base_dist.variance[:, 0].expand(len(NEW))
     error = ((many.aleatoric - expected) / expected).abs()
     assert float(error.median()) < 0.1
+
+
+@pytest.mark.unchecked
+def test_leave_one_out_of_ordered_classes_with_a_bias() -> None:
+    """Against refits without the row; a bias can stand in for the cutpoints, and must not count twice."""
+    likelihood = lk.Ordinal(4)
+    features = torch.randn(60, 3, generator=generator(0), dtype=torch.float64)
+    with isolated(0):
+        labels = likelihood.distribution(outputs_of(likelihood, features), cutpoints=CUTPOINTS).sample()
+    layer = bll.LastLayer(likelihood, bll.priors.Normal(2.0), standardize=False)
+    fit = bll.fit(layer, (features, labels), inference=LAPLACE)
+    found = torch.as_tensor(bll.loo(fit, (features, labels)).elpd_i.values)
+    whole = fit.predict(features).log_prob(labels)
+    for row in (0, 7, int((whole - found).argmax())):
+        others = torch.arange(60) != row
+        refit = bll.fit(layer, (features[others], labels[others]), inference=LAPLACE)
+        expected = float(refit.predict(features[row : row + 1]).log_prob(labels[row : row + 1]))
+        assert abs(float(found[row]) - expected) < 0.1 * abs(expected) + 0.02

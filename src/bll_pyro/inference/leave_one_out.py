@@ -135,8 +135,16 @@ class _RowByRow:
 
     @classmethod
     def of(cls, posterior: GaussianPosterior, num_points: int) -> _RowByRow:
+        latents, likelihood = posterior.latents, posterior.layer.likelihood
+        if likelihood.noise_moves_outputs and latents.coupling is not None:
+            # neither may be drawn without the other: the noise at its posterior mean, and the weights given it
+            globals_ = posterior.globals
+            at = globals_.noise(globals_.constrain(latents.globals_loc)[0])
+            known = {name: value[None, None] for name, value in at.items()}
+            num_noise = sum(globals_.sizes[: len(globals_.noise_names)])
+            return cls(latents.given_first(num_noise), likelihood, known, num_points)
         noise = {name: value[:, None] for name, value in posterior.noise(num_points).items()}
-        return cls(posterior.latents.marginal_weights(), posterior.layer.likelihood, noise, num_points)
+        return cls(latents.marginal_weights(), likelihood, noise, num_points)
 
     @property
     def row_size(self) -> int:
@@ -192,7 +200,7 @@ class _RowByRow:
         if not self.noise or weight_of(targets) is not None:  # a weighted row leaves the noise as it is
             return self._average(outputs, targets, self.noise, self.num_points)
         given = []
-        for s in range(min(self.num_points, NUM_NOISE_POINTS)):
+        for s in range(min(len(next(iter(self.noise.values()))), NUM_NOISE_POINTS)):
             noise = {name: value[s : s + 1] for name, value in self.noise.items()}
             given.append(self._average(outputs, targets, noise, min(self.num_points, NUM_POINTS_GIVEN_NOISE)))
         return math.log(len(given)) - torch.stack(given).neg().logsumexp(0)
