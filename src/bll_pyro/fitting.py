@@ -229,7 +229,7 @@ def fit(
     inference = SVI() if inference is None else inference
     _check_types(layer, backbone, inference)
     data = bundled(data, sample_weight, exposure)
-    columns, held_out_columns = _check_before_work(layer, data, "data"), NO_COLUMNS
+    columns, held_out_columns = _check_before_work(layer, data, "data", training=True), NO_COLUMNS
     if validation_data is not None:
         held_out_columns = _check_before_work(layer, validation_data, "validation_data")
     folder = None if store is None else Path(store)
@@ -302,6 +302,7 @@ def fit_features(
 ) -> tuple[Posterior, Trace]:
     """Fit on features: make the frame of the training rows, bring the declaration into its units, run the inference."""
     targets = _targets(layer, features)
+    layer.likelihood.check_training(targets)
     target_shape = tuple(_raw_targets(features).shape[1:]) if not layer.likelihood.is_discrete else ()
     check_exposure(layer, columns, target_shape)
     num_outputs = layer.likelihood.num_outputs(target_shape)
@@ -389,14 +390,16 @@ def check_exposure(layer: LastLayer, columns: Columns, target_shape: tuple[int, 
         )
 
 
-def _check_before_work(layer: LastLayer, data: Any, what: str) -> Columns:
+def _check_before_work(layer: LastLayer, data: Any, what: str, training: bool = False) -> Columns:
     """Check what is in memory before the backbone runs; what a dataset makes on the way is checked when it is there."""
     source = read(data, need_targets=True, what=what, min_rows=2)
     whole, target_shape = source.tensors(), None
     if whole is not None:
         inputs, targets = whole
         assert targets is not None
-        layer.likelihood.check_targets(targets)
+        checked = layer.likelihood.check_targets(targets)
+        if training:
+            layer.likelihood.check_training(checked)
         check_finite(inputs, f"inputs of {what}")
         target_shape = tuple(targets.shape[1:])
     check_exposure(layer, source.columns, target_shape)

@@ -200,7 +200,17 @@ BAD: list[tuple[Likelihood, list[float], str]] = [
 @pytest.mark.parametrize(("likelihood", "targets", "message"), BAD)
 def test_bad_targets(likelihood: Likelihood, targets: list[float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        likelihood.check_targets(torch.tensor(targets))
+        likelihood.check_training(likelihood.check_targets(torch.tensor(targets)))
+
+
+def test_rows_to_predict_may_lack_a_class() -> None:
+    """A gap says something about training data; a day's new rows may be short of any class."""
+    labels, features = torch.arange(60) % 3, torch.randn(60, 2, generator=generator(0))
+    with pytest.raises(ValueError, match=r"Ordinal: expected labels without gaps, got none of class \[1\]"):
+        bll.fit(bll.LastLayer(lk.Ordinal(3)), (features, torch.where(labels == 1, 0, labels)))
+    fit = bll.fit(bll.LastLayer(lk.Ordinal(3)), (features, labels), inference=bll.SVI(num_epochs=1))
+    kept = labels != 1
+    assert bool(fit.predict(features[kept]).log_prob(labels[kept]).isfinite().all())
 
 
 @pytest.mark.unchecked

@@ -50,6 +50,9 @@ class Likelihood(Declaration):
     def check_targets(self, targets: Tensor) -> Tensor:
         """Validate targets before any work starts; return them as they are used inside (labels ``[N]`` or ``[N, T]``)."""
 
+    def check_training(self, targets: Tensor) -> None:
+        """Raise if targets, each of them valid, are not enough to fit on; :meth:`check_targets` has returned them."""
+
     @abstractmethod
     def distribution(self, outputs: Tensor, **noise: Tensor) -> dist.Distribution:
         """Distribution of the target given outputs ``[..., N, K]``: batch shape ``[..., N]``."""

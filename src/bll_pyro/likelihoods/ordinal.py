@@ -52,17 +52,21 @@ class Ordinal(Likelihood):
         return 1
 
     def check_targets(self, targets: Tensor) -> Tensor:
-        """Labels ``[N]``, int64; in data of some size every class has to occur."""
-        labels = integer_targets(targets, self.num_classes, "Ordinal")
-        if len(labels) >= 10 * self.num_classes:
-            counts = torch.bincount(labels, minlength=self.num_classes)
-            gaps = (counts == 0).nonzero().flatten().tolist()
-            if gaps and max(gaps) < int(labels.max()) and min(gaps) > int(labels.min()):
-                raise ValueError(
-                    f"Ordinal: expected labels without gaps, got none of class {gaps}; renumber the labels so that "
-                    "every step of the scale occurs, or lower num_classes"
-                )
-        return labels
+        """Labels ``[N]``, int64."""
+        return integer_targets(targets, self.num_classes, "Ordinal")
+
+    def check_training(self, targets: Tensor) -> None:
+        """In data of some size every class between the lowest and the highest that occurs has to occur."""
+        if len(targets) < 10 * self.num_classes:
+            return
+        counts = torch.bincount(targets, minlength=self.num_classes)
+        inner = range(int(targets.min()), int(targets.max()))
+        gaps = [c for c in (counts == 0).nonzero().flatten().tolist() if c in inner]
+        if gaps:
+            raise ValueError(
+                f"Ordinal: expected labels without gaps, got none of class {gaps}; renumber the labels so that every step of the "
+                "scale occurs, or lower num_classes"
+            )
 
     def sites(self, target_shape: TargetShape) -> dict[str, dist.Distribution]:
         """``cutpoints [C - 1]``, in order."""
