@@ -31,6 +31,8 @@ from bll_pyro.posterior import DrawsPosterior, GaussianPosterior, Posterior
 from bll_pyro.scope import generator
 
 NUM_GUIDE_DRAWS = 1000  # of guides without a closed form
+NUM_DRAWS = 8  # draws of each row for the ELBO that is reported
+NUM_EVALUATED = 2**17  # or so many rows and draws in all
 
 
 @dataclass(frozen=True, eq=False)
@@ -208,9 +210,10 @@ class Objective:
         return self.guide.joint()
 
     @torch.no_grad()
-    def evaluate(self, rows: Rows, seed: int, num_draws: int = 8) -> float:
-        """ELBO of all rows, averaged over ``num_draws`` draws."""
+    def evaluate(self, rows: Rows, seed: int) -> float:
+        """ELBO of all rows, averaged over eight draws of each; fewer where there are so many rows that they average out."""
         random = generator(seed + 1, rows.device)
+        num_draws = max(1, min(NUM_DRAWS, NUM_EVALUATED // rows.num_rows))
         total = 0.0
         for _ in range(num_draws):
             batches = [(float(self(d, t, random)), len(d)) for d, t in rows.blocks()]
