@@ -30,12 +30,18 @@ _ROOMS = {
     "from_pyro": "datatree",
     "loo": "elpd",
     "prior_predictive": "datatree",
+    "compare": "comparison",
+    "Stack": "comparison",
+    "diagnose": "diagnostics",
+    "sbc": "simulation",
 }
 _MODULES = ("priors", "likelihoods", "guides", "curvatures", "metrics", "conformal", "plots")
 
 if TYPE_CHECKING:
     from bll_pyro import conformal, curvatures, guides, likelihoods, metrics, plots, priors
+    from bll_pyro.comparison import Stack, compare
     from bll_pyro.datatree import from_pyro, prior_predictive  # type: ignore[no-redef]
+    from bll_pyro.diagnostics import diagnose
     from bll_pyro.elpd import loo
     from bll_pyro.features.backbones import timm_backbone
     from bll_pyro.features.columns import Data
@@ -50,6 +56,7 @@ if TYPE_CHECKING:
     from bll_pyro.layer import LastLayer
     from bll_pyro.model import Model
     from bll_pyro.prediction import Probit, QuasiMonteCarlo
+    from bll_pyro.simulation import sbc
 
 __all__ = sorted([*_ROOMS, *_MODULES])
 

@@ -152,3 +152,15 @@ def _blocks(matrix: Tensor) -> Tensor:
 def double(weights: WeightGaussian) -> WeightGaussian:
     """The same Gaussian in float64."""
     return type(weights)(**{name: value.double() for name, value in weights.tensors.items()})
+
+
+def covariance_times(weights: WeightGaussian, vectors: Tensor) -> Tensor:
+    """``cov(A) v`` for ``v [K, P]``: what one more unit of slope moves the mean by."""
+    match weights:
+        case Diagonal(mixing=None):
+            return weights.scale.square() * vectors
+        case BlockDiagonal():
+            return (weights.tril @ (weights.tril.mT @ vectors[..., None])).squeeze(-1)
+        case Dense():
+            return weights.factor @ torch.einsum("kpr,kp->r", weights.factor, vectors)
+    raise TypeError(f"expected a diagonal, block-diagonal or full covariance, got {type(weights).__name__}")

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -115,17 +115,17 @@ def leave_one_out(
             f"leave_one_out: expected a posterior with Gaussian outputs, got {type(posterior).__name__}; "
             "use bll.loo(fit, data), which takes PSIS for draws"
         )
-    row_by_row = _RowByRow.of(posterior, num_points)
-    answer = response(posterior, lambda: row_by_row.curvatures(rows), rows.num_rows)
+    row_by_row = RowByRow.of(posterior, num_points)
+    answer = row_by_row.response(posterior, rows)
     size = row_by_row.row_size
-    parts = [row_by_row.leave_out(answer, *block) for block in _blocks(rows, chosen, size)]
+    parts = [row_by_row.leave_out(answer, *block) for block in blocks_of(rows, chosen, size)]
     elpd, influence = (torch.cat(values) for values in zip(*parts, strict=True))
-    whole = torch.cat([row_by_row.log_density(*block) for block in _blocks(rows, None, size)])
+    whole = torch.cat([row_by_row.log_density(*block) for block in blocks_of(rows, None, size)])
     return LeaveOneOut(elpd, influence, whole, answer.ties)
 
 
 @dataclass(frozen=True, eq=False)
-class _RowByRow:
+class RowByRow:
     """What is needed of a posterior to leave out rows that come as design matrix and targets."""
 
     weights: WeightGaussian
@@ -134,7 +134,7 @@ class _RowByRow:
     num_points: int
 
     @classmethod
-    def of(cls, posterior: GaussianPosterior, num_points: int) -> _RowByRow:
+    def of(cls, posterior: GaussianPosterior, num_points: int) -> RowByRow:
         latents, likelihood = posterior.latents, posterior.layer.likelihood
         if likelihood.noise_moves_outputs and latents.coupling is not None:
             # neither may be drawn without the other: the noise at its posterior mean, and the weights given it
@@ -152,10 +152,14 @@ class _RowByRow:
         num_outputs, num_columns = self.weights.loc.shape
         return num_outputs * max(self.num_points, num_outputs, num_columns)
 
+    def response(self, posterior: GaussianPosterior, rows: Rows) -> Response:
+        """How far the rows move their own outputs."""
+        return response(posterior, lambda: self.curvatures(rows), rows.num_rows)
+
     def curvatures(self, rows: Rows) -> Iterator[tuple[Tensor, Tensor]]:
         """Design and expected negative Hessian of all rows."""
-        for design, targets in _blocks(rows, None, self.row_size):
-            yield design, self._derivatives(self.weights.outputs(design), targets)[1]
+        for design, targets in blocks_of(rows, None, self.row_size):
+            yield design, self.derivatives(self.weights.outputs(design), targets)[1]
 
     def log_density(self, design: Tensor, targets: Targets) -> Tensor:
         """Log predictive density of some rows under the whole posterior."""
@@ -163,20 +167,27 @@ class _RowByRow:
 
     def leave_out(self, answer: Response, design: Tensor, targets: Targets) -> tuple[Tensor, Tensor]:
         """``elpd`` and influence of some rows."""
+        without, influence = self.outputs_without(answer, design, targets)
+        return self._density_without(without, targets), influence
+
+    def outputs_without(
+        self, answer: Response, design: Tensor, targets: Targets
+    ) -> tuple[OutputGaussian, Tensor]:
+        """Outputs of some rows, each as the fit without the row has them, and influence."""
         outputs = self.weights.outputs(design)
-        gradient, curvature = self._derivatives(outputs, targets)
+        gradient, curvature = self.derivatives(outputs, targets)
         if not answer.ties:
             curvature = torch.diag_embed(curvature.diagonal(dim1=-2, dim2=-1))
         root, share, influence = own_share(answer.of(design), curvature)
         grown = root / (1 - share).sqrt()[:, None]
         moved = (grown @ (grown.mT @ gradient[..., None])).squeeze(-1)
-        without = OutputGaussian(outputs.mean - moved)
-        if not isinstance(self.weights, Delta):
-            more = root * (share / (1 - share)).clamp_min(0).sqrt()[:, None]
-            without = OutputGaussian(outputs.mean - moved, factor=_factor(outputs.covariance, more))
-        return self._density_without(without, targets), influence
+        if isinstance(self.weights, Delta):
+            return OutputGaussian(outputs.mean - moved), influence
+        more = root * (share / (1 - share)).clamp_min(0).sqrt()[:, None]
+        return OutputGaussian(outputs.mean - moved, factor=_factor(outputs.covariance, more)), influence
 
-    def _derivatives(self, outputs: OutputGaussian, targets: Targets) -> tuple[Tensor, Tensor]:
+    def derivatives(self, outputs: OutputGaussian, targets: Targets) -> tuple[Tensor, Tensor]:
+        """Expected gradient ``[N, K]`` and negative Hessian ``[N, K, K]`` of the log likelihood of some rows."""
         draws = outputs.draws(min(self.num_points, NUM_DERIVATIVE_POINTS))
         draws = draws + (outputs.mean - draws.mean(0))  # so that what is linear in the outputs is exact
         noise = {name: value[: len(draws)] for name, value in self.noise.items()}
@@ -249,7 +260,15 @@ def _leave_out_of_mixture(
     return elpd, outputs.average(leverage).amax(-1), likelihood.predictive_log_prob(outputs, values, 1)
 
 
-def _blocks(rows: Rows, index: Tensor | None, row_size: int) -> Iterator[tuple[Tensor, Targets]]:
+def mixture_without(outputs: OutputMixture, targets: Targets) -> OutputMixture:
+    """Outputs of rows without themselves given each value of the noise, which keeps the weights that all rows give it."""
+    weight, values = weight_of(targets), values_of(targets)
+    known = outputs.scale.square() / outputs.noise[:, None].square()
+    rest = (1 - (known if weight is None else weight[:, None] * known)).clamp_min(1 - MAX_SHARE)
+    return replace(outputs, loc=values - (values - outputs.loc) / rest, scale=outputs.scale / rest.sqrt())
+
+
+def blocks_of(rows: Rows, index: Tensor | None, row_size: int) -> Iterator[tuple[Tensor, Targets]]:
     """Design and targets of chosen rows, as many at a time as memory allows."""
     size = max(1, CHUNK_NUMBERS // row_size)
     if index is None:

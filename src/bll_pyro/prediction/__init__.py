@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from bll_pyro.gaussian import Outputs
 from bll_pyro.likelihoods import Ordinal
 from bll_pyro.posterior import Posterior
 from bll_pyro.prediction.base import Prediction
@@ -25,6 +26,7 @@ __all__ = [
     "QuasiMonteCarlo",
     "ValuePrediction",
     "predict",
+    "predict_outputs",
 ]
 
 
@@ -36,9 +38,19 @@ def predict(
     exposure: Tensor | None = None,
 ) -> Prediction:
     """Posterior predictive for features ``[N, D]``, of counts at an exposure ``[N, 1]`` or ``[N, T]``."""
+    return predict_outputs(posterior, posterior.outputs(features), integration, exposure)
+
+
+@torch.no_grad()
+def predict_outputs(
+    posterior: Posterior,
+    outputs: Outputs,
+    integration: QuasiMonteCarlo | None = None,
+    exposure: Tensor | None = None,
+) -> Prediction:
+    """Predictive of rows whose outputs are known: those of a posterior, or of a posterior without each row."""
     integration = integration or QuasiMonteCarlo()
     likelihood, frame = posterior.layer.likelihood, posterior.frame
-    outputs = posterior.outputs(features)
     noise = posterior.noise(integration.num_points, integration.seed)
     noise = {name: value[:, None] for name, value in noise.items()}
     if likelihood.is_discrete:

@@ -1,0 +1,88 @@
+"""Whether fits were made from the same rows, so that their log densities can be subtracted row by row."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bll_pyro.features.store import Features
+from bll_pyro.fitting import Fit
+from bll_pyro.inference.exact import Exact
+
+TOLERANCE = 1e-3  # of a standard deviation: how far the centre of the rows may be from that of the fit
+
+
+def check_fits(fits: Mapping[str, Fit]) -> None:
+    """Check that these are several fits whose densities have the same unit."""
+    if not isinstance(fits, Mapping) or not all(isinstance(fit, Fit) for fit in fits.values()):
+        raise TypeError(f'compare: expected fits by name, {{"normal": fit, ...}}, got {type(fits).__name__}')
+    if len(fits) < 2:
+        raise ValueError(
+            f"compare: expected at least two fits, got {len(fits)}; bll.loo(fit, data) judges one"
+        )
+    _check_kind(fits)
+    num_rows = {name: fit.num_rows for name, fit in fits.items()}
+    if len(set(num_rows.values())) > 1:
+        raise ValueError(
+            f"compare: expected fits of the same rows, got numbers of rows {num_rows}; fit all on the same rows, or judge them on "
+            "held-out ones by fit.predict(inputs).log_prob(targets)"
+        )
+
+
+def check_targets(what: str, name: str, targets: Tensor, expected: Tensor) -> None:
+    """Check that the targets of one fit's data are those of the others."""
+    if targets.shape != expected.shape or not torch.equal(targets, expected.to(targets)):
+        raise ValueError(
+            f"compare({what}=...): expected the same targets in the same order for all fits, got others for {name!r}; densities "
+            "of different rows cannot be subtracted (a loader must not shuffle)"
+        )
+
+
+def check_trained_on(name: str, fit: Fit, features: Features) -> None:
+    """Check that a fit was made from these rows: their number, and the centre of their features."""
+    if fit.num_rows != len(features):
+        raise ValueError(
+            f"compare: expected the {fit.num_rows} rows that {name!r} was fitted on, got {len(features)}; held-out rows go into "
+            "new_data"
+        )
+    layer, frame = fit.layer, fit.posterior.frame
+    # frames that need not be those of these rows: given by the prior, running averages, of the rows before an update
+    if not layer.standardize or layer.prior.frame is not None or isinstance(fit.inference, Exact):
+        return
+    if fit.inference.trains_backbone:
+        return
+    mean = features.tensor().to(frame.center).mean(0)
+    away = float(((mean - frame.center) / frame.scale).abs().max())
+    if away > TOLERANCE:
+        raise ValueError(
+            f"compare: expected the rows that {name!r} was fitted on, got rows whose features are centred {away:.2g} standard "
+            "deviations away from those; pass its training rows, in the form that it was fitted on"
+        )
+
+
+def by_name(fits: Mapping[str, Fit], data: Any, what: str) -> dict[str, Any]:
+    """The data of each fit."""
+    if not isinstance(data, Mapping):
+        return dict.fromkeys(fits, data)
+    missing, extra = set(fits) - set(data), set(data) - set(fits)
+    if missing or extra:
+        raise ValueError(
+            f"compare({what}=...): expected data for the fits {sorted(fits)}, got {sorted(data)}; use the same names"
+        )
+    return {name: data[name] for name in fits}
+
+
+def _check_kind(fits: Mapping[str, Fit]) -> None:
+    real = {name: fit.layer.likelihood.real_valued for name, fit in fits.items()}
+    if len(set(real.values())) > 1:
+        densities = [name for name, value in real.items() if value]
+        raise ValueError(
+            f"compare: expected densities of one kind, got densities of real numbers for {densities} and probabilities for the "
+            "others; their difference depends on the unit of the targets"
+        )
+    shapes = {name: tuple(fit.posterior.target_shape) for name, fit in fits.items()}
+    if len(set(shapes.values())) > 1:
+        raise ValueError(f"compare: expected fits of the same targets, got target shapes {shapes}")

@@ -1,0 +1,133 @@
+"""``Study``: a fit, the rows that it was made from, and what several checks need of both, computed once."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from bll_pyro.elpd import loo
+from bll_pyro.features.columns import NO_COLUMNS, Columns, Data
+from bll_pyro.features.store import Features
+from bll_pyro.fitting import Fit
+from bll_pyro.inference.leave_one_out import RowByRow
+from bll_pyro.inference.response import Response
+from bll_pyro.inference.rows import Rows
+from bll_pyro.posterior import GaussianPosterior, Posterior
+from bll_pyro.scope import generator
+
+if TYPE_CHECKING:
+    import xarray as xr
+    from arviz_stats.utils import ELPDData
+
+NUM_POINTS = 256
+MAX_DRAWN_WORK = 2e12  # multiplications for the outputs of all draws
+MAX_DENSITIES = 2e7  # draws x rows
+MIN_DRAWS = 100
+
+
+@dataclass(frozen=True, eq=False)
+class Study:
+    """A fit and the rows that it was made from.
+
+    Parameters
+    ----------
+    fit
+        Without its backbone.
+    features, targets, columns
+        The rows, targets as the likelihood takes them, in the user's units, and their weights and exposures.
+    num_draws, num_rows, seed
+        See :func:`bll_pyro.diagnose`.
+    """
+
+    fit: Fit
+    features: Features
+    targets: Tensor
+    num_draws: int
+    num_rows: int
+    seed: int
+    columns: Columns = NO_COLUMNS
+
+    @property
+    def posterior(self) -> Posterior:
+        """The posterior of the fit."""
+        return self.fit.posterior
+
+    @property
+    def gaussian(self) -> GaussianPosterior | None:
+        """The posterior if it is one Gaussian over the weights whose prior has a density."""
+        posterior = self.fit.posterior
+        fits = isinstance(posterior, GaussianPosterior) and posterior.layer.prior.has_density
+        return posterior if fits else None  # type: ignore[return-value]
+
+    @property
+    def num_weights(self) -> int:
+        """Number of weights K P."""
+        return self.posterior.num_outputs * (self.posterior.frame.num_features + int(self.fit.layer.bias))
+
+    @property
+    def num_outcomes(self) -> int:
+        """Number of numbers that the targets hold."""
+        return self.targets.numel()
+
+    @cached_property
+    def chosen(self) -> Tensor:
+        """Numbers of the rows that are looked at one by one, in order ``[n]``."""
+        num_all = len(self.targets)
+        if self.num_rows >= num_all:
+            return torch.arange(num_all)
+        order = torch.randperm(num_all, generator=generator(self.seed))
+        return order[: self.num_rows].sort().values
+
+    @property
+    def data(self) -> Data:
+        """The rows as the functions of a fit take them."""
+        return Data(self.features, self.columns.weight, self.columns.exposure)
+
+    @cached_property
+    def rows(self) -> Rows:
+        """All rows in the frame of the fit."""
+        frame = self.posterior.frame
+        return Rows(self.features, self.targets, frame, frame.center.device, self.columns)
+
+    @cached_property
+    def row_by_row(self) -> RowByRow:
+        """Derivatives of the log likelihood under the posterior (Gaussian posteriors)."""
+        assert self.gaussian is not None
+        return RowByRow.of(self.gaussian, NUM_POINTS)
+
+    @cached_property
+    def response(self) -> Response:
+        """Covariance that the data and the prior leave, by linear response (Gaussian posteriors)."""
+        assert self.gaussian is not None
+        return self.row_by_row.response(self.gaussian, self.rows)
+
+    @cached_property
+    def loo(self) -> ELPDData:
+        """Leave-one-out, of the chosen rows."""
+        with warnings.catch_warnings():
+            # the checks say it
+            warnings.filterwarnings("ignore", "Estimated shape parameter of Pareto", UserWarning)
+            warnings.filterwarnings("ignore", "loo: the layer is too large", RuntimeWarning)
+            num_rows = None if self.num_rows >= len(self.targets) else self.num_rows
+            return loo(self.fit, self.data, num_rows, self.seed)
+
+    @cached_property
+    def affordable_draws(self) -> int:
+        """How many draws of the weights can be scored on all rows."""
+        work = float(len(self.targets)) * self.num_weights
+        return int(min(self.num_draws, MAX_DRAWN_WORK / work, MAX_DENSITIES / self.num_outcomes))
+
+    @cached_property
+    def tree(self) -> xr.DataTree | None:
+        """Draws with their log densities; None where too few can be afforded."""
+        if self.affordable_draws < MIN_DRAWS:
+            return None
+        options: dict[str, Any] = {"prior": False, "posterior_predictive": False}
+        return self.fit.to_datatree(
+            self.data, num_draws=self.affordable_draws, seed=self.seed, **options
+        )
