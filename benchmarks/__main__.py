@@ -10,7 +10,7 @@ import torch
 from benchmarks.environment import describe
 from benchmarks.options import Options
 
-NAMES = ("step_time", "quality", "predict", "memory", "curves", "import_time", "cuda", "inferences")
+NAMES = ("step_time", "quality", "predict", "memory", "curves", "import_time", "cuda", "inferences", "loo")
 
 
 def main() -> None:

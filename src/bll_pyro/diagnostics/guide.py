@@ -11,6 +11,7 @@ from bll_pyro.diagnostics.study import MIN_DRAWS, Study
 from bll_pyro.diagnostics.verdicts import Check, Verdict
 from bll_pyro.gaussian import Delta
 from bll_pyro.gaussian.precision import double
+from bll_pyro.guides import FullRank
 from bll_pyro.inference.svi import SVI
 from bll_pyro.scope import generator
 
@@ -72,7 +73,10 @@ def gap(study: Study) -> Check:
     each = max(nats, 0.0) / study.num_weights
     finding = f"the ELBO is {nats:.3g} nats below that of a full-rank guide, {each:.2g} for each of {study.num_weights} weights"
     remedy = f"{RICHER}; or Diagonal(principal_axes=True) where the prior allows it"
-    if not isinstance(study.fit.inference, SVI):
+    inference = study.fit.inference
+    if isinstance(inference, SVI) and isinstance(inference.guide, FullRank):
+        remedy = "more steps (num_epochs): a full-rank guide can express them, and has not learned them yet"
+    if not isinstance(inference, SVI):
         remedy = "bll.SVI() with a guide that has correlations, or bll.NUTS() as a referee"
     return Check.graded(name, each, GAP_LIMITS, finding, remedy)
 

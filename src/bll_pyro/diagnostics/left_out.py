@@ -17,6 +17,8 @@ UNSEEN = "rows that the backbone was not trained on: fit the last layer on some,
 
 def leave_one_out(study: Study) -> Check:
     """ELPD, effective number of parameters, rows with high influence or high Pareto k; the corrected PSIS beside it."""
+    if study.stuck:
+        return Check.skipped("leave-one-out", study.stuck)
     result = study.loo
     values = np.asarray(result.pareto_k)
     known = np.isfinite(values)
@@ -72,10 +74,10 @@ def backbone(study: Study, seen: Any) -> Check:
         f"the backbone was trained on {100 * share:.0f} % of the rows: its features are too good there, and leave-one-out, which "
         "keeps the backbone, is optimistic"
     )
-    elpd = torch.from_numpy(np.asarray(study.loo.elpd_i))
-    with_elpd = torch.isfinite(elpd)
-    here, there = elpd[with_elpd & mask], elpd[with_elpd & ~mask]
-    if len(here) > 1 and len(there) > 1:
+    if share < 1 and not study.stuck:
+        elpd = torch.from_numpy(np.asarray(study.loo.elpd_i))
+        known = torch.isfinite(elpd)
+        here, there = elpd[known & mask], elpd[known & ~mask]
         gap = float(here.mean() - there.mean())
         error = float((here.var() / len(here) + there.var() / len(there)).sqrt())
         finding += f", here by {gap:.3f} ± {error:.3f} nats a row against the rows that it has not seen"

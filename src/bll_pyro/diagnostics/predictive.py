@@ -33,6 +33,8 @@ EVENT_LIMITS = (0.02, 0.05)  # calibration error beyond what a calibrated predic
 @torch.no_grad()
 def predictive(study: Study) -> Check:
     """PIT of numbers and counts, calibration of classes and labels, each row left out of its own prediction."""
+    if study.stuck:
+        return Check.skipped("predictive", study.stuck)
     if isinstance(study.posterior, DrawsPosterior):
         if study.tree is None:
             return Check.skipped("predictive", "too many weights and rows to weight the draws of each row")

@@ -71,6 +71,8 @@ def sensitivity(study: Study) -> Check:
     name = "prior sensitivity"
     if study.gaussian is not None and isinstance(study.gaussian.latents.weights, Delta):
         return Check.skipped(name, "a point estimate has no draws to weight")
+    if study.stuck:
+        return Check.skipped(name, study.stuck)
     if study.tree is not None and _noise_of_scaling(study) <= MAX_SCALING_NOISE:
         return _by_importance(study, name)
     if study.gaussian is None:

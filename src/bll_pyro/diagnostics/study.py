@@ -17,7 +17,7 @@ from bll_pyro.fitting import Fit
 from bll_pyro.inference.leave_one_out import RowByRow
 from bll_pyro.inference.response import Response
 from bll_pyro.inference.rows import Rows
-from bll_pyro.posterior import GaussianPosterior, Posterior
+from bll_pyro.posterior import DrawsPosterior, GaussianPosterior, Posterior
 from bll_pyro.scope import generator
 
 if TYPE_CHECKING:
@@ -75,6 +75,18 @@ class Study:
         return self.targets.numel()
 
     @cached_property
+    def stuck(self) -> str:
+        """Why draws cannot be weighted, where chains hardly moved; empty if they can."""
+        posterior = self.posterior
+        if not isinstance(posterior, DrawsPosterior):
+            return ""
+        weight = posterior.draws["weight"].flatten(0, 1).flatten(1)
+        distinct = len(torch.unique(weight, dim=0))
+        if 2 * distinct >= len(weight):
+            return ""
+        return f"only {distinct} of {len(weight)} draws differ from each other: the chains are stuck"
+
+    @cached_property
     def chosen(self) -> Tensor:
         """Numbers of the rows that are looked at one by one, in order ``[n]``."""
         num_all = len(self.targets)
@@ -128,6 +140,4 @@ class Study:
         if self.affordable_draws < MIN_DRAWS:
             return None
         options: dict[str, Any] = {"prior": False, "posterior_predictive": False}
-        return self.fit.to_datatree(
-            self.data, num_draws=self.affordable_draws, seed=self.seed, **options
-        )
+        return self.fit.to_datatree(self.data, num_draws=self.affordable_draws, seed=self.seed, **options)

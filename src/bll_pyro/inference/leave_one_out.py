@@ -43,10 +43,12 @@ NUM_DERIVATIVE_POINTS = 128
 NUM_NOISE_POINTS = 128  # the tail of the noise decides for rows far off
 NUM_POINTS_GIVEN_NOISE = 64
 CHUNK_NUMBERS = 4_000_000
+MAX_KEPT_NUMBERS = 2**26  # of the curvatures of all rows
 MAX_SHARE = 0.99  # a larger share is rounding, or a likelihood that is not log-concave
 HIGH_INFLUENCE = 0.7
 
 Noise = dict[str, Tensor]
+Derivatives = tuple[Tensor, Tensor]  # gradient [N, K] and negative Hessian [N, K, K]
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,9 +118,12 @@ def leave_one_out(
             "use bll.loo(fit, data), which takes PSIS for draws"
         )
     row_by_row = RowByRow.of(posterior, num_points)
-    answer = row_by_row.response(posterior, rows)
-    size = row_by_row.row_size
-    parts = [row_by_row.leave_out(answer, *block) for block in blocks_of(rows, chosen, size)]
+    size, kept = row_by_row.row_size, row_by_row.kept_derivatives(rows)
+    answer = row_by_row.response(posterior, rows, kept)
+    parts = []
+    for part, block in zip(chosen.split(rows_at_once(size)), blocks_of(rows, index, size), strict=True):
+        own = None if kept is None else (kept[0][part], kept[1][part])
+        parts.append(row_by_row.leave_out(answer, *block, own))
     elpd, influence = (torch.cat(values) for values in zip(*parts, strict=True))
     whole = torch.cat([row_by_row.log_density(*block) for block in blocks_of(rows, None, size)])
     return LeaveOneOut(elpd, influence, whole, answer.ties)
@@ -152,30 +157,50 @@ class RowByRow:
         num_outputs, num_columns = self.weights.loc.shape
         return num_outputs * max(self.num_points, num_outputs, num_columns)
 
-    def response(self, posterior: GaussianPosterior, rows: Rows) -> Response:
+    def response(self, posterior: GaussianPosterior, rows: Rows, kept: Derivatives | None = None) -> Response:
         """How far the rows move their own outputs."""
-        return response(posterior, lambda: self.curvatures(rows), rows.num_rows)
+        return response(posterior, lambda: self.curvatures(rows, kept), rows.num_rows)
 
-    def curvatures(self, rows: Rows) -> Iterator[tuple[Tensor, Tensor]]:
+    def kept_derivatives(self, rows: Rows) -> Derivatives | None:
+        """Derivatives of all rows, where they fit in memory: they are needed twice."""
+        num_outputs = self.weights.loc.shape[0]
+        if rows.num_rows * num_outputs**2 > MAX_KEPT_NUMBERS:
+            return None
+        parts = [
+            self.derivatives(self.weights.outputs(design), targets)
+            for design, targets in blocks_of(rows, None, self.row_size)
+        ]
+        gradient, curvature = zip(*parts, strict=True)
+        return torch.cat(gradient), torch.cat(curvature)
+
+    def curvatures(self, rows: Rows, kept: Derivatives | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """Design and expected negative Hessian of all rows."""
+        start = 0
         for design, targets in blocks_of(rows, None, self.row_size):
-            yield design, self.derivatives(self.weights.outputs(design), targets)[1]
+            stop = start + len(design)
+            if kept is None:
+                yield design, self.derivatives(self.weights.outputs(design), targets)[1]
+            else:
+                yield design, kept[1][start:stop]
+            start = stop
 
     def log_density(self, design: Tensor, targets: Targets) -> Tensor:
         """Log predictive density of some rows under the whole posterior."""
         return self._average(self.weights.outputs(design), targets, self.noise, self.num_points)
 
-    def leave_out(self, answer: Response, design: Tensor, targets: Targets) -> tuple[Tensor, Tensor]:
-        """``elpd`` and influence of some rows."""
-        without, influence = self.outputs_without(answer, design, targets)
+    def leave_out(
+        self, answer: Response, design: Tensor, targets: Targets, own: Derivatives | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """``elpd`` and influence of some rows; ``own``: their derivatives, if they are known."""
+        without, influence = self.outputs_without(answer, design, targets, own)
         return self._density_without(without, targets), influence
 
     def outputs_without(
-        self, answer: Response, design: Tensor, targets: Targets
+        self, answer: Response, design: Tensor, targets: Targets, own: Derivatives | None = None
     ) -> tuple[OutputGaussian, Tensor]:
         """Outputs of some rows, each as the fit without the row has them, and influence."""
         outputs = self.weights.outputs(design)
-        gradient, curvature = self.derivatives(outputs, targets)
+        gradient, curvature = self.derivatives(outputs, targets) if own is None else own
         if not answer.ties:
             curvature = torch.diag_embed(curvature.diagonal(dim1=-2, dim2=-1))
         root, share, influence = own_share(answer.of(design), curvature)
@@ -270,9 +295,14 @@ def mixture_without(outputs: OutputMixture, targets: Targets) -> OutputMixture:
 
 def blocks_of(rows: Rows, index: Tensor | None, row_size: int) -> Iterator[tuple[Tensor, Targets]]:
     """Design and targets of chosen rows, as many at a time as memory allows."""
-    size = max(1, CHUNK_NUMBERS // row_size)
+    size = rows_at_once(row_size)
     if index is None:
         yield from rows.blocks(size)
         return
     for part in index.split(size):
         yield rows[part.to(rows.device)]
+
+
+def rows_at_once(row_size: int) -> int:
+    """How many rows of so many numbers are held at once."""
+    return max(1, CHUNK_NUMBERS // row_size)

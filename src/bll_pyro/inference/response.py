@@ -22,12 +22,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from bll_pyro import curvatures
-from bll_pyro.gaussian import Delta, WeightGaussian, normal_points
+from bll_pyro.gaussian import Delta, Dense, WeightGaussian, normal_points
 from bll_pyro.gaussian.precision import precision
 from bll_pyro.information import DenseInformation, DiagonalInformation
 from bll_pyro.layer import LastLayer
@@ -60,7 +61,24 @@ class Response:
 
     def of(self, design: Tensor) -> Tensor:
         """``R [N, K, K]`` for rows ``design [N, P]``."""
-        return self.weights.outputs(design).covariance
+        if not isinstance(self.weights, Dense):
+            return self.weights.outputs(design).covariance
+        # h' C_kl h of each pair of outputs: half the work of a factor for each row
+        num_outputs = len(self.weights.loc)
+        result = design.new_empty(len(design), num_outputs, num_outputs)
+        for row in range(num_outputs):
+            for column in range(row + 1):
+                value = ((design @ self._covariance[row, :, column]) * design).sum(-1)
+                result[:, row, column] = value
+                result[:, column, row] = value
+        return result
+
+    @cached_property
+    def _covariance(self) -> Tensor:
+        """Covariance ``[K, P, K, P]`` of dense weights."""
+        assert isinstance(self.weights, Dense)
+        factor = self.weights.factor.flatten(0, 1)
+        return (factor @ factor.mT).view(*self.weights.loc.shape, *self.weights.loc.shape)
 
 
 @torch.no_grad()

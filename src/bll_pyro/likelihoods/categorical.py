@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -13,6 +14,8 @@ from torch.nn import functional
 from bll_pyro.gaussian import Outputs
 from bll_pyro.information import SoftmaxInformation
 from bll_pyro.likelihoods.base import Likelihood, TargetShape, describe, halves, integer_targets
+
+MAX_LOG_ODDS = 80.0  # whose exponential is still a float32
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +78,20 @@ class Categorical(Likelihood):
         slopes = log_probs.exp_().neg_()
         slopes.scatter_add_(-1, chosen, slopes.new_ones(()).expand(chosen.shape))
         return values, slopes if self.temperature == 1.0 else slopes.div_(self.temperature)
+
+    def predictive_log_prob(
+        self, outputs: Outputs, targets: Tensor, num_points: int, seed: int = 0, **noise: Tensor
+    ) -> Tensor:
+        """``log E[p(y | f)]`` of each row, ``[N]``, from the odds against the label: one exponential a number, no more."""
+        draws = outputs.draws(num_points, seed)
+        own = draws.gather(-1, targets[None, :, None].expand(len(draws), -1, 1))
+        odds = ((draws - own) / self.temperature).clamp_max_(MAX_LOG_ODDS).exp_().sum(-1)
+        result = odds.reciprocal_().mean(0).log_()
+        far = result < -MAX_LOG_ODDS / 2  # where the largest odds may have been cut
+        if bool(far.any()):
+            log_probs = self.log_prob(draws[:, far], targets[far])
+            result[far] = log_probs.logsumexp(0) - math.log(len(draws))
+        return result
 
     def class_probs(self, outputs: Tensor, **noise: Tensor) -> Tensor:
         """Class probabilities ``[..., N, K]`` given the outputs."""
