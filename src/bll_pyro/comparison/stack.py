@@ -10,7 +10,8 @@ import torch
 
 from bll_pyro.comparison.mixture import LabelMixture, ValueMixture, mix_classes
 from bll_pyro.fitting import Fit
-from bll_pyro.prediction import ClassPrediction, LabelPrediction, Prediction, QuasiMonteCarlo, ValuePrediction
+from bll_pyro.prediction import ClassPrediction, LabelPrediction, Prediction, ValuePrediction
+from bll_pyro.prediction.integration import Integration
 
 NEGLIGIBLE = 1e-6  # a fit with a smaller weight is not asked
 
@@ -46,7 +47,7 @@ class Stack:
         inputs: Any,
         *,
         exposure: Any = None,
-        integration: QuasiMonteCarlo | None = None,
+        integration: Integration | None = None,
         batch_size: int = 256,
     ) -> Prediction:
         """Mixture of the predictions for inputs that every fit takes.

@@ -45,7 +45,7 @@ def predict(
 def predict_outputs(
     posterior: Posterior,
     outputs: Outputs,
-    integration: QuasiMonteCarlo | None = None,
+    integration: Integration | None = None,
     exposure: Tensor | None = None,
 ) -> Prediction:
     """Predictive of rows whose outputs are known: those of a posterior, or of a posterior without each row."""
