@@ -17,7 +17,7 @@ from bll_pyro.scope import generator
 
 KHAT_LIMITS = (0.7, 1.0)  # Yao et al. 2018; Vehtari et al. 2024
 FEW_UNKNOWNS = 100  # of more, the joint density of a good guide has a high k-hat too (Yao et al. 2018)
-GAP_LIMITS = (0.1, 0.3)  # nats a weight: two weights with correlation 0.57, 0.83
+GAP_LIMITS = (0.1, 0.5)  # nats a weight: two weights with correlation 0.57, 0.93
 NUM_DRAWS = 256
 EQUAL_RATIOS = 1e-3  # nats
 RICHER = "a guide with correlations: BlockDiagonal(), FullRank() or LowRank(rank)"
