@@ -37,18 +37,18 @@ def run(options: Options) -> Report:
     medians = {name: float(np.median(values)) for name, values in seconds.items()}
     num_rows = len(data[1])
     columns = {
-        "what": "",
+        "method": "",
         "seconds": "CPU seconds",
         "ratio": "over the fit",
         "elpd": "ELPD, nats a row",
         "error": "error of not taking all rows",
     }
-    rows = [{"what": "fit (SVI, defaults)", "seconds": medians["fit"], "ratio": 1.0}]
+    rows = [{"method": "the fit itself (SVI, defaults)", "seconds": medians["fit"], "ratio": 1.0}]
     for name, result in (("all rows", elpd), ("some rows", part)):
         left_out = num_rows if name == "all rows" else num_chosen
         rows.append(
             {
-                "what": f"leave-one-out, {left_out:,} rows",
+                "method": f"bll_pyro, leave-one-out of {left_out:,} rows",
                 "seconds": medians[name],
                 "ratio": medians[name] / medians["fit"],
                 "elpd": result.elpd / num_rows,
