@@ -111,23 +111,13 @@ def test_summary(fitted):
     assert table.loc[first, "mean"] == pytest.approx(float(means["weight"].values.flat[0]), rel=1e-5)
 
 
-@pytest.fixture
-def without_ties(fitted):
-    """``fitted``, but for the one likelihood whose noise and outputs are tied: leave-one-out takes them as independent."""
-    if isinstance(fitted[0].layer.likelihood, L.Ordinal):
-        pytest.xfail(
-            "output space takes cutpoints and bias as independent: -42 where refitting and PSIS give -35.5"
-        )
-    return fitted
-
-
-def test_psis_agrees_with_output_space(without_ties):
+def test_psis_agrees_with_output_space(fitted):
     """On few weights PSIS works, and both estimate the same.
 
     Plain PSIS takes the draws for the posterior's. Independent weights are too wide along what the classes tie down
     together, and a row then seems to matter more than it does: -44.0 where refitting gives -39.2 (ours: -38.7).
     """
-    fit, data, tree = without_ties
+    fit, data, tree = fitted
     plain, corrected = az.loo(tree, pointwise=True), psis(tree)
     ours = bll.loo(fit, data)
     draws = isinstance(fit.posterior, DrawsPosterior)
@@ -136,15 +126,17 @@ def test_psis_agrees_with_output_space(without_ties):
         assert plain.elpd < ours.elpd - 2
         assert ours.elpd == pytest.approx(corrected.elpd, abs=3)
     else:
+        # three rows of the lowest class have high k-hats: refitting gives -35.5, where PSIS lies within 2 of it
+        slack = 3 if isinstance(fit.layer.likelihood, L.Ordinal) else 1
         for estimate in (plain, corrected):
-            assert ours.elpd == pytest.approx(estimate.elpd, abs=0.02 * abs(estimate.elpd) + 1)
+            assert ours.elpd == pytest.approx(estimate.elpd, abs=0.02 * abs(estimate.elpd) + slack)
             assert ours.se == pytest.approx(estimate.se, rel=0.2)
     table = az.compare({"output space": ours, "again": ours}, round_to="none")
     assert list(table["elpd"]) == [ours.elpd, ours.elpd]
 
 
-def test_compare_takes_psis_and_output_space_together(without_ties):
-    fit, data, tree = without_ties
+def test_compare_takes_psis_and_output_space_together(fitted):
+    fit, data, tree = fitted
     estimate = psis(tree)
     if estimate.elpd_i.ndim > 1:  # ArviZ leaves out one number at a time, bll.loo a row
         estimate.elpd_i = estimate.elpd_i.sum("output")
