@@ -10,7 +10,9 @@ import torch
 from benchmarks.environment import describe
 from benchmarks.options import Options
 
-NAMES = ("step_time", "quality", "predict", "memory", "curves", "import_time", "cuda", "inferences", "loo")
+NAMES = (
+    "step_time", "quality", "predict", "memory", "curves", "import_time", "cuda", "inferences", "loo", "ood",
+)
 
 
 def main() -> None:

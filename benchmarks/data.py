@@ -1,5 +1,6 @@
 """Features that the benchmarks run on: stored network features, and made-up ones of any size."""
 
+import gzip
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,6 +58,33 @@ def fashion_features() -> Task:
         num_classes=10,
         head_weight=tensors["head_weight"].float(),
         head_bias=tensors["head_bias"].float(),
+    )
+
+
+def cifar_features(num_unknown: int = 2000) -> Task:
+    """Features of a ResNet-20 on a subset of CIFAR-10; MNIST digits in grey on three channels are the unknown inputs.
+
+    4,000 training rows, on whose images the network was trained too, 1,000 test rows that it has not seen, 64 features.
+    """
+    from benchmarks.resnet20 import features_of, pretrained
+
+    folder = data_folder()
+    with np.load(folder / "backbones" / "resnet20_cifar10_features.npz", allow_pickle=False) as stored:
+        tensors = {name: torch.from_numpy(stored[name]) for name in stored.files}
+    raw = gzip.open(folder / "mnist_test" / "t10k-images-idx3-ubyte.gz").read()
+    digits = torch.frombuffer(bytearray(raw[16:]), dtype=torch.uint8).view(-1, 1, 28, 28)[:num_unknown]
+    images = torch.nn.functional.pad(digits.float() / 255, (2, 2, 2, 2)).expand(-1, 3, -1, -1)
+    network = pretrained(folder)
+    return Task(
+        name="CIFAR-10 features of a ResNet-20 (4,000 x 64, 10 classes)",
+        train_features=tensors["H_train"].float(),
+        train_targets=tensors["y_train"].long(),
+        test_features=tensors["H_test"].float(),
+        test_targets=tensors["y_test"].long(),
+        ood_features=features_of(network, images),
+        num_classes=10,
+        head_weight=network.linear.weight.detach(),
+        head_bias=network.linear.bias.detach(),
     )
 
 

@@ -34,11 +34,13 @@ _ROOMS = {
     "Stack": "comparison",
     "diagnose": "diagnostics",
     "sbc": "simulation",
+    "calibrate": "calibration",
 }
-_MODULES = ("priors", "likelihoods", "guides", "curvatures", "metrics", "conformal", "plots")
+_MODULES = ("priors", "likelihoods", "guides", "curvatures", "metrics", "conformal", "plots", "ood", "export")
 
 if TYPE_CHECKING:
-    from bll_pyro import conformal, curvatures, guides, likelihoods, metrics, plots, priors
+    from bll_pyro import conformal, curvatures, export, guides, likelihoods, metrics, ood, plots, priors
+    from bll_pyro.calibration import calibrate
     from bll_pyro.comparison import Stack, compare
     from bll_pyro.datatree import from_pyro, prior_predictive  # type: ignore[no-redef]
     from bll_pyro.diagnostics import diagnose

@@ -29,6 +29,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from bll_pyro import tensorfile
+from bll_pyro.calibrated import content_hash
 from bll_pyro.declaration import Declaration, from_plain, to_plain
 from bll_pyro.features.backbones import Backbone
 from bll_pyro.frame import Frame
@@ -131,6 +132,12 @@ def unpack(value: Any, tensors: dict[str, Tensor]) -> Any:
         case "tuple":
             return tuple(unpack(v, tensors) for v in content)
     raise ValueError(f"expected a part of a fit, got {kind!r}; the folder was written by another version")
+
+
+def fingerprint(value: Any) -> str:
+    """sha256 of a part of a fit: the same after saving and loading, and other for any other content."""
+    tensors: dict[str, Tensor] = {}
+    return content_hash(pack(value, tensors, "part"), tensors)
 
 
 def torch_tensor(value: Tensor | np.ndarray) -> Tensor:

@@ -23,8 +23,9 @@ from bll_pyro.inference import SVI, Inference, Trace
 from bll_pyro.inference.framing import make_frame
 from bll_pyro.inference.rows import Rows
 from bll_pyro.layer import LastLayer
+from bll_pyro.ood import Detector, View
 from bll_pyro.posterior import Posterior
-from bll_pyro.prediction import Integration, Prediction, predict
+from bll_pyro.prediction import Integration, Prediction, QuasiMonteCarlo, Recalibration, predict
 from bll_pyro.scope import isolated
 
 if TYPE_CHECKING:
@@ -51,6 +52,10 @@ class Fit:
         Module from inputs to features; None where inputs are features.
     store
         Folder for extracted features, reused by every later call on the same data; None keeps none.
+    recalibration
+        What :func:`bll_pyro.calibrate` found on held-out rows; it changes predictions and not the posterior.
+    detector
+        A calibrated detector, whose verdict comes with every prediction; see :meth:`with_detector`.
     """
 
     layer: LastLayer
@@ -61,6 +66,8 @@ class Fit:
     num_rows: int
     backbone: nn.Module | None = None
     store: Path | None = None
+    recalibration: Recalibration | None = None
+    detector: Detector | None = None
 
     def predict(
         self,
@@ -74,15 +81,44 @@ class Fit:
 
         ``integration`` is ``bll.QuasiMonteCarlo(num_points=256)`` by default; ``bll.Probit()`` is a cheap approximation for
         classes and labels. Works in batches: beyond the prediction itself, memory does not grow with the number of rows.
-        ``exposure``: of the rows of a fit of counts, ``[N]``; without it, of 1.
+        ``exposure``: of the rows of a fit of counts, ``[N]``; without it, of 1. With a detector its verdict is in ``.ood``;
+        the detector's scores always take the default integration, as in its calibration.
         """
         inputs = bundled(inputs, None, exposure)
-        columns, parts, start = self.columns(inputs), [], 0
+        columns, parts, scores, start = self.columns(inputs), [], [], 0
         for features, _ in self._features(inputs, batch_size):
             exposed = columns[start : start + len(features)].exposure
-            parts.append(predict(self.posterior, features, integration, exposed))
+            parts.append(predict(self.posterior, features, integration, exposed, self.recalibration))
             start += len(features)
-        return type(parts[0]).concat(parts)  # type: ignore[arg-type]
+            if self.detector is not None:
+                view = View(features, self.posterior, self.recalibration)
+                if integration in (None, QuasiMonteCarlo()) and exposed is None:
+                    view.prediction = parts[-1]
+                with torch.no_grad():
+                    scores.append(self.detector.score.of(view))
+        prediction: Prediction = type(parts[0]).concat(parts)  # type: ignore[arg-type]
+        if self.detector is None:
+            return prediction
+        return replace(prediction, ood=self.detector.judge(torch.cat(scores)))
+
+    def with_detector(self, detector: Detector | None) -> Self:
+        """The same fit with a detector that was calibrated on it (None: without); it is saved along.
+
+        Raises
+        ------
+        ValueError
+            When the detector was not calibrated, or on another fit.
+        """
+        if detector is None:
+            return replace(self, detector=None)
+        if not isinstance(detector, Detector):
+            raise TypeError(f"with_detector: expected a bll.ood.Detector, got {type(detector).__name__}")
+        return replace(self, detector=detector.bound(self))
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 of posterior and recalibration: what was calibrated on this fit is for this fit alone."""
+        return archive.fingerprint([self.posterior, self.recalibration])
 
     def to_datatree(self, inputs: Any, targets: Any = None, **options: Any) -> xarray.DataTree:
         """Draws, log likelihood and data as an ``xarray.DataTree`` for ArviZ; see :func:`bll_pyro.datatree.to_datatree`."""
@@ -92,7 +128,7 @@ class Fit:
 
     def save(self, path: str | Path) -> None:
         """Write the fit into a folder (safetensors and JSON, no pickle, no training rows); see :func:`bll_pyro.load`."""
-        names = ("layer", "posterior", "inference", "trace", "seed", "num_rows")
+        names = ("layer", "posterior", "inference", "trace", "seed", "num_rows", "recalibration", "detector")
         archive.save(path, {name: getattr(self, name) for name in names}, self.backbone)
 
     def update(self, data: Any) -> Self:
@@ -101,6 +137,11 @@ class Fit:
         The earlier rows are not needed. Centre and scale stay those of the first fit; learned scales and noise are
         found anew for all rows.
         """
+        if self.detector is not None or self.recalibration is not None:
+            raise ValueError(
+                "update: expected a fit as it was fitted, got one with a detector or a recalibration, which would be of the "
+                "earlier posterior; update first, then calibrate anew"
+            )
         return replace(self, **update(self, data))
 
     def as_prior(self) -> priors.Posterior:

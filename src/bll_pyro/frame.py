@@ -59,7 +59,7 @@ class Frame:
             values = values @ self.rotation
         if not self.bias:
             return values
-        return torch.cat([values, values.new_ones(len(values), 1)], -1)
+        return torch.cat([values, values.new_ones(values.shape[0], 1)], -1)
 
     def targets(self, targets: Tensor) -> Tensor:
         """Standardised targets ``[N, T]`` (labels pass through: their frame is the identity)."""

@@ -9,8 +9,8 @@ from pathlib import Path
 from torch import Tensor
 
 
-def write(path: Path, tensors: dict[str, Tensor]) -> str:
-    """Write contiguous tensors on the CPU into the file ``path`` and on to the disk; returns its SHA-256.
+def write(path: Path, tensors: dict[str, Tensor], notes: dict[str, str] | None = None) -> str:
+    """Write contiguous tensors on the CPU, and notes, into the file ``path`` and on to the disk; returns its SHA-256.
 
     safetensors makes its files private to their owner. A service that runs as another user has to read a model, so the
     file gets the permissions that the user's settings (umask) give to any new file.
@@ -19,11 +19,24 @@ def write(path: Path, tensors: dict[str, Tensor]) -> str:
 
     path.touch()
     permissions = path.stat().st_mode
-    save_file(tensors, path)
+    save_file(tensors, path, notes)
     path.chmod(permissions)
     with path.open("rb") as file:
         os.fsync(file.fileno())
     return sha256(path)
+
+
+def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and notes of a file; ValueError where it is missing or cut."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise ValueError(
+            f"expected a complete file {path}, got none or a cut one ({error}); save it again, or restore a copy"
+        ) from error
 
 
 def sha256(path: Path) -> str:

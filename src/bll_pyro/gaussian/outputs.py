@@ -41,6 +41,10 @@ class Outputs(ABC):
     def rows(self, index: slice) -> Outputs:
         """Restrict to some rows."""
 
+    def shifted(self, shift: Tensor) -> Outputs:
+        """The outputs plus numbers ``[N, K]``."""
+        raise NotImplementedError(f"{type(self).__name__} cannot be shifted")
+
     @classmethod
     @abstractmethod
     def concat(cls, parts: list[Any]) -> Outputs:
@@ -181,6 +185,10 @@ class OutputGaussian(Outputs):
             factor=None if self.factor is None else self.factor[index],
         )
 
+    def shifted(self, shift: Tensor) -> OutputGaussian:
+        """The outputs plus numbers ``[N, K]``."""
+        return replace(self, loc=self.loc + shift)
+
     @classmethod
     def concat(cls, parts: list[OutputGaussian]) -> OutputGaussian:
         """Join the rows of several outputs of one posterior."""
@@ -215,6 +223,10 @@ class OutputDraws(Outputs):
     def rows(self, index: slice) -> OutputDraws:
         """Restrict to some rows."""
         return OutputDraws(self.values[:, index])
+
+    def shifted(self, shift: Tensor) -> OutputDraws:
+        """The outputs plus numbers ``[N, K]``."""
+        return OutputDraws(self.values + shift)
 
     @classmethod
     def concat(cls, parts: list[OutputDraws]) -> OutputDraws:

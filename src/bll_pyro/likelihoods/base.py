@@ -124,6 +124,18 @@ class Likelihood(Declaration):
         mean, variance = given.mean, given.variance
         return mean.mean(0), variance.mean(0).expand(mean.shape[1:]), mean.var(0, correction=0)
 
+    def with_noise_times(
+        self, factor: float, outputs: Outputs, noise: dict[str, Tensor]
+    ) -> tuple[Likelihood, Outputs, dict[str, Tensor]]:
+        """Likelihood, outputs and draws of the noise with the standard deviation of the noise times ``factor``.
+
+        For a recalibration on held-out rows; likelihoods without a noise scale refuse.
+        """
+        raise TypeError(
+            f"calibrate: expected classes, one label a row, or a likelihood with a noise scale, got {self!r}; for counts "
+            "NegativeBinomial() learns the spread with the rest"
+        )
+
     def class_probs(self, outputs: Tensor, **noise: Tensor) -> Tensor:
         """Class probabilities ``[..., N, C]`` given the outputs (discrete likelihoods)."""
         raise NotImplementedError(f"{type(self).__name__} has no classes")

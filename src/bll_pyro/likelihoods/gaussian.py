@@ -154,6 +154,18 @@ class Gaussian(Likelihood):
         aleatoric = square.mean(0) if square.dim() == 3 else square
         return outputs.mean, aleatoric.expand_as(outputs.mean), outputs.variance
 
+    def with_noise_times(
+        self, factor: float, outputs: Outputs, noise: dict[str, Tensor]
+    ) -> tuple[Likelihood, Outputs, dict[str, Tensor]]:
+        """Known noise, draws of it, or the noise that exact outputs bring along."""
+        if isinstance(outputs, OutputMixture):
+            outputs = replace(outputs, noise=outputs.noise * factor)
+        known, likelihood = self.known_noise, self
+        if known is not None:
+            numbers = (known * factor).tolist()
+            likelihood = replace(self, noise_scale=numbers if isinstance(numbers, float) else tuple(numbers))
+        return likelihood, outputs, {name: value * factor for name, value in noise.items()}
+
     def _batch(self, noise: dict[str, Tensor]) -> tuple[int, ...]:
         return tuple(noise["noise_scale"].shape[:-1]) if noise else (1,)
 

@@ -10,7 +10,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from bll_pyro.gaussian import OutputGaussian
+from bll_pyro.gaussian import OutputGaussian, Outputs
 from bll_pyro.likelihoods.base import Likelihood, TargetShape, float_targets
 
 MIN_LOG_SCALE = -10.0  # noise below e^-10 of the targets' standard deviation is rounding, not noise
@@ -55,6 +55,14 @@ class HeteroscedasticGaussian(Likelihood):
         square = (targets - loc).square() + variance
         precision = (-2 * log_scale + 2 * spread).clamp_max(-2 * MIN_LOG_SCALE).exp()
         return (-log_scale - 0.5 * precision * square - 0.5 * math.log(2 * math.pi)).sum(-1)
+
+    def with_noise_times(
+        self, factor: float, outputs: Outputs, noise: dict[str, Tensor]
+    ) -> tuple[Likelihood, Outputs, dict[str, Tensor]]:
+        """The log-scales are outputs: all of them are shifted by ``log factor``."""
+        shift = torch.zeros_like(outputs.mean)
+        shift[:, shift.shape[1] // 2 :] = math.log(factor)
+        return self, outputs.shifted(shift), noise
 
     def output_curvature(self, outputs: Tensor, **noise: Tensor) -> Tensor:
         """Expected negative Hessian: ``exp(-2 s)`` for the mean, 2 for the log-scale."""

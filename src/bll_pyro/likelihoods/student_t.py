@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
+from bll_pyro.gaussian import Outputs
 from bll_pyro.likelihoods.base import Likelihood, TargetShape, describe, float_targets
 
 
@@ -99,6 +100,15 @@ class StudentT(Likelihood):
         freedom = outputs.new_tensor(self.df) if df is None else df
         scale = outputs.new_tensor(self.noise_scale) if noise_scale is None else noise_scale
         return StudentTValues(freedom, outputs, scale, validate_args=False).to_event(1)
+
+    def with_noise_times(
+        self, factor: float, outputs: Outputs, noise: dict[str, Tensor]
+    ) -> tuple[Likelihood, Outputs, dict[str, Tensor]]:
+        """The given noise scale, or draws of it; the degrees of freedom stay."""
+        likelihood: Likelihood = self
+        if isinstance(self.noise_scale, (int, float)):
+            likelihood = replace(self, noise_scale=self.noise_scale * factor)
+        return likelihood, outputs, {k: v * factor if k == "noise_scale" else v for k, v in noise.items()}
 
     def output_curvature(
         self, outputs: Tensor, df: Tensor | None = None, noise_scale: Tensor | None = None, **_: Tensor

@@ -14,17 +14,23 @@ from bll_pyro.prediction.integration import Integration, QuasiMonteCarlo
 from bll_pyro.prediction.labels import LabelPrediction, predict_labels
 from bll_pyro.prediction.ordinal import OrdinalPrediction
 from bll_pyro.prediction.probit import Probit, refusal
+from bll_pyro.prediction.recalibration import NoiseFactor, PredictiveTemperature, Recalibration
 from bll_pyro.prediction.values import Mixture, ValuePrediction, predict_values
+from bll_pyro.prediction.verdict import Verdict
 
 __all__ = [
     "ClassPrediction",
     "Integration",
     "LabelPrediction",
+    "NoiseFactor",
     "OrdinalPrediction",
     "Prediction",
+    "PredictiveTemperature",
     "Probit",
     "QuasiMonteCarlo",
+    "Recalibration",
     "ValuePrediction",
+    "Verdict",
     "predict",
     "predict_outputs",
 ]
@@ -36,6 +42,7 @@ def predict(
     features: Tensor,
     integration: Integration | None = None,
     exposure: Tensor | None = None,
+    recalibration: Recalibration | None = None,
 ) -> Prediction:
     """Posterior predictive for features ``[N, D]``, of counts at an exposure ``[N, 1]`` or ``[N, T]``."""
     return predict_outputs(posterior, posterior.outputs(features), integration, exposure)
@@ -53,14 +60,21 @@ def predict_outputs(
     likelihood, frame = posterior.layer.likelihood, posterior.frame
     noise = posterior.noise(integration.num_points, integration.seed)
     noise = {name: value[:, None] for name, value in noise.items()}
+    temperature = recalibration.temperature if isinstance(recalibration, PredictiveTemperature) else 1.0
+    if recalibration is not None and isinstance(integration, Probit):
+        raise ValueError(
+            "Probit: expected a fit without a recalibration, whose parts need draws, got one; leave integration out"
+        )
     if likelihood.is_discrete:
         kind = OrdinalPrediction if isinstance(likelihood, Ordinal) else ClassPrediction
-        return predict_classes(outputs, likelihood, noise, integration, kind)
+        return predict_classes(outputs, likelihood, noise, integration, kind, temperature)
     single = posterior.target_shape == ()
     if likelihood.is_binary:
-        return predict_labels(outputs, likelihood, noise, single, integration)
+        return predict_labels(outputs, likelihood, noise, single, integration, temperature)
     if isinstance(integration, Probit):
         raise TypeError(refusal(likelihood))
+    if isinstance(recalibration, NoiseFactor):
+        likelihood, outputs, noise = likelihood.with_noise_times(recalibration.factor, outputs, noise)
     mixture = Mixture(
         outputs, likelihood, noise, frame.target_center, frame.target_scale, integration,
         None if exposure is None else exposure.to(outputs.mean),

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+from bll_pyro.prediction.verdict import Verdict
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -18,12 +20,13 @@ class Prediction(ABC):
     """Posterior predictive of N rows.
 
     ``total = aleatoric + epistemic`` for each row: nats of entropy for classes, variances in the user's units
-    squared otherwise.
+    squared otherwise. ``ood`` is the verdict of the fit's detector, where it has one.
     """
 
     total: Tensor
     aleatoric: Tensor
     epistemic: Tensor
+    ood: Verdict | None = field(default=None, kw_only=True)
 
     def __len__(self) -> int:
         """Number of rows N."""

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from bll_pyro import metrics
 from bll_pyro.gaussian import Outputs
 from bll_pyro.likelihoods import Likelihood
 from bll_pyro.prediction.base import Prediction, as_targets
 from bll_pyro.prediction.integration import Integration
 from bll_pyro.prediction.probit import Probit
+from bll_pyro.prediction.recalibration import averaged, entropy
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -57,6 +59,14 @@ class ClassPrediction(Prediction):
         chosen = self.probs.gather(-1, labels[:, None]).squeeze(-1)
         return chosen.clamp_min(torch.finfo(chosen.dtype).tiny).log()
 
+    def decide(self, loss_matrix: Any) -> metrics.Decision:
+        """Action of least expected cost for each row, ``[N]``, and that cost, ``[N]``.
+
+        ``loss_matrix[a, k]`` is the cost of action a when the class is k, for any number of actions; abstaining is one more
+        action, a row of constant cost.
+        """
+        return metrics.expected_cost_decision(self.probs, loss_matrix)
+
     def to_pandas(self) -> pd.DataFrame:
         """One line for each row: label, confidence, entropies, and a column for each class."""
         import pandas as pd
@@ -83,12 +93,13 @@ def predict_classes(
     noise: dict[str, Tensor],
     integration: Integration,
     kind: type[ClassPrediction] = ClassPrediction,
+    temperature: float = 1.0,
 ) -> ClassPrediction:
-    """Average probabilities and entropies over the same draws of the outputs, or take them in closed form."""
+    """Average probabilities and entropies over the same draws, or take them in closed form; temper the average."""
+    error: Tensor | None = None
     if isinstance(integration, Probit):
         mean, expected = integration.classes(outputs, likelihood)
-        error = None
-    else:
+    elif temperature == 1.0:
         parts = [
             likelihood.class_expectations(
                 outputs.rows(index), integration.num_points, integration.seed, **noise
@@ -96,12 +107,24 @@ def predict_classes(
             for index in integration.chunks(outputs)
         ]
         mean, expected, error = (torch.cat(values) for values in zip(*parts, strict=True))
-    total = entropy(mean)
+    else:
+        tempered = []
+        for index in integration.chunks(outputs):
+            draws = outputs.rows(index).draws(integration.num_points, integration.seed)
+            tempered.append(averaged(likelihood.class_probs(draws, **noise), temperature))
+        mean, expected = (torch.cat(values) for values in zip(*tempered, strict=True))
+    return decomposed(mean, expected, likelihood, kind, error)
+
+
+def decomposed(
+    probs: Tensor,
+    expected_entropy: Tensor,
+    likelihood: Likelihood,
+    kind: type[ClassPrediction] = ClassPrediction,
+    error: Tensor | None = None,
+) -> ClassPrediction:
+    """The prediction with given class probabilities ``[N, K]`` and expected entropy ``[N]``."""
+    total = entropy(probs)
     # Jensen's inequality holds for the average over any set of draws; the clamp only removes rounding
-    epistemic = (total - expected).clamp_min(0.0)
-    return kind(total, total - epistemic, epistemic, mean, likelihood, error=error)
-
-
-def entropy(probs: Tensor) -> Tensor:
-    """Entropy in nats over the last axis."""
-    return torch.special.entr(probs).sum(-1)
+    epistemic = (total - expected_entropy).clamp_min(0.0)
+    return kind(total, total - epistemic, epistemic, probs, likelihood, error=error)

@@ -14,6 +14,7 @@ from bll_pyro.likelihoods.base import halves
 from bll_pyro.prediction.base import Prediction, as_targets
 from bll_pyro.prediction.integration import Integration
 from bll_pyro.prediction.probit import Probit
+from bll_pyro.prediction.recalibration import averaged
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -37,6 +38,7 @@ class LabelPrediction(Prediction):
     outputs: Outputs
     likelihood: Likelihood
     integration: Integration
+    temperature: float = 1.0  # of a recalibration
     error: Tensor | None = field(default=None, kw_only=True)
 
     @property
@@ -53,6 +55,9 @@ class LabelPrediction(Prediction):
     def log_prob(self, targets: Any) -> Tensor:
         """Log probability of a row's labels together, nats ``[N]``: labels are independent only given the outputs."""
         values = self.likelihood.check_targets(as_targets(targets, len(self))).to(self.probs)
+        if self.temperature != 1.0:  # one label a row
+            chosen = torch.where(values.view(self.probs.shape) > 0, self.probs, 1 - self.probs)
+            return chosen.clamp_min(torch.finfo(chosen.dtype).tiny).log()
         points = self.integration
         if isinstance(points, Probit):  # knows each label alone
             chosen = torch.where(values.view(self.probs.shape) > 0, self.probs, 1 - self.probs)
@@ -82,9 +87,8 @@ class LabelPrediction(Prediction):
         names += ["error"] if parts[0].error is not None else []
         joined = {name: torch.cat([getattr(p, name) for p in parts]) for name in names}
         outputs = type(parts[0].outputs).concat([p.outputs for p in parts])
-        return cls(
-            **joined, outputs=outputs, likelihood=parts[0].likelihood, integration=parts[0].integration
-        )
+        shared = {name: getattr(parts[0], name) for name in ("likelihood", "integration", "temperature")}
+        return cls(**joined, outputs=outputs, **shared)
 
 
 @torch.no_grad()
@@ -94,9 +98,15 @@ def predict_labels(
     noise: dict[str, Tensor],
     single: bool,
     integration: Integration,
+    temperature: float = 1.0,
 ) -> LabelPrediction:
-    """Average probabilities and entropies over the same draws of the outputs."""
-    error = None
+    """Average probabilities and entropies over the same draws of the outputs; temper the average."""
+    if temperature != 1.0 and not single:
+        raise ValueError(
+            f"expected one label a row for a recalibration, got {outputs.num_outputs}: labels of a row depend on each other "
+            "through the weights; use a fit for each label"
+        )
+    error: Tensor | None = None
     if isinstance(integration, Probit):
         mean, expected = integration.labels(outputs, likelihood)
     else:
@@ -104,15 +114,20 @@ def predict_labels(
         for index in integration.chunks(outputs):
             draws = outputs.rows(index).draws(integration.num_points, integration.seed)
             conditional = likelihood.label_probs(draws, **noise)
-            parts.append((*halves(conditional), entropy(conditional).mean(0)))
-        mean, error, expected = (torch.cat(values) for values in zip(*parts, strict=True))
-        error = error.squeeze(-1) if single else error
+            if temperature == 1.0:
+                parts.append((*halves(conditional), entropy(conditional).mean(0)))
+                continue
+            probs, mixed = averaged(torch.stack([1 - conditional, conditional], -1), temperature)
+            parts.append((probs[..., 1], torch.zeros_like(mixed), mixed))
+        mean, spread, expected = (torch.cat(values) for values in zip(*parts, strict=True))
+        error = spread if temperature == 1.0 else None  # of a tempered average there is no estimate
+        error = error.squeeze(-1) if single and error is not None else error
     if single:
         mean, expected = mean.squeeze(-1), expected.squeeze(-1)
     total = entropy(mean)
     epistemic = (total - expected).clamp_min(0.0)
     return LabelPrediction(
-        total, total - epistemic, epistemic, mean, outputs, likelihood, integration, error=error
+        total, total - epistemic, epistemic, mean, outputs, likelihood, integration, temperature, error=error
     )
 
 

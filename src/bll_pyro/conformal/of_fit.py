@@ -1,0 +1,188 @@
+"""Conformal sets and intervals on top of a fit: calibrated once on held-out rows, then for any inputs.
+
+Coverage is of finite samples: over calibration rows and a new row that are exchangeable, the set or interval holds the
+target with probability at least ``1 - alpha``, however wrong the model is (Vovk et al. 2005). A better model gives smaller
+ones. Coverage is over rows, not for each class or kind of row.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
+
+import torch
+from torch import Tensor
+
+from bll_pyro.calibrated import Calibrated
+from bll_pyro.conformal.intervals import normalized_residual_interval, normalized_residual_scores
+from bll_pyro.conformal.sets import aps_scores, lac_scores, own_scores, prediction_sets
+from bll_pyro.conformal.thresholds import conformal_quantile
+from bll_pyro.declaration import Declaration
+from bll_pyro.metrics.arrays import Array
+
+if TYPE_CHECKING:
+    from bll_pyro.fitting import Fit
+
+
+class SetScore(Declaration):
+    """How badly a class fits a row."""
+
+    family: ClassVar[str] = "conformal"
+
+    @abstractmethod
+    def of(self, probs: Tensor) -> Array:
+        """Scores ``[N, K]`` of every class."""
+
+
+@dataclass(frozen=True, eq=False)
+class LAC(SetScore):
+    """``1 - p_k``: the smallest sets on average, now and then an empty one (Sadinle et al. 2019)."""
+
+    def of(self, probs: Tensor) -> Array:
+        return lac_scores(probs)
+
+
+@dataclass(frozen=True, eq=False)
+class APS(SetScore):
+    """Probability of the classes down to class k: sets grow with the difficulty of the row (Romano et al. 2020).
+
+    Without the paper's random draw, so that a row always gets the same set.
+    """
+
+    def of(self, probs: Tensor) -> Array:
+        return aps_scores(probs)
+
+
+class Interval(NamedTuple):
+    """Lower and upper ends in the shape of the targets and in their units."""
+
+    lower: Tensor
+    upper: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class PredictionSets(Calibrated):
+    """Sets of classes that hold the true one with probability at least ``1 - alpha``.
+
+    Parameters
+    ----------
+    score
+        ``LAC()`` (default) or ``APS()``.
+    alpha
+        Allowed share of misses.
+    allow_empty
+        False puts the class of the lowest score into sets that would be empty.
+    threshold
+        Score up to which a class is in the set; found by :meth:`calibrate`.
+    """
+
+    score: SetScore = LAC()
+    alpha: float = 0.1
+    allow_empty: bool = True
+    threshold: float | None = None
+    family: ClassVar[str] = "conformal"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.score, SetScore):
+            raise TypeError(
+                f"PredictionSets(score=...): expected bll.conformal.LAC() or APS(), got {self.score!r}"
+            )
+        _check_alpha(self, self.alpha)
+
+    def calibrate(self, fit: Fit, inputs: Any, targets: Any) -> Self:
+        """Find the threshold on rows that the fit has not seen; returns new sets, for use with this fit.
+
+        Raises
+        ------
+        ValueError
+            For fewer than ``1 / alpha - 1`` rows, or targets that don't fit.
+        TypeError
+            For a fit whose targets are no classes.
+        """
+        _expect(
+            fit.layer.likelihood.is_discrete, self, "classes", fit, "use PredictionIntervals for real values"
+        )
+        scores = own_scores(self.score.of(fit.predict(inputs).probs), targets)  # type: ignore[attr-defined]
+        threshold = conformal_quantile(scores, self.alpha)
+        return replace(self, threshold=threshold, fingerprint=fit.fingerprint).bound(fit)
+
+    def predict(self, inputs: Any) -> Tensor:
+        """Sets ``[N, K]``, true where the class is in the set of the row."""
+        fit = self.check_bound()
+        assert self.threshold is not None
+        scores = self.score.of(fit.predict(inputs).probs)
+        return torch.from_numpy(prediction_sets(scores, self.threshold, allow_empty=self.allow_empty))
+
+
+@dataclass(frozen=True, eq=False)
+class PredictionIntervals(Calibrated):
+    """Intervals ``mean -+ threshold * scale`` that hold the target with probability at least ``1 - alpha``.
+
+    ``scale`` is the standard deviation of the predictive, so that intervals are as wide as the fit is unsure (normalised
+    residuals: Papadopoulos et al. 2008; Lei et al. 2018). Several targets have a threshold each, and each its own coverage.
+
+    Parameters
+    ----------
+    alpha
+        Allowed share of misses.
+    threshold
+        Half width in predicted standard deviations, one for each target; found by :meth:`calibrate`.
+    """
+
+    alpha: float = 0.1
+    threshold: tuple[float, ...] | None = None
+    family: ClassVar[str] = "conformal"
+
+    def __post_init__(self) -> None:
+        _check_alpha(self, self.alpha)
+
+    def calibrate(self, fit: Fit, inputs: Any, targets: Any) -> Self:
+        """Find the threshold on rows that the fit has not seen; returns new intervals, for use with this fit.
+
+        Raises
+        ------
+        ValueError
+            For fewer than ``1 / alpha - 1`` rows, or targets that don't fit.
+        TypeError
+            For a fit of classes or labels.
+        """
+        likelihood = fit.layer.likelihood
+        is_value = not (likelihood.is_discrete or likelihood.is_binary)
+        _expect(is_value, self, "real values or counts", fit, "use PredictionSets for classes")
+        prediction: Any = fit.predict(inputs)
+        values = likelihood.check_targets(torch.as_tensor(targets)).view(len(torch.as_tensor(targets)), -1)
+        loc, scale = (v.reshape(len(prediction), -1) for v in (prediction.mean, prediction.scale))
+        scores = normalized_residual_scores(loc, scale, values)
+        threshold = tuple(conformal_quantile(column, self.alpha) for column in scores.T)
+        return replace(self, threshold=threshold, fingerprint=fit.fingerprint).bound(fit)
+
+    def predict(self, inputs: Any) -> Interval:
+        """Ends of the intervals, ``[N]`` or ``[N, T]`` each."""
+        fit = self.check_bound()
+        assert self.threshold is not None
+        prediction = fit.predict(inputs)
+        loc, scale = (v.reshape(len(prediction), -1) for v in (prediction.mean, prediction.scale))
+        ends = [
+            normalized_residual_interval(loc[:, t], scale[:, t], threshold)
+            for t, threshold in enumerate(self.threshold)
+        ]
+        shape = prediction.mean.shape
+        lower, upper = (
+            torch.stack([torch.from_numpy(pair[i]) for pair in ends], -1).view(shape) for i in (0, 1)
+        )
+        return Interval(lower, upper)
+
+
+def _check_alpha(owner: Calibrated, alpha: float) -> None:
+    if not isinstance(alpha, (int, float)) or isinstance(alpha, bool) or not 0 < alpha < 1:
+        raise ValueError(
+            f"{type(owner).__name__}(alpha=...): expected a share of misses between 0 and 1, got {alpha!r}; 10 % is 0.1"
+        )
+
+
+def _expect(condition: bool, owner: Calibrated, expected: str, fit: Fit, remedy: str) -> None:
+    if not condition:
+        raise TypeError(
+            f"{type(owner).__name__}: expected a fit of {expected}, got {fit.layer.likelihood!r}; {remedy}"
+        )

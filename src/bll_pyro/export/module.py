@@ -1,0 +1,129 @@
+"""A fit of classes as a plain ``torch.nn.Module``: from inputs to probabilities, uncertainty and verdict.
+
+Everything that decides the result is a buffer (weights, frame, quasi-random points, detector), so the module moves between
+devices, and ``torch.export`` takes it as it is, with a batch dimension of any size. It computes by the same functions as
+:meth:`Fit.predict`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from bll_pyro.archive import pack, unpack
+from bll_pyro.gaussian import normal_points
+from bll_pyro.ood import Detector, View
+from bll_pyro.posterior import GaussianPosterior
+from bll_pyro.prediction import PredictiveTemperature, QuasiMonteCarlo
+from bll_pyro.prediction.classes import decomposed
+from bll_pyro.prediction.recalibration import averaged
+
+if TYPE_CHECKING:
+    from bll_pyro.fitting import Fit
+
+
+def as_module(fit: Fit, *, integration: QuasiMonteCarlo | None = None) -> PredictiveModule:
+    """The fit as a module that needs neither Pyro nor this library's fit once it is exported.
+
+    ``torch.export.export(as_module(fit), (inputs,), dynamic_shapes=({0: torch.export.Dim.AUTO},))`` gives a graph with
+    the whole uncertainty in it; ``torch.export.save`` writes it.
+
+    Parameters
+    ----------
+    fit
+        A fit of classes (``Categorical``, ``Ordinal``) with a Gaussian posterior. Its backbone and its detector, where it
+        has them, become part of the module.
+    integration
+        Points of the average over the posterior.
+
+    Raises
+    ------
+    TypeError
+        For other likelihoods, or a posterior made of draws.
+    """
+    if not fit.layer.likelihood.is_discrete:
+        raise TypeError(
+            f"as_module: expected a likelihood of classes (Categorical, Ordinal), got {fit.layer.likelihood!r}; "
+            "others are not exported yet: use fit.predict"
+        )
+    if not isinstance(fit.posterior, GaussianPosterior):
+        raise TypeError(
+            f"as_module: expected a Gaussian posterior, got {type(fit.posterior).__name__}; fit with SVI and a Gaussian guide, "
+            "or Laplace"
+        )
+    return PredictiveModule(fit, integration or QuasiMonteCarlo())
+
+
+class PredictiveModule(nn.Module):
+    """From inputs ``[N, ...]`` to a dictionary of ``[N, ...]``; all rows at once, so a batch should be small.
+
+    ========================== ===========================================
+    key                        value
+    ========================== ===========================================
+    probs                      class probabilities ``[N, K]``
+    total, aleatoric, epistemic ``[N]``, nats
+    score, p_value, is_ood     ``[N]``, where the fit has a detector
+    ========================== ===========================================
+    """
+
+    def __init__(self, fit: Fit, integration: QuasiMonteCarlo) -> None:
+        super().__init__()
+        posterior = fit.posterior
+        assert isinstance(posterior, GaussianPosterior)
+        self.backbone = fit.backbone
+        if self.backbone is not None:
+            self.backbone.eval()
+        recalibration = fit.recalibration
+        self.temperature = (
+            recalibration.temperature if isinstance(recalibration, PredictiveTemperature) else 1.0
+        )
+        self.recalibration = recalibration
+        # what only the noise needs is used up here; outputs need no more than the marginal of the weights
+        marginal = replace(
+            posterior,
+            latents=replace(posterior.latents, weights=posterior.latents.marginal_weights(), coupling=None),
+        )
+        noise = posterior.noise(integration.num_points, integration.seed)
+        example = posterior.outputs(posterior.frame.center[None])
+        points = normal_points(integration.num_points, example.compact().noise_dim, integration.seed)
+        parts: dict[str, Any] = {
+            "posterior": marginal,
+            "noise": {name: value[:, None] for name, value in noise.items()},
+            "points": points.to(posterior.frame.center)[:, None, :],
+            "detector": None if fit.detector is None else replace(fit.detector),
+        }
+        if fit.detector is not None:
+            parts["threshold"] = torch.tensor(fit.detector.threshold, dtype=torch.float64)
+        tensors: dict[str, Tensor] = {}
+        self._plain = {name: pack(value, tensors, name) for name, value in parts.items()}
+        self._names = {path: f"tensor_{i}" for i, path in enumerate(tensors)}
+        for path, value in tensors.items():
+            self.register_buffer(self._names[path], value)
+
+    def forward(self, inputs: Tensor) -> dict[str, Tensor]:
+        """Posterior predictive, and the detector's verdict."""
+        features = inputs if self.backbone is None else self.backbone(inputs)
+        tensors = {path: getattr(self, name) for path, name in self._names.items()}
+        parts = {name: unpack(plain, tensors) for name, plain in self._plain.items()}
+        posterior: GaussianPosterior = parts["posterior"]
+        view = View(features, posterior, self.recalibration)
+        outputs, likelihood = view.outputs, posterior.layer.likelihood
+        assert hasattr(outputs, "compact")
+        draws = outputs.compact().at(parts["points"]) if outputs.noise_dim else outputs.mean[None]
+        probs, expected = averaged(likelihood.class_probs(draws, **parts["noise"]), self.temperature)
+        prediction = decomposed(probs, expected, likelihood)
+        found = {name: getattr(prediction, name) for name in ("probs", "total", "aleatoric", "epistemic")}
+        detector: Detector | None = parts["detector"]
+        if detector is None:
+            return found
+        view.prediction = prediction
+        score = detector.score.of(view)
+        ordered = detector.calibration_scores
+        assert ordered is not None
+        num_rows = len(ordered)
+        as_strange = num_rows - torch.searchsorted(ordered, score.contiguous())
+        p_value = (1 + as_strange).double() / (num_rows + 1)
+        return found | {"score": score, "p_value": p_value, "is_ood": score.double() > parts["threshold"]}

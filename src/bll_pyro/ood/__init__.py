@@ -1,0 +1,28 @@
+"""Out-of-distribution alarms: scores of a row's strangeness, and detectors with a stated rate of false alarms.
+
+The threshold comes from held-out known rows (split conformal: Vovk et al. 2005; Laxhammar and Falkman 2010; Bates et al.
+2023), so that of new known rows a share of at most ``alpha`` raises an alarm, whatever the score, and without any unknown
+rows. How many unknown rows are caught depends on the score.
+"""
+
+from bll_pyro.ood.base import Score, View
+from bll_pyro.ood.combination import Combination
+from bll_pyro.ood.detector import Detector
+from bll_pyro.ood.distances import Mahalanobis, RelativeMahalanobis
+from bll_pyro.ood.scores import Energy, Epistemic, Leverage, MaxProbability, PredictiveEntropy
+from bll_pyro.prediction.verdict import Verdict
+
+__all__ = [
+    "Combination",
+    "Detector",
+    "Energy",
+    "Epistemic",
+    "Leverage",
+    "Mahalanobis",
+    "MaxProbability",
+    "PredictiveEntropy",
+    "RelativeMahalanobis",
+    "Score",
+    "Verdict",
+    "View",
+]

@@ -1,0 +1,71 @@
+"""Several scores as one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from bll_pyro.ood.base import Score, View
+from bll_pyro.posterior import Posterior
+
+
+@dataclass(frozen=True, eq=False)
+class Combination(Score):
+    """Weighted sum of scores, each less its mean and over its standard deviation on the training rows.
+
+    The scales come from training rows and not from the rows of the calibration: these have to stay exchangeable with new
+    rows, or the rate of false alarms would not hold.
+
+    Parameters
+    ----------
+    scores
+        Two or more scores.
+    weights
+        One positive number for each; None weighs all alike.
+    loc, scale
+        Means and standard deviations ``[M]`` on the training rows; found by the calibration.
+    """
+
+    scores: tuple[Score, ...]
+    weights: tuple[float, ...] | None = None
+    loc: Tensor | None = None
+    scale: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "scores", tuple(self.scores))
+        if len(self.scores) < 2 or not all(isinstance(score, Score) for score in self.scores):
+            raise TypeError(
+                f"Combination(scores=...): expected two or more scores such as Leverage(), got {self.scores!r}"
+            )
+        if self.weights is None:
+            return
+        object.__setattr__(self, "weights", tuple(self.weights))
+        right = all(isinstance(w, (int, float)) and 0 < w < float("inf") for w in self.weights)
+        if len(self.weights) != len(self.scores) or not right:
+            raise ValueError(
+                f"Combination(weights=...): expected a positive number for each of the {len(self.scores)} scores, got "
+                f"{self.weights!r}"
+            )
+
+    @property
+    def needs_training_rows(self) -> bool:
+        """Whether training rows have to be seen first."""
+        return self.loc is None
+
+    def of(self, view: View) -> Tensor:
+        assert self.loc is not None and self.scale is not None
+        values = torch.stack([score.of(view) for score in self.scores], -1)
+        weights = values.new_tensor(self.weights or (1.0,) * len(self.scores))
+        return ((values - self.loc.to(values)) / self.scale.to(values) * weights).sum(-1)
+
+    def fitted(
+        self, posterior: Posterior, features: Tensor, targets: Tensor, score_rows: Callable[[Score], Tensor]
+    ) -> Self:
+        scores = tuple(score.fitted(posterior, features, targets, score_rows) for score in self.scores)
+        values = torch.stack([score_rows(score) for score in scores], -1)
+        scale = values.std(0).clamp_min(torch.finfo(values.dtype).tiny)
+        return replace(self, scores=scores, loc=values.mean(0), scale=scale)

@@ -1,0 +1,129 @@
+"""Mahalanobis distances of features to those of the training rows.
+
+Features are taken on the standardised scale of the fit. The distances need training rows:
+``Detector(Mahalanobis()).calibrate(fit, inputs, train=(inputs, targets))``. Prefer training rows that the backbone has not
+seen, or its features are too good and the distances too small.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from bll_pyro.ood.base import Score, View
+from bll_pyro.posterior import Posterior
+
+
+@dataclass(frozen=True, eq=False)
+class _Distance(Score):
+    ridge: float = 1e-3
+    means: Tensor | None = None
+    whitening: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.ridge, (int, float)) and 0 < self.ridge < float("inf")):
+            raise ValueError(
+                f"{type(self).__name__}(ridge=...): expected a positive number, got {self.ridge!r}"
+            )
+
+    @property
+    def needs_training_rows(self) -> bool:
+        """Whether training rows have to be seen first."""
+        return self.means is None
+
+
+@dataclass(frozen=True, eq=False)
+class Mahalanobis(_Distance):
+    """Squared distance to the nearest class, ``min_c (h - m_c)' S^-1 (h - m_c)`` (Lee et al. 2018).
+
+    Targets that are no classes count as one class.
+
+    Parameters
+    ----------
+    ridge
+        Added to the covariance, as a share of its mean variance: features that are constant in training must not divide
+        by 0.
+    means, whitening
+        Class means ``[C, D]`` and ``S^-1/2 [D, D]`` of the training rows, within classes; found by the calibration.
+    """
+
+    def of(self, view: View) -> Tensor:
+        assert self.means is not None and self.whitening is not None
+        white = _features(view) @ self.whitening.to(view.features.device)
+        centres = self.means.to(white) @ self.whitening.to(white)
+        return torch.stack([(white - centre).square().sum(-1) for centre in centres]).amin(0)
+
+    def fitted(
+        self, posterior: Posterior, features: Tensor, targets: Tensor, score_rows: Callable[[Score], Tensor]
+    ) -> Self:
+        rows = posterior.frame.standardized(features).double()
+        labels = _labels(posterior, targets)
+        classes, index = labels.unique(return_inverse=True)
+        counts = torch.bincount(index).double()
+        means = rows.new_zeros(len(classes), rows.shape[1]).index_add_(0, index, rows) / counts[:, None]
+        whitening = _whitening(rows - means[index], self.ridge)
+        return replace(self, means=means.float(), whitening=whitening.float())
+
+
+@dataclass(frozen=True, eq=False)
+class RelativeMahalanobis(_Distance):
+    """Distance to the nearest class less that to all rows taken as one (Ren et al. 2021).
+
+    Parameters
+    ----------
+    ridge
+        As in :class:`Mahalanobis`.
+    means, whitening
+        Of the distance to the classes.
+    background_mean, background_whitening
+        Mean ``[1, D]`` and ``S^-1/2 [D, D]`` of all training rows.
+    """
+
+    background_mean: Tensor | None = None
+    background_whitening: Tensor | None = None
+
+    def of(self, view: View) -> Tensor:
+        nearest = Mahalanobis(self.ridge, self.means, self.whitening)
+        background = Mahalanobis(self.ridge, self.background_mean, self.background_whitening)
+        return nearest.of(view) - background.of(view)
+
+    def fitted(
+        self, posterior: Posterior, features: Tensor, targets: Tensor, score_rows: Callable[[Score], Tensor]
+    ) -> Self:
+        if not posterior.layer.likelihood.is_discrete:
+            raise TypeError(
+                f"RelativeMahalanobis: expected classes, got {posterior.layer.likelihood!r}; use Mahalanobis()"
+            )
+        nearest = Mahalanobis(self.ridge).fitted(posterior, features, targets, score_rows)
+        rows = posterior.frame.standardized(features).double()
+        mean = rows.mean(0, keepdim=True)
+        whitening = _whitening(rows - mean, self.ridge)
+        return replace(
+            self,
+            means=nearest.means,
+            whitening=nearest.whitening,
+            background_mean=mean.float(),
+            background_whitening=whitening.float(),
+        )
+
+
+def _features(view: View) -> Tensor:
+    return view.posterior.frame.standardized(view.features).float()
+
+
+def _labels(posterior: Posterior, targets: Tensor) -> Tensor:
+    if posterior.layer.likelihood.is_discrete:
+        return targets
+    return torch.zeros(len(targets), dtype=torch.long, device=targets.device)
+
+
+def _whitening(centred: Tensor, ridge: float) -> Tensor:
+    """Symmetric ``(S + ridge mean(diag S) I)^-1/2`` of centred rows."""
+    covariance = centred.mT @ centred / len(centred)
+    values, vectors = torch.linalg.eigh(covariance)
+    floor = ridge * covariance.diagonal().mean().clamp_min(torch.finfo(covariance.dtype).tiny)
+    return (vectors / (values.clamp_min(0) + floor).sqrt()) @ vectors.mT

@@ -1,0 +1,92 @@
+"""Recalibrations: one number, found on held-out rows after the fit, that makes predictions honest.
+
+They change what is predicted and not the posterior: weights, tree and evidence are those of the fit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from bll_pyro.declaration import Declaration
+
+
+class Recalibration(Declaration):
+    """What ``bll.calibrate`` finds."""
+
+    family: ClassVar[str] = "recalibrations"
+
+
+@dataclass(frozen=True, eq=False)
+class PredictiveTemperature(Recalibration):
+    """Predicted probabilities ``p_k^(1/T) / sum_j p_j^(1/T)``; the order of the classes never changes.
+
+    For a point estimate this is the temperature scaling of Guo et al. (2017). It is neither the softmax temperature of
+    ``Categorical``, which is part of the model and acts before the average over the posterior, nor that of a cold posterior.
+
+    Parameters
+    ----------
+    temperature
+        T > 0; larger is less certain.
+    """
+
+    temperature: float
+
+    def __post_init__(self) -> None:
+        _check_positive(self, "temperature", self.temperature)
+
+
+@dataclass(frozen=True, eq=False)
+class NoiseFactor(Recalibration):
+    """The standard deviation of the noise times a factor; the mean, and what is epistemic, stay.
+
+    Parameters
+    ----------
+    factor
+        Larger than 1 where the fit is too sure.
+    """
+
+    factor: float
+
+    def __post_init__(self) -> None:
+        _check_positive(self, "factor", self.factor)
+
+
+def _check_positive(owner: Recalibration, name: str, value: float) -> None:
+    if not (isinstance(value, (int, float)) and 0 < value < float("inf")):
+        raise ValueError(f"{type(owner).__name__}({name}=...): expected a positive number, got {value!r}")
+
+
+def entropy(probs: Tensor) -> Tensor:
+    """Entropy in nats over the last axis."""
+    return torch.special.entr(probs).sum(-1)
+
+
+def averaged(conditional: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Average ``[N, C]`` of class probabilities ``[S, N, C]``, tempered, and the expected entropy ``[N]`` that belongs to it.
+
+    The joint distribution of draw and class, ``p_s(c) / S``, is multiplied by ``c(y) = p(y)^(1/T - 1)`` of the class alone.
+    Then the classes have the tempered average as their distribution, and what a class tells about the weights is as before;
+    so total and expected entropy belong to one joint distribution, and their difference is its mutual information.
+    """
+    mean = conditional.mean(0)
+    if temperature == 1.0:
+        return mean, entropy(conditional).mean(0)
+    tiny = torch.finfo(mean.dtype).tiny
+    log_mean = mean.clamp_min(tiny).log()
+    log_joint = conditional.clamp_min(tiny).log() + (1 / temperature - 1) * log_mean
+    log_weight = log_joint.logsumexp(-1, keepdim=True)
+    expected = log_weight.squeeze(-1).softmax(0) * entropy((log_joint - log_weight).exp())
+    probs = (log_mean / temperature).softmax(-1)
+    # classes that differ in the last bit may tie after rounding, and then the first would win
+    label = mean.argmax(-1, keepdim=True)
+    most = probs.amax(-1, keepdim=True)
+    moved = torch.where(probs.argmax(-1, keepdim=True) == label, most, most * (1 + 4 * _eps(most)))
+    return probs.scatter(-1, label, moved), expected.sum(0)
+
+
+def _eps(values: Tensor) -> float:
+    return torch.finfo(values.dtype).eps
