@@ -71,7 +71,7 @@ def cifar_features(num_unknown: int = 2000) -> Task:
     folder = data_folder()
     with np.load(folder / "backbones" / "resnet20_cifar10_features.npz", allow_pickle=False) as stored:
         tensors = {name: torch.from_numpy(stored[name]) for name in stored.files}
-    raw = gzip.open(folder / "mnist_test" / "t10k-images-idx3-ubyte.gz").read()
+    raw = gzip.decompress((folder / "mnist_test" / "t10k-images-idx3-ubyte.gz").read_bytes())
     digits = torch.frombuffer(bytearray(raw[16:]), dtype=torch.uint8).view(-1, 1, 28, 28)[:num_unknown]
     images = torch.nn.functional.pad(digits.float() / 255, (2, 2, 2, 2)).expand(-1, 3, -1, -1)
     network = pretrained(folder)

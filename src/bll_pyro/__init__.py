@@ -35,6 +35,7 @@ _ROOMS = {
     "diagnose": "diagnostics",
     "sbc": "simulation",
     "calibrate": "calibration",
+    "evaluate": "evaluation",
 }
 _MODULES = ("priors", "likelihoods", "guides", "curvatures", "metrics", "conformal", "plots", "ood", "export")
 
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from bll_pyro.datatree import from_pyro, prior_predictive  # type: ignore[no-redef]
     from bll_pyro.diagnostics import diagnose
     from bll_pyro.elpd import loo
+    from bll_pyro.evaluation import evaluate
     from bll_pyro.features.backbones import timm_backbone
     from bll_pyro.features.columns import Data
     from bll_pyro.features.extraction import extract

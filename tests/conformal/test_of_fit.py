@@ -56,7 +56,7 @@ def test_coverage_of_sets(classes, score, alpha):
     sets, covered = PredictionSets(score, alpha), []
     probs = classes.predict(FEATURES).probs
     for calibration, new in splits():
-        own = score.of(probs[calibration])[np.arange(NUM_CALIBRATION), LABELS[calibration]]
+        own = score.of(probs[calibration], new=False)[np.arange(NUM_CALIBRATION), LABELS[calibration]]
         threshold = conformal_quantile(own, alpha)
         members = torch.from_numpy(score.of(probs[new]) <= threshold)
         covered.append(int(members.gather(1, LABELS[new][:, None]).sum()))
@@ -103,6 +103,13 @@ def test_saved_loaded_and_tied_to_the_fit(tmp_path, classes, values):
             type(made).load(tmp_path / "file", other)
     with pytest.raises(ValueError, match="expected to be calibrated first"):
         PredictionSets().predict(FEATURES)
+
+
+def test_aps_without_draws_covers_at_least(classes):
+    made = PredictionSets(APS(seed=None), 0.3).calibrate(classes, FEATURES[300:1300], LABELS[300:1300])
+    sets = made.predict(FEATURES[1300:])
+    assert set_coverage(sets, LABELS[1300:]) > 0.7 - 4 * (0.3 * 0.7 * (1 / 1000 + 1 / 2700)) ** 0.5
+    assert torch.equal(made.predict(FEATURES[1300:1301]), sets[:1])
 
 
 def test_empty_sets_can_be_forbidden(classes):

@@ -20,6 +20,7 @@ from bll_pyro.conformal.sets import aps_scores, lac_scores, own_scores, predicti
 from bll_pyro.conformal.thresholds import conformal_quantile
 from bll_pyro.declaration import Declaration
 from bll_pyro.metrics.arrays import Array
+from bll_pyro.scope import generator
 
 if TYPE_CHECKING:
     from bll_pyro.fitting import Fit
@@ -31,15 +32,15 @@ class SetScore(Declaration):
     family: ClassVar[str] = "conformal"
 
     @abstractmethod
-    def of(self, probs: Tensor) -> Array:
-        """Scores ``[N, K]`` of every class."""
+    def of(self, probs: Tensor, new: bool = True) -> Array:
+        """Scores ``[N, K]`` of every class, of new rows or of those of the calibration."""
 
 
 @dataclass(frozen=True, eq=False)
 class LAC(SetScore):
     """``1 - p_k``: the smallest sets on average, now and then an empty one (Sadinle et al. 2019)."""
 
-    def of(self, probs: Tensor) -> Array:
+    def of(self, probs: Tensor, new: bool = True) -> Array:
         return lac_scores(probs)
 
 
@@ -47,11 +48,19 @@ class LAC(SetScore):
 class APS(SetScore):
     """Probability of the classes down to class k: sets grow with the difficulty of the row (Romano et al. 2020).
 
-    Without the paper's random draw, so that a row always gets the same set.
+    Parameters
+    ----------
+    seed
+        Of the paper's uniform draw for each row, which makes coverage exact; by it, a row's set depends on its place in the
+        batch. None takes the probability of class k as a whole: nothing is random, and coverage is higher where scores tie
+        (the least probable class of every row has the score 1).
     """
 
-    def of(self, probs: Tensor) -> Array:
-        return aps_scores(probs)
+    seed: int | None = 0
+
+    def of(self, probs: Tensor, new: bool = True) -> Array:
+        # rows of the calibration and new rows need draws of their own, or they would not be exchangeable
+        return aps_scores(probs, None if self.seed is None else generator(2 * self.seed + int(new)))
 
 
 class Interval(NamedTuple):
@@ -103,7 +112,8 @@ class PredictionSets(Calibrated):
         _expect(
             fit.layer.likelihood.is_discrete, self, "classes", fit, "use PredictionIntervals for real values"
         )
-        scores = own_scores(self.score.of(fit.predict(inputs).probs), targets)  # type: ignore[attr-defined]
+        prediction: Any = fit.predict(inputs)
+        scores = own_scores(self.score.of(prediction.probs, new=False), targets)
         threshold = conformal_quantile(scores, self.alpha)
         return replace(self, threshold=threshold, fingerprint=fit.fingerprint).bound(fit)
 

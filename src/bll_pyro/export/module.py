@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from bll_pyro.archive import pack, unpack
-from bll_pyro.gaussian import normal_points
+from bll_pyro.gaussian import OutputGaussian, normal_points
 from bll_pyro.ood import Detector, View
 from bll_pyro.posterior import GaussianPosterior
 from bll_pyro.prediction import PredictiveTemperature, QuasiMonteCarlo
@@ -111,7 +111,7 @@ class PredictiveModule(nn.Module):
         posterior: GaussianPosterior = parts["posterior"]
         view = View(features, posterior, self.recalibration)
         outputs, likelihood = view.outputs, posterior.layer.likelihood
-        assert hasattr(outputs, "compact")
+        assert isinstance(outputs, OutputGaussian)
         draws = outputs.compact().at(parts["points"]) if outputs.noise_dim else outputs.mean[None]
         probs, expected = averaged(likelihood.class_probs(draws, **parts["noise"]), self.temperature)
         prediction = decomposed(probs, expected, likelihood)

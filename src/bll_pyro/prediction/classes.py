@@ -82,7 +82,7 @@ class ClassPrediction(Prediction):
         """Join the predictions of several batches."""
         names = ["total", "aleatoric", "epistemic", "probs"]
         names += ["error"] if parts[0].error is not None else []
-        joined = {name: torch.cat([getattr(p, name) for p in parts]) for name in names}
+        joined: dict[str, Any] = {name: torch.cat([getattr(p, name) for p in parts]) for name in names}
         return cls(**joined, likelihood=parts[0].likelihood)
 
 

@@ -85,7 +85,7 @@ class LabelPrediction(Prediction):
         """Join the predictions of several batches."""
         names = ["total", "aleatoric", "epistemic", "probs"]
         names += ["error"] if parts[0].error is not None else []
-        joined = {name: torch.cat([getattr(p, name) for p in parts]) for name in names}
+        joined: dict[str, Any] = {name: torch.cat([getattr(p, name) for p in parts]) for name in names}
         outputs = type(parts[0].outputs).concat([p.outputs for p in parts])
         shared = {name: getattr(parts[0], name) for name in ("likelihood", "integration", "temperature")}
         return cls(**joined, outputs=outputs, **shared)

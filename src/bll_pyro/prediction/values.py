@@ -221,7 +221,7 @@ class ValuePrediction(Prediction):
     @classmethod
     def concat(cls, parts: list[ValuePrediction]) -> ValuePrediction:
         """Join the predictions of several batches."""
-        joined = {
+        joined: dict[str, Any] = {
             n: torch.cat([getattr(p, n) for p in parts]) for n in ("total", "aleatoric", "epistemic", "mean")
         }
         outputs = type(parts[0].mixture.outputs).concat([p.mixture.outputs for p in parts])

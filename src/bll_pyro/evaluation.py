@@ -1,0 +1,154 @@
+"""How good a fit is on test rows, always beside the plain head, so that no gain is claimed that a temperature gives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from bll_pyro import metrics
+from bll_pyro.calibration import calibrate
+from bll_pyro.fitting import Fit, fit
+from bll_pyro.guides import MAP
+from bll_pyro.inference.svi import SVI
+from bll_pyro.prediction import ClassPrediction, LabelPrediction, Prediction, ValuePrediction
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+COVERAGE = 0.9
+Scores = dict[str, float | None]
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """Scores by head; ``print`` shows a table.
+
+    Parameters
+    ----------
+    scores
+        ``{head: {score: value}}``; None where a head has no such score (a point estimate has no epistemic uncertainty).
+    """
+
+    scores: dict[str, Scores]
+
+    def to_pandas(self) -> pd.DataFrame:
+        """One line for each head."""
+        import pandas as pd
+
+        return pd.DataFrame.from_dict(self.scores, orient="index").astype(float)
+
+    def __str__(self) -> str:
+        names = list(next(iter(self.scores.values())))
+        width = max(map(len, self.scores))
+        widths = [max(len(name), 7) for name in names]
+        lines = [" ".join([" " * width, *(n.rjust(w) for n, w in zip(names, widths, strict=True))])]
+        for head, row in self.scores.items():
+            cells = ["-" if row[n] is None else f"{row[n]:.4f}" for n in names]
+            lines.append(
+                " ".join([head.ljust(width), *(c.rjust(w) for c, w in zip(cells, widths, strict=True))])
+            )
+        return "\n".join(lines)
+
+
+def evaluate(
+    fit: Fit,
+    inputs: Any,
+    targets: Any,
+    *,
+    held_out: Any,
+    train: Any = None,
+    plain: Fit | None = None,
+    unknown: Any = None,
+) -> Evaluation:
+    """Score a fit on test rows, and beside it the plain head, both as they are and calibrated on held-out rows.
+
+    ================= ======================================================================
+    targets           scores
+    ================= ======================================================================
+    classes, labels   accuracy, NLL (nats), Brier score, ECE (15 bins)
+    values, counts    NLL (nats, user's units), RMSE, coverage of the 90 % interval, its width
+    with ``unknown``  AUROC of unknown against test rows by ``total`` and by ``epistemic``
+    ================= ======================================================================
+
+    Parameters
+    ----------
+    fit
+        The fit to judge.
+    inputs, targets
+        Test rows, which nothing was chosen by.
+    held_out
+        ``(inputs, targets)`` of the rows for the calibration.
+    train, plain
+        The plain head is ``plain``, a fit of a point estimate; or it is fitted here, with the same declaration and MAP, to
+        the training rows ``train``. One of the two.
+    unknown
+        Inputs of no known kind.
+
+    Raises
+    ------
+    ValueError
+        When there is neither ``train`` nor ``plain``, or both.
+    """
+    if (train is None) == (plain is None):
+        raise ValueError(
+            "evaluate: expected either train=(inputs, targets) or plain=fit, for the plain head beside the Bayesian one, got "
+            f"{'neither' if train is None else 'both'}"
+        )
+    fit = replace(fit, detector=None, recalibration=None)
+    if plain is None:
+        plain = _plain_head(fit, train)
+    heads = {"plain head": plain, "Bayesian": fit}
+    rows = {}
+    for name, head in heads.items():
+        heldout_inputs, heldout_targets = held_out
+        rows[name] = head
+        if fit.layer.likelihood.is_count or _has_several_labels(fit):
+            continue  # nothing to calibrate
+        rows[f"{name}, calibrated"] = calibrate(head, heldout_inputs, heldout_targets)
+    values = torch.as_tensor(targets)
+    return Evaluation({name: _scores(head, inputs, values, unknown) for name, head in rows.items()})
+
+
+def _plain_head(like: Fit, train: Any) -> Fit:
+    """The declaration of a fit with a point estimate, on the features of the fit."""
+    point = fit(
+        like.layer, like.features(train, need_targets=True), inference=SVI(guide=MAP()), seed=like.seed
+    )
+    return replace(point, backbone=like.backbone, store=like.store)
+
+
+def _has_several_labels(fit: Fit) -> bool:
+    return fit.layer.likelihood.is_binary and fit.posterior.target_shape != ()
+
+
+def _scores(head: Fit, inputs: Any, targets: Tensor, unknown: Any) -> Scores:
+    prediction = head.predict(inputs)
+    found: Scores = {"NLL": -float(prediction.log_prob(targets).double().mean())}
+    if isinstance(prediction, ClassPrediction | LabelPrediction):
+        probs = prediction.probs
+        found = {"accuracy": metrics.accuracy(probs, targets), **found}
+        found["Brier"] = metrics.brier(probs, targets)
+        if not _has_several_labels(head):
+            found["ECE"] = metrics.ece(probs, targets)
+    elif isinstance(prediction, ValuePrediction):
+        lower, upper = prediction.interval(COVERAGE)
+        found["RMSE"] = float((prediction.mean - targets).double().square().mean().sqrt())
+        found["coverage"] = float(((lower <= targets) & (targets <= upper)).double().mean())
+        found["width"] = float((upper - lower).double().mean())
+    if unknown is None:
+        return found
+    strange = head.predict(unknown)
+    has_spread = not isinstance(head.inference, SVI) or not isinstance(head.inference.guide, MAP)
+    for name in ("total", "epistemic"):
+        known = _row(prediction, name)
+        is_there = name == "total" or has_spread
+        found[f"AUROC {name}"] = metrics.auroc(known, _row(strange, name)) if is_there else None
+    return found
+
+
+def _row(prediction: Prediction, name: str) -> Tensor:
+    values: Tensor = getattr(prediction, name)
+    return values if values.dim() == 1 else values.sum(-1)

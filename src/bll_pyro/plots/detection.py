@@ -1,0 +1,58 @@
+"""Scores of known and unknown rows, and where the alarm begins."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bll_pyro.plots.style import BLUE, GREY, ORANGE, Size, panel, say
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from bll_pyro.ood import Detector
+
+
+def ood_scores(
+    detector: Detector,
+    known: Any,
+    unknown: Any = None,
+    *,
+    num_bins: int = 50,
+    axes: Axes | None = None,
+    size: Size | None = None,
+) -> Figure:
+    """Histograms of a detector's scores, its threshold, and the share of each kind that raises an alarm.
+
+    Parameters
+    ----------
+    detector
+        A calibrated detector.
+    known
+        Inputs like those of the calibration, but others; or their verdict.
+    unknown
+        Inputs of another kind, or their verdict; None draws the known ones alone.
+    num_bins
+        Bins of the histograms, over the middle 96 % of all scores and the threshold; what lies beyond is in the outermost bins.
+    """
+    verdicts = {"known": known} if unknown is None else {"known": known, "unknown": unknown}
+    verdicts = {k: v if hasattr(v, "p_value") else detector.detect(v) for k, v in verdicts.items()}
+    figure, axes = panel(axes, size)
+    scores = {name: verdict.score.double().cpu().numpy() for name, verdict in verdicts.items()}
+    low, high = np.quantile(np.concatenate(list(scores.values())), [0.02, 0.98])
+    threshold = detector.threshold
+    edges = np.linspace(min(low, threshold), max(high, threshold), num_bins + 1)
+    for (name, values), color in zip(scores.items(), (BLUE, ORANGE), strict=False):
+        alarm = float(verdicts[name].is_ood.double().mean())
+        clipped = values.clip(edges[0], edges[-1])
+        weights = np.full(len(values), 1 / len(values))
+        label = f"{name}: {100 * alarm:.1f} % raise an alarm"
+        axes.hist(clipped, edges.tolist(), weights=weights, color=color, alpha=0.55, label=label)
+    label = f"threshold, alpha = {detector.alpha:g}"
+    axes.axvline(threshold, color=GREY, linewidth=1.2, linestyle="--", label=label)
+    axes.legend(frameon=False)
+    name = type(detector.score).__name__
+    say(axes, "How strange the rows are", f"{name} (larger is further out)", "share of rows")
+    return figure

@@ -1,0 +1,65 @@
+"""Whether what is said with probability 0.8 happens in 80 % of cases."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bll_pyro import metrics
+from bll_pyro.plots.style import GREY, PALETTE, SKY, Size, panel, say
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+def reliability_diagram(
+    predictions: Any,
+    targets: Any,
+    *,
+    num_bins: int = 10,
+    equal_mass: bool = False,
+    prob: float = 0.95,
+    axes: Axes | None = None,
+    size: Size | None = None,
+) -> Figure:
+    """Share of right decisions against confidence, bin by bin, with an interval for each share and the rows of each bin.
+
+    On the diagonal confidence is honest; below it the prediction is too sure. The bars at the bottom are the shares of the
+    rows, in the scale of the axis.
+
+    Parameters
+    ----------
+    predictions
+        A prediction of classes or of one label a row, or several to compare by name, ``{name: prediction}``.
+    targets
+        The targets of the same rows.
+    num_bins, equal_mass, prob
+        Of :func:`bll_pyro.metrics.reliability`: number of bins, whether they hold equally many rows, and the coverage of
+        the intervals (Wilson).
+    """
+    named = predictions if isinstance(predictions, dict) else {"": predictions}
+    figure, axes = panel(axes, size, (5.6, 5.2))
+    axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle="--")
+    for i, (name, prediction) in enumerate(named.items()):
+        found = metrics.reliability(prediction.probs, targets, num_bins, equal_mass, prob)
+        there = found.count > 0
+        x, y = found.confidence[there], found.accuracy[there]
+        errors = np.abs(np.stack([found.lower[there], found.upper[there]]) - y)
+        color = PALETTE[i % len(PALETTE)]
+        label = f"{name}, ECE {found.ece:.3f}" if name else f"ECE {found.ece:.3f}"
+        axes.errorbar(
+            x, y, errors, color=color, marker="o", markersize=4, linewidth=1.4, capsize=2, label=label
+        )
+        if i == 0:
+            width = 0.8 * np.diff(x).min() if len(x) > 1 else 0.05
+            share = found.count[there] / found.count.sum()
+            axes.bar(x, share, min(width, 0.06), color=SKY, alpha=0.35, zorder=0, label="share of rows")
+    axes.set(xlim=(0, 1.02), ylim=(0, 1.02))
+    # intervals may lie anywhere inside
+    axes.legend(
+        frameon=False, loc="upper left", bbox_to_anchor=(-0.02, -0.12), ncols=len(named) + 1, fontsize=9
+    )
+    say(axes, "Confidence and what came true", "confidence", "share that was right")
+    return figure
