@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from bll_pyro.archive import pack, unpack
 from bll_pyro.gaussian import OutputGaussian, normal_points
+from bll_pyro.likelihoods import Categorical
 from bll_pyro.ood import Detector, View
 from bll_pyro.posterior import GaussianPosterior
 from bll_pyro.prediction import PredictiveTemperature, QuasiMonteCarlo
@@ -34,7 +35,7 @@ def as_module(fit: Fit, *, integration: QuasiMonteCarlo | None = None) -> Predic
     Parameters
     ----------
     fit
-        A fit of classes (``Categorical``, ``Ordinal``) with a Gaussian posterior. Its backbone and its detector, where it
+        A fit with ``Categorical`` and a Gaussian posterior. Its backbone and its detector, where it
         has them, become part of the module.
     integration
         Points of the average over the posterior.
@@ -44,9 +45,9 @@ def as_module(fit: Fit, *, integration: QuasiMonteCarlo | None = None) -> Predic
     TypeError
         For other likelihoods, or a posterior made of draws.
     """
-    if not fit.layer.likelihood.is_discrete:
+    if not isinstance(fit.layer.likelihood, Categorical):
         raise TypeError(
-            f"as_module: expected a likelihood of classes (Categorical, Ordinal), got {fit.layer.likelihood!r}; "
+            f"as_module: expected the Categorical likelihood, got {fit.layer.likelihood!r}; "
             "others are not exported yet: use fit.predict"
         )
     if not isinstance(fit.posterior, GaussianPosterior):
@@ -81,17 +82,16 @@ class PredictiveModule(nn.Module):
             recalibration.temperature if isinstance(recalibration, PredictiveTemperature) else 1.0
         )
         self.recalibration = recalibration
-        # what only the noise needs is used up here; outputs need no more than the marginal of the weights
+        # outputs need no more than the marginal of the weights
         marginal = replace(
             posterior,
             latents=replace(posterior.latents, weights=posterior.latents.marginal_weights(), coupling=None),
         )
-        noise = posterior.noise(integration.num_points, integration.seed)
         example = posterior.outputs(posterior.frame.center[None])
+        assert isinstance(example, OutputGaussian)  # Categorical has no noise to couple to
         points = normal_points(integration.num_points, example.compact().noise_dim, integration.seed)
         parts: dict[str, Any] = {
             "posterior": marginal,
-            "noise": {name: value[:, None] for name, value in noise.items()},
             "points": points.to(posterior.frame.center)[:, None, :],
             "detector": None if fit.detector is None else replace(fit.detector),
         }
@@ -113,7 +113,7 @@ class PredictiveModule(nn.Module):
         outputs, likelihood = view.outputs, posterior.layer.likelihood
         assert isinstance(outputs, OutputGaussian)
         draws = outputs.compact().at(parts["points"]) if outputs.noise_dim else outputs.mean[None]
-        probs, expected = averaged(likelihood.class_probs(draws, **parts["noise"]), self.temperature)
+        probs, expected = averaged(likelihood.class_probs(draws), self.temperature)
         prediction = decomposed(probs, expected, likelihood)
         found = {name: getattr(prediction, name) for name in ("probs", "total", "aleatoric", "epistemic")}
         detector: Detector | None = parts["detector"]
