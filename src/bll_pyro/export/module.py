@@ -61,13 +61,13 @@ def as_module(fit: Fit, *, integration: QuasiMonteCarlo | None = None) -> Predic
 class PredictiveModule(nn.Module):
     """From inputs ``[N, ...]`` to a dictionary of ``[N, ...]``; all rows at once, so a batch should be small.
 
-    ========================== ===========================================
-    key                        value
-    ========================== ===========================================
-    probs                      class probabilities ``[N, K]``
+    =========================== ===========================================
+    key                         value
+    =========================== ===========================================
+    probs                       class probabilities ``[N, K]``
     total, aleatoric, epistemic ``[N]``, nats
-    score, p_value, is_ood     ``[N]``, where the fit has a detector
-    ========================== ===========================================
+    score, p_value, is_ood      ``[N]``, where the fit has a detector
+    =========================== ===========================================
     """
 
     def __init__(self, fit: Fit, integration: QuasiMonteCarlo) -> None:
