@@ -11,7 +11,16 @@ from benchmarks.environment import describe
 from benchmarks.options import Options
 
 NAMES = (
-    "step_time", "quality", "predict", "memory", "curves", "import_time", "cuda", "inferences", "loo", "ood",
+    "step_time",
+    "quality",
+    "predict",
+    "memory",
+    "curves",
+    "import_time",
+    "cuda",
+    "inferences",
+    "loo",
+    "ood",
 )
 
 
