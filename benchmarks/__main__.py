@@ -21,6 +21,8 @@ NAMES = (
     "inferences",
     "loo",
     "ood",
+    "bounds",
+    "referee",
 )
 
 

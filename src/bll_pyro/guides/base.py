@@ -22,12 +22,17 @@ COPIES_BYTES = 20  # value, gradient, two averages of Adam and the covariance ma
 
 @dataclass(frozen=True)
 class Start:
-    """Where a guide starts: global vector ``u [U]``, weights ``loc [K, P]`` and rough ``scale [K, P]``; width D."""
+    """Where a guide starts: global vector ``u [U]``, weights ``loc [K, P]`` and rough ``scale [K, P]``; width D.
+
+    ``tril [K P, K P]`` is a Cholesky factor of the weights' covariance in the order of Pyro's latent vector, for guides that
+    ask for one; ``scale`` are then the standard deviations of each weight with all others held fixed.
+    """
 
     globals_loc: Tensor
     loc: Tensor
     scale: Tensor
     num_features: int
+    tril: Tensor | None = None
 
     @property
     def latent_loc(self) -> Tensor:
@@ -39,6 +44,13 @@ class Start:
         """Standard deviations in the same order; global unknowns start at 0.1."""
         return self.flatten(torch.full_like(self.globals_loc, 0.1), self.scale)
 
+    @property
+    def latent_tril(self) -> Tensor:
+        """Cholesky factor of the covariance in the same order: diagonal where no other is known."""
+        if self.tril is None:
+            return torch.diag(self.latent_scale)
+        return torch.block_diag(torch.diag(torch.full_like(self.globals_loc, 0.1)), self.tril)
+
     def flatten(self, u: Tensor, weights: Tensor) -> Tensor:
         """Put u and weights ``[K, P]`` into the order of Pyro's latent vector."""
         return flatten(u, weights, self.num_features)
@@ -48,6 +60,7 @@ class Guide(Declaration):
     """Variational family over the weights (and the global unknowns)."""
 
     family: ClassVar[str] = "guides"
+    starts_joint: ClassVar[bool] = False  # whether it wants ``Start.tril``
 
     @property
     def rotates(self) -> bool:

@@ -18,6 +18,7 @@ from bll_pyro.guides import MAP, Diagonal, GaussianGuide, Guide
 from bll_pyro.inference.base import Inference, Trace
 from bll_pyro.inference.guide_draws import draw_guide
 from bll_pyro.inference.held_out import held_out_loss
+from bll_pyro.inference.joint_start import joint_start
 from bll_pyro.inference.mean_field import MeanFieldStep
 from bll_pyro.inference.objective import elbo, learn
 from bll_pyro.inference.plateau import PACE, Plateau
@@ -138,6 +139,8 @@ class SVI(Inference):
         model = Model(layer, rows.frame.num_features, target_shape).to(rows.device)
         learned = {k: v.detach() for k, v in model.learned.items()}
         start = warm_start(layer, model.globals, rows, model.num_outputs, learned)
+        if self.guide.starts_joint:
+            start = joint_start(layer, model.globals, rows, start, learned)
         guide = self.guide.build(model, start)
         objective = Objective(self, layer, model, guide, rows.num_rows)
         trace = train(self, objective, rows, target_shape, seed, validation)
