@@ -72,7 +72,8 @@ def _dataset(values: dict[str, np.ndarray], first: tuple[str, ...]) -> Any:
         dims = DIMS.get(name, ()) if len(DIMS.get(name, ())) == event else ()
         dims = dims or tuple(f"{name}_dim_{axis}" for axis in range(event))
         data[name] = ((*first, *dims), value)
-    return xr.Dataset(data)
+    sizes = {dim: size for dims, value in data.values() for dim, size in zip(dims, value.shape)}
+    return xr.Dataset(data, {dim: np.arange(size) for dim, size in sizes.items()})
 
 
 def _yaml(declaration: Any) -> str:
