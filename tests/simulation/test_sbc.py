@@ -108,29 +108,6 @@ def test_the_test_of_uniformity_tells_a_u_and_a_slope():
     assert p_values[0] > 0.05 and (p_values[1:] < 0.01).all()
 
 
-@pytest.mark.parametrize(
-    ("declared", "num_targets"),
-    [
-        (bll.LastLayer(L.Categorical(3), prior=P.Normal(1.0)), None),
-        (bll.LastLayer(L.Poisson(), prior=P.Normal(0.3), bias_scale=0.5), None),
-        (bll.LastLayer(L.Bernoulli(), prior=P.HierarchicalNormal(), standardize=False), 2),
-        (bll.LastLayer(L.Gaussian(), prior=P.StudentT(4.0, 1.0)), 2),
-    ],
-    ids=["classes", "counts", "labels", "numbers"],
-)
-def test_every_kind_of_target_is_simulated(declared, num_targets):
-    found = calibrated(bll.SVI(num_epochs=20), 10, declared, num_targets=num_targets, num_draws=20)
-    outputs = {"Categorical": 3}.get(type(declared.likelihood).__name__, num_targets or 1)
-    assert found["ranks"]["weight"].shape == (10, outputs, 3)
-    assert all(np.isfinite(value).all() for value in found["prior"].data_vars.values())
-
-
-def test_the_same_seed_gives_the_same_ranks_in_any_number_of_processes(exact):
-    again = calibrated(bll.Exact(), 10, num_processes=2)
-    for name, ranks in again["ranks"].data_vars.items():
-        np.testing.assert_array_equal(ranks, exact["ranks"][name][:10])
-
-
 def test_a_scale_that_is_learned_cannot_be_simulated():
     with pytest.raises(ValueError, match="HierarchicalNormal"):
         bll.sbc(bll.LastLayer(L.Gaussian(0.5)), bll.Exact(), features())
