@@ -45,7 +45,7 @@ def predict(
     recalibration: Recalibration | None = None,
 ) -> Prediction:
     """Posterior predictive for features ``[N, D]``, of counts at an exposure ``[N, 1]`` or ``[N, T]``."""
-    return predict_outputs(posterior, posterior.outputs(features), integration, exposure)
+    return predict_outputs(posterior, posterior.outputs(features), integration, exposure, recalibration)
 
 
 @torch.no_grad()
@@ -54,6 +54,7 @@ def predict_outputs(
     outputs: Outputs,
     integration: Integration | None = None,
     exposure: Tensor | None = None,
+    recalibration: Recalibration | None = None,
 ) -> Prediction:
     """Predictive of rows whose outputs are known: those of a posterior, or of a posterior without each row."""
     integration = integration or QuasiMonteCarlo()
