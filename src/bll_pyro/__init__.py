@@ -20,6 +20,7 @@ _ROOMS = {
     "Laplace": "inference.laplace",
     "NUTS": "inference.nuts",
     "noises": "inference",
+    "criteria": "inference",
     "QuasiMonteCarlo": "prediction",
     "Probit": "prediction",
     "Data": "features.columns",
@@ -52,7 +53,7 @@ if TYPE_CHECKING:
     from bll_pyro.features.extraction import extract
     from bll_pyro.features.store import Features
     from bll_pyro.fitting import Fit, fit, load
-    from bll_pyro.inference import noises
+    from bll_pyro.inference import criteria, noises
     from bll_pyro.inference.exact import Exact
     from bll_pyro.inference.laplace import Laplace
     from bll_pyro.inference.nuts import NUTS

@@ -228,7 +228,8 @@ class TestBruteForce:
     ) -> None:
         rows = (FEATURES, TARGETS[likelihood])
         layer = bll.LastLayer(likelihood, bll.priors.Normal())
-        best = bll.fit(layer, rows, inference=bll.Laplace(curvature))
+        inference = bll.Laplace(curvature, scale_criterion=bll.criteria.Evidence())
+        best = bll.fit(layer, rows, inference=inference)
         tau = float(best.posterior.learned["tau"])
         for factor in (0.3, 0.8, 1.25, 3.0):
             other = replace(layer, prior=bll.priors.Normal(tau * factor))

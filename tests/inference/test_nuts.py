@@ -147,7 +147,9 @@ def test_a_learned_scale_is_that_of_laplace() -> None:
     layer = bll.LastLayer(bll.likelihoods.Categorical(3))
     data = labelled()
     found = bll.fit(layer, data, inference=SHORT).posterior.learned["tau"]
-    laplace = bll.fit(layer, data, inference=bll.Laplace(curvature=bll.curvatures.Full()))
+    laplace = bll.fit(
+        layer, data, inference=bll.Laplace(bll.curvatures.Full(), scale_criterion=bll.criteria.Evidence())
+    )
     assert float(found) == pytest.approx(float(laplace.posterior.learned["tau"]), rel=0.02)
 
 

@@ -15,8 +15,10 @@ from bll_pyro.gaussian.precision import precision_dim
 from bll_pyro.gaussian.weights import LOG_TWO_PI
 from bll_pyro.inference.ascent import Summit
 from bll_pyro.inference.base import Inference, Trace
+from bll_pyro.inference.criteria import Criterion, CrossValidation, check_criterion
 from bll_pyro.inference.evidence import Evidence, LaplaceAt
 from bll_pyro.inference.rows import Rows
+from bll_pyro.inference.scale_path import ScalePath, folds, smallest_scale
 from bll_pyro.inference.tuning import globals_spread, maximize_evidence
 from bll_pyro.layer import LastLayer
 from bll_pyro.likelihoods.base import TargetShape
@@ -35,8 +37,9 @@ class Laplace(Inference):
     """A Gaussian around the mode of the weights, whose precision is the curvature of the log joint density there.
 
     The mode is found by Newton's method with conjugate gradients on all rows. What is not a weight is treated by the
-    log evidence that the Gaussian implies (MacKay 1992): a prior scale that is not given maximises it, and noise and
-    hyper-parameters that have a prior get a Gaussian of their own where it is highest, in unconstrained coordinates.
+    log evidence that the Gaussian implies (MacKay 1992): noise and hyper-parameters that have a prior get a Gaussian of
+    their own where it is highest, in unconstrained coordinates. A prior scale that is not given maximises it, or the
+    density of held-out rows (``scale_criterion``).
     With the full curvature and a Gaussian likelihood with known noise the posterior is exact, and so is the evidence.
 
     Parameters
@@ -48,13 +51,18 @@ class Laplace(Inference):
         None (default) takes 1e-3, or 1e-8 for features in double precision.
     max_steps
         Most Newton steps in one search for the mode.
+    scale_criterion
+        What decides on a prior scale that is not given: ``criteria.CrossValidation()`` (default),
+        ``criteria.LeaveOneOut()``, or ``criteria.Evidence()``.
     """
 
     curvature: Curvature = Kronecker()
     tolerance: float | None = None
     max_steps: int = 100
+    scale_criterion: Criterion = CrossValidation()
 
     def __post_init__(self) -> None:
+        check_criterion(self.scale_criterion, "Laplace")
         if not isinstance(self.curvature, Curvature):
             raise TypeError(
                 f"Laplace(curvature=...): expected a curvature such as bll.curvatures.Kronecker(), got {self.curvature!r}"
@@ -117,8 +125,12 @@ class Laplace(Inference):
         evidence = self.evidence(layer.turned(rows.frame.rotation), rows, target_shape)
         summit = maximize_evidence(evidence)
         trace = Trace()
-        posterior = replace(self.posterior_at(evidence, summit.point, trace), layer=layer)
         self._report(evidence, summit, trace)
+        num_learned, (num_outputs, num_columns) = evidence.settings.num_learned, evidence.like.shape
+        at = summit.point
+        if num_learned and self.scale_criterion.applies(layer, rows.num_rows, num_outputs, num_columns):
+            at = self._held_out(evidence, at, seed, trace)
+        posterior = replace(self.posterior_at(evidence, at, trace), layer=layer)
         trace.wall_time = time.perf_counter() - began
         return posterior, trace
 
@@ -154,6 +166,31 @@ class Laplace(Inference):
         learned = {name: value.to(like) for name, value in settings.learned(at.psi).items()}
         shape = (layer, frame, evidence.target_shape, len(at.mode.weights), learned)
         return GaussianPosterior(*shape, latents=latents)
+
+    def _held_out(self, evidence: Evidence, at: LaplaceAt, seed: int, trace: Trace) -> LaplaceAt:
+        """The point of the lowest held-out loss among the learned scales times a common factor."""
+        num_learned = evidence.settings.num_learned
+        origin = at.psi[:num_learned]
+        parts = folds(evidence.rows, self.scale_criterion.num_fits, seed)
+        fitted = [self.evidence(evidence.layer, part.fitted, evidence.target_shape) for part in parts]
+
+        def at_scale(of: Evidence, x: float, start: LaplaceAt) -> LaplaceAt:
+            psi = torch.cat([origin + x, start.psi[num_learned:]])
+            return maximize_evidence(of, psi, start.mode.weights).point
+
+        def fit_at(x: float, states: list[LaplaceAt]) -> tuple[float, list[LaplaceAt]]:
+            points = [at_scale(one, x, state) for one, state in zip(fitted, states, strict=True)]
+            losses = [
+                part.loss(self.posterior_at(one, point, Trace()))
+                for part, one, point in zip(parts, fitted, points, strict=True)
+            ]
+            return sum(losses) / evidence.rows.num_rows, points
+
+        path = ScalePath(fit_at)
+        lower = math.log(smallest_scale(evidence.rows)) - float(origin.mean())
+        best = path.search([at] * len(parts), lower)
+        trace.statistics |= path.statistics(origin.exp())
+        return at_scale(evidence, best, at)
 
     def _report(self, evidence: Evidence, summit: Summit[LaplaceAt], trace: Trace) -> None:
         mode = summit.point.mode

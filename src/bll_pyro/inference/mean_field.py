@@ -42,6 +42,11 @@ class MeanFieldStep:
         for parameter in (self.loc, self.raw):
             parameter.grad = torch.zeros_like(parameter)
         self.learned: dict[str, Tensor] = {}
+        self._held = False
+
+    def hold(self, learned: dict[str, Tensor]) -> None:
+        """Keep the learned scale at this value."""
+        self.learned, self._held = learned, True
 
     @staticmethod
     def applies(guide: object, layer: LastLayer, globals_: Globals) -> bool:
@@ -167,6 +172,8 @@ class MeanFieldStep:
         assert isinstance(prior, Normal)
         if prior.scale is not None:
             return torch.full_like(second_moment, prior.scale)
+        if self._held:
+            return self.learned["tau"]
         self.learned = {
             "tau": (second_moment / num_weights).clamp_min(torch.finfo(second_moment.dtype).tiny).sqrt()
         }

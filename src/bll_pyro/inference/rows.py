@@ -106,7 +106,10 @@ class Rows:
 
     def subset(self, num_rows: int) -> Rows:
         """Evenly spaced rows, for warm starts and estimates."""
-        index = torch.linspace(0, self.num_rows - 1, min(num_rows, self.num_rows)).round().long()
+        return self.take(torch.linspace(0, self.num_rows - 1, min(num_rows, self.num_rows)).round().long())
+
+    def take(self, index: Tensor) -> Rows:
+        """Some rows, in memory; for their design matrix and targets only."""
         part = object.__new__(Rows)
         part.frame, part.device = self.frame, self.device
         part._design, part.targets = self[index.to(self.device)]

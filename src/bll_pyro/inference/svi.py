@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from dataclasses import dataclass, replace
@@ -16,6 +17,7 @@ from bll_pyro.frame import Frame
 from bll_pyro.gaussian import LatentGaussian
 from bll_pyro.guides import MAP, Diagonal, GaussianGuide, Guide
 from bll_pyro.inference.base import Inference, Trace
+from bll_pyro.inference.criteria import Criterion, LeaveOneOut, check_criterion
 from bll_pyro.inference.guide_draws import draw_guide
 from bll_pyro.inference.held_out import held_out_loss
 from bll_pyro.inference.joint_start import joint_start
@@ -23,6 +25,7 @@ from bll_pyro.inference.mean_field import MeanFieldStep
 from bll_pyro.inference.objective import elbo, learn
 from bll_pyro.inference.plateau import PACE, Plateau
 from bll_pyro.inference.rows import Rows
+from bll_pyro.inference.scale_path import ScalePath, folds, smallest_scale
 from bll_pyro.inference.start import warm_start
 from bll_pyro.inference.targets import Targets, known_of, values_of, weight_of
 from bll_pyro.layer import LastLayer
@@ -34,6 +37,9 @@ from bll_pyro.scope import generator
 NUM_GUIDE_DRAWS = 1000  # of guides without a closed form
 NUM_DRAWS = 8  # draws of each row for the ELBO that is reported
 NUM_EVALUATED = 2**17  # or so many rows and draws in all
+NUM_PATH_STEPS = 100  # at each scale of the path, from the fit at the scale before
+NUM_FINAL_STEPS = 300  # at the scale that was chosen
+MIN_STEPS = 300  # fewer have not reached an optimum whose scale could be compared
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +70,11 @@ class SVI(Inference):
         After joint training, fit once more on the final features, with their own constants and principal axes.
     precision
         Precision of joint training as Lightning Fabric names it, e.g. ``"bf16-mixed"``.
+    scale_criterion
+        What decides on a prior scale that is not given, for guides whose weights are Gaussian or a point:
+        ``criteria.LeaveOneOut()`` (default), ``criteria.CrossValidation()``, or ``criteria.Evidence()``, which takes that of
+        the highest ELBO. A fit that ``num_epochs`` cuts to fewer than 300 steps takes the ELBO's: others would be compared
+        before they are there.
     """
 
     guide: Guide = Diagonal()
@@ -76,8 +87,10 @@ class SVI(Inference):
     output_space: bool = True
     final_stage: bool = True
     precision: str = "32-true"
+    scale_criterion: Criterion = LeaveOneOut()
 
     def __post_init__(self) -> None:
+        check_criterion(self.scale_criterion, "SVI")
         if not isinstance(self.guide, Guide):
             raise TypeError(
                 f"SVI(guide=...): expected a guide such as bll.guides.Diagonal(), got {self.guide!r}"
@@ -144,6 +157,10 @@ class SVI(Inference):
         guide = self.guide.build(model, start)
         objective = Objective(self, layer, model, guide, rows.num_rows)
         trace = train(self, objective, rows, target_shape, seed, validation)
+        size = rows.num_rows, model.num_outputs, rows.num_columns
+        fitted = objective.chooses and trace.elbo is not None and len(trace.elbo) >= MIN_STEPS
+        if fitted and trace.converged and self.scale_criterion.applies(layer, *size):
+            choose_scale(self, objective, rows, target_shape, seed, trace)
         posterior = replace(objective.posterior_in(rows.frame, target_shape), layer=declared)
         trace.statistics["elbo"] = objective.evaluate(rows, seed)
         trace.wall_time = time.perf_counter() - began
@@ -158,6 +175,7 @@ class Objective:
         self.closed = isinstance(guide, GaussianGuide) and layer.prior.has_density and svi.output_space
         self.learns = not isinstance(svi.guide, MAP)
         self.learned = {k: v.detach() for k, v in model.learned.items()}
+        self.chooses = self.closed and bool(self.learned)
         self._trace_elbo = None if self.closed else Trace_ELBO()(model, guide)
         self._step: MeanFieldStep | None = None
         if self.closed and MeanFieldStep.applies(guide, layer, model.globals):
@@ -169,6 +187,12 @@ class Objective:
         if self._trace_elbo is None or not self.learns:
             return list(self.guide.parameters())
         return [p for module in (self.guide, self.model) for p in module.parameters()]
+
+    def hold(self, learned: dict[str, Tensor]) -> None:
+        """Keep the learned scales at these values from now on."""
+        self.learned, self.learns = learned, False
+        if self._step is not None:
+            self._step.hold(learned)
 
     def gradient(self, design: Tensor, targets: Targets, generator: torch.Generator) -> Tensor:
         """Put the gradient of ``-ELBO / N`` into the parameters; return the ELBO estimate in nats."""
@@ -301,6 +325,65 @@ def train(
         restore(parameters, best)
     trace.elbo = torch.stack(history).cpu()
     return trace
+
+
+def choose_scale(
+    svi: SVI, objective: Objective, rows: Rows, target_shape: TargetShape, seed: int, trace: Trace
+) -> None:
+    """Go along scales from the ELBO's, and leave the objective at that of the lowest held-out loss."""
+    random, learned = generator(seed + 2, rows.device), objective.learned
+    parts = folds(rows, svi.scale_criterion.num_fits, seed)
+    fitted = [
+        Objective(svi, objective.layer, objective.model, copy.deepcopy(objective.guide), part.fitted.num_rows)
+        for part in parts
+    ]
+
+    def fit_at(x: float, states: list[list[Tensor]]) -> tuple[float, list[list[Tensor]]]:
+        total = 0.0
+        for part, one, state in zip(parts, fitted, states, strict=True):
+            restore(one.parameters, state)
+            one.hold({name: value * math.exp(x) for name, value in learned.items()})
+            climb(svi, one, part.fitted, random, NUM_PATH_STEPS)
+            posterior = one.posterior_in(rows.frame, target_shape)
+            assert isinstance(posterior, GaussianPosterior)
+            total += part.loss(posterior)
+        return total / rows.num_rows, [snapshot(one.parameters) for one in fitted]
+
+    if (
+        len(parts) > 1
+    ):  # the fit of all rows has seen those that are to be predicted; each fold's has to forget them
+        for part, one in zip(parts, fitted, strict=True):
+            one.hold(learned)
+            climb(svi, one, part.fitted, random, NUM_FINAL_STEPS)
+    first = torch.cat([value.flatten() for value in learned.values()])
+    path = ScalePath(fit_at)
+    lower = math.log(smallest_scale(rows)) - float(first.log().mean())
+    best = path.search([snapshot(one.parameters) for one in fitted], lower)
+    trace.statistics |= path.statistics(first)
+    # the mean of the folds' fits at that scale is nearer than the fit at the scale before
+    states = zip(*path.states[best], strict=True)
+    restore(objective.parameters, [torch.stack(values).mean(0) for values in states])
+    objective.hold({name: value * math.exp(best) for name, value in learned.items()})
+    history = climb(svi, objective, rows, random, NUM_FINAL_STEPS)
+    if trace.elbo is not None:
+        trace.elbo = torch.cat([trace.elbo, history])
+
+
+def climb(svi: SVI, objective: Objective, rows: Rows, random: torch.Generator, num_steps: int) -> Tensor:
+    """Some steps of Adam from where the parameters are; the ELBO of each step."""
+    optimizer = torch.optim.Adam(objective.parameters, lr=svi.learning_rate, betas=(0.9, 0.99), fused=True)
+    batch_size = min(svi.batch_size or 512, rows.num_rows)
+    history: list[Tensor] = []
+    while len(history) < num_steps:
+        for design, targets in rows.batches(batch_size, random):
+            optimizer.param_groups[0]["lr"] = svi.learning_rate * half_cosine(len(history) / num_steps)
+            history.append(objective.gradient(design, targets, random))
+            if svi.clip_norm is not None:
+                nn.utils.clip_grad_norm_(objective.parameters, svi.clip_norm, foreach=True)
+            optimizer.step()
+            if len(history) == num_steps:
+                break
+    return torch.stack(history).cpu()
 
 
 def conclude(trace: Trace, plateau: Plateau) -> None:

@@ -17,15 +17,19 @@ REACH = 12.0  # of the logs, either side of their start
 DIFFERENCE = 0.02
 
 
-def maximize_evidence(evidence: Evidence, start: Tensor | None = None) -> Summit[LaplaceAt]:
-    """Climb from ``psi = start``, or from where the priors start."""
+def maximize_evidence(
+    evidence: Evidence, start: Tensor | None = None, weights: Tensor | None = None
+) -> Summit[LaplaceAt]:
+    """Climb from where the priors start; or hold the learned scales as in ``start``, from ``weights``, and climb with the rest."""
     settings = evidence.settings
     psi = settings.start(evidence.like[0, 0]) if start is None else start
-    bounds = psi - REACH, psi + REACH
+    reach = torch.full_like(psi, REACH)
+    if start is not None:
+        reach[: settings.num_learned] = 0.0
+    bounds = psi - reach, psi + reach
     curvature = torch.eye(len(psi), dtype=psi.dtype, device=psi.device) * evidence.rows.total_weight
-    weights: Tensor | None = None
     free = settings.of_prior
-    if free:
+    if free and start is None:
         rough = evidence.fit_at(psi, tolerance=ROUGH_TOLERANCE)
         weights = rough.mode.weights
         psi, block = climb_surrogate(evidence, rough, free, bounds)
@@ -37,8 +41,8 @@ def maximize_evidence(evidence: Evidence, start: Tensor | None = None) -> Summit
         weights = at.mode.weights
         return at.log_evidence, evidence.gradient(at), at
 
-    if not len(psi):
-        at = evidence.fit_at(psi)
+    if not bool((bounds[0] < bounds[1]).any()):
+        at = evidence.fit_at(psi, weights)
         return Summit(psi, at, [at.log_evidence], [psi], 0.0, True, bounds)
     tolerance = GLOBALS_TOLERANCE if settings.globals.num else LEARNED_TOLERANCE
     return ascend(evaluate, psi, curvature, tolerance, bounds, evidence.rounding)
