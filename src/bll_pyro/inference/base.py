@@ -7,6 +7,7 @@ from abc import abstractmethod
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from bll_pyro.declaration import Declaration
@@ -46,6 +47,11 @@ class Trace:
         self.converged = False
         self.messages.append(message)
         warnings.warn(message, RuntimeWarning, stacklevel=3)
+
+    @property
+    def finite(self) -> bool:
+        """Whether every step's ELBO is finite."""
+        return self.elbo is None or bool(torch.isfinite(self.elbo).all())
 
     @property
     def loss(self) -> Tensor | None:

@@ -13,9 +13,9 @@ from bll_pyro import gaussian
 from bll_pyro.curvatures import Curvature, Kronecker
 from bll_pyro.gaussian.precision import precision_dim
 from bll_pyro.gaussian.weights import LOG_TWO_PI
+from bll_pyro.inference import criteria
 from bll_pyro.inference.ascent import Summit
 from bll_pyro.inference.base import Inference, Trace
-from bll_pyro.inference.criteria import Criterion, CrossValidation, check_criterion
 from bll_pyro.inference.evidence import Evidence, LaplaceAt
 from bll_pyro.inference.rows import Rows
 from bll_pyro.inference.scale_path import ScalePath, folds, smallest_scale
@@ -52,17 +52,17 @@ class Laplace(Inference):
     max_steps
         Most Newton steps in one search for the mode.
     scale_criterion
-        What decides on a prior scale that is not given: ``criteria.CrossValidation()`` (default),
-        ``criteria.LeaveOneOut()``, or ``criteria.Evidence()``.
+        What decides on a prior scale that is not given: ``criteria.Evidence()`` (default), or
+        ``criteria.CrossValidation()`` or ``criteria.LeaveOneOut()``, which are better with few rows.
     """
 
     curvature: Curvature = Kronecker()
     tolerance: float | None = None
     max_steps: int = 100
-    scale_criterion: Criterion = CrossValidation()
+    scale_criterion: criteria.Criterion = criteria.Evidence()
 
     def __post_init__(self) -> None:
-        check_criterion(self.scale_criterion, "Laplace")
+        criteria.check_criterion(self.scale_criterion, "Laplace")
         if not isinstance(self.curvature, Curvature):
             raise TypeError(
                 f"Laplace(curvature=...): expected a curvature such as bll.curvatures.Kronecker(), got {self.curvature!r}"
@@ -125,10 +125,13 @@ class Laplace(Inference):
         evidence = self.evidence(layer.turned(rows.frame.rotation), rows, target_shape)
         summit = maximize_evidence(evidence)
         trace = Trace()
-        self._report(evidence, summit, trace)
         num_learned, (num_outputs, num_columns) = evidence.settings.num_learned, evidence.like.shape
         at = summit.point
-        if num_learned and self.scale_criterion.applies(layer, rows.num_rows, num_outputs, num_columns):
+        held_out = bool(num_learned) and self.scale_criterion.applies(
+            layer, rows.num_rows, num_outputs, num_columns
+        )
+        self._report(evidence, summit, trace, decides=not held_out)
+        if held_out:
             at = self._held_out(evidence, at, seed, trace)
         posterior = replace(self.posterior_at(evidence, at, trace), layer=layer)
         trace.wall_time = time.perf_counter() - began
@@ -192,7 +195,7 @@ class Laplace(Inference):
         trace.statistics |= path.statistics(origin.exp())
         return at_scale(evidence, best, at)
 
-    def _report(self, evidence: Evidence, summit: Summit[LaplaceAt], trace: Trace) -> None:
+    def _report(self, evidence: Evidence, summit: Summit[LaplaceAt], trace: Trace, decides: bool) -> None:
         mode = summit.point.mode
         trace.statistics |= {
             "log_joint": mode.log_joint,
@@ -208,6 +211,8 @@ class Laplace(Inference):
                 "deviations away; use a smaller prior scale, standardize=True, features in double precision, or a larger "
                 "Laplace(tolerance=...)"
             )
+        if not decides:  # where the evidence is highest is only where the search for the scale starts
+            return
         if not summit.converged:
             trace.stop(
                 "the highest evidence was not found; the best point so far was kept: give a prior scale, e.g. "

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from bll_pyro.inference.leave_one_out import leave_one_out
 from bll_pyro.inference.rows import Rows
+from bll_pyro.inference.targets import known_of, values_of, weight_of
 from bll_pyro.posterior import GaussianPosterior
 from bll_pyro.scope import generator
 
@@ -31,13 +32,19 @@ class Fold:
     def loss(self, posterior: GaussianPosterior) -> float:
         """Negative log predictive density of the rows that are predicted, nats, summed."""
         if self.held_out is None:
-            return -float(leave_one_out(posterior, self.fitted, num_points=NUM_POINTS).elpd.sum())
+            elpd = leave_one_out(posterior, self.fitted, num_points=NUM_POINTS).elpd
+            weight = weight_of(self.fitted.targets)
+            return -float((elpd if weight is None else weight * elpd).sum())
         weights, likelihood = posterior.latents.marginal_weights(), posterior.layer.likelihood
         noise = {name: value[:, None] for name, value in posterior.noise(NUM_POINTS).items()}
         total = 0.0
         for design, targets in self.held_out.blocks(max(1, 4_000_000 // (NUM_POINTS * len(weights.loc)))):
             outputs = weights.outputs(design)
-            total -= float(likelihood.predictive_log_prob(outputs, targets, NUM_POINTS, 0, **noise).sum())
+            log_probs = likelihood.predictive_log_prob(
+                outputs, values_of(targets), NUM_POINTS, 0, **noise, **known_of(targets)
+            )
+            weight = weight_of(targets)
+            total -= float((log_probs if weight is None else weight * log_probs).sum())
         return total
 
 

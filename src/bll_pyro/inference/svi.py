@@ -17,7 +17,7 @@ from bll_pyro.frame import Frame
 from bll_pyro.gaussian import LatentGaussian
 from bll_pyro.guides import MAP, Diagonal, GaussianGuide, Guide
 from bll_pyro.inference.base import Inference, Trace
-from bll_pyro.inference.criteria import Criterion, LeaveOneOut, check_criterion
+from bll_pyro.inference.criteria import Criterion, Evidence, check_criterion
 from bll_pyro.inference.guide_draws import draw_guide
 from bll_pyro.inference.held_out import held_out_loss
 from bll_pyro.inference.joint_start import joint_start
@@ -72,9 +72,9 @@ class SVI(Inference):
         Precision of joint training as Lightning Fabric names it, e.g. ``"bf16-mixed"``.
     scale_criterion
         What decides on a prior scale that is not given, for guides whose weights are Gaussian or a point:
-        ``criteria.LeaveOneOut()`` (default), ``criteria.CrossValidation()``, or ``criteria.Evidence()``, which takes that of
-        the highest ELBO. A fit that ``num_epochs`` cuts to fewer than 300 steps takes the ELBO's: others would be compared
-        before they are there.
+        ``criteria.Evidence()`` (default), which takes that of the highest ELBO, ``criteria.LeaveOneOut()`` or
+        ``criteria.CrossValidation()``, which are better with few rows. A fit that ``num_epochs`` cuts to fewer than 300
+        steps takes the ELBO's in any case: others would be compared before they are there.
     """
 
     guide: Guide = Diagonal()
@@ -87,7 +87,7 @@ class SVI(Inference):
     output_space: bool = True
     final_stage: bool = True
     precision: str = "32-true"
-    scale_criterion: Criterion = LeaveOneOut()
+    scale_criterion: Criterion = Evidence()
 
     def __post_init__(self) -> None:
         check_criterion(self.scale_criterion, "SVI")
@@ -159,7 +159,7 @@ class SVI(Inference):
         trace = train(self, objective, rows, target_shape, seed, validation)
         size = rows.num_rows, model.num_outputs, rows.num_columns
         fitted = objective.chooses and trace.elbo is not None and len(trace.elbo) >= MIN_STEPS
-        if fitted and trace.converged and self.scale_criterion.applies(layer, *size):
+        if fitted and trace.finite and self.scale_criterion.applies(layer, *size):
             choose_scale(self, objective, rows, target_shape, seed, trace)
         posterior = replace(objective.posterior_in(rows.frame, target_shape), layer=declared)
         trace.statistics["elbo"] = objective.evaluate(rows, seed)
