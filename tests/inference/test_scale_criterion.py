@@ -68,7 +68,11 @@ def judged(rows: tuple[Rows, Rows], num_classes: int, inference: bll.SVI | bll.L
 
 
 def check(
-    rows: tuple[Rows, Rows], num_classes: int, inference: bll.SVI | bll.Laplace, grid: tuple
+    rows: tuple[Rows, Rows],
+    num_classes: int,
+    inference: bll.SVI | bll.Laplace,
+    grid: tuple,
+    most: float = 1.02,
 ) -> bll.Fit:
     """The scale that is picked is near the best of a grid, and uncertainty varies over the inputs."""
     given = [judged(rows, num_classes, inference, scale)[0] for scale in grid]
