@@ -81,7 +81,7 @@ def test_a_fit_that_is_cut_short_says_so(rows) -> None:
     features, labels = rows
     features = features + 3 * features[:, :1]
     layer = bll.LastLayer(likelihood=bll.likelihoods.Gaussian(1.0))
-    slow = bll.SVI(num_epochs=200, learning_rate=1e-4, guide=bll.guides.FullRank())
+    slow = bll.SVI(num_epochs=200, learning_rate=1e-4, guide=bll.guides.BlockDiagonal())
     fit = bll.fit(layer, (features, labels.float()), inference=slow)
     assert not fit.trace.converged
     assert "still rising" in fit.trace.messages[0]
