@@ -31,6 +31,10 @@ def inferences(small: bool) -> dict[str, tuple[Any, Any]]:
         "Laplace, Kronecker": (learned, bll.Laplace()),
         "Laplace, Kronecker, prior scale 1": (unit, bll.Laplace()),
         "Laplace, diagonal": (learned, bll.Laplace(curvature=bll.curvatures.Diagonal())),
+        "Laplace, diagonal, prior scale 3": (
+            bll.priors.Normal(scale=3.0),
+            bll.Laplace(curvature=bll.curvatures.Diagonal()),
+        ),
     }
     return dict(list(found.items())[:3]) if small else found
 
@@ -47,6 +51,7 @@ def scores() -> dict[str, Any]:
         "Energy": ood.Energy(),
         "Mahalanobis": ood.Mahalanobis(),
         "RelativeMahalanobis": ood.RelativeMahalanobis(),
+        "FeatureNorm": ood.FeatureNorm(),
         "Leverage + Epistemic": ood.Combination((ood.Leverage(), ood.Epistemic())),
     }
 

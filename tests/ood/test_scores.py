@@ -133,6 +133,10 @@ def test_several_targets_count_on_their_standardised_scale():
     torch.testing.assert_close(ood.Epistemic().of(View(NEW, fit.posterior)), expected, rtol=1e-3, atol=1e-8)
 
 
+def test_feature_norm_is_minus_the_sum_of_sizes(view):
+    np.testing.assert_allclose(ood.FeatureNorm().of(view), -np.abs(NEW.numpy()).sum(1), rtol=1e-6)
+
+
 @pytest.mark.parametrize("score", [ood.PredictiveEntropy(), ood.MaxProbability(), ood.Energy()])
 def test_scores_of_classes_refuse_real_values(score):
     targets = FEATURES[:, 0] + torch.randn(300, generator=GENERATOR)

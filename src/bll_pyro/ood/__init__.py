@@ -9,7 +9,7 @@ from bll_pyro.ood.base import Score, View
 from bll_pyro.ood.combination import Combination
 from bll_pyro.ood.detector import Detector
 from bll_pyro.ood.distances import Mahalanobis, RelativeMahalanobis
-from bll_pyro.ood.scores import Energy, Epistemic, Leverage, MaxProbability, PredictiveEntropy
+from bll_pyro.ood.scores import Energy, Epistemic, FeatureNorm, Leverage, MaxProbability, PredictiveEntropy
 from bll_pyro.prediction.verdict import Verdict
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "Detector",
     "Energy",
     "Epistemic",
+    "FeatureNorm",
     "Leverage",
     "Mahalanobis",
     "MaxProbability",

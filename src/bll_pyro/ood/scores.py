@@ -8,6 +8,7 @@ score                 formula                                      source
 ``MaxProbability``    ``1 - max_k p_k``                            Hendrycks and Gimpel 2017
 ``Energy``            ``-T log sum_k exp(m_k / T)``                Liu et al. 2020
 ``Leverage``          ``mean_k log Var(f_k)``                      Hoaglin and Welsch 1978, ``h' V h``
+``FeatureNorm``       ``-sum_d |h_d|``                             Huang, Geng and Li 2021; Yu et al. 2023
 ===================== ============================================ ===================================
 """
 
@@ -97,6 +98,19 @@ class Leverage(Score):
         variance = view.outputs.variance
         # of a point estimate the variance is 0, and of a score that is infinite for every row nothing can be learned
         return variance.clamp_min(torch.finfo(variance.dtype).tiny).log().mean(-1)
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureNorm(Score):
+    """How little the backbone found: minus the 1-norm of the features, as it gave them.
+
+    A network trained to tell classes apart answers what it knows with large features; an image that has nothing of what it
+    looks for leaves them small (the first factor of Huang, Geng and Li's gradient norm; Yu et al. 2023). Whether a given
+    network is of this kind has to be tried: there are some whose unknown inputs have the larger features.
+    """
+
+    def of(self, view: View) -> Tensor:
+        return -view.features.abs().sum(-1)
 
 
 def _row(values: Tensor) -> Tensor:
