@@ -55,7 +55,7 @@ def test_exact_inference_with_unknown_noise_is_uniform():
 
 @pytest.mark.slow
 def test_full_rank_is_uniform():
-    found = calibrated(bll.SVI(G.FullRank(), num_epochs=300, learning_rate=0.05), 30)
+    found = calibrated(bll.SVI(G.FullRank(), num_epochs=60, learning_rate=0.05), 50)
     assert found.attrs["p_value"] > 0.05, found["uniformity"]
 
 
@@ -98,6 +98,29 @@ def test_the_truth_is_drawn_from_the_prior(exact):
     truth = exact["prior"]
     assert stats.kstest(truth["weight"].values.ravel(), stats.norm(0, 1).cdf).pvalue > 0.01
     assert stats.kstest(truth["bias"].values.ravel(), stats.norm(0, 1).cdf).pvalue > 0.01
+
+
+@pytest.mark.parametrize(
+    ("declared", "num_targets"),
+    [
+        (bll.LastLayer(L.Categorical(3), prior=P.Normal(1.0)), None),
+        (bll.LastLayer(L.Poisson(), prior=P.Normal(0.3), bias_scale=0.5), None),
+        (bll.LastLayer(L.Bernoulli(), prior=P.HierarchicalNormal(), standardize=False), 2),
+        (bll.LastLayer(L.Gaussian(), prior=P.StudentT(4.0, 1.0)), 2),
+    ],
+    ids=["classes", "counts", "labels", "numbers"],
+)
+def test_every_kind_of_target_is_simulated(declared, num_targets):
+    found = calibrated(bll.SVI(num_epochs=10), 10, declared, num_targets=num_targets, num_draws=20)
+    outputs = {"Categorical": 3}.get(type(declared.likelihood).__name__, num_targets or 1)
+    assert found["ranks"]["weight"].shape == (10, outputs, 3)
+    assert all(np.isfinite(value).all() for value in found["prior"].data_vars.values())
+
+
+def test_the_same_seed_gives_the_same_ranks_in_any_number_of_processes(exact):
+    again = calibrated(bll.Exact(), 10, num_processes=2)
+    for name, ranks in again["ranks"].data_vars.items():
+        np.testing.assert_array_equal(ranks, exact["ranks"][name][:10])
 
 
 def test_the_test_of_uniformity_tells_a_u_and_a_slope():
