@@ -16,7 +16,6 @@ from bll_pyro.prediction.ordinal import OrdinalPrediction
 from bll_pyro.prediction.probit import Probit, refusal
 from bll_pyro.prediction.recalibration import NoiseFactor, PredictiveTemperature, Recalibration
 from bll_pyro.prediction.values import Mixture, ValuePrediction, predict_values
-from bll_pyro.prediction.verdict import Verdict
 
 __all__ = [
     "ClassPrediction",
@@ -30,7 +29,6 @@ __all__ = [
     "QuasiMonteCarlo",
     "Recalibration",
     "ValuePrediction",
-    "Verdict",
     "predict",
     "predict_outputs",
 ]
