@@ -219,3 +219,42 @@ def test_agrees_with_new_rows_of_fashion(data_dir):
     error = math.hypot(result.se / 8000, float(new_log_prob.std()) / math.sqrt(2000))
     assert abs(left - held_out) < 2 * error
     assert not result.flagged.any()
+
+
+def few_counts_or_labels(kind):
+    random = torch.Generator().manual_seed(2)
+    inputs = torch.randn(70, 3, generator=random, dtype=torch.float64)
+    f = 0.5 + inputs @ torch.tensor([0.8, -0.5, 0.3], dtype=torch.float64)
+    targets = {
+        "logistic": lambda: torch.bernoulli(f.sigmoid(), generator=random),
+        "softmax": lambda: torch.bernoulli(f.sigmoid(), generator=random).long() + (inputs[:, 0] > 1),
+        "poisson": lambda: torch.poisson(f.exp(), generator=random),
+    }[kind]()
+    return inputs, targets
+
+
+@pytest.mark.parametrize(
+    ("kind", "likelihood"),
+    [
+        ("logistic", bll.likelihoods.Bernoulli()),
+        ("softmax", bll.likelihoods.Categorical(3)),
+        ("poisson", bll.likelihoods.Poisson()),
+    ],
+    ids=["logistic", "softmax", "poisson"],
+)
+def test_agrees_within_two_percent_with_refits_by_laplace(kind, likelihood):
+    """Every row left out by a fit of its own; the standardisation is switched off, so that it is no part of the fit."""
+    inputs, targets = few_counts_or_labels(kind)
+    layer = bll.LastLayer(likelihood, prior=bll.priors.Normal(1.0), standardize=False)
+    inference = bll.Laplace(curvature=bll.curvatures.Full())
+    found = bll.loo(bll.fit(layer, (inputs, targets), inference=inference), (inputs, targets))
+    refits = []
+    for row in range(len(targets)):
+        rest = torch.arange(len(targets)) != row
+        fit = bll.fit(layer, (inputs[rest], targets[rest]), inference=inference)
+        refits.append(float(fit.predict(inputs[row : row + 1]).log_prob(targets[row : row + 1])))
+    assert found.elpd == pytest.approx(sum(refits), rel=0.02)
+    # the densities with the row are further off than that: the test would see them
+    assert found.elpd + found.p != pytest.approx(sum(refits), rel=0.02)
+    # one row may own a fifth of what is known about its outputs, where a Gaussian site is an approximation
+    np.testing.assert_allclose(found.elpd_i, refits, atol=0.15)

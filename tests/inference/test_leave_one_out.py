@@ -360,3 +360,37 @@ def test_precision_of_a_prior_with_hyper_parameters_is_averaged_over_them():
     tau = fit.posterior.sample(20_000)["tau"]
     expected = float(tau.square().reciprocal().mean())
     assert float(prior_precision(fit.posterior)[0, 0]) == pytest.approx(expected, rel=0.1)
+
+
+def test_a_sample_of_many_rows_agrees_with_all_of_them(data_dir, monkeypatch):
+    (inputs, labels), _ = fashion(data_dir, 4000)
+    fit = bll.fit(bll.LastLayer(bll.likelihoods.Categorical(10)), (inputs, labels))
+    whole = left_out(fit, inputs, labels)
+    monkeypatch.setattr(module, "MAX_TIED_ROWS", 3999)
+    monkeypatch.setattr(module, "NUM_SAMPLED_ROWS", 1500)
+    sampled = left_out(fit, inputs, labels)
+    error = float(whole.elpd.std()) * math.sqrt(len(labels))
+    assert float(sampled.elpd.sum()) == pytest.approx(float(whole.elpd.sum()), abs=0.15 * error)
+    lost, expected = sampled.log_density - sampled.elpd, whole.log_density - whole.elpd
+    assert float(lost.sum()) == pytest.approx(float(expected.sum()), rel=0.1)
+    assert float((lost - expected).square().mean().sqrt()) < 0.5 * float(expected.square().mean().sqrt())
+    # those with the most influence are left out one by one
+    top = whole.influence.topk(20).indices
+    assert torch.allclose(sampled.influence[top], whole.influence[top], atol=0.15)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_rows_without_ties_or_with_weights_are_never_sampled(monkeypatch, weighted):
+    if weighted:
+        inputs, targets = separable()
+        weight = torch.linspace(0.5, 2.0, len(targets))
+        data = bll.Data((inputs, targets), sample_weight=weight)
+        fit = bll.fit(bll.LastLayer(bll.likelihoods.Categorical(4)), data, inference=bll.SVI(num_epochs=50))
+    else:
+        inputs, targets = linear_data(num_targets=2)
+        data = (inputs, targets)
+        fit = bll.fit(bll.LastLayer(bll.likelihoods.Gaussian((0.7, 0.7))), data, inference=bll.Exact())
+    expected = bll.loo(fit, data)
+    monkeypatch.setattr(module, "MAX_TIED_ROWS", 10)
+    monkeypatch.setattr(module, "NUM_SAMPLED_ROWS", 20)
+    np.testing.assert_array_equal(bll.loo(fit, data).elpd_i, expected.elpd_i)

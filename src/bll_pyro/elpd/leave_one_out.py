@@ -38,6 +38,12 @@ def loo(fit: Fit, data: Any, num_rows: int | None = None, seed: int = 0) -> ELPD
     too low by some percent where rows have much influence. In any case a row takes ``K^2`` numbers and ``K^3``
     multiplications: with a thousand classes choose ``num_rows``.
 
+    Above 16,384 rows of classes (or of another likelihood that ties outputs) that cost is paid for 4,096 rows only, those
+    with the most influence among them. The other rows get their density under the whole posterior less what they lose to
+    first order, scaled so that it is right on average in the sample: on 60,000 rows of Fashion-MNIST 0.04 standard errors
+    from leaving out all, in less time than the fit. Likelihoods without such ties, the Gaussian among them, and rows with
+    weights are always left out one by one.
+
     Posteriors that are draws (NUTS, flows) have no Gaussian outputs: for them PSIS is run by ``az.loo``.
 
     Parameters

@@ -201,6 +201,11 @@ def quantile_nodes(num: int) -> Tensor:
 def _ties_outputs(rows: Rows) -> bool:
     """Whether the likelihood's curvature has anything off the diagonal, by its first block of rows."""
     _, curvature = next(iter(rows()))
+    return has_ties(curvature)
+
+
+def has_ties(curvature: Tensor) -> bool:
+    """Whether curvatures ``[N, K, K]`` of outputs have anything off the diagonal."""
     return bool((curvature != torch.diag_embed(curvature.diagonal(dim1=-2, dim2=-1))).any())
 
 

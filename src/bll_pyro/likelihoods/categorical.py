@@ -83,14 +83,19 @@ class Categorical(Likelihood):
         self, outputs: Outputs, targets: Tensor, num_points: int, seed: int = 0, **noise: Tensor
     ) -> Tensor:
         """``log E[p(y | f)]`` of each row, ``[N]``, from the odds against the label: one exponential a number, no more."""
-        draws = outputs.draws(num_points, seed)
-        own = draws.gather(-1, targets[None, :, None].expand(len(draws), -1, 1))
-        odds = ((draws - own) / self.temperature).clamp_max_(MAX_LOG_ODDS).exp_().sum(-1)
+        draws = outputs.draws_by_output(
+            num_points, seed
+        )  # sums over the classes are then sums of long vectors
+        own = draws.gather(0, targets.expand(1, draws.shape[1], -1))
+        draws -= own
+        if self.temperature != 1.0:
+            draws /= self.temperature
+        odds = draws.clamp_max(MAX_LOG_ODDS).exp_().sum(0)
         result = odds.reciprocal_().mean(0).log_()
         far = result < -MAX_LOG_ODDS / 2  # where the largest odds may have been cut
         if bool(far.any()):
-            log_probs = self.log_prob(draws[:, far], targets[far])
-            result[far] = log_probs.logsumexp(0) - math.log(len(draws))
+            log_probs = -draws[:, :, far].logsumexp(0)
+            result[far] = log_probs.logsumexp(0) - math.log(draws.shape[1])
         return result
 
     def class_probs(self, outputs: Tensor, **noise: Tensor) -> Tensor:
@@ -117,11 +122,18 @@ class Categorical(Likelihood):
 
     def expected_derivatives(self, draws: Tensor, targets: Tensor, **noise: Tensor) -> tuple[Tensor, Tensor]:
         """``E[e_y - p] / temperature`` and ``E[diag(p) - p p'] / temperature^2``."""
-        probs = self.class_probs(draws)
-        mean = probs.mean(0)
+        logits = draws.permute(2, 0, 1).clone(
+            memory_format=torch.contiguous_format
+        )  # classes first: long vectors
+        logits -= logits.amax(0)
+        if self.temperature != 1.0:
+            logits /= self.temperature
+        probs = logits.exp_()
+        probs /= probs.sum(0)
+        mean = probs.mean(1).mT
         hot = functional.one_hot(targets, self.num_classes).to(mean)
-        rows = probs.transpose(0, 1)
-        outer = rows.mT @ rows / len(probs)
+        rows = probs.permute(2, 1, 0).contiguous()
+        outer = rows.mT @ rows / len(draws)
         return (hot - mean) / self.temperature, (torch.diag_embed(mean) - outer) / self.temperature**2
 
     def output_curvature(self, outputs: Tensor, **noise: Tensor) -> Tensor:
