@@ -25,13 +25,13 @@ def inferences(small: bool) -> dict[str, tuple[Any, Any]]:
     learned, unit = bll.priors.Normal(), bll.priors.Normal(scale=1.0)
     found = {
         "plain head (MAP)": (learned, bll.SVI(guide=bll.guides.MAP())),
-        "SVI, diagonal (default)": (learned, bll.SVI()),
-        "SVI, diagonal, prior scale 1": (unit, bll.SVI()),
-        "SVI, matrix-normal": (learned, bll.SVI(guide=bll.guides.MatrixNormal())),
-        "Laplace, Kronecker": (learned, bll.Laplace()),
-        "Laplace, Kronecker, prior scale 1": (unit, bll.Laplace()),
-        "Laplace, diagonal": (learned, bll.Laplace(curvature=bll.curvatures.Diagonal())),
-        "Laplace, diagonal, prior scale 3": (
+        "bll_pyro, SVI, diagonal (default)": (learned, bll.SVI()),
+        "bll_pyro, SVI, diagonal, prior scale 1": (unit, bll.SVI()),
+        "bll_pyro, SVI, matrix-normal": (learned, bll.SVI(guide=bll.guides.MatrixNormal())),
+        "bll_pyro, Laplace, Kronecker": (learned, bll.Laplace()),
+        "bll_pyro, Laplace, Kronecker, prior scale 1": (unit, bll.Laplace()),
+        "bll_pyro, Laplace, diagonal": (learned, bll.Laplace(curvature=bll.curvatures.Diagonal())),
+        "bll_pyro, Laplace, diagonal, prior scale 3": (
             bll.priors.Normal(scale=3.0),
             bll.Laplace(curvature=bll.curvatures.Diagonal()),
         ),
@@ -155,20 +155,20 @@ def crossed(
     title: str, found: dict[tuple[str, str], list[dict[str, float]]], names: list[str], key: str
 ) -> Table:
     """Inferences down, scores across; medians over the seeds, and every seed in the JSON file."""
-    table = Table(title, {"inference": "inference"} | {name: name for name in names})
+    table = Table(title, {"method": "method"} | {name: name for name in names})
     for inference in dict.fromkeys(name for name, _ in found):
         rounds = {name: [one[key] for one in found.get((inference, name), [])] for name in names}
         row: dict[str, Any] = {
             name: float(np.median(values)) if values else None for name, values in rounds.items()
         }
-        table.rows.append(row | {"inference": inference, "rounds": rounds})
+        table.rows.append(row | {"method": inference, "rounds": rounds})
     return table
 
 
 def calibration_table(task: Task, found: dict[str, list[dict[str, float]]]) -> Table:
     """NLL and ECE, medians over the seeds."""
     columns = {
-        "head": "head",
+        "method": "method",
         "nll_before": "NLL",
         "nll_after": "NLL, calibrated",
         "ece_before": "ECE",
@@ -180,7 +180,7 @@ def calibration_table(task: Task, found: dict[str, list[dict[str, float]]]) -> T
     table = Table(f"Recalibration, {task.name}", columns)
     for name, rounds in found.items():
         row: dict[str, Any] = {key: float(np.median([one[key] for one in rounds])) for key in rounds[0]}
-        table.rows.append(row | {"head": name, "rounds": rounds})
+        table.rows.append(row | {"method": name, "rounds": rounds})
     return table
 
 
