@@ -37,6 +37,10 @@ class Outputs(ABC):
         """The same draws as ``[K, S, N]``, in memory of their own that may be overwritten."""
         return self.draws(num_points, seed).permute(2, 0, 1).clone(memory_format=torch.contiguous_format)
 
+    def independent(self, num_points: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Parts ``loc [K, N], scale [K, N], points [K, S]`` of draws ``loc + scale * points``; None without such a form."""
+        return None
+
     @abstractmethod
     def rows(self, index: slice) -> Outputs:
         """Restrict to some rows."""
@@ -156,11 +160,18 @@ class OutputGaussian(Outputs):
 
     def draws_by_output(self, num_points: int, seed: int = 0) -> Tensor:
         """Independent outputs are made in this order at once."""
-        if self.scale is None or self.mixing is not None or self.factor is not None:
+        parts = self.independent(num_points, seed)
+        if parts is None:
             return super().draws_by_output(num_points, seed)
-        points = normal_points(num_points, self.noise_dim, seed).to(self.loc)
-        loc, scale = self.loc.mT.contiguous(), self.scale.expand_as(self.loc).mT.contiguous()
-        return torch.addcmul(loc[:, None], scale[:, None], points.mT[..., None])
+        loc, scale, points = parts
+        return torch.addcmul(loc[:, None], scale[:, None], points[..., None])
+
+    def independent(self, num_points: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Outputs of diagonal weights have this form."""
+        if self.scale is None or self.mixing is not None or self.factor is not None:
+            return None
+        points = normal_points(num_points, self.noise_dim, seed).to(self.loc).mT
+        return self.loc.mT.contiguous(), self.scale.expand_as(self.loc).mT.contiguous(), points
 
     def compact(self) -> OutputGaussian:
         """Replace a factor wider than K by a Cholesky factor: K normals a row are enough.

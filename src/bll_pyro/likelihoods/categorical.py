@@ -16,6 +16,7 @@ from bll_pyro.information import SoftmaxInformation
 from bll_pyro.likelihoods.base import Likelihood, TargetShape, describe, halves, integer_targets
 
 MAX_LOG_ODDS = 80.0  # whose exponential is still a float32
+MIN_NORMALISER = 1e-20  # what is lost below the smallest float32 is then nothing
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,8 +108,15 @@ class Categorical(Likelihood):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The same with the classes first ``[K, S, N]``: sums over a few classes are then sums of long vectors.
 
-        ``H = log Z - sum_k p_k f_k`` for ``f`` less its maximum: one exponential a number and no logarithm.
+        ``H = log Z - sum_k p_k f_k`` for ``f`` less its maximum: one exponential a number and no logarithm. Independent outputs
+        (:func:`independent_expectations`) are not even kept beside their exponentials.
         """
+        parts = outputs.independent(num_points, seed)
+        if parts is not None and num_points > 1:
+            loc, scale, points = parts
+            found = independent_expectations(loc / self.temperature, scale / self.temperature, points)
+            if found is not None:
+                return found
         logits = outputs.draws_by_output(num_points, seed)
         if self.temperature != 1.0:
             logits /= self.temperature
@@ -144,3 +152,34 @@ class Categorical(Likelihood):
     def information(self, outputs: Tensor, **noise: Tensor) -> SoftmaxInformation:
         """``(diag(p) - p p') / temperature^2``."""
         return SoftmaxInformation(self.class_probs(outputs), self.temperature**-2)
+
+
+def independent_expectations(
+    loc: Tensor, scale: Tensor, points: Tensor
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Mean ``[N, K]`` of the softmax p of ``loc + scale * points``, its mean entropy, and the error of the mean, both ``[N]``.
+
+    For S > 1 points e ``[K, S]`` that all rows share. The mean entropy is
+    ``E[log Z] - sum_k (loc_k E[p_k] + scale_k E[p_k e_k])``, and both expectations are products of p ``[K, S, N]`` with
+    one small matrix: p is read once, and nothing else of its size is made.
+
+    None where a sum of exponentials leaves the range of the numbers, since each row's are relative to its largest ``loc``
+    and not to the largest of each draw.
+    """
+    num_outputs, num_points = points.shape
+    loc = loc - loc.amax(0)
+    probs = torch.addcmul(loc[:, None], scale[:, None], points[..., None]).exp_()
+    normaliser = probs.sum(0)
+    least, most = normaliser.aminmax()
+    if not bool((least > MIN_NORMALISER) & (most < torch.inf)):
+        return None
+    probs *= normaliser.reciprocal()
+    middle = num_points // 2
+    sums = points.new_zeros(num_outputs, 3, num_points)
+    sums[:, 0, :middle] = 1 / middle
+    sums[:, 1, middle:] = 1 / (num_points - middle)
+    sums[:, 2] = points / num_points
+    first, second, slope = torch.bmm(sums, probs).unbind(1)
+    mean = torch.lerp(second, first, middle / num_points)
+    entropy = normaliser.log_().mean(0) - (loc * mean + scale * slope).sum(0)
+    return mean.mT.contiguous(), entropy, ((first - second) / 2).square().mean(0).sqrt()
