@@ -59,7 +59,7 @@ class Laplace(Inference):
     curvature: Curvature = Kronecker()
     tolerance: float | None = None
     max_steps: int = 100
-    scale_criterion: criteria.Criterion = criteria.Evidence()
+    scale_criterion: criteria.Criterion = criteria.CrossValidation()
 
     def __post_init__(self) -> None:
         criteria.check_criterion(self.scale_criterion, "Laplace")
@@ -189,7 +189,7 @@ class Laplace(Inference):
             ]
             return sum(losses) / evidence.rows.num_rows, points
 
-        path = ScalePath(fit_at)
+        path = ScalePath(fit_at=fit_at)
         lower = math.log(smallest_scale(evidence.rows)) - float(origin.mean())
         best = path.search([at] * len(parts), lower)
         trace.statistics |= path.statistics(origin.exp())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Protocol
 
 import torch
@@ -114,4 +115,15 @@ class Rows:
         part.frame, part.device = self.frame, self.device
         part._design, part.targets = self[index.to(self.device)]
         part._features = part._design
+        return part
+
+    def turned(self, rotation: Tensor) -> Rows:
+        """The same rows with features ``h @ rotation``, ``rotation [D, R]``; for their design matrix and targets only."""
+        part = self.take(torch.arange(self.num_rows))
+        design, _ = part[:]
+        num_features, frame = self.frame.num_features, self.frame
+        part._design = torch.cat([design[:, :num_features] @ rotation, design[:, num_features:]], -1)
+        part._features = part._design
+        own = Frame.identity(rotation.shape[1], len(frame.target_center), frame.center, frame.bias)
+        part.frame = replace(own, target_center=frame.target_center, target_scale=frame.target_scale)
         return part

@@ -1,4 +1,4 @@
-"""The prior scale of the lowest held-out loss, along a path of doublings."""
+"""The prior scale of the lowest held-out loss, among doublings: one after the other, or side by side."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from bll_pyro.scope import generator
 STEP = math.log(2.0)
 MAX_STEPS = 8  # either way
 MIN_GAIN = 2e-3  # of the loss: a doubling that gains less is not followed further
+MIN_RISE = 0.02  # of the loss, to both sides together: where it is flatter a visit between them is not worth its time
+FIRST_DOUBLING, NUM_DOUBLINGS, MAX_DOUBLINGS = -1, 6, 14  # the evidence's scale is too small, if anything
 NUM_POINTS = 128
 
 
@@ -52,28 +54,98 @@ def folds(rows: Rows, num_folds: int, seed: int) -> list[Fold]:
     """Random folds of equal size; with one fold all rows are fitted, and left out one at a time."""
     if num_folds == 1:
         return [Fold(rows, None)]
-    order = torch.randperm(rows.num_rows, generator=generator(seed))
-    parts = [order[k::num_folds].sort().values for k in range(num_folds)]
-    others = [torch.cat(parts[:k] + parts[k + 1 :]).sort().values for k in range(num_folds)]
-    return [Fold(rows.take(rest), rows.take(part)) for part, rest in zip(parts, others, strict=True)]
+    number = fold_of(rows.num_rows, num_folds, seed)
+    parts = [(number != k, number == k) for k in range(num_folds)]
+    return [Fold(*(rows.take(mask.nonzero().squeeze(-1)) for mask in part)) for part in parts]
+
+
+def fold_of(num_rows: int, num_folds: int, seed: int) -> Tensor:
+    """Number of the fold of each row, ``[N]``: random, of equal size."""
+    number = torch.empty(num_rows, dtype=torch.long)
+    number[torch.randperm(num_rows, generator=generator(seed))] = torch.arange(num_rows) % num_folds
+    return number
 
 
 @dataclass(eq=False)
-class ScalePath[State]:
-    """Fits at scales ``exp(x)`` times the first one, and the held-out loss of each, nats a row.
+class HeldOutLosses:
+    """Held-out losses, nats a row, at scales ``exp(x)`` times the first one."""
 
-    ``fit_at(x, state)`` fits at x from the state of a neighbour and returns the loss and the new state.
-    """
-
-    fit_at: Callable[[float, State], tuple[float, State]]
     losses: dict[float, float] = field(default_factory=dict)
+
+    @property
+    def best(self) -> float:
+        """Where the loss is lowest."""
+        return min(self.losses, key=self.losses.__getitem__)
+
+    def keep(self, x: float, loss: float) -> float:
+        """Keep the loss at x; infinite where the fit has no finite density."""
+        self.losses[x] = loss if math.isfinite(loss) else math.inf
+        return self.losses[x]
+
+    def vertex(self, least: float) -> float | None:
+        """Lowest point of the parabola through the best point and its neighbours, which rise by a share ``least`` of its loss.
+
+        None where there is none, or the best point is as good.
+        """
+        places = sorted(x for x, loss in self.losses.items() if math.isfinite(loss))
+        if not places:
+            return None
+        at = places.index(self.best)
+        if not 0 < at < len(places) - 1:
+            return None
+        a, b, c = places[at - 1 : at + 2]
+        down = (self.losses[a] - self.losses[b]) / (b - a)
+        up = (self.losses[c] - self.losses[b]) / (c - b)
+        if STEP * (down + up) <= least * abs(self.losses[b]):
+            return None
+        # the slope of the parabola is -down in the middle of a and b, and up in the middle of b and c
+        vertex = (a + b) / 2 + down / (down + up) * (c - a) / 2
+        return vertex if abs(vertex - b) > 0.25 * STEP else None
+
+    def statistics(self, scale: Tensor) -> dict[str, Tensor]:
+        """For the trace: scales ``[n]`` (geometric mean over groups) and losses ``[n]`` a row, in order."""
+        places = sorted(self.losses)
+        first = float(scale.double().log().mean())
+        return {
+            "scale_path": torch.tensor([math.exp(first + x) for x in places], dtype=torch.float64),
+            "held_out_path": torch.tensor([self.losses[x] for x in places], dtype=torch.float64),
+        }
+
+
+@dataclass(eq=False)
+class ScaleGrid(HeldOutLosses):
+    """The best of many scales that are fitted side by side: ``losses_at(xs)`` fits at several places at once."""
+
+    losses_at: Callable[[list[float]], list[float]] = lambda xs: []
+
+    def search(self, lower: float = -math.inf) -> float:
+        """The best x: among doublings, more of them where it is the outermost, then between its neighbours."""
+        places = [x * STEP for x in range(FIRST_DOUBLING, FIRST_DOUBLING + NUM_DOUBLINGS)]
+        while places:
+            inside = sorted({max(x, lower) for x in places} - set(self.losses))
+            for x, loss in zip(inside, self.losses_at(inside) if inside else [], strict=True):
+                self.keep(x, loss)
+            low, high = min(self.losses), max(self.losses)
+            places = []
+            if len(self.losses) < MAX_DOUBLINGS and self.best == high:
+                places = [high + STEP, high + 2 * STEP]
+            elif len(self.losses) < MAX_DOUBLINGS and self.best == low > lower:
+                places = [low - 2 * STEP, low - STEP]
+        vertex = self.vertex(0.0)
+        return self.best if vertex is None else vertex
+
+
+@dataclass(eq=False)
+class ScalePath[State](HeldOutLosses):
+    """Fits at one scale after the other: ``fit_at(x, state)`` starts at a neighbour's state, and returns loss and new state."""
+
+    fit_at: Callable[[float, State], tuple[float, State]] = lambda x, state: (math.inf, state)
     states: dict[float, State] = field(default_factory=dict)
 
     def visit(self, x: float, start: State) -> float:
-        """Loss at x; infinite where the fit has no finite density."""
+        """Loss at x."""
         loss, self.states[x] = self.fit_at(x, start)
-        self.losses[x] = loss if math.isfinite(loss) else math.inf
-        return self.losses[x]
+        return self.keep(x, loss)
 
     def search(self, start: State, lower: float = -math.inf) -> float:
         """The best x: up by doublings as long as the loss falls, else down as far as ``lower``, then between them."""
@@ -81,15 +153,10 @@ class ScalePath[State]:
         self.visit(origin, start)
         if self._walk(origin, STEP, math.inf) == origin:
             self._walk(origin, -STEP, lower)
-        vertex = self._vertex()
+        vertex = self.vertex(MIN_RISE)
         if vertex is not None:
             self.visit(vertex, self.states[min(self.losses, key=lambda x: abs(x - vertex))])
         return self.best
-
-    @property
-    def best(self) -> float:
-        """Where the loss is lowest."""
-        return min(self.losses, key=self.losses.__getitem__)
 
     def _walk(self, origin: float, step: float, end: float) -> float:
         x = origin
@@ -104,30 +171,6 @@ class ScalePath[State]:
             if gain < MIN_GAIN * abs(loss):
                 break
         return x
-
-    def _vertex(self) -> float | None:
-        """Lowest point of the parabola through the best point and its neighbours, where it is worth a visit."""
-        places = sorted(x for x, loss in self.losses.items() if math.isfinite(loss))
-        if not places:
-            return None
-        at = places.index(self.best)
-        if not 0 < at < len(places) - 1:
-            return None
-        a, b, c = places[at - 1 : at + 2]
-        down, up = self.losses[a] - self.losses[b], self.losses[c] - self.losses[b]
-        if down + up <= 0.02 * abs(self.losses[b]):
-            return None
-        vertex = b + 0.5 * STEP * (down - up) / (down + up)
-        return vertex if abs(vertex - b) > 0.25 * STEP else None
-
-    def statistics(self, scale: Tensor) -> dict[str, Tensor]:
-        """For the trace: scales ``[n]`` (geometric mean over groups) and losses ``[n]`` a row, in order."""
-        places = sorted(self.losses)
-        first = float(scale.double().log().mean())
-        return {
-            "scale_path": torch.tensor([math.exp(first + x) for x in places], dtype=torch.float64),
-            "held_out_path": torch.tensor([self.losses[x] for x in places], dtype=torch.float64),
-        }
 
 
 def smallest_scale(rows: Rows) -> float:

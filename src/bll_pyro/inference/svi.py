@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 from dataclasses import dataclass, replace
@@ -15,9 +14,10 @@ from torch import Tensor, nn
 
 from bll_pyro.frame import Frame
 from bll_pyro.gaussian import LatentGaussian
-from bll_pyro.guides import MAP, Diagonal, GaussianGuide, Guide
+from bll_pyro.guides import MAP, Diagonal, GaussianGuide, Guide, Start
 from bll_pyro.inference.base import Inference, Trace
-from bll_pyro.inference.criteria import Criterion, Evidence, check_criterion
+from bll_pyro.inference.criteria import Criterion, CrossValidation, check_criterion
+from bll_pyro.inference.fold_fits import FoldFits, principal
 from bll_pyro.inference.guide_draws import draw_guide
 from bll_pyro.inference.held_out import held_out_loss
 from bll_pyro.inference.joint_start import joint_start
@@ -25,7 +25,7 @@ from bll_pyro.inference.mean_field import MeanFieldStep
 from bll_pyro.inference.objective import elbo, learn
 from bll_pyro.inference.plateau import PACE, Plateau
 from bll_pyro.inference.rows import Rows
-from bll_pyro.inference.scale_path import ScalePath, folds, smallest_scale
+from bll_pyro.inference.scale_path import Fold, HeldOutLosses, ScaleGrid, ScalePath, fold_of, smallest_scale
 from bll_pyro.inference.start import warm_start
 from bll_pyro.inference.targets import Targets, known_of, values_of, weight_of
 from bll_pyro.layer import LastLayer
@@ -38,7 +38,8 @@ NUM_GUIDE_DRAWS = 1000  # of guides without a closed form
 NUM_DRAWS = 8  # draws of each row for the ELBO that is reported
 NUM_EVALUATED = 2**17  # or so many rows and draws in all
 NUM_PATH_STEPS = 100  # at each scale of the path, from the fit at the scale before
-NUM_FINAL_STEPS = 300  # at the scale that was chosen
+Learned = dict[str, Tensor]  # hyper-parameters without a distribution, by name
+
 MIN_STEPS = 300  # fewer have not reached an optimum whose scale could be compared
 
 
@@ -87,7 +88,7 @@ class SVI(Inference):
     output_space: bool = True
     final_stage: bool = True
     precision: str = "32-true"
-    scale_criterion: Criterion = Evidence()
+    scale_criterion: Criterion = CrossValidation()
 
     def __post_init__(self) -> None:
         check_criterion(self.scale_criterion, "SVI")
@@ -150,21 +151,32 @@ class SVI(Inference):
         began = time.perf_counter()
         declared, layer = layer, layer.turned(rows.frame.rotation)
         model = Model(layer, rows.frame.num_features, target_shape).to(rows.device)
-        learned = {k: v.detach() for k, v in model.learned.items()}
-        start = warm_start(layer, model.globals, rows, model.num_outputs, learned)
-        if self.guide.starts_joint:
-            start = joint_start(layer, model.globals, rows, start, learned)
-        guide = self.guide.build(model, start)
-        objective = Objective(self, layer, model, guide, rows.num_rows)
-        trace = train(self, objective, rows, target_shape, seed, validation)
+
+        def fitted(chosen: Learned | None) -> tuple[Objective, Trace]:
+            objective = Objective(self, layer, model, self._guide(layer, model, rows, chosen), rows.num_rows)
+            if chosen is not None:
+                objective.hold(chosen)
+            return objective, train(self, objective, rows, target_shape, seed, validation)
+
+        objective, trace = fitted(None)
         size = rows.num_rows, model.num_outputs, rows.num_columns
-        fitted = objective.chooses and trace.elbo is not None and len(trace.elbo) >= MIN_STEPS
-        if fitted and trace.finite and self.scale_criterion.applies(layer, *size):
-            choose_scale(self, objective, rows, target_shape, seed, trace)
+        done = objective.chooses and trace.elbo is not None and len(trace.elbo) >= MIN_STEPS
+        if done and trace.finite and self.scale_criterion.applies(layer, *size):
+            chosen, statistics = choose_scale(self, objective, rows, target_shape, seed, trace)
+            objective, trace = fitted(chosen)
+            trace.statistics |= statistics
         posterior = replace(objective.posterior_in(rows.frame, target_shape), layer=declared)
         trace.statistics["elbo"] = objective.evaluate(rows, seed)
         trace.wall_time = time.perf_counter() - began
         return posterior, trace
+
+    def _guide(self, layer: LastLayer, model: Model, rows: Rows, chosen: Learned | None) -> PyroModule:
+        """The guide at its start; with scales that were chosen, or where those that are learned begin."""
+        learned = {k: v.detach() for k, v in model.learned.items()} if chosen is None else chosen
+        start = warm_start(layer, model.globals, rows, model.num_outputs, learned)
+        if self.guide.starts_joint:
+            start = joint_start(layer, model.globals, rows, start, learned)
+        return self.guide.build(model, start)
 
 
 class Objective:
@@ -329,61 +341,77 @@ def train(
 
 def choose_scale(
     svi: SVI, objective: Objective, rows: Rows, target_shape: TargetShape, seed: int, trace: Trace
-) -> None:
-    """Go along scales from the ELBO's, and leave the objective at that of the lowest held-out loss."""
+) -> tuple[Learned, dict[str, Tensor]]:
+    """Hyper-parameters of the lowest held-out loss among the ELBO's times a common factor, and the losses on the way."""
     random, learned = generator(seed + 2, rows.device), objective.learned
-    parts = folds(rows, svi.scale_criterion.num_fits, seed)
-    fitted = [
-        Objective(svi, objective.layer, objective.model, copy.deepcopy(objective.guide), part.fitted.num_rows)
-        for part in parts
-    ]
-
-    def fit_at(x: float, states: list[list[Tensor]]) -> tuple[float, list[list[Tensor]]]:
-        total = 0.0
-        for part, one, state in zip(parts, fitted, states, strict=True):
-            restore(one.parameters, state)
-            one.hold({name: value * math.exp(x) for name, value in learned.items()})
-            climb(svi, one, part.fitted, random, NUM_PATH_STEPS)
-            posterior = one.posterior_in(rows.frame, target_shape)
-            assert isinstance(posterior, GaussianPosterior)
-            total += part.loss(posterior)
-        return total / rows.num_rows, [snapshot(one.parameters) for one in fitted]
-
-    if (
-        len(parts) > 1
-    ):  # the fit of all rows has seen those that are to be predicted; each fold's has to forget them
-        for part, one in zip(parts, fitted, strict=True):
-            one.hold(learned)
-            climb(svi, one, part.fitted, random, NUM_FINAL_STEPS)
     first = torch.cat([value.flatten() for value in learned.values()])
-    path = ScalePath(fit_at)
     lower = math.log(smallest_scale(rows)) - float(first.log().mean())
-    best = path.search([snapshot(one.parameters) for one in fitted], lower)
-    trace.statistics |= path.statistics(first)
-    # the mean of the folds' fits at that scale is nearer than the fit at the scale before
-    states = zip(*path.states[best], strict=True)
-    restore(objective.parameters, [torch.stack(values).mean(0) for values in states])
-    objective.hold({name: value * math.exp(best) for name, value in learned.items()})
-    history = climb(svi, objective, rows, random, NUM_FINAL_STEPS)
-    if trace.elbo is not None:
-        trace.elbo = torch.cat([trace.elbo, history])
+    num_folds = svi.scale_criterion.num_fits
+    found: HeldOutLosses
+    if num_folds > 1:
+        assert trace.elbo is not None
+        fits = fold_fits(svi, objective, rows, fold_of(rows.num_rows, num_folds, seed), len(trace.elbo))
+        found = ScaleGrid(losses_at=lambda xs: fits.losses([scaled(learned, x) for x in xs], random))
+        best = found.search(lower)
+    else:
+        found = left_out_path(svi, objective, rows, target_shape, random)
+        best = found.search(snapshot(objective.parameters), lower)
+    return scaled(learned, best), found.statistics(first)
 
 
-def climb(svi: SVI, objective: Objective, rows: Rows, random: torch.Generator, num_steps: int) -> Tensor:
-    """Some steps of Adam from where the parameters are; the ELBO of each step."""
+def scaled(learned: Learned, x: float) -> Learned:
+    """The hyper-parameters times ``exp(x)``."""
+    return {name: value * math.exp(x) for name, value in learned.items()}
+
+
+def fold_fits(svi: SVI, objective: Objective, rows: Rows, held_out: Tensor, num_steps: int) -> FoldFits:
+    """Fits of folds beside the one of all rows; guides with a covariance get independent weights in principal axes."""
+    globals_, is_point = objective.model.globals, isinstance(svi.guide, MAP)
+    plain_axes = isinstance(svi.guide, Diagonal) and not svi.guide.principal_axes
+    layer, turned = (objective.layer, rows) if plain_axes else principal(objective.layer, rows)
+    values = globals_.constrain(objective.latents().globals_loc.detach())[0]
+
+    def start(part: Rows, learned: Learned) -> Start:
+        return warm_start(layer, globals_, part, objective.model.num_outputs, learned)
+
+    return FoldFits(
+        layer, turned, held_out.to(rows.device), globals_.noise(values), globals_.hyper(values), start, is_point,
+        num_steps, min(svi.batch_size or 512, rows.num_rows), svi.learning_rate,
+    )  # fmt: skip
+
+
+def left_out_path(
+    svi: SVI, objective: Objective, rows: Rows, target_shape: TargetShape, random: torch.Generator
+) -> ScalePath[list[Tensor]]:
+    """Fits of all rows at one scale after the other, of which each row is left out by one step."""
+    fold, learned = Fold(rows, None), objective.learned
+
+    def fit_at(x: float, state: list[Tensor]) -> tuple[float, list[Tensor]]:
+        restore(objective.parameters, state)
+        objective.hold(scaled(learned, x))
+        climb(svi, objective, rows, random, NUM_PATH_STEPS)
+        posterior = objective.posterior_in(rows.frame, target_shape)
+        assert isinstance(posterior, GaussianPosterior)
+        return fold.loss(posterior) / rows.num_rows, snapshot(objective.parameters)
+
+    return ScalePath(fit_at=fit_at)
+
+
+def climb(svi: SVI, objective: Objective, rows: Rows, random: torch.Generator, num_steps: int) -> None:
+    """Some steps of Adam from where the parameters are."""
     optimizer = torch.optim.Adam(objective.parameters, lr=svi.learning_rate, betas=(0.9, 0.99), fused=True)
     batch_size = min(svi.batch_size or 512, rows.num_rows)
-    history: list[Tensor] = []
-    while len(history) < num_steps:
+    done = 0
+    while done < num_steps:
         for design, targets in rows.batches(batch_size, random):
-            optimizer.param_groups[0]["lr"] = svi.learning_rate * half_cosine(len(history) / num_steps)
-            history.append(objective.gradient(design, targets, random))
+            optimizer.param_groups[0]["lr"] = svi.learning_rate * half_cosine(done / num_steps)
+            objective.gradient(design, targets, random)
             if svi.clip_norm is not None:
                 nn.utils.clip_grad_norm_(objective.parameters, svi.clip_norm, foreach=True)
             optimizer.step()
-            if len(history) == num_steps:
+            done += 1
+            if done == num_steps:
                 break
-    return torch.stack(history).cpu()
 
 
 def conclude(trace: Trace, plateau: Plateau) -> None:
