@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import reduce
 from operator import add
@@ -115,11 +115,18 @@ def feature_scale(moments: Moments) -> Tensor:
 
 def principal_axes(features: Features, frame: Frame, weight: Tensor | None = None) -> Tensor:
     """Eigenvectors ``[D, D]`` of ``H'H`` of the standardised features."""
-    index = torch.linspace(0, len(features) - 1, min(len(features), NUM_AXES_ROWS)).round().long()
     gram = torch.zeros(frame.num_features, frame.num_features, dtype=torch.float64)
-    for part in index.split(8192):
+    for part in evenly_spaced(len(features), NUM_AXES_ROWS, 8192):
         standardized = frame.standardized(features[part])
         counted = standardized if weight is None else weight[part].to(standardized)[:, None] * standardized
         gram += (counted.mT @ standardized).double()
     # eigh returns columns in order; rows in order is what is saved and read, and so gives the same bits
     return torch.linalg.eigh(gram).eigenvectors.to(frame.center.dtype).contiguous()
+
+
+def evenly_spaced(num_rows: int, most: int, size: int) -> Iterator[Tensor | slice]:
+    """Up to ``most`` of N rows by number, in parts of ``size``; slices where they are all, since these are not copied."""
+    if num_rows <= most:
+        yield from (slice(start, start + size) for start in range(0, num_rows, size))
+    else:
+        yield from torch.linspace(0, num_rows - 1, most).round().long().split(size)

@@ -19,6 +19,10 @@ from bll_pyro.priors import ScaleMixturePrior, StudentT
 from bll_pyro.scope import generator
 
 NUM_START_ROWS = 4096
+NUM_STEPS, NUM_ROUGH_STEPS = (
+    20,
+    12,
+)  # of L-BFGS; the mode of some of the rows is not that of all, and a rough one will do
 NUM_ROUNDS = 4
 MAX_EASY_ROUNDS = 50
 TOLERANCE = 0.003  # relative change of noise and typical weight in a round
@@ -32,7 +36,6 @@ def warm_start(
     rows: Rows,
     num_outputs: int,
     learned: dict[str, Tensor],
-    num_steps: int = 20,
 ) -> Start:
     """Maximise the log joint density on up to 4,096 rows (scaled to all), then read off diagonal curvature.
 
@@ -42,10 +45,10 @@ def warm_start(
     With sampled hyper-parameters, or a prior with a spike, the joint mode is no place to start from: weights and
     their scales vanish there together. See :func:`alternating_start`.
     """
-    prior = layer.prior
+    prior, num_steps = layer.prior, NUM_STEPS if rows.num_rows <= NUM_START_ROWS else NUM_ROUGH_STEPS
     mixture = isinstance(prior, ScaleMixturePrior) and not isinstance(prior, StudentT)
     if prior.has_density and (globals_.hyper_names or mixture):
-        return alternating_start(layer, globals_, rows, num_outputs, num_steps)
+        return alternating_start(layer, globals_, rows, num_outputs, NUM_STEPS)
     part = rows.subset(NUM_START_ROWS)
     design, targets = part[:]
     factor = rows.num_rows / part.num_rows

@@ -36,7 +36,7 @@ from bll_pyro.scope import generator
 
 NUM_GUIDE_DRAWS = 1000  # of guides without a closed form
 NUM_DRAWS = 8  # draws of each row for the ELBO that is reported
-NUM_EVALUATED = 2**17  # or so many rows and draws in all
+NUM_EVALUATED = 2**16  # or so many rows and draws in all
 NUM_PATH_STEPS = 100  # at each scale of the path, from the fit at the scale before
 Learned = dict[str, Tensor]  # hyper-parameters without a distribution, by name
 
