@@ -23,6 +23,7 @@ NAMES = (
     "ood",
     "bounds",
     "referee",
+    "scales",
 )
 
 

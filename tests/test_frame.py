@@ -5,8 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from bll_pyro.frame import BLOCK_ROWS, Frame
+from bll_pyro.frame import Frame
 from bll_pyro.inference.framing import evenly_spaced
+from bll_pyro.inference.rows import BLOCK_ROWS, Rows
 from bll_pyro.scope import generator
 
 
@@ -23,7 +24,8 @@ def test_the_design_matrix(bias: bool, turned: bool) -> None:
     expected = (features - frame.center) / frame.scale
     expected = expected @ rotation if turned else expected
     kept = features.clone()
-    design = frame.design(features)
+    rows = Rows(features, torch.zeros(len(features)), frame)  # in blocks
+    design = rows[:][0]
     assert design.shape == (len(features), 4 + bias)
     assert torch.allclose(design[:, :4], expected, atol=1e-5)
     assert bool((design[:, 4:] == 1).all())

@@ -12,8 +12,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-BLOCK_ROWS = 4096
-
 
 @dataclass(frozen=True, eq=False)
 class Frame:
@@ -56,21 +54,12 @@ class Frame:
 
     def design(self, features: Tensor) -> Tensor:
         """The design matrix ``[N, P]``: standardised, turned, and with ones for the bias."""
-        if features.requires_grad or not (self.bias or self.rotation is not None):
-            values = self._turned(self.standardized(features))
-            return torch.cat([values, values.new_ones(len(values), 1)], -1) if self.bias else values
-        # written where it belongs, block by block, so that what is read again is still in the cache
-        design = self.center.new_ones(len(features), self.num_features + int(self.bias))
-        for part, block in zip(features.split(BLOCK_ROWS), design.split(BLOCK_ROWS), strict=True):
-            values, inside = self.standardized(part), block[:, : self.num_features]
-            if self.rotation is None:
-                inside.copy_(values)
-            else:
-                torch.mm(values, self.rotation, out=inside)
-        return design
-
-    def _turned(self, values: Tensor) -> Tensor:
-        return values if self.rotation is None else values @ self.rotation
+        values = self.standardized(features)
+        if self.rotation is not None:
+            values = values @ self.rotation
+        if not self.bias:
+            return values
+        return torch.cat([values, values.new_ones(values.shape[0], 1)], -1)
 
     def targets(self, targets: Tensor) -> Tensor:
         """Standardised targets ``[N, T]`` (labels pass through: their frame is the identity)."""

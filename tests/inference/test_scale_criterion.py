@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -11,47 +12,33 @@ import torch
 from torch import Tensor
 
 import bll_pyro as bll
+from benchmarks import scales
 from bll_pyro.declaration import from_plain, to_plain
 from bll_pyro.frame import Frame
+from bll_pyro.guides import Start
 from bll_pyro.inference import rows as inside
-from bll_pyro.inference.scale_path import ScalePath, folds, smallest_scale
+from bll_pyro.inference.fold_fits import FoldFits, principal
+from bll_pyro.inference.scale_path import ScaleGrid, ScalePath, folds, smallest_scale
+from bll_pyro.inference.start import warm_start
+from bll_pyro.model import Model
 from bll_pyro.scope import generator
 
 NUM_CLASSES, NUM_TEST = 3, 2000
 Rows = tuple[Tensor, Tensor]
 
 
-def classes(num_rows: int, rank: int, num_features: int, signal: float, seed: int) -> tuple[Rows, Rows]:
-    """Softmax labels of features that lie near ``rank`` directions; the log odds have a scale of ``signal``."""
-    random = generator(seed)
-    num_all = num_rows + NUM_TEST
-    inner = torch.randn(num_all, rank, generator=random)
-    mixing = torch.randn(rank, num_features, generator=random) / rank**0.5
-    features = inner @ mixing + 0.3 * torch.randn(num_all, num_features, generator=random)
-    logits = signal * (inner @ torch.randn(rank, NUM_CLASSES, generator=random)) / rank**0.5
-    noise = -torch.empty(logits.shape).exponential_(generator=random).log()  # Gumbel
-    labels = (logits + noise).argmax(-1)
-    return (features[:num_rows], labels[:num_rows]), (features[num_rows:], labels[num_rows:])
-
-
-def with_wrong_labels(rows: tuple[Rows, Rows], share: float, seed: int) -> tuple[Rows, Rows]:
-    """The same with a share of all labels drawn at random."""
-    random = generator(seed)
-
-    def spoil(part: Rows) -> Rows:
-        features, labels = part
-        wrong = torch.rand(len(labels), generator=random) < share
-        return features, torch.where(
-            wrong, torch.randint(NUM_CLASSES, labels.shape, generator=random), labels
-        )
-
-    return spoil(rows[0]), spoil(rows[1])
+def classes(
+    num_rows: int, rank: int, num_features: int, signal: float, seed: int, wrong: float = 0.0
+) -> tuple[Rows, Rows]:
+    """The benchmark's data: rows to fit, and rows to predict."""
+    rows = scales.classes(num_rows, rank, num_features, signal, seed, wrong, num_test=NUM_TEST)
+    return (rows.features, rows.labels), (rows.test_features, rows.test_labels)
 
 
 REGIMES = {
     "many rows": lambda: classes(3000, 10, 10, 3.0, 0),
     "few rows, almost separable": lambda: classes(80, 8, 160, 60.0, 1),
-    "noisy labels": lambda: with_wrong_labels(classes(300, 20, 20, 30.0, 2), 0.4, 3),
+    "noisy labels": lambda: classes(300, 20, 20, 30.0, 2, wrong=0.4),
     "pure noise": lambda: classes(200, 30, 30, 0.0, 4),
 }
 LEFT_OUT = bll.SVI(scale_criterion=bll.criteria.LeaveOneOut())
@@ -90,14 +77,33 @@ def test_laplace_is_close_to_the_best_of_a_grid(regime: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("inference", [bll.SVI(), LEFT_OUT], ids=["default", "leave-one-out"])
 @pytest.mark.parametrize("regime", [name for name in REGIMES if not name.startswith("few")])
-def test_svi_is_close_to_the_best_of_a_grid(regime: str) -> None:
+def test_svi_is_close_to_the_best_of_a_grid(regime: str, inference: bll.SVI) -> None:
     check(
         REGIMES[regime](),
         NUM_CLASSES,
-        LEFT_OUT,
+        inference,
         {"many rows": (0.4, 1.0), "noisy labels": (0.1, 0.2, 0.4)}.get(regime, (0.03, 0.1)),
     )
+
+
+@pytest.mark.slow
+def test_svi_on_few_rows_that_are_almost_separable() -> None:
+    """The held-out density of 80 rows is uncertain by a tenth, so the mean over data sets counts: 1.3% off; the ELBO 14%."""
+    excess: dict[str, list[float]] = {"default": [], "evidence": []}
+    for seed in (1, 2, 3, 4):
+        rows = classes(80, 8, 160, 60.0, seed)
+        best = min(judged(rows, NUM_CLASSES, bll.SVI(), scale)[0] for scale in (0.8, 1.13, 1.6, 2.26))
+        for name, criterion in (
+            ("default", bll.SVI().scale_criterion),
+            ("evidence", bll.criteria.Evidence()),
+        ):
+            loss, fit = judged(rows, NUM_CLASSES, bll.SVI(scale_criterion=criterion), None)
+            excess[name].append(loss / best - 1)
+            assert float(fit.predict(rows[1][0]).epistemic.std()) > 1e-3
+    assert np.mean(excess["default"]) <= 0.02, excess
+    assert np.mean(excess["evidence"]) > 0.05, excess
 
 
 @pytest.mark.slow
@@ -122,13 +128,13 @@ def test_svi_on_few_rows_of_network_features(data_dir: Path) -> None:
 
 def test_the_lowest_point_of_a_path_is_found() -> None:
     for lowest in (-2.3, 0.1, 1.7):
-        path: ScalePath[float] = ScalePath(lambda x, state, lowest=lowest: (1 + (x - lowest) ** 2, x))
+        path: ScalePath[float] = ScalePath(fit_at=lambda x, state, lowest=lowest: (1 + (x - lowest) ** 2, x))
         assert path.search(0.0) == pytest.approx(lowest, abs=0.18)
         assert path.states[path.best] == path.best
-    flat: ScalePath[float] = ScalePath(lambda x, state: (float("nan"), x))
+    flat: ScalePath[float] = ScalePath(fit_at=lambda x, state: (float("nan"), x))
     flat.search(0.0)
     assert len(flat.losses) <= 3
-    bounded: ScalePath[float] = ScalePath(lambda x, state: (1 + x, x))
+    bounded: ScalePath[float] = ScalePath(fit_at=lambda x, state: (1 + x, x))
     assert bounded.search(0.0, lower=-1.0) >= -1.0
 
 
@@ -156,11 +162,13 @@ def test_where_the_evidence_decides() -> None:
 @pytest.mark.parametrize(
     "guide", [bll.guides.BlockDiagonal(), bll.guides.MAP(), bll.guides.LowRank(2)], ids=repr
 )
-@pytest.mark.parametrize("criterion", [bll.criteria.LeaveOneOut(), bll.criteria.CrossValidation(2)], ids=repr)
+@pytest.mark.parametrize(
+    "criterion", [bll.criteria.LeaveOneOut(), bll.criteria.CrossValidation(2, 20.0)], ids=repr
+)
 def test_every_guide_with_scales_of_outputs(
     guide: bll.guides.Guide, criterion: bll.criteria.Criterion
 ) -> None:
-    """The ratios of the outputs' scales are those of the evidence, and the trace has all steps."""
+    """The ratios of the outputs' scales are those of the evidence, and the fit is that of the scale picked."""
     (features, labels), _ = classes(40, 3, 6, 4.0, 5)
     layer = bll.LastLayer(bll.likelihoods.Categorical(NUM_CLASSES), bll.priors.Normal(per_output=True))
     taus = []
@@ -170,7 +178,8 @@ def test_every_guide_with_scales_of_outputs(
         )
         taus.append(fit.posterior.learned["tau"])
         assert fit.trace.elbo is not None
-        assert (len(fit.trace.elbo) > 300) == (used == criterion)
+        assert len(fit.trace.elbo) == 300
+        assert ("scale_path" in fit.trace.statistics) == (used == criterion)
     ratio = taus[0] / taus[1]
     torch.testing.assert_close(ratio, ratio[:1].expand(3), rtol=1e-4, atol=0)
 
@@ -186,3 +195,61 @@ def test_declared(make: type) -> None:
         bll.criteria.CrossValidation(num_folds=1)
     with pytest.raises(ValueError, match="max_rows_per_column"):
         bll.criteria.LeaveOneOut(max_rows_per_column=-1.0)
+
+
+def test_fits_side_by_side_are_those_of_single_fits() -> None:
+    """Two folds at two scales, each against an SVI fit of its rows alone: they differ by the noise of the steps only."""
+    (features, labels), _ = classes(60, 4, 5, 4.0, 6)
+    held_out = torch.arange(60) % 2
+    svi = bll.SVI(scale_criterion=bll.criteria.Evidence())
+    rows = inside.Rows(features, labels, Frame.identity(5, 1, features[:0], True))
+    layer = bll.LastLayer(bll.likelihoods.Categorical(NUM_CLASSES), standardize=False)
+    model = Model(layer, 5, ())
+    fits = FoldFits(
+        layer, rows, held_out, {}, {}, lambda part, learned: warm_start(layer, model.globals, part, 3, learned),
+        False, 1500, 512, svi.learning_rate,
+    )  # fmt: skip
+    scales = (0.3, 1.5)
+    found = fits.losses([{"tau": torch.tensor(scale)} for scale in scales], generator(0))
+    for scale, loss in zip(scales, found, strict=True):
+        prior = bll.priors.Normal(scale)
+        alone = 0.0
+        for fold in range(2):
+            fitted, left = held_out != fold, held_out == fold
+            one = bll.LastLayer(bll.likelihoods.Categorical(NUM_CLASSES), prior, standardize=False)
+            plain = bll.SVI(bll.guides.Diagonal(principal_axes=False))
+            fit = bll.fit(one, (features[fitted], labels[fitted]), inference=plain)
+            alone -= float(fit.predict(features[left]).log_prob(labels[left]).sum()) / 60
+        assert loss == pytest.approx(alone, rel=0.01)
+
+
+def test_axes_in_which_no_row_varies_change_nothing() -> None:
+    """With 12 rows of 30 features the fits see 12 columns, and predict as the fits of all 30 in principal axes do."""
+    (features, labels), _ = classes(12, 3, 30, 4.0, 7)
+    rows = inside.Rows(features, labels, Frame.identity(30, 1, features[:0], True))
+    layer = bll.LastLayer(bll.likelihoods.Categorical(NUM_CLASSES), standardize=False)
+    turned_layer, turned = principal(layer, rows)
+    assert turned.num_columns == 13
+    assert torch.allclose(turned[:][0] @ turned[:][0].mT, rows[:][0] @ rows[:][0].mT, atol=1e-4)
+    axes = torch.linalg.eigh((features.mT @ features).double()).eigenvectors.float()
+    results = []
+    for one, part in ((turned_layer, turned), (layer, rows.turned(axes))):
+        model = Model(one, part.frame.num_features, ())
+
+        def start(part: inside.Rows, learned: dict, one=one, model=model) -> Start:
+            return warm_start(one, model.globals, part, NUM_CLASSES, learned)
+
+        fits = FoldFits(one, part, torch.arange(12) % 3, {}, {}, start, False, 300, 512, 0.02)
+        results.append(fits.losses([{"tau": torch.tensor(0.7)}], generator(1))[0])
+    assert results[0] == pytest.approx(results[1], rel=1e-3)
+
+
+def test_many_scales_at_once() -> None:
+    """The grid goes on where the best scale is the outermost, down to the smallest, and gives up without a finite loss."""
+    for lowest in (-4.4, 0.1, 3.0, 5.6):
+        grid = ScaleGrid(losses_at=lambda xs, lowest=lowest: [1 + (x - lowest) ** 2 for x in xs])
+        assert grid.search() == pytest.approx(lowest, abs=0.18)
+    bounded = ScaleGrid(losses_at=lambda xs: [1 + x for x in xs])
+    assert bounded.search(lower=-1.0) == -1.0
+    lost = ScaleGrid(losses_at=lambda xs: [math.nan for _ in xs])
+    assert lost.search() == 0.0

@@ -130,7 +130,7 @@ def compare(found, before):
         torch.testing.assert_close(found[key], getattr(before, key), rtol=0, atol=1e-6)
     torch.testing.assert_close(found["score"], before.ood.score, rtol=1e-4, atol=1e-4)
     # hundreds of calibration rows have an epistemic part of 0 but for rounding, which may swap them; the strange ones it cannot
-    torch.testing.assert_close(found["p_value"], before.ood.p_value, rtol=0, atol=0.02)
+    torch.testing.assert_close(found["p_value"], before.ood.p_value, rtol=0, atol=0.05)
     strange = before.ood.p_value < 0.1
     torch.testing.assert_close(found["p_value"][strange], before.ood.p_value[strange], rtol=0, atol=1e-9)
     assert torch.equal(found["is_ood"], before.ood.is_ood)

@@ -137,9 +137,8 @@ class FoldFits:
         design, _ = self.rows[batch]
         targets = self.rows.targets.index_select(0, batch.repeat(len(loc)))
         outputs = self._outputs(loc, scale, design)
-        return expected_log_prob(self.layer.likelihood, outputs, targets, generator, self.noise).view(
-            len(loc), -1
-        )
+        rows = expected_log_prob(self.layer.likelihood, outputs, targets, generator, self.noise)
+        return rows.view(len(loc), -1)
 
     def _log_prior(self, loc: Tensor, scale: Tensor, learned: dict[str, Tensor]) -> Tensor:
         """Expected log prior density, summed over the fits."""
@@ -179,7 +178,7 @@ def principal(layer: LastLayer, rows: Rows) -> tuple[LastLayer, Rows]:
     if not layer.prior.turns:
         return layer, rows
     num_features = rows.frame.num_features
-    features = torch.cat([design[:, :num_features] for design, _ in rows.blocks()])
-    values, vectors = torch.linalg.eigh((features.mT @ features).double())
-    kept = vectors[:, values > SMALLEST_SHARE * values[-1]].to(features)
+    features = torch.cat([design[:, :num_features] for design, _ in rows.blocks()]).double()
+    values, vectors = torch.linalg.eigh(features.mT @ features)
+    kept = vectors[:, values > SMALLEST_SHARE * values[-1]].to(rows.frame.center)
     return layer.turned(kept), rows.turned(kept)

@@ -14,6 +14,7 @@ from bll_pyro.frame import Frame
 from bll_pyro.inference.targets import Targets, with_columns
 
 IN_MEMORY_BYTES = 4 * 1024**3  # a design matrix up to this size is built once
+BLOCK_ROWS = 4096  # made at once
 DEVICE_SHARE = 0.6  # or up to this share of what is free on the device
 
 
@@ -55,9 +56,14 @@ class Rows:
         self.targets = with_columns(own, columns.to(self.frame.center)) if columns else own
         self._features = features
         num_bytes = len(features) * (frame.num_features + 1) * frame.center.element_size()
-        self._design = (
-            self.frame.design(features[:].to(device)) if num_bytes <= in_memory_bytes(self.device) else None
-        )
+        self._design = self._whole_design() if num_bytes <= in_memory_bytes(self.device) else None
+
+    def _whole_design(self) -> Tensor:
+        """The design matrix, made in blocks: what is read again is still in the cache."""
+        design = self.frame.center.new_empty(len(self._features), self.num_columns)
+        for block, (features, _) in zip(design.split(BLOCK_ROWS), self.raw_blocks(BLOCK_ROWS), strict=True):
+            block.copy_(self.frame.design(features))
+        return design
 
     @property
     def num_rows(self) -> int:

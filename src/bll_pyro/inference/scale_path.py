@@ -131,6 +131,8 @@ class ScaleGrid(HeldOutLosses):
                 places = [high + STEP, high + 2 * STEP]
             elif len(self.losses) < MAX_DOUBLINGS and self.best == low > lower:
                 places = [low - 2 * STEP, low - STEP]
+        if not math.isfinite(self.losses[self.best]):
+            return max(0.0, lower)
         vertex = self.vertex(0.0)
         return self.best if vertex is None else vertex
 
