@@ -147,6 +147,22 @@ def test_kronecker_takes_product_priors_exactly(prior: str) -> None:
     torch.testing.assert_close(weights.marginal_scale().flatten(), covariance.diagonal().sqrt())
 
 
+@pytest.mark.parametrize("prior", PRIORS)
+def test_eigenvectors_that_are_known_change_nothing(prior: str) -> None:
+    """Value, slopes in the sums and in the prior, and solutions: with the eigenvectors made once, and made anew."""
+    curvature = bll.curvatures.Kronecker()
+    sums = sums_of(curvature, DESIGN, SoftmaxInformation(random(NUM_ROWS, K, seed=12).softmax(-1)), False)
+    found = []
+    for given in (sums, curvature.finished(sums)):
+        parts = tuple(total.detach().requires_grad_() for total in given)
+        values = PRIORS[prior]().clone().requires_grad_()
+        precision = curvature.precision(parts, values)
+        slopes = torch.autograd.grad(precision.log_det, (values, *parts[:3]))
+        found.append((precision.log_det.detach(), *slopes, precision.solve(random(K, P, seed=15))))
+    for known, anew in zip(*found, strict=True):
+        torch.testing.assert_close(known, anew)
+
+
 def test_kronecker_is_close_for_a_bias_beside_scales_of_outputs() -> None:
     """The bias has its own scale beside one for each output: no product, so that its diagonal is taken."""
     design = torch.cat([random(400, P - 1, seed=0), torch.ones(400, 1, dtype=torch.float64)], 1)

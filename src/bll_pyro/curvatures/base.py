@@ -57,6 +57,10 @@ class Curvature(Declaration):
     def add(self, sums: Sums, design: Tensor, information: Information) -> None:
         """Add rows ``design [B, P]`` to the sums, in place."""
 
+    def finished(self, sums: Sums) -> Sums:
+        """The sums of all rows, with what is worked out from them once for precisions with many priors."""
+        return sums
+
     @abstractmethod
     def precision(self, sums: Sums, prior: Tensor) -> Precision:
         """Add the prior's precision: ``[K, P]``, ``[K, P, P]`` or ``[K, P, K, P]``; differentiable in both."""

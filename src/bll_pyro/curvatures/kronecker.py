@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,6 +11,29 @@ from torch import Tensor
 from bll_pyro import gaussian
 from bll_pyro.curvatures.base import Curvature, Precision, Sums
 from bll_pyro.information import Information
+
+SAME_SCALE = 1e-12  # of logs; less is rounding
+
+
+class ScaledEigenvalues(torch.autograd.Function):
+    """Eigenvalues l of ``R A R`` for ``R = diag(exp(log_row))`` at ``log_row = 0``, where eigenvectors V of A are known.
+
+    Slopes g of the eigenvalues are ``V diag(g) V'`` of A, and ``2 sum_i g_i l_i V_ki^2`` of ``log_row[k]``.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, matrix: Tensor, log_row: Tensor, values: Tensor, vectors: Tensor) -> Tensor:
+        """The values as they are known."""
+        ctx.save_for_backward(values, vectors)
+        return values.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        """Slopes of matrix and logs, as far as they are asked for."""
+        values, vectors = ctx.saved_tensors
+        of_matrix = vectors * slopes[0] @ vectors.mT if ctx.needs_input_grad[0] else None
+        of_log = 2 * vectors.square() @ (slopes[0] * values)[:, None] if ctx.needs_input_grad[1] else None
+        return of_matrix, of_log, None, None
 
 
 class KroneckerPrecision(Precision):
@@ -20,14 +44,19 @@ class KroneckerPrecision(Precision):
     is left of any other (a scale for each output beside one of the bias) counts by its diagonal in the eigenvectors.
     """
 
-    def __init__(self, rows: Tensor, columns: Tensor, prior: Tensor) -> None:
+    def __init__(
+        self, rows: Tensor, columns: Tensor, prior: Tensor, spectrum: tuple[Tensor, Tensor] | None = None
+    ) -> None:
         num_outputs, num_columns = prior.shape
         log_scale = -0.5 * prior.log()
         # the middle column tells the outputs apart, since the bias may have a scale of its own
         log_row = (log_scale - log_scale.mean(0)).median(-1, keepdim=True).values
         log_column = (log_scale - log_row).mean(0, keepdim=True)
         row_scale, column_scale = log_row.exp(), log_column.exp()
-        row_values, row_vectors = torch.linalg.eigh(row_scale * rows * row_scale.mT)
+        if spectrum is not None and bool(log_row.detach().abs().max() <= SAME_SCALE):
+            row_values, row_vectors = ScaledEigenvalues.apply(rows, log_row, *spectrum), spectrum[1]
+        else:
+            row_values, row_vectors = torch.linalg.eigh(row_scale * rows * row_scale.mT)
         column_values, column_vectors = torch.linalg.eigh(column_scale.mT * columns * column_scale)
         row_vectors, column_vectors = row_vectors.detach(), column_vectors.detach()
         rest = prior * (row_scale * column_scale).square()
@@ -77,12 +106,18 @@ class Kronecker(Curvature):
         sums[1].addmm_((rows * traces[:, None]).mT, rows)
         sums[2].add_((traces * lengths).sum(dtype=torch.float64))
 
+    def finished(self, sums: Sums) -> Sums:
+        """With the eigenvectors of the factor over the outputs, which are the same whatever the scale of the prior."""
+        return *sums, *torch.linalg.eigh(sums[0])
+
     def precision(self, sums: Sums, prior: Tensor) -> KroneckerPrecision:
-        rows, columns, total = sums
-        return KroneckerPrecision(rows, columns / total.clamp_min(torch.finfo(total.dtype).tiny), prior)
+        rows, columns, total, *spectrum = sums
+        columns = columns / total.clamp_min(torch.finfo(total.dtype).tiny)
+        spectral = (spectrum[0].detach(), spectrum[1].detach()) if spectrum else None
+        return KroneckerPrecision(rows, columns, prior, spectral)
 
     def times(self, sums: Sums, vectors: Tensor) -> Tensor:
-        rows, columns, total = sums
+        rows, columns, total, *_ = sums
         return rows @ vectors @ columns / total.clamp_min(torch.finfo(total.dtype).tiny)
 
     def contract(self, slopes: Sums, design: Tensor, information: Information) -> Tensor:

@@ -146,7 +146,7 @@ class Evidence:
         )
         for design, of_rows in mode.rows.informed():
             self.curvature.add(sums, design, of_rows)
-        return LaplaceAt(psi, mode, self.curvature, sums, float(log_globals))
+        return LaplaceAt(psi, mode, self.curvature, self.curvature.finished(sums), float(log_globals))
 
     def _first(self, prior: PriorTerms, noise: Noise) -> Tensor:
         start = prior.loc.clone()
@@ -193,10 +193,10 @@ class Evidence:
         """Slopes of the rows' part of F: in the weights by way of log |P| ``[K, P]``, and in the noise."""
         pull, rows = torch.zeros_like(self.like), at.mode.rows
         of_noise = {name: torch.zeros_like(value, dtype=torch.float64) for name, value in rows.noise.items()}
+        flat = tuple(slope.to(self.rows.frame.center) for slope in slopes)
         for design, targets, outputs in rows.blocks():
             point = outputs.detach().requires_grad_()
             noise = {name: value.detach().requires_grad_() for name, value in rows.noise.items()}
-            flat = tuple(slope.to(design) for slope in slopes)
             of_rows = information(self.layer.likelihood, point, targets, noise)
             value = self.curvature.contract(flat, design, of_rows)
             if noise:
