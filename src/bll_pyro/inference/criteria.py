@@ -73,12 +73,12 @@ class CrossValidation(Criterion):
     Parameters
     ----------
     num_folds
-        Number of folds.
+        Number of folds. More of them are dearer, and choose with less noise.
     max_rows_per_column
         Rows for each column of the design matrix from which on the evidence decides.
     """
 
-    num_folds: int = 5
+    num_folds: int = 10
     max_rows_per_column: float = 5.0
 
     def __post_init__(self) -> None:

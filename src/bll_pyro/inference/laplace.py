@@ -52,8 +52,8 @@ class Laplace(Inference):
     max_steps
         Most Newton steps in one search for the mode.
     scale_criterion
-        What decides on a prior scale that is not given: ``criteria.Evidence()`` (default), or
-        ``criteria.CrossValidation()`` or ``criteria.LeaveOneOut()``, which are better with few rows.
+        What decides on a prior scale that is not given: ``criteria.CrossValidation()`` (default), which leaves it to the evidence
+        unless rows are few; ``criteria.LeaveOneOut()``; or ``criteria.Evidence()``.
     """
 
     curvature: Curvature = Kronecker()

@@ -19,7 +19,7 @@ STEP = math.log(2.0)
 MAX_STEPS = 8  # either way
 MIN_GAIN = 2e-3  # of the loss: a doubling that gains less is not followed further
 MIN_RISE = 0.02  # of the loss, to both sides together: where it is flatter a visit between them is not worth its time
-FIRST_DOUBLING, NUM_DOUBLINGS, MAX_DOUBLINGS = -1, 6, 14  # the evidence's scale is too small, if anything
+NUM_DOUBLINGS, MAX_DOUBLINGS = 4, 12  # upwards at first: the evidence's scale is too small, if anything
 NUM_POINTS = 128
 
 
@@ -120,7 +120,7 @@ class ScaleGrid(HeldOutLosses):
 
     def search(self, lower: float = -math.inf) -> float:
         """The best x: among doublings, more of them where it is the outermost, then between its neighbours."""
-        places = [x * STEP for x in range(FIRST_DOUBLING, FIRST_DOUBLING + NUM_DOUBLINGS)]
+        places = [x * STEP for x in range(NUM_DOUBLINGS)]
         while places:
             inside = sorted({max(x, lower) for x in places} - set(self.losses))
             for x, loss in zip(inside, self.losses_at(inside) if inside else [], strict=True):
@@ -128,9 +128,9 @@ class ScaleGrid(HeldOutLosses):
             low, high = min(self.losses), max(self.losses)
             places = []
             if len(self.losses) < MAX_DOUBLINGS and self.best == high:
-                places = [high + STEP, high + 2 * STEP]
+                places = [high + STEP]
             elif len(self.losses) < MAX_DOUBLINGS and self.best == low > lower:
-                places = [low - 2 * STEP, low - STEP]
+                places = [low - STEP]
         if not math.isfinite(self.losses[self.best]):
             return max(0.0, lower)
         vertex = self.vertex(0.0)

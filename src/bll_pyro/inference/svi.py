@@ -73,9 +73,9 @@ class SVI(Inference):
         Precision of joint training as Lightning Fabric names it, e.g. ``"bf16-mixed"``.
     scale_criterion
         What decides on a prior scale that is not given, for guides whose weights are Gaussian or a point:
-        ``criteria.Evidence()`` (default), which takes that of the highest ELBO, ``criteria.LeaveOneOut()`` or
-        ``criteria.CrossValidation()``, which are better with few rows. A fit that ``num_epochs`` cuts to fewer than 300
-        steps takes the ELBO's in any case: others would be compared before they are there.
+        ``criteria.CrossValidation()`` (default), which leaves it to the ELBO unless rows are few; ``criteria.LeaveOneOut()``,
+        which is faster and less reliable; or ``criteria.Evidence()``, the scale of the highest ELBO. A fit that ``num_epochs``
+        cuts to fewer than 300 steps takes the ELBO's in any case: others would be compared before they are there.
     """
 
     guide: Guide = Diagonal()
