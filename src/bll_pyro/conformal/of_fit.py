@@ -19,6 +19,7 @@ from bll_pyro.conformal.intervals import normalized_residual_interval, normalize
 from bll_pyro.conformal.sets import aps_scores, lac_scores, own_scores, prediction_sets
 from bll_pyro.conformal.thresholds import conformal_quantile
 from bll_pyro.declaration import Declaration
+from bll_pyro.likelihoods import Likelihood
 from bll_pyro.metrics.arrays import Array
 from bll_pyro.scope import generator
 
@@ -70,8 +71,55 @@ class Interval(NamedTuple):
     upper: Tensor
 
 
+class _Conformal(Calibrated):
+    """What sets and intervals share: an allowed share of misses, and a threshold of scores that keeps it."""
+
+    family: ClassVar[str] = "conformal"
+    takes: ClassVar[str]  # kind of targets
+    remedy: ClassVar[str]
+    alpha: float
+
+    def _check_alpha(self) -> None:
+        if not isinstance(self.alpha, (int, float)) or isinstance(self.alpha, bool) or not 0 < self.alpha < 1:
+            raise ValueError(
+                f"{type(self).__name__}(alpha=...): expected a share of misses between 0 and 1, got {self.alpha!r}; 10 % is 0.1"
+            )
+
+    @abstractmethod
+    def _fits(self, likelihood: Likelihood) -> bool:
+        """Whether targets are of the kind."""
+
+    @abstractmethod
+    def _own_scores(self, prediction: Any, targets: Any) -> Array:
+        """How badly each target fits its row, ``[N]``, or ``[N, T]`` where every target has a threshold of its own."""
+
+    def calibrate(self, fit: Fit, inputs: Any, targets: Any) -> Self:
+        """Find the threshold on rows that the fit has not seen; returns a copy, for use with this fit.
+
+        Raises
+        ------
+        ValueError
+            For fewer than ``1 / alpha - 1`` rows, or targets that don't fit.
+        TypeError
+            For a fit of another kind of targets.
+        """
+        likelihood = fit.layer.likelihood
+        if not self._fits(likelihood):
+            raise TypeError(
+                f"{type(self).__name__}: expected a fit of {self.takes}, got {likelihood!r}; {self.remedy}"
+            )
+        scores = self._own_scores(fit.predict(inputs), targets)
+        threshold = (
+            conformal_quantile(scores, self.alpha)
+            if scores.ndim == 1
+            else tuple(conformal_quantile(column, self.alpha) for column in scores.T)
+        )
+        found: Any = {"threshold": threshold, "fingerprint": fit.fingerprint}
+        return replace(self, **found).bound(fit)
+
+
 @dataclass(frozen=True, eq=False)
-class PredictionSets(Calibrated):
+class PredictionSets(_Conformal):
     """Sets of classes that hold the true one with probability at least ``1 - alpha``.
 
     Parameters
@@ -90,32 +138,21 @@ class PredictionSets(Calibrated):
     alpha: float = 0.1
     allow_empty: bool = True
     threshold: float | None = None
-    family: ClassVar[str] = "conformal"
+    takes: ClassVar[str] = "classes"
+    remedy: ClassVar[str] = "use PredictionIntervals for real values"
 
     def __post_init__(self) -> None:
         if not isinstance(self.score, SetScore):
             raise TypeError(
                 f"PredictionSets(score=...): expected bll.conformal.LAC() or APS(), got {self.score!r}"
             )
-        _check_alpha(self, self.alpha)
+        self._check_alpha()
 
-    def calibrate(self, fit: Fit, inputs: Any, targets: Any) -> Self:
-        """Find the threshold on rows that the fit has not seen; returns new sets, for use with this fit.
+    def _fits(self, likelihood: Likelihood) -> bool:
+        return likelihood.is_discrete
 
-        Raises
-        ------
-        ValueError
-            For fewer than ``1 / alpha - 1`` rows, or targets that don't fit.
-        TypeError
-            For a fit whose targets are no classes.
-        """
-        _expect(
-            fit.layer.likelihood.is_discrete, self, "classes", fit, "use PredictionIntervals for real values"
-        )
-        prediction: Any = fit.predict(inputs)
-        scores = own_scores(self.score.of(prediction.probs, new=False), targets)
-        threshold = conformal_quantile(scores, self.alpha)
-        return replace(self, threshold=threshold, fingerprint=fit.fingerprint).bound(fit)
+    def _own_scores(self, prediction: Any, targets: Any) -> Array:
+        return own_scores(self.score.of(prediction.probs, new=False), targets)
 
     def predict(self, inputs: Any) -> Tensor:
         """Sets ``[N, K]``, true where the class is in the set of the row."""
@@ -126,7 +163,7 @@ class PredictionSets(Calibrated):
 
 
 @dataclass(frozen=True, eq=False)
-class PredictionIntervals(Calibrated):
+class PredictionIntervals(_Conformal):
     """Intervals ``mean -+ threshold * scale`` that hold the target with probability at least ``1 - alpha``.
 
     ``scale`` is the standard deviation of the predictive, so that intervals are as wide as the fit is unsure (normalised
@@ -142,37 +179,26 @@ class PredictionIntervals(Calibrated):
 
     alpha: float = 0.1
     threshold: tuple[float, ...] | None = None
-    family: ClassVar[str] = "conformal"
+    takes: ClassVar[str] = "real values or counts"
+    remedy: ClassVar[str] = "use PredictionSets for classes"
 
     def __post_init__(self) -> None:
-        _check_alpha(self, self.alpha)
+        self._check_alpha()
 
-    def calibrate(self, fit: Fit, inputs: Any, targets: Any) -> Self:
-        """Find the threshold on rows that the fit has not seen; returns new intervals, for use with this fit.
+    def _fits(self, likelihood: Likelihood) -> bool:
+        return not (likelihood.is_discrete or likelihood.is_binary)
 
-        Raises
-        ------
-        ValueError
-            For fewer than ``1 / alpha - 1`` rows, or targets that don't fit.
-        TypeError
-            For a fit of classes or labels.
-        """
-        likelihood = fit.layer.likelihood
-        is_value = not (likelihood.is_discrete or likelihood.is_binary)
-        _expect(is_value, self, "real values or counts", fit, "use PredictionSets for classes")
-        prediction: Any = fit.predict(inputs)
-        values = likelihood.check_targets(torch.as_tensor(targets)).view(len(torch.as_tensor(targets)), -1)
-        loc, scale = (v.reshape(len(prediction), -1) for v in (prediction.mean, prediction.scale))
-        scores = normalized_residual_scores(loc, scale, values)
-        threshold = tuple(conformal_quantile(column, self.alpha) for column in scores.T)
-        return replace(self, threshold=threshold, fingerprint=fit.fingerprint).bound(fit)
+    def _own_scores(self, prediction: Any, targets: Any) -> Array:
+        values = prediction.mixture.likelihood.check_targets(torch.as_tensor(targets))
+        loc, scale = _by_target(prediction)
+        return normalized_residual_scores(loc, scale, values)
 
     def predict(self, inputs: Any) -> Interval:
         """Ends of the intervals, ``[N]`` or ``[N, T]`` each."""
         fit = self.check_bound()
         assert self.threshold is not None
         prediction = fit.predict(inputs)
-        loc, scale = (v.reshape(len(prediction), -1) for v in (prediction.mean, prediction.scale))
+        loc, scale = _by_target(prediction)
         ends = [
             normalized_residual_interval(loc[:, t], scale[:, t], threshold)
             for t, threshold in enumerate(self.threshold)
@@ -184,15 +210,6 @@ class PredictionIntervals(Calibrated):
         return Interval(lower, upper)
 
 
-def _check_alpha(owner: Calibrated, alpha: float) -> None:
-    if not isinstance(alpha, (int, float)) or isinstance(alpha, bool) or not 0 < alpha < 1:
-        raise ValueError(
-            f"{type(owner).__name__}(alpha=...): expected a share of misses between 0 and 1, got {alpha!r}; 10 % is 0.1"
-        )
-
-
-def _expect(condition: bool, owner: Calibrated, expected: str, fit: Fit, remedy: str) -> None:
-    if not condition:
-        raise TypeError(
-            f"{type(owner).__name__}: expected a fit of {expected}, got {fit.layer.likelihood!r}; {remedy}"
-        )
+def _by_target(prediction: Any) -> tuple[Tensor, Tensor]:
+    """Mean and scale as ``[N, T]``."""
+    return prediction.mean.reshape(len(prediction), -1), prediction.scale.reshape(len(prediction), -1)
