@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from bll_pyro.prediction import ClassPrediction, LabelPrediction, Prediction, ValuePrediction
+from bll_pyro.prediction.labels import OfLabels, entropy
 from bll_pyro.scope import generator
 
 if TYPE_CHECKING:
@@ -71,19 +72,9 @@ class _Mixture(Prediction):
         """Mix."""
         raise NotImplementedError
 
-    def _table(self, names: Sequence[str]) -> pd.DataFrame:
-        import pandas as pd
-
-        values = {name: getattr(self, name).cpu().numpy() for name in names}
-        if next(iter(values.values())).ndim == 1:
-            return pd.DataFrame(values)
-        return pd.DataFrame(
-            {f"{name}_{t}": value[:, t] for name, value in values.items() for t in range(value.shape[1])}
-        )
-
 
 @dataclass(frozen=True, eq=False)
-class LabelMixture(_Mixture):
+class LabelMixture(_Mixture, OfLabels):
     """Mixture over labels that are 0 or 1; ``probs [N]`` or ``[N, T]``."""
 
     probs: Tensor
@@ -91,23 +82,9 @@ class LabelMixture(_Mixture):
     @classmethod
     def of(cls, parts: Sequence[LabelPrediction], weights: Tensor) -> Self:
         probs = average([part.probs for part in parts], weights)
-        total = torch.special.entr(probs) + torch.special.entr(1 - probs)
+        total = entropy(probs)
         epistemic = (total - average([part.aleatoric for part in parts], weights)).clamp_min(0.0)
         return cls(total, total - epistemic, epistemic, parts, weights, probs)
-
-    @property
-    def label(self) -> Tensor:
-        """More probable value of each label."""
-        return (self.probs > 0.5).long()
-
-    @property
-    def confidence(self) -> Tensor:
-        """Probability of that value."""
-        return torch.maximum(self.probs, 1 - self.probs)
-
-    def to_pandas(self) -> pd.DataFrame:
-        """One line for each row."""
-        return self._table(("probs", "label", "total", "aleatoric", "epistemic"))
 
 
 @dataclass(frozen=True, eq=False)

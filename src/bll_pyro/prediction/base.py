@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +40,17 @@ class Prediction(ABC):
     @abstractmethod
     def to_pandas(self) -> pd.DataFrame:
         """One line for each row."""
+
+    def _table(self, names: Sequence[str]) -> pd.DataFrame:
+        """Columns ``name`` for values ``[N]``, ``name_t`` for each target t of values ``[N, T]``."""
+        import pandas as pd
+
+        values = {name: getattr(self, name).cpu().numpy() for name in names}
+        if next(iter(values.values())).ndim == 1:
+            return pd.DataFrame(values)
+        return pd.DataFrame(
+            {f"{name}_{t}": value[:, t] for name, value in values.items() for t in range(value.shape[1])}
+        )
 
     @classmethod
     @abstractmethod

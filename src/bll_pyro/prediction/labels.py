@@ -20,8 +20,28 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+class OfLabels(Prediction):
+    """What every prediction of binary labels says, by their probabilities."""
+
+    probs: Tensor
+
+    @property
+    def label(self) -> Tensor:
+        """More probable value of each label: 0 or 1."""
+        return (self.probs > 0.5).long()
+
+    @property
+    def confidence(self) -> Tensor:
+        """Probability of that value."""
+        return torch.maximum(self.probs, 1 - self.probs)
+
+    def to_pandas(self) -> pd.DataFrame:
+        """One line for each row: probability, label and entropies (a group of columns for each label)."""
+        return self._table(("probs", "label", "total", "aleatoric", "epistemic"))
+
+
 @dataclass(frozen=True, eq=False)
-class LabelPrediction(Prediction):
+class LabelPrediction(OfLabels):
     """Posterior predictive of binary labels, ``[N]`` or ``[N, T]``.
 
     Parameters
@@ -41,16 +61,6 @@ class LabelPrediction(Prediction):
     temperature: float = 1.0  # of a recalibration
     error: Tensor | None = field(default=None, kw_only=True)
 
-    @property
-    def label(self) -> Tensor:
-        """More probable value of each label: 0 or 1."""
-        return (self.probs > 0.5).long()
-
-    @property
-    def confidence(self) -> Tensor:
-        """Probability of that value."""
-        return torch.maximum(self.probs, 1 - self.probs)
-
     @torch.no_grad()
     def log_prob(self, targets: Any) -> Tensor:
         """Log probability of a row's labels together, nats ``[N]``: labels are independent only given the outputs."""
@@ -69,16 +79,6 @@ class LabelPrediction(Prediction):
             for i in points.chunks(self.outputs)
         ]
         return torch.cat(parts)
-
-    def to_pandas(self) -> pd.DataFrame:
-        """One line for each row: probability, label and entropies (a group of columns for each label)."""
-        import pandas as pd
-
-        names = ("probs", "label", "total", "aleatoric", "epistemic")
-        if self.probs.dim() == 1:
-            return pd.DataFrame({name: getattr(self, name).cpu().numpy() for name in names})
-        labels = range(self.probs.shape[1])
-        return pd.DataFrame({f"{n}_{t}": getattr(self, n)[:, t].cpu().numpy() for n in names for t in labels})
 
     @classmethod
     def concat(cls, parts: list[LabelPrediction]) -> LabelPrediction:

@@ -208,15 +208,7 @@ class ValuePrediction(Prediction):
 
     def to_pandas(self) -> pd.DataFrame:
         """One line for each row: mean, scale and variances (a column for each target)."""
-        import pandas as pd
-
-        names = ("mean", "scale", "total", "aleatoric", "epistemic")
-        if self.mean.dim() == 1:
-            return pd.DataFrame({name: getattr(self, name).cpu().numpy() for name in names})
-        num_targets = self.mean.shape[1]
-        return pd.DataFrame(
-            {f"{n}_{t}": getattr(self, n)[:, t].cpu().numpy() for n in names for t in range(num_targets)}
-        )
+        return self._table(("mean", "scale", "total", "aleatoric", "epistemic"))
 
     @classmethod
     def concat(cls, parts: list[ValuePrediction]) -> ValuePrediction:
