@@ -5,20 +5,18 @@ import os
 import re
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from scipy.optimize import brentq
 from sklearn.datasets import load_digits as read
 
 import bll_pyro as bll
 from bll_pyro import cli
 from bll_pyro.demo.data import NOISE_SCALE, load_digits
 from bll_pyro.demo.folder import replaced_when_complete
-from bll_pyro.demo.heads import fit_temperature, point_logits, train_heads, with_temperature
+from bll_pyro.demo.heads import train_heads
 from bll_pyro.demo.job import CONTENTS, PICTURES
 from bll_pyro.demo.table import judge
 
@@ -120,50 +118,6 @@ def test_digits_are_split_without_overlap_and_follow_the_seed() -> None:
     assert torch.equal(digits.noisy[1], digits.test[1])
     grey = (digits.test[0] > 0.45) & (digits.test[0] < 0.55)  # where hardly any noise is cut off
     assert 0.3 * NOISE_SCALE < (digits.noisy[0] - digits.test[0])[grey].std() < NOISE_SCALE
-
-
-@pytest.fixture(scope="module")
-def point_fit() -> bll.Fit:
-    """A softmax head on the pixels of the training digits."""
-    images, labels = load_digits(0).train
-    layer = bll.LastLayer(likelihood=bll.likelihoods.Categorical(num_classes=8))
-    inference = bll.SVI(guide=bll.guides.MAP(), num_epochs=60)
-    return bll.fit(layer, (images.flatten(1), labels), inference=inference)
-
-
-def test_temperature_is_where_the_slope_vanishes(point_fit: bll.Fit) -> None:
-    digits = load_digits(0)
-    images, labels = digits.validation
-    digits = replace(digits, validation=(images.flatten(1), labels))
-    temperature = fit_temperature(point_fit, digits)
-    logits = point_logits(point_fit, images.flatten(1)).double()
-    right = logits.gather(1, labels[:, None]).squeeze(1)
-
-    def slope(u: float) -> float:
-        """Of the summed loss plus u^2 / 2, in u = log T: each row gives z_y / T - E[z] / T."""
-        scaled = logits / np.exp(u)
-        expected = (torch.softmax(scaled, 1) * scaled).sum(1)
-        return float((right / np.exp(u) - expected).sum()) + u
-
-    assert np.log(temperature) == pytest.approx(brentq(slope, -4, 4), abs=1e-4)
-
-
-def test_temperature_stays_sober_without_a_validation_error(point_fit: bll.Fit) -> None:
-    """Where every answer is right the likelihood alone would sharpen without end."""
-    digits = load_digits(0)
-    images = digits.validation[0].flatten(1)
-    said = point_fit.predict(images).label
-    temperature = fit_temperature(point_fit, replace(digits, validation=(images, said)))
-    assert 0.02 < temperature < 1
-
-
-def test_temperature_scales_logits_and_leaves_the_fit_alone(point_fit: bll.Fit) -> None:
-    images = load_digits(0).test[0].flatten(1)
-    before = point_fit.predict(images).probs
-    scaled = with_temperature(point_fit, 2.5).predict(images).probs
-    logits = point_logits(point_fit, images)
-    torch.testing.assert_close(scaled, torch.softmax(logits / 2.5, 1), rtol=1e-4, atol=1e-6)
-    assert torch.equal(point_fit.predict(images).probs, before)
 
 
 def stop_half_way(out: Path, error: BaseException) -> None:

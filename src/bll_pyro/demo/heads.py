@@ -6,9 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 import bll_pyro as bll
 from bll_pyro.demo.data import NUM_KNOWN, Digits
@@ -76,7 +74,7 @@ def train_heads(
 
     say("Stage 1: network and softmax head")
     softmax, softmax_seconds = timed(point, network)
-    scaled = with_temperature(softmax, fit_temperature(softmax, digits))
+    scaled = bll.calibrate(softmax, *digits.validation)
     say("Stage 2: Bayesian last layer on the frozen network")
     assert softmax.backbone is not None
     two_stage, two_stage_seconds = timed(bll.SVI(), softmax.backbone)
@@ -94,34 +92,3 @@ def make_network(seed: int) -> nn.Module:
     """The network with random weights, for grey images."""
     with isolated(seed):
         return bll.timm_backbone(NETWORK, in_chans=1)
-
-
-def fit_temperature(fit: bll.Fit, digits: Digits) -> float:
-    """Softmax temperature T that fits the validation rows best (Guo et al. 2017), with ``log T ~ Normal(0, 1)``.
-
-    The prior is there because validation rows without a single error, which do occur here, have their largest
-    likelihood at T = 0.
-    """
-    from scipy.optimize import minimize_scalar
-
-    images, labels = digits.validation
-    logits = point_logits(fit, images).double()
-
-    def loss(log_temperature: float) -> float:
-        scaled = logits / np.exp(log_temperature)
-        return float(nn.functional.cross_entropy(scaled, labels, reduction="sum")) + log_temperature**2 / 2
-
-    return float(np.exp(minimize_scalar(loss, bounds=(-5, 5), method="bounded").x))
-
-
-@torch.no_grad()
-def point_logits(fit: bll.Fit, images: Tensor) -> Tensor:
-    """Logits ``[N, K]`` at the mean of the weights."""
-    batches = fit.features(images).batches(ROWS_AT_ONCE)
-    return torch.cat([fit.posterior.outputs(features).mean for features, _ in batches])
-
-
-def with_temperature(fit: bll.Fit, temperature: float) -> bll.Fit:
-    """The same fit with another softmax temperature."""
-    layer = replace(fit.layer, likelihood=bll.likelihoods.Categorical(NUM_KNOWN, temperature))
-    return replace(fit, layer=layer, posterior=replace(fit.posterior, layer=layer))

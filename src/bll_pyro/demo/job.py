@@ -16,6 +16,7 @@ from bll_pyro.demo.data import Digits, load_digits
 from bll_pyro.demo.folder import replaced_when_complete
 from bll_pyro.demo.heads import NETWORK, train_heads
 from bll_pyro.demo.table import Judged, judge, make_tables
+from bll_pyro.prediction import PredictiveTemperature
 
 PICTURES = ("reliability.png", "entropy.png", "largest_weights.png", "most_uncertain.png")
 CONTENTS = ("metrics.json", "model", "posterior.nc", *PICTURES)
@@ -48,8 +49,8 @@ def run(out: Path, seed: int, quick: bool) -> None:
 
 def figures(judged: dict[str, Judged], digits: Digits, seed: int, quick: bool) -> dict[str, Any]:
     """What metrics.json says."""
-    likelihood = judged["softmax_temperature"].head.fit.layer.likelihood
-    assert isinstance(likelihood, bll.likelihoods.Categorical)
+    recalibration = judged["softmax_temperature"].head.fit.recalibration
+    assert isinstance(recalibration, PredictiveTemperature)
     return {
         "version": bll.__version__,
         "seed": seed,
@@ -57,7 +58,7 @@ def figures(judged: dict[str, Judged], digits: Digits, seed: int, quick: bool) -
         "threads": torch.get_num_threads(),
         "network": NETWORK,
         "rows": digits.num_rows,
-        "softmax_temperature": likelihood.temperature,
+        "softmax_temperature": recalibration.temperature,
         "heads": {
             name: {
                 "title": one.head.title,
