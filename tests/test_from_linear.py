@@ -247,6 +247,16 @@ class TestBadInput:
         with pytest.raises(ValueError, match=r"broadcasts to the weight.s \[3, 7\].*got \[3, 4\]"):
             bll.fit(layer, (torch.randn(20, 7, generator=generator(0)), torch.zeros(20).long()))
 
+    def test_a_head_that_would_broadcast(self) -> None:
+        """One feature or one output broadcasts as a prior's centre does, but is no head for these rows."""
+        features = torch.randn(20, 7, generator=generator(0))
+        layer = bll.LastLayer.from_linear(nn.Linear(1, 3), bll.likelihoods.Categorical(3), 0.5)
+        with pytest.raises(ValueError, match="expected the 7 features of the data, got a head for 1"):
+            bll.fit(layer, (features, torch.zeros(20).long()))
+        layer = bll.LastLayer.from_linear(nn.Linear(7, 1), bll.likelihoods.Gaussian(), 0.5)
+        with pytest.raises(ValueError, match="one output for each of the 2 standardised targets, got 1"):
+            bll.fit(layer, (features, features[:, :2]))
+
     def test_standardised_without_bias(self) -> None:
         with pytest.raises(ValueError, match="standardize=False"):
             bll.LastLayer.from_linear(linear(3, bias=False), bll.likelihoods.Categorical(3), standardize=True)
