@@ -22,9 +22,10 @@ BOUNDS = (-5.0, 5.0)  # of the logarithm of the number
 def calibrate(fit: Fit, inputs: Any, targets: Any) -> Fit:
     """Find the predictive temperature or the noise factor on held-out rows; returns a new fit.
 
-    For classes (``Categorical``, ``Ordinal``, ``Bernoulli`` with one label a row) the predicted probabilities are tempered,
-    ``p_k^(1/T)``, after the average over the posterior; so no predicted class ever changes (Guo et al. 2017). For real
-    values (``Gaussian``, ``StudentT``, ``HeteroscedasticGaussian``) the noise scale is multiplied by a factor.
+    For classes and labels (``Categorical``, ``Ordinal``, ``Bernoulli``) the predicted probabilities are tempered,
+    ``p_k^(1/T)``, after the average over the posterior; so no predicted class ever changes (Guo et al. 2017). Several labels
+    a row have one temperature, and count as independent. For real values (``Gaussian``, ``StudentT``,
+    ``HeteroscedasticGaussian``) the noise scale is multiplied by a factor.
 
     The number maximises the log-probability of the held-out targets, plus ``-(log number)^2 / 2`` once: next to nothing
     against a hundred rows, but without it rows that have no error at all would ask for T = 0. What was found is in
@@ -40,9 +41,9 @@ def calibrate(fit: Fit, inputs: Any, targets: Any) -> Fit:
     Raises
     ------
     ValueError
-        For targets that don't fit, several labels a row, or a fit with a detector, which would be of the fit before.
+        For targets that don't fit, or a fit with a detector, which would be of the fit before.
     TypeError
-        For counts, which have no noise scale.
+        For counts: their spread follows from their mean, and a number that changed it would make them other than counts.
     """
     if fit.detector is not None:
         raise ValueError(
@@ -55,12 +56,14 @@ def calibrate(fit: Fit, inputs: Any, targets: Any) -> Fit:
         labels = prediction.likelihood.check_targets(_targets(targets, len(prediction)))
         return replace(fit, recalibration=PredictiveTemperature(_temperature(prediction.probs, labels)))
     if isinstance(prediction, LabelPrediction):
-        if prediction.probs.dim() > 1:
+        labels = prediction.likelihood.check_targets(_targets(targets, len(prediction)))
+        if labels.numel() != prediction.probs.numel():
             raise ValueError(
-                f"calibrate: expected one label a row, got {prediction.probs.shape[1]}; make a fit for each label"
+                f"calibrate: expected labels of shape {list(prediction.probs.shape)}, got {list(torch.as_tensor(targets).shape)}; "
+                "pass as many for each row as the fit has"
             )
-        labels = prediction.likelihood.check_targets(_targets(targets, len(prediction))).squeeze(-1).long()
-        probs = torch.stack([1 - prediction.probs, prediction.probs], -1)
+        labels, flat = labels.flatten().long(), prediction.probs.flatten()
+        probs = torch.stack([1 - flat, flat], -1)
         return replace(fit, recalibration=PredictiveTemperature(_temperature(probs, labels)))
     assert isinstance(prediction, ValuePrediction)
     values, mixture = _targets(targets, len(prediction)), prediction.mixture

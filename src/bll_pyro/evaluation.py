@@ -105,7 +105,7 @@ def evaluate(
     for name, head in heads.items():
         heldout_inputs, heldout_targets = held_out
         rows[name] = head
-        if fit.layer.likelihood.is_count or _has_several_labels(fit):
+        if fit.layer.likelihood.is_count:
             continue  # nothing to calibrate
         rows[f"{name}, calibrated"] = calibrate(head, heldout_inputs, heldout_targets)
     values = torch.as_tensor(targets)

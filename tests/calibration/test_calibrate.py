@@ -144,6 +144,33 @@ def test_labels_and_ordered_classes(likelihood):
     assert after.log_prob(labels).shape == (10_000,)
 
 
+def test_several_labels_have_one_temperature(tmp_path):
+    """It is found; each label is tempered as if alone; and together they count as independent, which they are here."""
+    targets = torch.stack([LABELS > 0, LABELS > 1], -1).long()
+    fit = bll.fit(bll.LastLayer(bll.likelihoods.Bernoulli()), (FEATURES, targets), inference=SHORT)
+    rows = HELD_OUT[:10_000]
+    before = fit.predict(rows)
+    pairs = torch.stack([1 - before.probs, before.probs], -1)
+    labels = labels_at(pairs, 2.0)
+    found = bll.calibrate(fit, rows, labels)
+    temperature = found.recalibration.temperature
+    assert temperature == pytest.approx(2.0, rel=0.05)
+    after = found.predict(rows)
+    expected = (pairs.double().log() / temperature).softmax(-1)
+    torch.testing.assert_close(after.probs.double(), expected[..., 1], rtol=1e-4, atol=1e-6)
+    assert torch.equal(before.label, after.label)
+    torch.testing.assert_close(after.aleatoric + after.epistemic, after.total, atol=1e-6, rtol=0)
+    assert float(after.epistemic.min()) >= 0
+    chosen = expected.gather(-1, labels[..., None]).log().sum((-1, -2))
+    torch.testing.assert_close(after.log_prob(labels).double(), chosen, rtol=1e-3, atol=1e-4)
+    assert float(after.log_prob(labels).mean()) > float(before.log_prob(labels).mean())
+    # weights of the labels are independent under this guide, so that the joint probability is the product
+    alone = pairs.gather(-1, labels[..., None]).log().sum((-1, -2))
+    torch.testing.assert_close(before.log_prob(labels), alone, rtol=0.01, atol=0.02)
+    found.save(tmp_path)
+    assert torch.equal(bll.load(tmp_path).predict(FEATURES).probs, found.predict(FEATURES).probs)
+
+
 @pytest.mark.parametrize(
     ("likelihood", "inference"),
     [
@@ -186,15 +213,16 @@ def test_what_it_refuses(bayesian):
         bll.LastLayer(bll.likelihoods.Poisson()), (FEATURES, LABELS), inference=bll.SVI(num_epochs=2)
     )
     with pytest.raises(
-        TypeError, match=r"expected classes, one label a row, or a likelihood with a noise scale"
+        TypeError,
+        match=r"expected classes, labels, or a likelihood with a noise scale.*follows from their mean",
     ):
         bll.calibrate(counts, FEATURES, LABELS)
     both = torch.stack([LABELS > 0, LABELS > 1], -1).long()
     labels = bll.fit(
         bll.LastLayer(bll.likelihoods.Bernoulli()), (FEATURES, both), inference=bll.SVI(num_epochs=2)
     )
-    with pytest.raises(ValueError, match="expected one label a row, got 2"):
-        bll.calibrate(labels, FEATURES, both)
+    with pytest.raises(ValueError, match=r"expected labels of shape \[300, 2\], got \[300\]"):
+        bll.calibrate(labels, FEATURES, both[:, 0])
     with pytest.raises(ValueError, match="expected a target for each of the 300 inputs"):
         bll.calibrate(bayesian, FEATURES, LABELS[:10])
     with pytest.raises(ValueError, match="expected labels from 0 to 2"):

@@ -132,8 +132,8 @@ class Likelihood(Declaration):
         For a recalibration on held-out rows; likelihoods without a noise scale refuse.
         """
         raise TypeError(
-            f"calibrate: expected classes, one label a row, or a likelihood with a noise scale, got {self!r}; for counts "
-            "NegativeBinomial() learns the spread with the rest"
+            f"calibrate: expected classes, labels, or a likelihood with a noise scale, got {self!r}: the spread of counts "
+            "follows from their mean, so there is no scale to change; NegativeBinomial() learns the spread with the rest"
         )
 
     def class_probs(self, outputs: Tensor, **noise: Tensor) -> Tensor:

@@ -63,13 +63,14 @@ class LabelPrediction(OfLabels):
 
     @torch.no_grad()
     def log_prob(self, targets: Any) -> Tensor:
-        """Log probability of a row's labels together, nats ``[N]``: labels are independent only given the outputs."""
+        """Log probability of a row's labels together, nats ``[N]``: labels are independent only given the outputs.
+
+        :class:`Probit` and recalibrated predictions know each label alone, and count them as independent. So they are
+        under posteriors that tie no outputs, such as those of the ``Diagonal`` and ``BlockDiagonal`` guides.
+        """
         values = self.likelihood.check_targets(as_targets(targets, len(self))).to(self.probs)
-        if self.temperature != 1.0:  # one label a row
-            chosen = torch.where(values.view(self.probs.shape) > 0, self.probs, 1 - self.probs)
-            return chosen.clamp_min(torch.finfo(chosen.dtype).tiny).log()
         points = self.integration
-        if isinstance(points, Probit):  # knows each label alone
+        if self.temperature != 1.0 or isinstance(points, Probit):
             chosen = torch.where(values.view(self.probs.shape) > 0, self.probs, 1 - self.probs)
             return chosen.clamp_min(torch.finfo(chosen.dtype).tiny).log().view(len(self), -1).sum(-1)
         parts = [
@@ -101,11 +102,6 @@ def predict_labels(
     temperature: float = 1.0,
 ) -> LabelPrediction:
     """Average probabilities and entropies over the same draws of the outputs; temper the average."""
-    if temperature != 1.0 and not single:
-        raise ValueError(
-            f"expected one label a row for a recalibration, got {outputs.num_outputs}: labels of a row depend on each other "
-            "through the weights; use a fit for each label"
-        )
     error: Tensor | None = None
     if isinstance(integration, Probit):
         mean, expected = integration.labels(outputs, likelihood)
