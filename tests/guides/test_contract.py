@@ -1,20 +1,15 @@
-"""What every guide has to do, over the whole table. A new guide enters by one line in ``GUIDES``."""
+"""What every guide has to do, beside what tests/test_contract.py asks of each combination."""
 
-import json
 import math
-import re
 from collections.abc import Callable
 
-import pyro
-import pyro.distributions as dist
 import pytest
 import torch
+from guide_cases import guides_for, name_of
 from pyro.infer import Trace_ELBO
 from torch import Tensor
-from torch.distributions import constraints
 
 import bll_pyro as bll
-from bll_pyro.declaration import from_plain, to_plain
 from bll_pyro.guides import GaussianGuide, Start
 from bll_pyro.inference.svi import Objective
 from bll_pyro.model import Model
@@ -24,35 +19,7 @@ from bll_pyro.scope import generator, isolated
 NUM_ROWS, NUM_FEATURES = 60, 4
 
 
-def name_of(value: object) -> str:
-    """Its text without addresses in memory, which differ between the processes that share the tests."""
-    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
-
-
-def independent(features: Tensor, targets: Tensor | None, num_rows: int | None) -> None:
-    """A guide function with a site for each unknown of the three-class layer."""
-    for name, shape in (("weight", (3, NUM_FEATURES)), ("bias", (3,))):
-        loc = pyro.param(f"{name}.loc", torch.zeros(shape))
-        scale = pyro.param(f"{name}.scale", torch.full(shape, 0.2), constraint=constraints.positive)
-        pyro.sample(name, dist.Normal(loc, scale).to_event(len(shape)))
-
-
-GUIDES = {
-    "MAP": bll.guides.MAP(),
-    "diagonal": bll.guides.Diagonal(),
-    "plain diagonal": bll.guides.Diagonal(principal_axes=False),
-    "block-diagonal": bll.guides.BlockDiagonal(),
-    "low-rank": bll.guides.LowRank(rank=2),
-    "plain low-rank": bll.guides.LowRank(rank=3, principal_axes=False),
-    "matrix-normal": bll.guides.MatrixNormal(),
-    "full-rank": bll.guides.FullRank(),
-    "flow": bll.guides.Flow(),
-    "spline flow": bll.guides.Flow(num_layers=1, layer=bll.guides.Spline(num_bins=4)),
-    "custom class": bll.guides.Custom("AutoNormal"),
-    "custom options": bll.guides.Custom(pyro.infer.autoguide.AutoLowRankMultivariateNormal, {"rank": 2}),
-    "custom messenger": bll.guides.Custom("AutoNormalMessenger"),
-    "custom function": bll.guides.Custom(independent),
-}
+GUIDES = guides_for(3, NUM_FEATURES)
 GAUSSIAN = {
     name: guide
     for name, guide in GUIDES.items()
@@ -71,11 +38,6 @@ LAYERS = {
 }
 every_guide = pytest.mark.parametrize("guide", GUIDES.values(), ids=GUIDES.keys())
 every_layer = pytest.mark.parametrize("name", LAYERS)
-
-
-def suits(guide: bll.guides.Guide, name: str) -> bool:
-    """A function is written for one layer; the others are built from the model."""
-    return guide is not GUIDES["custom function"] or name == "classes"
 
 
 def data(name: str) -> tuple[Tensor, Tensor]:
@@ -116,33 +78,12 @@ def mean_and_error(draw: Callable[[], Tensor], num_draws: int) -> tuple[float, f
     return float(values.mean()), float(values.std()) / math.sqrt(num_draws)
 
 
-@every_layer
 @every_guide
-def test_fit_predict_sample(guide: bll.guides.Guide, name: str) -> None:
-    if not suits(guide, name):
-        return
-    layer, (features, targets) = LAYERS[name], data(name)
-    fit = bll.fit(layer, (features, targets), inference=bll.SVI(guide=guide, num_epochs=40))
+def test_the_elbo_rises(guide: bll.guides.Guide) -> None:
+    """From the warm start on, up to its noise."""
+    fit = bll.fit(LAYERS["classes"], data("classes"), inference=bll.SVI(guide=guide, num_epochs=40))
     assert fit.trace.converged
-    assert math.isfinite(fit.elbo)
     assert float(fit.trace.elbo[-5:].mean()) > float(fit.trace.elbo[:5].mean()) - 10
-
-    prediction = fit.predict(features[:7])
-    torch.testing.assert_close(prediction.total, prediction.aleatoric + prediction.epistemic)
-    log_prob = prediction.log_prob(targets[:7])
-    assert log_prob.shape == (7,)
-    assert bool(torch.isfinite(log_prob).all())
-
-    num_outputs = fit.posterior.num_outputs
-    draws = fit.posterior.sample(50, seed=1)
-    num_draws = draws["weight"].shape[1]
-    assert draws["weight"].shape == (1, num_draws, num_outputs, NUM_FEATURES)
-    assert ("bias" in draws) == layer.bias
-    expected = {"weight", *fit.posterior.globals.priors, *(["bias"] if layer.bias else [])}
-    assert draws.keys() == expected
-    if "noise_scale" in draws:
-        assert draws["noise_scale"].shape == (1, num_draws, *targets.shape[1:])
-        assert float(draws["noise_scale"].min()) > 0
 
 
 @pytest.mark.parametrize("guide", GAUSSIAN.values(), ids=GAUSSIAN.keys())
@@ -189,11 +130,9 @@ def test_output_space_elbo_is_pyros(guide: bll.guides.Guide, name: str) -> None:
 
 
 @every_layer
-@every_guide
-def test_vectorised_particles(guide: bll.guides.Guide, name: str) -> None:
-    """Eight particles at once have the expectation of one at a time, and gradients for every parameter."""
-    if not suits(guide, name):
-        return
+def test_vectorised_particles_of_a_messenger(name: str) -> None:
+    """Eight particles at once have the expectation of one at a time; of other guides each particle is compared."""
+    guide = GUIDES["custom messenger"]
     with isolated(0):
         objective, features, targets = program(name, guide)
         one = Trace_ELBO()(objective.model, objective.guide)
@@ -202,12 +141,6 @@ def test_vectorised_particles(guide: bll.guides.Guide, name: str) -> None:
         single, error = mean_and_error(lambda: one(*arguments), 80)
         eight, their_error = mean_and_error(lambda: many(*arguments), 30)
         assert abs(single - eight) < 5 * math.hypot(error, their_error) + 1e-4 * abs(single)
-        many(*arguments).backward()
-        parameters = list(objective.guide.parameters())
-        assert parameters
-        for parameter in parameters:
-            assert parameter.grad is not None
-            assert bool(torch.isfinite(parameter.grad).all())
 
 
 @pytest.mark.parametrize("name", ["classes", "two targets, learned noise, no bias"])
@@ -253,15 +186,6 @@ def test_same_seed_same_fit(guide: bll.guides.Guide) -> None:
     first, second = (fit.posterior.sample(20, seed=0) for fit in fits)
     for site, values in first.items():
         assert torch.equal(values, second[site])
-
-
-@pytest.mark.parametrize("name", [n for n in GUIDES if n != "custom function"])
-def test_written_and_read_back(name: str) -> None:
-    declared = bll.SVI(guide=GUIDES[name])
-    tensors: dict[str, Tensor] = {}
-    plain = json.loads(json.dumps(to_plain(declared, tensors)))
-    assert from_plain(plain, tensors) == declared
-    assert hash(from_plain(plain, tensors)) == hash(declared)
 
 
 def test_guides_differ() -> None:

@@ -174,6 +174,22 @@ def test_the_posterior_of_earlier_rows_as_prior() -> None:
         assert bool(((draws.mean(0) - known.mean(0)).abs() < error).all())
 
 
+def test_start_under_tails_too_heavy_for_a_variance() -> None:
+    """Softmax outputs may move together; of that the data say nothing, and such a prior hardly more."""
+    random = generator(0)
+    features = 2 + 1.5 * torch.randn(24, NUM_FEATURES, generator=random)
+    signal = (features - 2) @ torch.tensor([[0.6, -0.3, 0.0], [0.0, 0.5, 0.2]]).mT
+    numbers = signal + 0.5 * torch.randn(24, 2, generator=random)
+    prior = bll.priors.Distribution(dist.StudentT(1.5, 0.0, torch.tensor([0.2, 0.5, 1.0])))
+    layer = bll.LastLayer(bll.likelihoods.Categorical(2), prior, standardize=False)
+    rows = features, (numbers[:, 0] > numbers[:, 0].median()).long()
+    with pytest.warns(RuntimeWarning, match="NUTS"):
+        fit = bll.fit(
+            layer, rows, inference=bll.NUTS(num_warmup=4, num_samples=4, num_chains=2, num_processes=1)
+        )
+    assert bool(fit.posterior.draws["weight"].isfinite().all())
+
+
 @short
 def test_seeds(fit: bll.Fit) -> None:
     other = bll.fit(fit.layer, labelled(), inference=SHORT, seed=5).posterior.draws["weight"]

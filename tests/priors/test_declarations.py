@@ -1,69 +1,21 @@
-"""Priors as declarations: plain data and back, comparison, vectorised particles, and what is said about bad input."""
+"""Priors as declarations: comparison, and what is said about bad input."""
 
-import json
 from collections.abc import Callable
 from typing import Any
 
-import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 from prior_cases import LOC, PRIORS, D, K
-from pyro import poutine
-from pyro.infer import Trace_ELBO
-from pyro.infer.autoguide import AutoNormal
 
 import bll_pyro as bll
 from bll_pyro import priors
-from bll_pyro.declaration import from_plain, to_plain
-from bll_pyro.scope import isolated
-
-
-@pytest.mark.parametrize("name", PRIORS)
-def test_plain_data_and_back(name: str) -> None:
-    prior, tensors = PRIORS[name], {}
-    plain = to_plain(prior, tensors)
-    back = from_plain(json.loads(json.dumps(plain)), {k: v.clone() for k, v in tensors.items()})
-    assert type(back) is type(prior)
-    assert back == prior
-    assert hash(back) == hash(prior)
-    assert len({back, prior}) == 1
 
 
 def test_all_priors_of_the_table_differ() -> None:
     assert len(set(PRIORS.values())) == len(PRIORS)
     assert priors.Normal(loc=LOC) != priors.Normal(loc=LOC + 1)
     assert priors.HierarchicalNormal(dist.HalfCauchy(1.0)) != priors.HierarchicalNormal(dist.HalfCauchy(2.0))
-
-
-@pytest.mark.parametrize("name", PRIORS)
-def test_vectorised_particles(name: str) -> None:
-    """Four particles at once have the log densities of four runs."""
-    layer = bll.LastLayer(bll.likelihoods.Categorical(K), prior=PRIORS[name])
-    random = torch.Generator().manual_seed(0)
-    features, targets = torch.randn(6, D, generator=random), torch.randint(K, (6,), generator=random)
-    with isolated(1):
-        model = bll.Model(layer, D)
-        with pyro.plate("particles", 4, dim=-2):
-            together = poutine.trace(model).get_trace(features, targets)
-        together.compute_log_prob()
-        sites = [
-            n for n, node in together.nodes.items() if node["type"] == "sample" and not node["is_observed"]
-        ]
-        sites = [n for n in sites if n not in ("particles", "data")]
-        for particle in range(4):
-            values = {n: together.nodes[n]["value"][particle, 0] for n in sites}
-            alone = poutine.trace(poutine.condition(model, data=values)).get_trace(features, targets)
-            alone.compute_log_prob()
-            for n in (*sites, "y"):
-                actual = together.nodes[n]["log_prob"][particle].sum()
-                torch.testing.assert_close(actual, alone.nodes[n]["log_prob"].sum(), rtol=1e-4, atol=1e-4)
-        guide = AutoNormal(model)
-        elbo = Trace_ELBO(num_particles=4, vectorize_particles=True)(model, guide)
-        loss = elbo(features, targets)
-        loss.backward()
-        assert bool(torch.isfinite(loss))
-        assert all(bool(torch.isfinite(p.grad).all()) for p in guide.parameters())
 
 
 P = priors

@@ -1,4 +1,4 @@
-"""Every prior through a fit, and what a fit does with hyper-parameters, centres and dependent weights."""
+"""What a fit does with hyper-parameters, centres and dependent weights."""
 
 import math
 
@@ -13,7 +13,6 @@ from bll_pyro import priors
 from bll_pyro.scope import isolated
 
 NUM_ROWS = 40
-GUIDES = {"diagonal": bll.guides.Diagonal(), "full-rank": bll.guides.FullRank(), "map": bll.guides.MAP()}
 LIKELIHOODS: dict[str, bll.likelihoods.Likelihood] = {
     "classes": bll.likelihoods.Categorical(K),
     "numbers": bll.likelihoods.Gaussian(),
@@ -25,27 +24,6 @@ def data(likelihood: str, dtype: torch.dtype = torch.float32) -> tuple[Tensor, T
     features = torch.randn(NUM_ROWS, D, generator=random, dtype=dtype)
     outputs = features @ LOC.to(dtype).mT + 0.3 * torch.randn(NUM_ROWS, K, generator=random, dtype=dtype)
     return features, outputs if likelihood == "numbers" else outputs.argmax(-1)
-
-
-@pytest.mark.parametrize("guide", GUIDES)
-@pytest.mark.parametrize("likelihood", LIKELIHOODS)
-@pytest.mark.parametrize("name", PRIORS)
-def test_fit_predict_sample(name: str, likelihood: str, guide: str) -> None:
-    prior = PRIORS[name]
-    layer = bll.LastLayer(LIKELIHOODS[likelihood], prior=prior)
-    features, targets = data(likelihood)
-    fit = bll.fit(layer, (features, targets), inference=bll.SVI(guide=GUIDES[guide], num_epochs=20))
-    assert math.isfinite(fit.elbo)
-    prediction = fit.predict(features)
-    assert bool(torch.isfinite(prediction.log_prob(targets)).all())
-    draws = fit.posterior.sample(7)
-    assert draws["weight"].shape == (1, 7, K, D)
-    for site, given in prior.hyper((K, D)).items():
-        assert draws[site].shape == (1, 7, *given.event_shape)
-        assert bool(given.support.check(draws[site]).all())
-    assert set(fit.posterior.learned) == set(prior.learned((K, D)))
-    if guide != "map":
-        assert bool(torch.isfinite(fit.posterior.log_prob(draws)).all())
 
 
 @pytest.mark.parametrize("name", PRIORS)

@@ -199,4 +199,5 @@ def _log_q(posterior: Posterior, draws: Draws) -> tuple[np.ndarray | None, str]:
 
 def yaml_of(declaration: Any) -> str:
     """A declaration as YAML."""
-    return yaml.safe_dump(to_plain(declaration, {}), sort_keys=False)
+    # a guide function cannot be written, but it can be named
+    return yaml.safe_dump(to_plain(declaration, {}, functions=True), sort_keys=False)

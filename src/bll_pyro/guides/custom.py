@@ -80,10 +80,10 @@ class ParameterMessenger(poutine.messenger.Messenger):
 class CallableGuide(PyroModule):
     """A Pyro module around any guide: it owns the parameters and returns the values of the latent sites."""
 
-    def __init__(self, guide: Callable[..., Any], latents: tuple[str, ...]) -> None:
+    def __init__(self, guide: Callable[..., Any], latents: dict[str, tuple[int, ...]]) -> None:
         super().__init__()
         self.own = OwnParameters()
-        self.latents = latents
+        self.latents = latents  # the shape of each site
         self.guide = guide  # a module is registered with its parameters, a function is kept as it is
 
     def forward(self, *args: Any) -> dict[str, Tensor]:
@@ -97,11 +97,18 @@ class CallableGuide(PyroModule):
             for name, site in trace.iter_stochastic_nodes()
             if not site["infer"].get("is_auxiliary")
         }
-        if sites.keys() != set(self.latents):
+        if sites.keys() != self.latents.keys():
             raise ValueError(
                 f"guides.Custom: expected a guide with the sample sites {', '.join(sorted(self.latents))}, got "
                 f"{', '.join(sorted(sites)) or 'none'}; write one pyro.sample(name, ...) for each, with the same names"
             )
+        for name, shape in self.latents.items():
+            found = tuple(sites[name].shape)
+            if found[len(found) - len(shape) :] != shape:
+                raise ValueError(
+                    f"guides.Custom: expected the site {name} of shape {list(shape)}, got {list(found)}; write the guide "
+                    "function for this layer's outputs and features"
+                )
         return sites
 
 
@@ -155,7 +162,11 @@ class Custom(Guide):
 
     def build(self, model: Any, start: Start) -> PyroModule:
         """The guide of ``model``."""
-        latents = (*model.globals.priors, "weight", *(["bias"] if model.layer.bias else []))
+        latents = {name: tuple(prior.event_shape) for name, prior in model.globals.priors.items()}
+        latents |= {
+            "weight": model.weight_shape,
+            **({"bias": (model.num_outputs,)} if model.layer.bias else {}),
+        }
         cls = getattr(autoguide, self.guide) if isinstance(self.guide, str) else self.guide
         if not isinstance(cls, type):
             return CallableGuide(cls, latents)

@@ -34,7 +34,9 @@ def condition(
         upper = _inverse_root(total)
         step = (upper @ (upper.mT @ right[..., None])).squeeze(-1)
         log_dets = torch.linalg.slogdet(blocks).logabsdet + 2 * _log_diagonal(upper)
-        weights: BlockDiagonal | Dense = BlockDiagonal(loc + step, torch.linalg.cholesky(upper @ upper.mT))
+        # rows in order, as a file has them: what is loaded is then the same to the last bit
+        tril = torch.linalg.cholesky(upper @ upper.mT).contiguous()
+        weights: BlockDiagonal | Dense = BlockDiagonal(loc + step, tril)
     else:
         size = num_outputs * num_columns
         before = matrix.reshape(size, size)

@@ -159,7 +159,8 @@ class Laplace(Inference):
                 )
                 values = values.clamp_min(MIN_CURVATURE)
             covariance = vectors / values @ vectors.mT
-            factor = torch.linalg.cholesky((covariance + covariance.mT) / 2)
+            # rows in order, as a file has them: what is loaded is then the same to the last bit
+            factor = torch.linalg.cholesky((covariance + covariance.mT) / 2).contiguous()
             log_evidence += 0.5 * len(u) * LOG_TWO_PI + float(factor.diagonal().log().sum())
             if isinstance(weights, (gaussian.Dense, gaussian.BlockDiagonal)):
                 coupling = (moves @ factor).to(like)

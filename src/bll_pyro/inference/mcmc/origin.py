@@ -39,6 +39,7 @@ MODE_TOLERANCE = 1e-3  # posterior standard deviations
 START_TOLERANCE = 0.1  # chains only start here
 LEARNED_TOLERANCE = 1e-3  # of log tau, which the chains keep
 MAX_HALVINGS = 20
+LEAST_SHARE = 1e-4  # of the precision of the approximation, which the prior has at least
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,9 +110,9 @@ def of_bound(layer: LastLayer, rows: Rows, target_shape: TargetShape, trace: Tra
     learned = {k: v.double() for k, v in learned.items()}
     function, independent = RowLikelihood(layer.likelihood, rows), layer.likelihood.independent_outputs
     loc, scale = start.loc.double(), start.scale.double()
-    at = function.at(loc, noise)
+    at, least = function.at(loc, noise), LEAST_SHARE * scale.square().reciprocal()
     for _ in range(MAX_STEPS):
-        smoothed = SmoothedPrior(layer, {**learned, **hyper}, scale)
+        smoothed = SmoothedPrior(layer, {**learned, **hyper}, scale, least)
         value, slope = smoothed.at(loc)
         precision = smoothed.precision(loc)
         whitened = whitening(list(at.informed()), precision, independent)
@@ -140,10 +141,13 @@ def of_bound(layer: LastLayer, rows: Rows, target_shape: TargetShape, trace: Tra
 
 
 class SmoothedPrior:
-    """``E_q[log p(A | hyper)]`` for independent Normals q of given scales, as a function of their means."""
+    """``E_q[log p(A | hyper)]`` for independent Normals q of given scales, as a function of their means.
 
-    def __init__(self, layer: LastLayer, hyper: dict[str, Tensor], scale: Tensor) -> None:
-        self.layer, self.hyper, self.scale = layer, hyper, scale
+    ``least`` is the smallest precision, ``[K, P]``.
+    """
+
+    def __init__(self, layer: LastLayer, hyper: dict[str, Tensor], scale: Tensor, least: Tensor) -> None:
+        self.layer, self.hyper, self.scale, self.least = layer, hyper, scale, least
 
     def at(self, loc: Tensor) -> tuple[float, Tensor]:
         """Value, and slope ``[K, P]`` in the means."""
@@ -152,10 +156,12 @@ class SmoothedPrior:
     def precision(self, loc: Tensor) -> Tensor:
         """Mean curvature ``-E[d2 log p / dA^2]`` ``[K, P]``, as ``-(d value / d scale) / scale`` (Price's theorem).
 
-        Heavy tails curve upwards; the smallest precision is then a little of the posterior's own.
+        Heavy tails curve upwards; the smallest precision is then a little of the posterior's own. It stays above a little
+        of the one at the start, too: where the data leave a direction free, scales would grow from step to step.
         """
         _, slope = self._slope(loc, self.scale.detach().requires_grad_(), of_scale=True)
-        return (-slope / self.scale).maximum(1e-4 * self.scale.square().reciprocal())
+        own = LEAST_SHARE * self.scale.square().reciprocal()
+        return (-slope / self.scale).maximum(own).maximum(self.least)
 
     def _slope(self, loc: Tensor, scale: Tensor, of_scale: bool) -> tuple[float, Tensor]:
         with torch.enable_grad():
