@@ -26,7 +26,9 @@ SIZES: dict[str, list[int]] = {
 }
 SMALL_SIZES = {"N": [200, 400], "D": [8, 16], "K": [3, 6], "S": [16, 32]}
 MEMORY_ROWS = [10_000, 100_000, 1_000_000]
-LIMIT = 1.1
+MARGIN = 0.1
+# exponents that theory gives where it is not 1: the rotation to principal axes takes D x D for each row
+THEORY = {("bll_pyro, predict", "D"): 2.0}
 MEMORY_FEATURES, MEMORY_CLASSES = 128, 10
 
 
@@ -66,7 +68,8 @@ def run(options: Options) -> Report:
             exponent = growth_exponent(list(map(float, values)), seconds)
             table.rows.append({"work": work, **dict(zip(map(str, values), seconds)), "exponent": exponent})
             if work.startswith("bll_pyro"):
-                report.targets.append(Target(f"{work} against {letter}: exponent", exponent, LIMIT))
+                limit = THEORY.get((work, letter), 1.0) + MARGIN
+                report.targets.append(Target(f"{work} against {letter}: exponent", exponent, limit))
         report.tables.append(table)
     report.tables.append(_memory_table(report, options))
     options.results.mkdir(parents=True, exist_ok=True)
@@ -75,6 +78,7 @@ def run(options: Options) -> Report:
     report.notes += [
         f"One size varies at a time, from {setting}.",
         "Exponent: slope of log seconds against log size by least squares over the larger half of the sizes.",
+        "Theory: 1 everywhere, but 2 for a prediction against D, since rows are turned to principal axes; in plain axes it is 1.",
         "A step costs the same whatever N is, so N is shown for a whole fit of one epoch, with its warm start.",
     ]
     return report
@@ -100,7 +104,13 @@ def _measures(setting: Setting, letter: str, value: int, options: Options) -> di
         measures["bll_pyro, fit of one epoch"] = repeated(
             lambda: bll_pyro.fit(layer, data, inference=one_epoch), 1
         )
-    elif letter in "DK":
+    if letter == "D":
+        plain = bll_pyro.SVI(bll_pyro.guides.Diagonal(principal_axes=False), num_epochs=1)
+        unturned = bll_pyro.fit(layer, data, inference=plain)
+        measures["bll_pyro, predict in plain axes"] = repeated(
+            lambda: unturned.predict(task.train_features, integration=integration), 1
+        )
+    if letter in "DK":
         measures["bll_pyro, step"] = ours.step_seconds(
             *data, num_classes, setting.batch_size, 0, num_steps=40
         )
@@ -178,7 +188,7 @@ def _memory_table(report: Report, options: Options) -> Table:
         table.rows.append(row | {"rest_gib": rest[-1], "outcome": "done"})
     growth = rest[-1] / rest[0] if len(rest) == len(table.rows) else None
     report.targets.append(
-        Target("peak memory of prediction, most rows over fewest, without the result", growth, LIMIT)
+        Target("peak memory of prediction, most rows over fewest, without the result", growth, 1 + MARGIN)
     )
     return table
 
