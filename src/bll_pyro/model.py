@@ -163,6 +163,11 @@ class Globals:
         """Length U of the vector."""
         return sum(self.sizes)
 
+    @property
+    def num_noise(self) -> int:
+        """How many of them are the noise's; they come first."""
+        return sum(self.sizes[: len(self.noise_names)])
+
     def constrain(self, u: Tensor) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         """Values of all sites at ``u [..., U]``, their log prior density, and ``log |d value / d u|``, both ``[...]``."""
         values: dict[str, Tensor] = {}

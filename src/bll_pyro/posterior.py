@@ -143,21 +143,17 @@ class GaussianPosterior(Posterior):
         design = self.frame.design(features)
         if self.latents.coupling is None or not self.layer.likelihood.noise_moves_outputs:
             return self._marginal.outputs(design)
-        given = self.latents.given_first(self._num_noise).outputs(design)
+        latents = self.latents.first(self.globals.num_noise)
+        assert latents.coupling is not None
         return OutputCoupled(
-            given, torch.einsum("np,kpu->nku", design, self.latents.coupling[..., : self._num_noise])
+            latents.weights.outputs(design), torch.einsum("np,kpu->nku", design, latents.coupling)
         )
-
-    @property
-    def _num_noise(self) -> int:
-        """How many of the unconstrained unknowns are the noise's; they come first."""
-        return sum(self.globals.sizes[: len(self.globals.noise_names)])
 
     def noise(self, num_draws: int, seed: int = 0) -> Draws:
         """Quasi-random draws of the noise parameters, in other dimensions than those of the outputs."""
         if not self.globals.noise_names:
             return {}
-        factor, num_noise = self.latents.globals_factor, self._num_noise
+        factor, num_noise = self.latents.globals_factor, self.globals.num_noise
         noise = factor.new_zeros(num_draws, self.latents.num_globals)
         noise[:, :num_noise] = noise_points(num_draws, num_noise, self.num_outputs, seed).to(factor)
         spread = factor * noise if factor.dim() == 1 else noise @ factor.mT

@@ -91,6 +91,18 @@ class TestAgainstDense:
         expected = covariance[num:, num:] - gain @ covariance[:num, num:]
         torch.testing.assert_close(weights.marginal_scale().flatten(), expected.diagonal().sqrt())
 
+    @pytest.mark.parametrize("num", [0, 1, 2])
+    def test_the_first_globals_alone(self, case: str, num: int) -> None:
+        """Rows and columns of the others leave mean and covariance, and nothing else changes."""
+        latents, mean, covariance = make(case)
+        num = min(num, latents.num_globals)
+        kept = [*range(num), *range(latents.num_globals, len(mean))]
+        u, weights = latents.rsample(5, generator(6))
+        found = latents.first(num).log_prob(u[:, :num], weights)
+        marginal = stats.multivariate_normal(mean[kept].numpy(), covariance[kept][:, kept].numpy())
+        expected = marginal.logpdf(joined(u[:, :num], weights).numpy())
+        assert np.allclose(found.numpy(), expected, rtol=1e-9, atol=1e-9)
+
     def test_moments_of_draws(self, case: str) -> None:
         latents, mean, covariance = make(case)
         num_draws = 40_000

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from bll_pyro.archive import pack, unpack
-from bll_pyro.gaussian import OutputGaussian, normal_points
-from bll_pyro.likelihoods import Categorical
+from bll_pyro.gaussian import OutputCoupled, OutputGaussian, noise_points, normal_points
+from bll_pyro.likelihoods import Categorical, Ordinal
 from bll_pyro.ood import Detector, View
 from bll_pyro.posterior import GaussianPosterior
 from bll_pyro.prediction import PredictiveTemperature, QuasiMonteCarlo
@@ -35,7 +35,7 @@ def as_module(fit: Fit, *, integration: QuasiMonteCarlo | None = None) -> Predic
     Parameters
     ----------
     fit
-        A fit with ``Categorical`` and a Gaussian posterior. Its backbone and its detector, where it
+        A fit with ``Categorical`` or ``Ordinal`` and a Gaussian posterior. Its backbone and its detector, where it
         has them, become part of the module.
     integration
         Points of the average over the posterior.
@@ -45,9 +45,9 @@ def as_module(fit: Fit, *, integration: QuasiMonteCarlo | None = None) -> Predic
     TypeError
         For other likelihoods, or a posterior made of draws.
     """
-    if not isinstance(fit.layer.likelihood, Categorical):
+    if not isinstance(fit.layer.likelihood, Categorical | Ordinal):
         raise TypeError(
-            f"as_module: expected the Categorical likelihood, got {fit.layer.likelihood!r}; "
+            f"as_module: expected the Categorical or Ordinal likelihood, got {fit.layer.likelihood!r}; "
             "others are not exported yet: use fit.predict"
         )
     if not isinstance(fit.posterior, GaussianPosterior):
@@ -82,17 +82,20 @@ class PredictiveModule(nn.Module):
             recalibration.temperature if isinstance(recalibration, PredictiveTemperature) else 1.0
         )
         self.recalibration = recalibration
-        # outputs need no more than the marginal of the weights
-        marginal = replace(
-            posterior,
-            latents=replace(posterior.latents, weights=posterior.latents.marginal_weights(), coupling=None),
-        )
-        example = posterior.outputs(posterior.frame.center[None])
-        assert isinstance(example, OutputGaussian)  # Categorical has no noise to couple to
-        points = normal_points(integration.num_points, example.compact().noise_dim, integration.seed)
+        example, like = posterior.outputs(posterior.frame.center[None]), posterior.frame.center
+        # outputs need no more than the weights, and the noise where it moves them along
+        is_coupled = isinstance(example, OutputCoupled)
+        latents = posterior.latents.first(posterior.globals.num_noise if is_coupled else 0)
+        given = example.given if isinstance(example, OutputCoupled) else example
+        assert isinstance(given, OutputGaussian)
+        num_points, seed = integration.num_points, integration.seed
+        points = normal_points(num_points, given.compact().noise_dim, seed)
+        moving = noise_points(num_points, latents.num_globals, posterior.num_outputs, seed)
         parts: dict[str, Any] = {
-            "posterior": marginal,
-            "points": points.to(posterior.frame.center)[:, None, :],
+            "posterior": replace(posterior, latents=latents),
+            "points": points.to(like)[:, None, :],
+            "noise_points": moving.to(like),
+            "noise": {name: value[:, None] for name, value in posterior.noise(num_points, seed).items()},
             "detector": None if fit.detector is None else replace(fit.detector),
         }
         if fit.detector is not None:
@@ -111,9 +114,12 @@ class PredictiveModule(nn.Module):
         posterior: GaussianPosterior = parts["posterior"]
         view = View(features, posterior, self.recalibration)
         outputs, likelihood = view.outputs, posterior.layer.likelihood
-        assert isinstance(outputs, OutputGaussian)
-        draws = outputs.compact().at(parts["points"]) if outputs.noise_dim else outputs.mean[None]
-        probs, expected = averaged(likelihood.class_probs(draws), self.temperature)
+        given = outputs.given if isinstance(outputs, OutputCoupled) else outputs
+        assert isinstance(given, OutputGaussian)
+        draws = given.compact().at(parts["points"]) if given.noise_dim else given.mean[None]
+        if isinstance(outputs, OutputCoupled):
+            draws = outputs.moved(draws, parts["noise_points"])
+        probs, expected = averaged(likelihood.class_probs(draws, **parts["noise"]), self.temperature)
         prediction = decomposed(probs, expected, likelihood)
         found = {name: getattr(prediction, name) for name in ("probs", "total", "aleatoric", "epistemic")}
         detector: Detector | None = parts["detector"]

@@ -43,7 +43,11 @@ class OutputCoupled(Outputs):
     def draws(self, num_points: int, seed: int = 0) -> Tensor:
         """Quasi-random draws ``[S, N, K]``, in the order of the draws of the noise."""
         points = noise_points(num_points, self.shift.shape[-1], self.num_outputs, seed).to(self.shift)
-        return self.given.draws(num_points, seed) + torch.einsum("nku,su->snk", self.shift, points)
+        return self.moved(self.given.draws(num_points, seed), points)
+
+    def moved(self, draws: Tensor, points: Tensor) -> Tensor:
+        """Draws of ``g [S, N, K]`` moved along with the noise at ``points [S, U]``."""
+        return draws + torch.einsum("nku,su->snk", self.shift, points)
 
     def rows(self, index: slice) -> OutputCoupled:
         """Restrict to some rows."""

@@ -55,6 +55,18 @@ class LatentGaussian:
         tril = torch.linalg.cholesky(wide @ wide.mT).to(self.weights.loc)
         return Dense(self.weights.loc, tril.view(*self.weights.loc.shape, -1), tril.diagonal().log().sum())
 
+    def first(self, num: int) -> LatentGaussian:
+        """The Gaussian over the first ``num`` numbers of u and the weights, with the others integrated out."""
+        factor, coupling = self.globals_factor, self.coupling
+        return LatentGaussian(
+            self.given_first(num),
+            self.globals_loc[:num],
+            factor[:num]
+            if factor.dim() == 1
+            else factor[:num, :num],  # a lower triangle: rows need no later columns
+            None if coupling is None or num == 0 else coupling[..., :num],
+        )
+
     def marginal_scale(self) -> Tensor:
         """Standard deviation of each weight with u integrated out, ``[K, P]``."""
         scale = self.weights.marginal_scale()

@@ -52,8 +52,7 @@ class Settings:
     @property
     def of_prior(self) -> list[int]:
         """Which of the numbers are the prior's: the learned ones and the sampled hyper-parameters."""
-        num_noise = sum(self.globals.sizes[: len(self.globals.noise_names)])
-        after = self.num_learned + num_noise
+        after = self.num_learned + self.globals.num_noise
         return [*range(self.num_learned), *range(after, self.num_learned + self.globals.num)]
 
     def start(self, like: Tensor) -> Tensor:

@@ -198,8 +198,7 @@ class RowByRow:
             globals_ = posterior.globals
             at = globals_.noise(globals_.constrain(latents.globals_loc)[0])
             known = {name: value[None, None] for name, value in at.items()}
-            num_noise = sum(globals_.sizes[: len(globals_.noise_names)])
-            return cls(latents.given_first(num_noise), likelihood, known, num_points)
+            return cls(latents.given_first(globals_.num_noise), likelihood, known, num_points)
         noise = {name: value[:, None] for name, value in posterior.noise(num_points).items()}
         return cls(latents.marginal_weights(), likelihood, noise, num_points)
 
