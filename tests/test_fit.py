@@ -221,10 +221,35 @@ def test_backbone_has_to_return_features() -> None:
 
 
 def test_a_loss_that_is_not_finite_keeps_the_last_good_state() -> None:
-    with pytest.warns(RuntimeWarning, match="not finite"):
+    with pytest.warns(RuntimeWarning, match="not finite.* learning rate 1e\\+38"):
         fit = bll.fit(CLASSES, (FEATURES, LABELS), inference=bll.SVI(learning_rate=1e38, num_epochs=30))
     assert not fit.trace.converged
     assert bool(torch.isfinite(fit.predict(FEATURES).probs).all())
+
+
+def test_the_site_behind_a_loss_that_is_not_finite_is_named() -> None:
+    """Means of counts overflow: the density of the targets is lost, and that of the weights is not."""
+    layer = bll.LastLayer(bll.likelihoods.Poisson(), bll.priors.Normal(1.0))
+    with pytest.warns(RuntimeWarning, match="log density of site 'y' is not finite"):
+        fit = bll.fit(layer, (FEATURES, LABELS), inference=bll.SVI(learning_rate=20.0, num_epochs=30))
+    assert not fit.trace.converged
+    assert bool(torch.isfinite(fit.posterior.sample(2)["weight"]).all())
+
+
+def test_a_backbone_whose_features_are_lost_is_named() -> None:
+    class Fragile(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.angle = nn.Parameter(torch.tensor(0.5))
+
+        def forward(self, features: Tensor) -> Tensor:
+            return features * torch.sqrt(1 - self.angle.square())
+
+    backbone = Fragile()
+    inference = bll.SVI(backbone_learning_rate=10.0, num_epochs=3, final_stage=False)
+    with pytest.warns(RuntimeWarning, match="features of the backbone are not finite"):
+        bll.fit(CLASSES, (FEATURES, LABELS), backbone, inference)
+    assert float(backbone.angle.detach()) == 0.5
 
 
 @pytest.mark.unchecked

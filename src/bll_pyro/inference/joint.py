@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,6 +18,7 @@ from bll_pyro.features.freezing import frozen, set_training, trainable_parameter
 from bll_pyro.frame import Frame
 from bll_pyro.guides import Start
 from bll_pyro.inference.base import Trace
+from bll_pyro.inference.culprit import NUM_PASSES, culprit
 from bll_pyro.inference.framing import target_moments
 from bll_pyro.inference.held_out import held_out_loss
 from bll_pyro.inference.start import median_globals
@@ -199,13 +201,14 @@ class Joint:
         frame = frame.to(fabric.device)
         history: list[Tensor] = []
         trace = Trace()
-        good = state(module)
-        best, best_loss, waited = good, float("inf"), 0
+        before = latest = state(module)
+        best, best_loss, waited = latest, float("inf"), 0
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         with progress(num_epochs, "joint training") as advance:
             for epoch in range(num_epochs):
                 set_training(self.backbone)
                 module.scale.train()
+                first = len(history)
                 for inputs, targets, columns in self._batches(self.data, batch_size, order, fabric):
                     value = wrapped(inputs, frame.targets(targets), random, columns.weight, columns.exposure)
                     optimizer.zero_grad()
@@ -217,12 +220,16 @@ class Joint:
                     history.append(value.detach().float())
                 recent = history[-1]
                 if not bool(torch.isfinite(recent)):
+                    # the state after an epoch is good only if the next loss, the first that is taken there, is finite
+                    good = latest if bool(torch.isfinite(history[first])) else before
+                    module.load_state_dict(good)
+                    cause = self._what_went_wrong(fabric, module, frame, objective, batch_size, order, random)
                     module.load_state_dict(good)
                     trace.stop(
-                        f"epoch {epoch + 1}: the loss is not finite; the state before that epoch was kept"
+                        f"epoch {epoch + 1}: the loss is not finite, and the state before that epoch was kept; {cause}"
                     )
                     break
-                good = state(module)
+                before, latest = latest, state(module)
                 advance(1, f"ELBO a row {float(recent) / num_rows:.3f}")
                 if self.held_out is None:
                     continue
@@ -230,13 +237,38 @@ class Joint:
                 trace.validation.append(loss)
                 waited = 0 if loss < best_loss else waited + 1
                 if loss < best_loss:
-                    best, best_loss = good, loss
+                    best, best_loss = latest, loss
                 if waited >= svi.patience:
                     break
         if trace.validation:
             module.load_state_dict(best)
         trace.elbo = torch.stack(history).cpu()
         return trace
+
+    def _what_went_wrong(
+        self,
+        fabric: Any,
+        module: JointModule,
+        frame: Frame,
+        objective: Any,
+        batch_size: int,
+        order: torch.Generator,
+        random: torch.Generator,
+    ) -> str:
+        """Take some passes from the last good state, and say where they end."""
+        optimizer = self._optimizer(objective)
+
+        def attempt(inputs: Any, targets: Tensor, columns: Columns) -> tuple[Tensor, Tensor, tuple[Any, ...]]:
+            optimizer.zero_grad()
+            design = module.design(inputs)
+            inside = with_columns(frame.targets(targets), columns)
+            value = objective(design, inside, random)
+            (-value / self.data.num_rows).backward()
+            return value.detach(), design.detach(), objective.pyro_arguments(design.detach(), inside)
+
+        passes = (self._batches(self.data, batch_size, order, fabric) for _ in range(NUM_PASSES))
+        attempts = (partial(attempt, *batch) for batches in passes for batch in batches)
+        return culprit(objective.guide, objective.model, optimizer, attempts)
 
     def _batches(
         self, source: Source, batch_size: int, order: torch.Generator | None, fabric: Any

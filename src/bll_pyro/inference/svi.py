@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +19,7 @@ from bll_pyro.gaussian import LatentGaussian
 from bll_pyro.guides import MAP, Diagonal, GaussianGuide, Guide, Start
 from bll_pyro.inference.base import Inference, Trace
 from bll_pyro.inference.criteria import Criterion, CrossValidation, check_criterion
+from bll_pyro.inference.culprit import NUM_PASSES, Attempt, culprit, finite, restore, snapshot
 from bll_pyro.inference.fold_fits import FoldFits, principal
 from bll_pyro.inference.guide_draws import draw_guide
 from bll_pyro.inference.held_out import held_out_loss
@@ -221,14 +224,14 @@ class Objective:
     def prepare(self, rows: Rows) -> None:
         """Run Pyro's guide once, so that its parameters exist before the optimiser asks for them."""
         if self._trace_elbo is not None:
-            self._example = self._pyro_arguments(*rows[:2])
+            self._example = self.pyro_arguments(*rows[:2])
             with torch.no_grad():
                 self.guide(*self._example)
 
     def __call__(self, design: Tensor, targets: Targets, generator: torch.Generator | None) -> Tensor:
         """Estimate of the ELBO in nats from a batch."""
         if self._trace_elbo is not None:
-            return -self._trace_elbo(*self._pyro_arguments(design, targets))
+            return -self._trace_elbo(*self.pyro_arguments(design, targets))
         latents = self.latents()
         if self.learns:
             self.learned = learn(self.layer, latents)
@@ -237,7 +240,7 @@ class Objective:
             is_point=self.guide.is_point,
         )  # fmt: skip
 
-    def _pyro_arguments(self, design: Tensor, targets: Targets) -> tuple[Any, ...]:
+    def pyro_arguments(self, design: Tensor, targets: Targets) -> tuple[Any, ...]:
         features, exposure = design[:, : self.model.num_features], known_of(targets).get("exposure")
         plain = features, values_of(targets), self.num_rows
         weight = weight_of(targets)
@@ -300,10 +303,11 @@ def train(
     history: list[Tensor] = []
     plateau = Plateau(num_steps)
     trace = Trace()
-    good = snapshot(parameters)
-    best, best_loss, waited = good, float("inf"), 0
+    before = latest = snapshot(parameters)
+    best, best_loss, waited = latest, float("inf"), 0
     done, pace = 0, 1  # steps of the schedule that are behind, and how many of them one step takes
     for epoch in range(num_epochs):
+        first = len(history)
         for design, targets in rows.batches(batch_size, random):
             optimizer.param_groups[0]["lr"] = svi.learning_rate * half_cosine(done / num_steps)
             history.append(objective.gradient(design, targets, random))
@@ -315,19 +319,23 @@ def train(
                 pace = PACE
             if done >= num_steps:
                 break
-        if not bool(torch.isfinite(history[-1])) or not all(
-            bool(torch.isfinite(p).all()) for p in parameters
-        ):
+        if not finite([history[-1], *parameters]):
+            # the state after an epoch is good only if the next loss, the first that is taken there, is finite
+            good = latest if finite([history[first]]) else before
             restore(parameters, good)
-            trace.stop(f"epoch {epoch + 1}: the loss is not finite; the state before that epoch was kept")
+            cause = what_went_wrong(svi, objective, rows, batch_size, random)
+            restore(parameters, good)
+            trace.stop(
+                f"epoch {epoch + 1}: the loss is not finite, and the state before that epoch was kept; {cause}"
+            )
             break
-        good = snapshot(parameters)
+        before, latest = latest, snapshot(parameters)
         if validation is not None:
             loss = held_out_loss(objective.posterior_in(rows.frame, target_shape), validation.raw_blocks())
             trace.validation.append(loss)
             waited = 0 if loss < best_loss else waited + 1
             if loss < best_loss:
-                best, best_loss = good, loss
+                best, best_loss = latest, loss
             if waited >= svi.patience:
                 break
         if done >= num_steps:
@@ -337,6 +345,22 @@ def train(
         restore(parameters, best)
     trace.elbo = torch.stack(history).cpu()
     return trace
+
+
+def what_went_wrong(
+    svi: SVI, objective: Objective, rows: Rows, batch_size: int, random: torch.Generator
+) -> str:
+    """Take some passes from the last good state, and say where they end."""
+
+    def attempt(design: Tensor, targets: Targets) -> tuple[Tensor, Tensor, tuple[Any, ...]]:
+        return objective.gradient(design, targets, random), design, objective.pyro_arguments(design, targets)
+
+    def attempts() -> Iterator[Attempt]:
+        for _ in range(NUM_PASSES):
+            yield from (partial(attempt, *batch) for batch in rows.batches(batch_size, random))
+
+    optimizer = torch.optim.Adam(objective.parameters, lr=svi.learning_rate, betas=(0.9, 0.99), fused=True)
+    return culprit(objective.guide, objective.model, optimizer, attempts())
 
 
 def choose_scale(
@@ -426,15 +450,3 @@ def conclude(trace: Trace, plateau: Plateau) -> None:
 def half_cosine(done: float) -> float:
     """Factor of the learning rate after a share ``done`` of all steps: from 1 to 0 along half a cosine."""
     return 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
-
-
-def snapshot(parameters: list[nn.Parameter]) -> list[Tensor]:
-    """Copy of the parameters."""
-    return [p.detach().clone() for p in parameters]
-
-
-@torch.no_grad()
-def restore(parameters: list[nn.Parameter], state: list[Tensor]) -> None:
-    """Put a copy back."""
-    for parameter, value in zip(parameters, state, strict=True):
-        parameter.copy_(value)
