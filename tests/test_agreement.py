@@ -19,6 +19,7 @@ TARGETS = {
     bll.likelihoods.Gaussian(): VALUES,
     bll.likelihoods.Gaussian(0.4): torch.stack([VALUES, -VALUES], 1),
     bll.likelihoods.HeteroscedasticGaussian(): VALUES,
+    bll.likelihoods.MultivariateGaussian(): torch.stack([VALUES, SIGNAL.flip(0) - VALUES], 1),
     bll.likelihoods.StudentT(): VALUES,
     bll.likelihoods.Bernoulli(): (LABELS > 0).double(),
     bll.likelihoods.Poisson(): LABELS,

@@ -55,6 +55,7 @@ LIKELIHOODS: dict[str, tuple[likelihoods.Likelihood, int]] = {  # with the numbe
     "labels": (likelihoods.Bernoulli(), 2),
     "number, known noise": (likelihoods.Gaussian(0.5), 1),
     "numbers": (likelihoods.Gaussian(), 2),
+    "numbers, tied": (likelihoods.MultivariateGaussian(), 2),
     "noise of its own": (likelihoods.HeteroscedasticGaussian(), 1),
     "outliers": (likelihoods.StudentT(), 2),
     "count": (likelihoods.Poisson(), 1),
@@ -206,6 +207,10 @@ def without_closed_form(case: Case, layer: bll.LastLayer) -> bool:
     )
 
 
+def tied_noise_in_closed_form(case: Case, layer: bll.LastLayer) -> bool:
+    return case.by.startswith("exact") and isinstance(layer.likelihood, likelihoods.MultivariateGaussian)
+
+
 def known_noise_to_be_found(case: Case, layer: bll.LastLayer) -> bool:
     return case.by == "exact, conjugate" and layer.likelihood == likelihoods.Gaussian(0.5)
 
@@ -243,6 +248,7 @@ def function_of_another_shape(case: Case, layer: bll.LastLayer) -> bool:
 
 CANNOT = [  # the first that applies
     Refusal(centred_for_two, r"expected .* the weight's \[1, 3\] .*got \[2, 3\]"),
+    Refusal(tied_noise_in_closed_form, r"Exact: expected targets with independent noise.*bll\.SVI\(\)"),
     Refusal(
         without_closed_form, r"Exact: expected .*for which the posterior has no closed form; use bll\.SVI"
     ),

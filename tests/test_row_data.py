@@ -32,6 +32,7 @@ TARGETS: dict[str, tuple[lk.Likelihood, Tensor]] = {
     "Categorical": (lk.Categorical(4), LABELS),
     "Gaussian": (lk.Gaussian(), VALUES),
     "HeteroscedasticGaussian": (lk.HeteroscedasticGaussian(), VALUES),
+    "MultivariateGaussian": (lk.MultivariateGaussian(), torch.stack([VALUES, SIGNAL.flip(0) - VALUES], 1)),
     "NegativeBinomial": (lk.NegativeBinomial(), COUNTS),
     "Ordinal": (lk.Ordinal(4), LABELS),
     "Poisson": (lk.Poisson(), COUNTS),
@@ -102,13 +103,15 @@ def test_log_joint_of_the_objective_and_of_nuts(name: str) -> None:
     )
     inside, checked = likelihood.in_units(frame.target_scale), likelihood.check_targets(targets)
     columns = bll.Data(None, WEIGHT).columns(N, False, "data")
-    num_outputs = likelihood.num_outputs(())
+    shape = tuple(targets.shape[1:])
+    num_outputs = likelihood.num_outputs(shape)
     given = Rows(FEATURES, checked, frame, columns=columns)
     plain = Rows(FEATURES[REPEATED], checked[REPEATED], frame)
     weights = torch.randn(num_outputs, given.num_columns, generator=generator(1), dtype=torch.float64)
+    special = {"cutpoints": [-1.0, 0.2, 1.0], "partial_correlation": [0.6]}
     noise = {
-        name: torch.tensor([-1.0, 0.2, 1.0] if name == "cutpoints" else [4.0], dtype=torch.float64)
-        for name in inside.sites(())
+        name: torch.tensor(special.get(name, [4.0] * num_outputs), dtype=torch.float64)
+        for name in inside.sites(shape)
     }
     first = row_terms(inside, given, num_outputs)(weights, noise)
     second = row_terms(inside, plain, num_outputs)(weights, noise)

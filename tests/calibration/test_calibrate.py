@@ -180,10 +180,14 @@ def test_several_labels_have_one_temperature(tmp_path):
         (bll.likelihoods.StudentT(df=4.0, noise_scale=0.3), SHORT),
         (bll.likelihoods.StudentT(), SHORT),
         (bll.likelihoods.HeteroscedasticGaussian(), SHORT),
+        (bll.likelihoods.MultivariateGaussian(), SHORT),
+        (bll.likelihoods.MultivariateGaussian([[0.09, 0.05], [0.05, 0.16]]), SHORT),
     ],
 )
 def test_an_injected_noise_factor_is_recovered(likelihood, inference):
-    fit = bll.fit(bll.LastLayer(likelihood), (FEATURES, VALUES), inference=inference)
+    tied = isinstance(likelihood, bll.likelihoods.MultivariateGaussian)
+    values = torch.stack([VALUES, 0.2 * FEATURES[:, 3] - VALUES], 1) if tied else VALUES
+    fit = bll.fit(bll.LastLayer(likelihood), (FEATURES, values), inference=inference)
     rows = HELD_OUT[:4000]
     scaled = bll.Fit(**(vars(fit) | {"recalibration": NoiseFactor(2.0)}))
     with isolated(0):

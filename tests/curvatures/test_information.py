@@ -52,7 +52,9 @@ def test_forms_equal_their_matrices(form: str) -> None:
 
 LABELS = torch.randint(NUM_OUTPUTS, (NUM_ROWS,), generator=generator(6))
 COUNTS = torch.poisson(torch.full((NUM_ROWS, NUM_OUTPUTS), 2.0, dtype=torch.float64), generator=generator(7))
+ROOT = random(NUM_OUTPUTS, NUM_OUTPUTS, seed=12)
 CANONICAL = [
+    (bll.likelihoods.MultivariateGaussian(ROOT @ ROOT.mT), random(NUM_ROWS, NUM_OUTPUTS, seed=13)),
     (bll.likelihoods.Categorical(NUM_OUTPUTS, temperature=1.7), LABELS),
     (bll.likelihoods.Gaussian((0.5, 1.0, 2.0, 3.0)), random(NUM_ROWS, NUM_OUTPUTS, seed=8)),
     (bll.likelihoods.Bernoulli(), (COUNTS > 1).double()),

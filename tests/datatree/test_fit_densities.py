@@ -61,6 +61,17 @@ def heteroscedastic(tree, f, y):
     return stats.norm(*in_units(tree, f[..., :num_targets], np.exp(f[..., num_targets:]))).logpdf(y)
 
 
+def multivariate_gaussian(tree, f, y):
+    loc, scale = in_units(tree, f, site(tree, "noise_scale"))
+    if f.shape[-1] == 1:
+        return stats.norm(loc, scale).logpdf(y)
+    found = np.empty(f.shape[:2])
+    for s, rho in enumerate(hyper(tree, "partial_correlation")[:, 0]):  # of two targets, the correlation
+        covariance = np.outer(scale[s], scale[s]) * np.array([[1, rho], [rho, 1]])
+        found[s] = stats.multivariate_normal(np.zeros(2), covariance).logpdf(y - loc[s])
+    return found
+
+
 def student_t(tree, f, y):
     loc, scale = in_units(tree, f, site(tree, "noise_scale"))
     return stats.t(site(tree, "df"), loc, scale).logpdf(y)
@@ -101,6 +112,7 @@ LIKELIHOODS = {
     "gaussian": (L.Gaussian(), "real", gaussian),
     "gaussian, known noise": (L.Gaussian(noise_scale=0.5), "real", gaussian),
     "heteroscedastic": (L.HeteroscedasticGaussian(), "real", heteroscedastic),
+    "multivariate gaussian": (L.MultivariateGaussian(concentration=2.0), "real", multivariate_gaussian),
     "student-t": (L.StudentT(), "real", student_t),
     "categorical": (L.Categorical(3, temperature=1.5), "class", categorical),
     "bernoulli": (
@@ -139,6 +151,9 @@ NOISES = {  # log prior of each site of noise
     "df": lambda tree: stats.gamma(2.0, loc=2.0, scale=10.0).logpdf(hyper(tree, "df")),
     "concentration": lambda tree: stats.lognorm(1.5, scale=np.e).logpdf(hyper(tree, "concentration")),
     "cutpoints": cutpoints,
+    "partial_correlation": lambda tree: stats.beta(2.0, 2.0, -1, 2).logpdf(
+        hyper(tree, "partial_correlation")
+    ),
 }
 CASES = [(name, 1) for name in LIKELIHOODS]
 CASES += [(name, 2) for name, (_, kind, _) in LIKELIHOODS.items() if kind != "class"]
@@ -155,7 +170,8 @@ def test_log_likelihood_equals_scipy(name, num_targets):
     rows = y.reshape(NUM_ROWS, -1) if kind != "class" else y
     expected = by_hand(tree, outputs_of(tree), rows)
     found = tree["log_likelihood"]["y"].values[0]
-    assert found.shape == ((NUM_DRAWS, NUM_ROWS) if num_targets == 1 else (NUM_DRAWS, NUM_ROWS, 2))
+    by_target = num_targets > 1 and likelihood.independent_targets
+    assert found.shape == ((NUM_DRAWS, NUM_ROWS, 2) if by_target else (NUM_DRAWS, NUM_ROWS))
     np.testing.assert_allclose(found.reshape(expected.shape), expected, rtol=1e-6, atol=1e-6)
     assert np.array_equal(tree["observed_data"]["y"].values, y)
     posterior, log_prior = tree["posterior"], tree["log_prior"]

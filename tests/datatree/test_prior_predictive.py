@@ -59,6 +59,7 @@ LIKELIHOODS = {
     "gaussian": (L.Gaussian(), torch.linspace(20.0, 30.0, NUM_ROWS)),
     "gaussian, known noise": (L.Gaussian(noise_scale=2.0), torch.linspace(20.0, 30.0, NUM_ROWS)),
     "two numbers": (L.HeteroscedasticGaussian(), torch.linspace(20.0, 30.0, 2 * NUM_ROWS).view(-1, 2)),
+    "tied numbers": (L.MultivariateGaussian(), torch.linspace(20.0, 30.0, 3 * NUM_ROWS).view(-1, 3).cos()),
     "student-t": (L.StudentT(), torch.linspace(20.0, 30.0, NUM_ROWS)),
     "classes": (L.Categorical(3), torch.arange(NUM_ROWS) % 3),
     "ordinal": (L.Ordinal(3), torch.arange(NUM_ROWS) % 3),

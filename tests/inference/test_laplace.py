@@ -39,6 +39,7 @@ TARGETS = {
     bll.likelihoods.Poisson(): LABELS,
     bll.likelihoods.NegativeBinomial(): LABELS,
     bll.likelihoods.Ordinal(3): LABELS,
+    bll.likelihoods.MultivariateGaussian(): VALUES,
 }
 PRIORS = [
     bll.priors.Normal(0.7),

@@ -36,6 +36,7 @@ CASES: list[tuple[bll.likelihoods.Likelihood, Tensor, tuple[int, ...]]] = [
     (bll.likelihoods.Poisson(), LABELS[:, None].double(), ()),
     (bll.likelihoods.NegativeBinomial(), LABELS[:, None].double(), ()),
     (bll.likelihoods.Ordinal(3), LABELS, ()),
+    (bll.likelihoods.MultivariateGaussian(), TWO + 0.3 * random(NUM_ROWS, 2, seed=2), (2,)),
 ]
 CASE_IDS = [type(case[0]).__name__ for case in CASES]
 PRIORS = [

@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 import numpy as np
+import pyro.distributions as dist
 import pytest
 import scipy.stats
 import torch
@@ -18,14 +19,12 @@ lk = bll.likelihoods
 CUTPOINTS = torch.tensor([-1.0, 0.3, 1.2], dtype=torch.float64)
 
 
-def noise_of(likelihood: Likelihood) -> dict[str, Tensor]:
-    values = {"df": 4.5, "noise_scale": 0.7, "concentration": 2.5}
-    found = {}
-    for name in likelihood.sites((2,)):
-        found[name] = (
-            CUTPOINTS if name == "cutpoints" else torch.full((2,), values[name], dtype=torch.float64)
-        )
-    return found
+def noise_of(likelihood: Likelihood, num_targets: int = 2) -> dict[str, Tensor]:
+    values = {"df": 4.5, "noise_scale": 0.7, "concentration": 2.5, "partial_correlation": -0.6}
+    return {
+        name: CUTPOINTS if name == "cutpoints" else torch.full(site.event_shape, values[name]).double()
+        for name, site in likelihood.sites((num_targets,)).items()
+    }
 
 
 def scipy_log_prob(likelihood: Likelihood, f: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -39,6 +38,9 @@ def scipy_log_prob(likelihood: Likelihood, f: np.ndarray, y: np.ndarray) -> np.n
             return scipy.stats.norm(f, 0.7).logpdf(y).sum(-1)
         case "HeteroscedasticGaussian":
             return scipy.stats.norm(f[:, :2], np.exp(f[:, 2:])).logpdf(y).sum(-1)
+        case "MultivariateGaussian":
+            covariance = 0.7**2 * np.array([[1, -0.6], [-0.6, 1]])
+            return scipy.stats.multivariate_normal(np.zeros(2), covariance).logpdf(y - f)
         case "NegativeBinomial":
             mean = np.exp(f)
             return scipy.stats.nbinom(2.5, 2.5 / (2.5 + mean)).logpmf(y).sum(-1)
@@ -58,6 +60,8 @@ FAMILY: list[Likelihood] = [
     lk.Categorical(4),
     lk.Gaussian(),
     lk.HeteroscedasticGaussian(),
+    lk.MultivariateGaussian(),
+    lk.MultivariateGaussian([[0.49, -0.294], [-0.294, 0.49]]),
     lk.NegativeBinomial(),
     lk.NegativeBinomial(concentration=2.5),
     lk.Ordinal(4),
@@ -133,19 +137,20 @@ def test_expected_derivatives_equal_automatic_ones(likelihood: Likelihood) -> No
 
 
 def simulate(likelihood: Likelihood, num_rows: int) -> tuple[Tensor, Tensor]:
-    """Features ``[N, 3]`` and targets ``[N]`` of known weights."""
+    """Features ``[N, 3]`` and targets ``[N]`` of known weights; where targets are tied two of them."""
     random = generator(7)
     features = torch.randn(num_rows, 3, generator=random, dtype=torch.float64)
     signal = features @ torch.tensor([1.0, -0.5, 0.0], dtype=torch.float64)
-    given: dict[str, Any] = {k: v[:1] if k != "cutpoints" else v for k, v in noise_of(likelihood).items()}
-    outputs = signal[:, None]
+    num_targets = 1 if likelihood.independent_targets else 2
+    given = noise_of(likelihood, num_targets)
+    outputs = torch.stack([signal, -signal], 1)[:, :num_targets]
     if isinstance(likelihood, lk.HeteroscedasticGaussian):
         outputs = torch.stack([signal, -0.7 + 0.5 * features[:, 2]], 1)
     if isinstance(likelihood, lk.Categorical):
         outputs = features @ torch.randn(3, 4, generator=random, dtype=torch.float64)
     with isolated(8):
         targets = likelihood.distribution(outputs, **given).sample()
-    return features, targets if targets.dim() == 1 else targets[:, 0]
+    return features, targets if targets.dim() == 1 or num_targets == 2 else targets[:, 0]
 
 
 @pytest.mark.parametrize("likelihood", FAMILY, ids=repr)
@@ -223,6 +228,9 @@ def test_rows_to_predict_may_lack_a_class() -> None:
         lambda: lk.Ordinal(2),
         lambda: lk.Categorical(1),
         lambda: lk.Gaussian(noise_scale=0.0),
+        lambda: lk.MultivariateGaussian(concentration=0.0),
+        lambda: lk.MultivariateGaussian(noise_scale=0.5),
+        lambda: lk.MultivariateGaussian([[1.0]], noise_scale=dist.HalfNormal(1.0)),
     ],
 )
 def test_bad_declarations(declare: Any) -> None:

@@ -45,6 +45,12 @@ def outliers(h: Tensor, random: torch.Generator) -> Tensor:
     return signal(h) + 0.5 * normal(h[:, 0], random) / square.sqrt()
 
 
+def two_tied(h: Tensor, random: torch.Generator) -> Tensor:
+    """Noise scales 0.5 and 0.8, correlation 0.6."""
+    first, second = normal(h[:, 0], random), normal(h[:, 0], random)
+    return torch.stack([signal(h) + 0.5 * first, -signal(h) + 0.8 * (0.6 * first + 0.8 * second)], 1)
+
+
 def poisson(h: Tensor, random: torch.Generator) -> Tensor:
     return torch.poisson(signal(h).exp(), random)
 
@@ -76,6 +82,15 @@ CASES: list[tuple[lk.Likelihood, Callable[[Tensor, torch.Generator], Tensor], di
         {
             "weight": torch.stack([WEIGHT, torch.tensor([0.4, 0.2]).double()]),
             "bias": torch.tensor([BIAS, -0.5]),
+        },
+    ),
+    (
+        lk.MultivariateGaussian(),
+        two_tied,
+        {
+            "weight": torch.stack([WEIGHT, -WEIGHT]),
+            "noise_scale": torch.tensor([0.5, 0.8]),
+            "partial_correlation": torch.tensor([0.6]),
         },
     ),
     (lk.StudentT(df=4.0), outliers, SINGLE | {"noise_scale": torch.tensor(0.5)}),

@@ -44,6 +44,7 @@ REAL = {
     "Gaussian": prediction(lk.Gaussian(0.5)),
     "Gaussian, unknown noise": prediction(lk.Gaussian(), noise_scale=NOISES),
     "HeteroscedasticGaussian": prediction(lk.HeteroscedasticGaussian()),
+    "MultivariateGaussian": prediction(lk.MultivariateGaussian([[0.25]])),
     "StudentT": prediction(lk.StudentT(df=4.0, noise_scale=0.3)),
     "two modes": prediction(
         lk.Gaussian(0.2), OutputDraws(torch.tensor([-1.0, -1.0, 1.0], dtype=F64)[:, None, None] + MEAN)

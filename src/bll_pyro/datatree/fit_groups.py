@@ -172,7 +172,9 @@ class FitGroups:
 
     def _of_rows(self, arrays: dict[str, np.ndarray]) -> xr.Dataset:
         last = {"y": self.layout.target_dims, "class_probs": ("class",)}
-        return self.layout.dataset({k: ([*SAMPLE_DIMS, "obs", *last[k]], v) for k, v in arrays.items()})
+        # the log likelihood of targets that are tied to each other has no axis of them
+        dims = {k: [*SAMPLE_DIMS, "obs", *last[k]][: v.ndim] for k, v in arrays.items()}
+        return self.layout.dataset({k: (dims[k], v) for k, v in arrays.items()})
 
     def _sampler_stats(self, num_draws: int | None, thin: int) -> dict[str, np.ndarray]:
         """What a sampler kept by draw, for the draws that are taken."""

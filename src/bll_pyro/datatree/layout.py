@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -76,6 +76,7 @@ class Layout:
     ``weight`` and its like      ``output, feature``
     ``bias``, a number for each  ``output``
     ``noise_scale``              none, or one for each target: as the targets
+    one for each pair of them    ``pair``
     targets                      ``obs``, or ``obs, output``; ``obs, target`` where a
                                  target has more than one output
     anything else                ``{name}_dim_0``, ...
@@ -85,7 +86,7 @@ class Layout:
     axes: Mapping[str, Axis]
     num_targets: int | None
     noise_names: tuple[str, ...] = ()
-    extra: dict[str, int] = field(default_factory=dict)
+    pair_names: tuple[str, ...] = ()
 
     @property
     def target_dims(self) -> tuple[str, ...]:
@@ -97,6 +98,8 @@ class Layout:
     def event_dims(self, name: str, shape: tuple[int, ...]) -> list[str]:
         """Names of the axes of one value of a site."""
         sizes = {dim: len(axis.labels) for dim, axis in self.axes.items()}
+        if name in self.pair_names:
+            return ["pair"]
         if name in self.noise_names:
             if self.num_targets is not None and shape == (self.num_targets,):
                 return list(self.target_dims)
@@ -160,7 +163,11 @@ def make_layout(
     axes["output"] = Axis.of("output", posterior.num_outputs, output_names, outputs)
     axes["feature"] = Axis.of("feature", posterior.frame.num_features, feature_names, features)
     num_targets = target_shape[0] if target_shape else None
-    return Layout(axes, num_targets, posterior.globals.noise_names)
+    if likelihood.pair_sites and num_targets is not None:
+        names = axes["output"].labels.tolist()
+        pairs = [f"{names[column]}-{names[row]}" for row in range(num_targets) for column in range(row)]
+        axes["pair"] = Axis.of("pair", len(pairs), pairs, None)
+    return Layout(axes, num_targets, posterior.globals.noise_names, likelihood.pair_sites)
 
 
 def _index(chosen: np.ndarray) -> Tensor:

@@ -127,17 +127,21 @@ class RowPass:
         return len(self.targets)
 
     def log_likelihood(self, draws: Draws) -> np.ndarray:
-        """Log density ``[chain, c, N]``, or ``[chain, c, N, T]`` by target, in the user's units, nats, times the weight."""
+        """Log density in the user's units, nats, times the weight: ``[chain, c, N]``.
+
+        ``[chain, c, N, T]`` by target where there are several, unless the likelihood ties those of a row.
+        """
         frame, likelihood = self.posterior.frame, self.posterior.layer.likelihood
+        shape = self.target_shape if likelihood.independent_targets else ()
         spread = frame.target_scale.log() if likelihood.real_valued else torch.zeros(())
-        result = np.empty((*draws["weight"].shape[:2], self.num_rows, *self.target_shape))
+        result = np.empty((*draws["weight"].shape[:2], self.num_rows, *shape))
         for rows, outputs, noise in self._outputs(draws):
             targets = self.targets[rows]
             if likelihood.real_valued:
                 targets = frame.targets(targets)
             elif targets.is_floating_point():
                 targets = targets.double()
-            if self.target_shape:
+            if shape:
                 values = likelihood.marginals(outputs, **noise).log_prob(targets) - spread
             else:
                 values = likelihood.log_prob(outputs, targets, **noise) - spread.sum()

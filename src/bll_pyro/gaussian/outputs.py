@@ -115,6 +115,11 @@ class OutputGaussian(Outputs):
         return total
 
     @property
+    def tied(self) -> bool:
+        """Whether the outputs of a row depend on each other."""
+        return self.num_outputs > 1 and (self.mixing is not None or self.factor is not None)
+
+    @property
     def noise_dim(self) -> int:
         """Number of standard normals that one draw of a row takes."""
         independent = self.loc.shape[-1] if self.scale is not None else 0

@@ -24,7 +24,7 @@ from typing import ClassVar
 
 from bll_pyro.declaration import Declaration
 from bll_pyro.layer import LastLayer
-from bll_pyro.likelihoods import Gaussian
+from bll_pyro.likelihoods.gaussian_noise import GaussianNoise
 from bll_pyro.priors.base import positive
 
 __all__ = ["Criterion", "CrossValidation", "Evidence", "LeaveOneOut"]
@@ -131,7 +131,9 @@ def few_rows(
 ) -> bool:
     """Whether a criterion other than the evidence is worth its time."""
     few = num_rows < max_rows_per_column * num_columns
-    return few and num_outputs * num_columns <= MAX_WEIGHTS and not isinstance(layer.likelihood, Gaussian)
+    return (
+        few and num_outputs * num_columns <= MAX_WEIGHTS and not isinstance(layer.likelihood, GaussianNoise)
+    )
 
 
 def check_criterion(value: object, owner: str) -> None:

@@ -30,7 +30,7 @@ from bll_pyro.inference.search import maximize
 from bll_pyro.inference.statistics import SufficientStatistics
 from bll_pyro.inference.targets import values_of, weight_of
 from bll_pyro.layer import LastLayer
-from bll_pyro.likelihoods import Gaussian
+from bll_pyro.likelihoods import Gaussian, MultivariateGaussian
 from bll_pyro.likelihoods.base import TargetShape
 from bll_pyro.posterior import GaussianPosterior, Posterior
 from bll_pyro.priors import Normal
@@ -66,6 +66,12 @@ class Exact(Inference):
     def check(self, layer: LastLayer, num_outputs: int, num_columns: int) -> None:
         """Gaussian likelihood, Normal prior, and ``D^2`` numbers that fit in memory."""
         likelihood, prior = layer.likelihood, layer.prior
+        if isinstance(likelihood, MultivariateGaussian):
+            raise ValueError(
+                "Exact: expected targets with independent noise, likelihoods.Gaussian, got MultivariateGaussian; use "
+                "bll.Laplace(curvature=bll.curvatures.Full()), which is exact where covariance and prior scale are given, "
+                "bll.SVI() or bll.NUTS()"
+            )
         if not isinstance(likelihood, Gaussian) or not isinstance(prior, (Normal, PosteriorPrior)):
             wrong = likelihood if not isinstance(likelihood, Gaussian) else prior
             raise ValueError(

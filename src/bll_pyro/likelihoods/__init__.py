@@ -5,6 +5,7 @@ from bll_pyro.likelihoods.bernoulli import Bernoulli
 from bll_pyro.likelihoods.categorical import Categorical
 from bll_pyro.likelihoods.gaussian import Gaussian
 from bll_pyro.likelihoods.heteroscedastic_gaussian import HeteroscedasticGaussian
+from bll_pyro.likelihoods.multivariate_gaussian import MultivariateGaussian
 from bll_pyro.likelihoods.negative_binomial import NegativeBinomial
 from bll_pyro.likelihoods.ordinal import Ordinal
 from bll_pyro.likelihoods.poisson import Poisson
@@ -16,6 +17,7 @@ __all__ = [
     "Gaussian",
     "HeteroscedasticGaussian",
     "Likelihood",
+    "MultivariateGaussian",
     "NegativeBinomial",
     "Ordinal",
     "Poisson",

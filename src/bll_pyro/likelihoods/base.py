@@ -37,6 +37,11 @@ class Likelihood(Declaration):
         False  # targets are labels 0 or 1, each with a probability and an entropy of its own
     )
 
+    independent_targets: ClassVar[bool] = (
+        True  # given the outputs, the log densities of a row's targets add up
+    )
+    pair_sites: ClassVar[tuple[str, ...]] = ()  # noise with a value for each pair of targets
+
     has_slope: ClassVar[bool] = False  # whether ``slope`` is there
     noise_moves_outputs: ClassVar[bool] = (
         False  # noise and outputs can stand in for each other: neither may be drawn without the other
@@ -104,6 +109,12 @@ class Likelihood(Declaration):
         Noise comes as draws ``[S, 1, ...]``. By default one component for each draw of the outputs.
         """
         return self.marginals(outputs.draws(num_points, seed), **noise)
+
+    def joint_components(
+        self, outputs: Outputs, num_points: int, seed: int = 0, **noise: Tensor
+    ) -> dist.Distribution:
+        """Predictive of a row's targets together as such a mixture: batch shape ``[S, N]``, event shape ``[T]``."""
+        return self.distribution(outputs.draws(num_points, seed), **noise)
 
     def marginals(self, outputs: Tensor, **noise: Tensor) -> dist.Distribution:
         """Distribution of each target given outputs ``[..., N, K]``: batch shape ``[..., N, T]``."""
@@ -212,6 +223,12 @@ def halves(values: Tensor) -> tuple[Tensor, Tensor]:
     middle = len(values) // 2
     first, second = values[:middle].mean(0), values[middle:].mean(0)
     return torch.lerp(second, first, middle / len(values)), (first - second).abs() / 2
+
+
+def scale_site(prior: dist.Distribution | None, num_targets: int) -> dist.Distribution:
+    """Prior of a noise scale for each target, ``[T]``: the given one, of one target or of all, or ``HalfNormal(1)``."""
+    given: Any = dist.HalfNormal(torch.tensor(1.0)) if prior is None else prior
+    return given if given.event_shape else given.expand((num_targets,)).to_event(1)
 
 
 def float_targets(targets: Tensor, owner: str, what: str = "real numbers") -> Tensor:

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Self
+from typing import Self
 
 import pyro.distributions as dist
 import torch
 from torch import Tensor
 
 from bll_pyro.gaussian import OutputGaussian, OutputMixture, Outputs
-from bll_pyro.likelihoods.base import Likelihood, TargetShape, describe, float_targets
+from bll_pyro.likelihoods.base import Likelihood, TargetShape, describe, scale_site
+from bll_pyro.likelihoods.gaussian_noise import GaussianNoise
 
 
 @dataclass(frozen=True, eq=False)
-class Gaussian(Likelihood):
+class Gaussian(GaussianNoise):
     """Real-valued targets: ``y[t] ~ Normal(f[t], noise_scale[t])``.
+
+    For noise that is correlated between the targets of a row see :class:`MultivariateGaussian`.
 
     Parameters
     ----------
@@ -27,7 +30,6 @@ class Gaussian(Likelihood):
     """
 
     noise_scale: float | tuple[float, ...] | dist.Distribution | None = None
-    real_valued: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         value = self.noise_scale
@@ -52,7 +54,7 @@ class Gaussian(Likelihood):
 
     def num_outputs(self, target_shape: TargetShape) -> int:
         """One output for each target."""
-        num_targets = math.prod(target_shape)
+        num_targets = super().num_outputs(target_shape)
         if isinstance(self.noise_scale, tuple) and len(self.noise_scale) != num_targets:
             raise ValueError(
                 f"Gaussian(noise_scale=...): expected one number for each of the {num_targets} targets, "
@@ -60,18 +62,12 @@ class Gaussian(Likelihood):
             )
         return num_targets
 
-    def check_targets(self, targets: Tensor) -> Tensor:
-        """Finite real numbers ``[N, T]``."""
-        return float_targets(targets, "Gaussian")
-
     def sites(self, target_shape: TargetShape) -> dict[str, dist.Distribution]:
         """``noise_scale [T]``, one for each target, unless it is known."""
         if self.known_noise is not None:
             return {}
-        prior: Any = dist.HalfNormal(torch.tensor(1.0)) if self.noise_scale is None else self.noise_scale
-        if not prior.event_shape:
-            prior = prior.expand((math.prod(target_shape),)).to_event(1)
-        return {"noise_scale": prior}
+        assert not isinstance(self.noise_scale, (int, float, tuple))
+        return {"noise_scale": scale_site(self.noise_scale, math.prod(target_shape))}
 
     def in_units(self, scale: Tensor) -> Self:
         """Known noise is given in the user's units: divide it by the scale of the targets."""
@@ -80,7 +76,7 @@ class Gaussian(Likelihood):
         noise = (self.known_noise / scale.double()).expand(scale.shape).tolist()
         return replace(self, noise_scale=noise[0] if len(noise) == 1 else tuple(noise))
 
-    def scale(self, outputs: Tensor, noise_scale: Tensor | None = None) -> Tensor:
+    def scale(self, outputs: Tensor, noise_scale: Tensor | None = None, **_: Tensor) -> Tensor:
         """Noise scale that broadcasts against outputs ``[..., N, T]``."""
         if noise_scale is not None:
             return noise_scale
@@ -88,11 +84,14 @@ class Gaussian(Likelihood):
         assert known is not None
         return known.to(outputs)
 
-    def distribution(
-        self, outputs: Tensor, noise_scale: Tensor | None = None, **_: Tensor
-    ) -> dist.Distribution:
+    def noise_covariance(self, outputs: Tensor, **noise: Tensor) -> Tensor:
+        """Diagonal ``[..., T, T]``."""
+        variance = self.scale(outputs, **noise).square()
+        return torch.diag_embed(variance.expand(*variance.shape[:-1], outputs.shape[-1]))
+
+    def distribution(self, outputs: Tensor, **noise: Tensor) -> dist.Distribution:
         """Independent Normals over the T targets of a row."""
-        return dist.Normal(outputs, self.scale(outputs, noise_scale), validate_args=False).to_event(1)
+        return self.marginals(outputs, **noise).to_event(1)
 
     def expected_log_prob(
         self,
@@ -110,48 +109,28 @@ class Gaussian(Likelihood):
     def components(
         self, outputs: Outputs, num_points: int, seed: int = 0, **noise: Tensor
     ) -> dist.Distribution:
-        """Outputs integrated out in closed form: one Normal for each draw of the noise.
-
-        Of an :class:`OutputMixture`, which brings its noise along, one for each of its (weighted) components.
-        """
-        if isinstance(outputs, OutputMixture):
-            variance = outputs.scale.square() + outputs.noise[:, None].square()
-            return dist.Normal(outputs.loc, variance.sqrt(), validate_args=False)
-        if not isinstance(outputs, OutputGaussian):
+        """Of an :class:`OutputMixture`, which brings its noise along, one for each of its (weighted) components."""
+        if not isinstance(outputs, OutputMixture):
             return super().components(outputs, num_points, seed, **noise)
-        scale = self.scale(outputs.mean, **noise)
-        variance = outputs.variance + scale.square()
-        variance = variance if variance.dim() == 3 else variance[None]
-        return dist.Normal(outputs.mean.expand_as(variance), variance.sqrt(), validate_args=False)
+        variance = outputs.scale.square() + outputs.noise[:, None].square()
+        return dist.Normal(outputs.loc, variance.sqrt(), validate_args=False)
 
     def predictive_log_prob(
         self, outputs: Outputs, targets: Tensor, num_points: int, seed: int = 0, **noise: Tensor
     ) -> Tensor:
-        """In closed form over the outputs, with their covariance between targets; a mixture over the noise."""
-        if isinstance(outputs, OutputMixture):  # targets are independent, each with a mixture of its own
-            log_probs = self.components(outputs, num_points).log_prob(targets)
-            return (log_probs + outputs.weights.log()[:, None]).logsumexp(0).sum(-1)
-        if not isinstance(outputs, OutputGaussian):
+        """Of an :class:`OutputMixture` targets are independent, each with a mixture of its own."""
+        if not isinstance(outputs, OutputMixture):
             return super().predictive_log_prob(outputs, targets, num_points, seed, **noise)
-        if outputs.num_outputs == 1 or (outputs.mixing is None and outputs.factor is None):
-            log_probs = self.components(outputs, num_points, seed, **noise).log_prob(targets).sum(-1)
-        else:
-            scale = self.scale(outputs.mean, **noise).expand(*self._batch(noise), outputs.num_outputs)
-            covariance = outputs.covariance + torch.diag_embed(scale.square())
-            joint = dist.MultivariateNormal(outputs.mean, covariance, validate_args=False)
-            log_probs = joint.log_prob(targets)
-            log_probs = log_probs if log_probs.dim() == 2 else log_probs[None]
-        return torch.logsumexp(log_probs, 0) - math.log(len(log_probs))
+        log_probs = self.components(outputs, num_points).log_prob(targets)
+        return (log_probs + outputs.weights.log()[:, None]).logsumexp(0).sum(-1)
 
     def moments(
         self, outputs: Outputs, num_points: int, seed: int = 0, **noise: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """In closed form: mean and variance of the outputs, and the mean of the squared noise."""
-        if isinstance(outputs, OutputMixture):
-            aleatoric = outputs.average(outputs.noise.square()[:, None])
-            return outputs.mean, aleatoric.expand_as(outputs.mean), outputs.variance
-        square = self.scale(outputs.mean, **noise).square()
-        aleatoric = square.mean(0) if square.dim() == 3 else square
+        """Of an :class:`OutputMixture` with its weights."""
+        if not isinstance(outputs, OutputMixture):
+            return super().moments(outputs, num_points, seed, **noise)
+        aleatoric = outputs.average(outputs.noise.square()[:, None])
         return outputs.mean, aleatoric.expand_as(outputs.mean), outputs.variance
 
     def with_noise_times(
@@ -165,9 +144,6 @@ class Gaussian(Likelihood):
             numbers = (known * factor).tolist()
             likelihood = replace(self, noise_scale=numbers if isinstance(numbers, float) else tuple(numbers))
         return likelihood, outputs, {name: value * factor for name, value in noise.items()}
-
-    def _batch(self, noise: dict[str, Tensor]) -> tuple[int, ...]:
-        return tuple(noise["noise_scale"].shape[:-1]) if noise else (1,)
 
     def expected_derivatives(self, draws: Tensor, targets: Tensor, **noise: Tensor) -> tuple[Tensor, Tensor]:
         """``E[(y - f) / noise_scale^2]`` and ``diag(E[1 / noise_scale^2])``."""

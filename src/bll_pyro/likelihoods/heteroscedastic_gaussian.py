@@ -49,7 +49,7 @@ class HeteroscedasticGaussian(Likelihood):
 
         ``-E[s] - 0.5 E[exp(-2 s)] E[(y - f)^2]`` with ``E[exp(-2 s)] = exp(-2 m_s + 2 v_s)``.
         """
-        if outputs.mixing is not None or outputs.factor is not None:
+        if outputs.tied:
             return super().expected_log_prob(outputs, targets, generator, **noise)
         (loc, log_scale), (variance, spread) = outputs.mean.chunk(2, -1), outputs.variance.chunk(2, -1)
         square = (targets - loc).square() + variance

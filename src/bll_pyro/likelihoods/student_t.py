@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import pyro.distributions as dist
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from bll_pyro.gaussian import Outputs
-from bll_pyro.likelihoods.base import Likelihood, TargetShape, describe, float_targets
+from bll_pyro.likelihoods.base import Likelihood, TargetShape, describe, float_targets, scale_site
 
 
 class StudentTValues(dist.StudentT):
@@ -78,8 +78,7 @@ class StudentT(Likelihood):
             gamma = dist.Gamma(torch.full((num_targets,), 2.0), torch.full((num_targets,), 0.1))
             sites["df"] = AboveTwo(gamma, [dist.transforms.AffineTransform(2.0, 1.0)]).to_event(1)
         if not isinstance(self.noise_scale, (int, float)):
-            prior: Any = dist.HalfNormal(torch.tensor(1.0)) if self.noise_scale is None else self.noise_scale
-            sites["noise_scale"] = prior if prior.event_shape else prior.expand((num_targets,)).to_event(1)
+            sites["noise_scale"] = scale_site(self.noise_scale, num_targets)
         return sites
 
     def in_units(self, scale: Tensor) -> Self:

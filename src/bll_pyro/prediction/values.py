@@ -56,6 +56,28 @@ class Mixture:
             results.append(function(self.likelihood.components(**self.given(index)), values[index]))
         return torch.cat(results)
 
+    def sample(self, num_draws: int, random: torch.Generator) -> Tensor:
+        """Draw standardised targets ``[num_draws, N, T]``: a component, then the targets of a row from it together.
+
+        Of an :class:`OutputMixture` every target has components of its own.
+        """
+        results = []
+        for index in self.integration.chunks(self.outputs):
+            given, device = self.given(index), self.outputs.mean.device
+            if self.weights is None:
+                parts = self.likelihood.joint_components(**given)
+                num_components, num_rows = parts.batch_shape
+                size = (num_draws, num_rows)
+                chosen = torch.randint(num_components, size, generator=random, device=device)
+            else:
+                parts = self.likelihood.components(**given)
+                _, num_rows, num_targets = parts.batch_shape
+                share, number = self.weights[:, 0].mT, num_draws * num_rows
+                flat = torch.multinomial(share, number, replacement=True, generator=random)
+                chosen = flat.mT.reshape(num_draws, num_rows, num_targets)
+            results.append(seeded_sample(select(parts, chosen), random))
+        return torch.cat(results, 1)
+
     def given(self, index: slice) -> dict[str, Any]:
         """What the likelihood is told of some rows: outputs, points to integrate at, noise, exposure."""
         points = {"num_points": self.integration.num_points, "seed": self.integration.seed}
@@ -186,24 +208,8 @@ class ValuePrediction(Prediction):
 
     @torch.no_grad()
     def sample(self, num_draws: int = 1000, seed: int = 0) -> Tensor:
-        """Draws ``[num_draws, N]`` or ``[num_draws, N, T]`` of the targets."""
-        random, weights = generator(seed, self.mean.device), self.mixture.weights
-
-        def draw(parts: dist.Distribution, _: Tensor) -> Tensor:
-            num_components, num_rows, num_targets = parts.batch_shape
-            shape = (num_draws, num_rows, num_targets)
-            if weights is None:  # a component belongs to all targets of a row
-                chosen = torch.randint(num_components, shape[:2], generator=random, device=self.mean.device)
-                chosen = chosen[..., None].expand(shape)
-            else:
-                flat = torch.multinomial(
-                    weights[:, 0].mT, num_draws * num_rows, replacement=True, generator=random
-                )
-                chosen = flat.mT.reshape(shape)
-            picked = select(parts, chosen)
-            return seeded_sample(picked, random).transpose(0, 1)
-
-        values = self.mixture.map(draw, self.mixture.outputs.mean).transpose(0, 1)
+        """Draws ``[num_draws, N]`` or ``[num_draws, N, T]`` of the targets, those of a row drawn together."""
+        values = self.mixture.sample(num_draws, generator(seed, self.mean.device))
         return (values * self.mixture.spread + self.mixture.center).reshape(num_draws, *self.mean.shape)
 
     def to_pandas(self) -> pd.DataFrame:
@@ -223,13 +229,20 @@ class ValuePrediction(Prediction):
 
 
 def select(parts: dist.Distribution, chosen: Tensor) -> dist.Distribution:
-    """Pick component ``chosen [num_draws, n, T]`` of a mixture with batch shape ``[S, n, T]``."""
+    """Pick components ``chosen [num_draws, ...]`` of a mixture with batch shape ``[S, ...]``, such as ``[S, n]``."""
+    if isinstance(parts, torch.distributions.Independent):
+        num_event = parts.reinterpreted_batch_ndims
+        inner = chosen.reshape(*chosen.shape, *[1] * num_event)
+        inner = inner.expand(*chosen.shape, *parts.base_dist.batch_shape[chosen.dim() :])
+        return select(parts.base_dist, inner).to_event(num_event)
+    places = torch.meshgrid(*[torch.arange(n, device=chosen.device) for n in chosen.shape], indexing="ij")[1:]
     arguments = {}
-    for name in parts.arg_constraints:
+    for name, constraint in parts.arg_constraints.items():
         if name not in parts.__dict__:
             continue
-        value = getattr(parts, name).expand(parts.batch_shape)
-        arguments[name] = value.gather(0, chosen)
+        value = getattr(parts, name)
+        event_shape = value.shape[value.dim() - constraint.event_dim :]
+        arguments[name] = value.expand(*parts.batch_shape, *event_shape)[(chosen, *places)]
     return type(parts)(**arguments, validate_args=False)
 
 

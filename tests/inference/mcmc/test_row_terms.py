@@ -31,6 +31,8 @@ MODELS = {
     bll.likelihoods.StudentT(): VALUES,
     bll.likelihoods.HeteroscedasticGaussian(): VALUES,
     bll.likelihoods.Ordinal(3): LABELS,
+    bll.likelihoods.MultivariateGaussian(): VALUES,
+    bll.likelihoods.MultivariateGaussian([[0.5, 0.4], [0.4, 2.0]]): VALUES,
 }
 
 

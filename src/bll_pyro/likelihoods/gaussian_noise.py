@@ -1,0 +1,80 @@
+"""What likelihoods with Gaussian noise share, whatever its covariance: given Gaussian outputs all is in closed form."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from typing import ClassVar
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+from bll_pyro.gaussian import OutputGaussian, Outputs
+from bll_pyro.likelihoods.base import Likelihood, TargetShape, float_targets
+
+
+class GaussianNoise(Likelihood):
+    """Real-valued targets ``y ~ Normal(f, covariance)``, where the covariance ``[T, T]`` does not depend on the row.
+
+    A member says what the covariance is. Noise is one value, or draws ``[S, 1, ...]`` that broadcast against the rows.
+    """
+
+    real_valued: ClassVar[bool] = True
+
+    @abstractmethod
+    def scale(self, outputs: Tensor, **noise: Tensor) -> Tensor:
+        """Standard deviation of each target's noise; broadcasts against outputs ``[..., N, T]``."""
+
+    @abstractmethod
+    def noise_covariance(self, outputs: Tensor, **noise: Tensor) -> Tensor:
+        """Covariance ``[T, T]`` of the noise, or ``[S, 1, T, T]`` for draws of it."""
+
+    def num_outputs(self, target_shape: TargetShape) -> int:
+        """One output for each target."""
+        return math.prod(target_shape)
+
+    def check_targets(self, targets: Tensor) -> Tensor:
+        """Finite real numbers ``[N, T]``."""
+        return float_targets(targets, type(self).__name__)
+
+    def marginals(self, outputs: Tensor, **noise: Tensor) -> dist.Distribution:
+        """A Normal for each target."""
+        return dist.Normal(outputs, self.scale(outputs, **noise), validate_args=False)
+
+    def components(
+        self, outputs: Outputs, num_points: int, seed: int = 0, **noise: Tensor
+    ) -> dist.Distribution:
+        """Outputs integrated out in closed form: one Normal for each draw of the noise."""
+        if not isinstance(outputs, OutputGaussian):
+            return super().components(outputs, num_points, seed, **noise)
+        variance = outputs.variance + self.scale(outputs.mean, **noise).square()
+        variance = variance if variance.dim() == 3 else variance[None]
+        return dist.Normal(outputs.mean.expand_as(variance), variance.sqrt(), validate_args=False)
+
+    def joint_components(
+        self, outputs: Outputs, num_points: int, seed: int = 0, **noise: Tensor
+    ) -> dist.Distribution:
+        """Outputs integrated out in closed form: the covariance of a row's targets is that of its outputs and the noise."""
+        if not isinstance(outputs, OutputGaussian):
+            return super().joint_components(outputs, num_points, seed, **noise)
+        if self.independent_targets and not outputs.tied:
+            return self.components(outputs, num_points, seed, **noise).to_event(1)
+        covariance = outputs.covariance + self.noise_covariance(outputs.mean, **noise)
+        covariance = covariance if covariance.dim() == 4 else covariance[None]
+        return dist.MultivariateNormal(outputs.mean, covariance, validate_args=False)
+
+    def predictive_log_prob(
+        self, outputs: Outputs, targets: Tensor, num_points: int, seed: int = 0, **noise: Tensor
+    ) -> Tensor:
+        """In closed form over the outputs; a mixture over the noise."""
+        log_probs = self.joint_components(outputs, num_points, seed, **noise).log_prob(targets)
+        return torch.logsumexp(log_probs, 0) - math.log(len(log_probs))
+
+    def moments(
+        self, outputs: Outputs, num_points: int, seed: int = 0, **noise: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """In closed form: mean and variance of the outputs, and the mean of the squared noise."""
+        square = self.scale(outputs.mean, **noise).square()
+        aleatoric = square.mean(0) if square.dim() == 3 else square
+        return outputs.mean, aleatoric.expand_as(outputs.mean), outputs.variance
