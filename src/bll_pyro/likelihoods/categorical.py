@@ -16,7 +16,6 @@ from bll_pyro.information import SoftmaxInformation
 from bll_pyro.likelihoods.base import Likelihood, TargetShape, describe, halves, integer_targets
 
 MAX_LOG_ODDS = 80.0  # whose exponential is still a float32
-MIN_NORMALISER = 1e-20  # what is lost below the smallest float32 is then nothing
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,9 +113,7 @@ class Categorical(Likelihood):
         parts = outputs.independent(num_points, seed)
         if parts is not None and num_points > 1:
             loc, scale, points = parts
-            found = independent_expectations(loc / self.temperature, scale / self.temperature, points)
-            if found is not None:
-                return found
+            return independent_expectations(loc / self.temperature, scale / self.temperature, points)
         logits = outputs.draws_by_output(num_points, seed)
         if self.temperature != 1.0:
             logits /= self.temperature
@@ -154,25 +151,26 @@ class Categorical(Likelihood):
         return SoftmaxInformation(self.class_probs(outputs), self.temperature**-2)
 
 
-def independent_expectations(
-    loc: Tensor, scale: Tensor, points: Tensor
-) -> tuple[Tensor, Tensor, Tensor] | None:
+def independent_expectations(loc: Tensor, scale: Tensor, points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Mean ``[N, K]`` of the softmax p of ``loc + scale * points``, its mean entropy, and the error of the mean, both ``[N]``.
 
     For S > 1 points e ``[K, S]`` that all rows share. The mean entropy is
     ``E[log Z] - sum_k (loc_k E[p_k] + scale_k E[p_k e_k])``, and both expectations are products of p ``[K, S, N]`` with
     one small matrix: p is read once, and nothing else of its size is made.
 
-    None where a sum of exponentials leaves the range of the numbers, since each row's are relative to its largest ``loc``
-    and not to the largest of each draw.
+    Exponentials are relative to each row's largest ``loc``, and to the largest of each draw only where these might leave the
+    range of the numbers.
     """
     num_outputs, num_points = points.shape
     loc = loc - loc.amax(0)
-    probs = torch.addcmul(loc[:, None], scale[:, None], points[..., None]).exp_()
+    reach = scale * points.abs().amax()
+    values = torch.addcmul(loc[:, None], scale[:, None], points[..., None])
+    largest: Tensor | float = 0.0
+    if bool((loc + reach).amax() > MAX_LOG_ODDS) or bool((loc - reach).amax(0).amin() < -MAX_LOG_ODDS / 2):
+        largest = values.amax(0)
+        values -= largest
+    probs = values.exp_()
     normaliser = probs.sum(0)
-    least, most = normaliser.aminmax()
-    if not bool((least > MIN_NORMALISER) & (most < torch.inf)):
-        return None
     probs *= normaliser.reciprocal()
     middle = num_points // 2
     sums = points.new_zeros(num_outputs, 3, num_points)
@@ -181,5 +179,5 @@ def independent_expectations(
     sums[:, 2] = points / num_points
     first, second, slope = torch.bmm(sums, probs).unbind(1)
     mean = torch.lerp(second, first, middle / num_points)
-    entropy = normaliser.log_().mean(0) - (loc * mean + scale * slope).sum(0)
+    entropy = (normaliser.log_() + largest).mean(0) - (loc * mean + scale * slope).sum(0)
     return mean.mT.contiguous(), entropy, ((first - second) / 2).square().mean(0).sqrt()
