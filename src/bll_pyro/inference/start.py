@@ -45,7 +45,7 @@ def warm_start(
     With sampled hyper-parameters, or a prior with a spike, the joint mode is no place to start from: weights and
     their scales vanish there together. See :func:`alternating_start`.
     """
-    prior, num_steps = layer.prior, NUM_STEPS if rows.num_rows <= NUM_START_ROWS else NUM_ROUGH_STEPS
+    prior = layer.prior
     mixture = isinstance(prior, ScaleMixturePrior) and not isinstance(prior, StudentT)
     if prior.has_density and (globals_.hyper_names or mixture):
         return alternating_start(layer, globals_, rows, num_outputs, NUM_STEPS)
@@ -61,7 +61,7 @@ def warm_start(
         return fit + log_prior(layer, Delta(loc), {**learned, **globals_.hyper(values)}) + log_globals
 
     if prior.has_density:
-        maximise(log_joint, [loc, u] if len(u) else [loc], rows.num_rows, num_steps)
+        maximise(log_joint, [loc, u] if len(u) else [loc], rows.num_rows, NUM_STEPS)
     if not bool(torch.isfinite(loc).all()) or not bool(torch.isfinite(u).all()):
         loc, u = torch.zeros_like(loc), median_globals(globals_, design)
     with torch.no_grad():
