@@ -19,10 +19,7 @@ from bll_pyro.priors import ScaleMixturePrior, StudentT
 from bll_pyro.scope import generator
 
 NUM_START_ROWS = 4096
-NUM_STEPS, NUM_ROUGH_STEPS = (
-    20,
-    12,
-)  # of L-BFGS; the mode of some of the rows is not that of all, and a rough one will do
+NUM_STEPS = 20  # of L-BFGS
 NUM_ROUNDS = 4
 MAX_EASY_ROUNDS = 50
 TOLERANCE = 0.003  # relative change of noise and typical weight in a round
