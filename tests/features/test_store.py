@@ -167,7 +167,9 @@ print(peak() - before)
     environment = {**os.environ, "PYTHONPATH": ":".join(sys.path)}
     command = [sys.executable, "-c", code, str(tmp_path / "f")]
     run = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
-    assert float(run.stdout) < 90  # 102 MB in shards of 10 MB; an allocator beside other work keeps more than alone
+    assert (
+        float(run.stdout) < 90
+    )  # 102 MB in shards of 10 MB; an allocator beside other work keeps more than alone
 
 
 # ---- interrupted and wrong writes
