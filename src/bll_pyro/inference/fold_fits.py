@@ -13,9 +13,9 @@ that fit as it is, and not for an ideal one. Noise and sampled hyper-parameters 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -23,13 +23,14 @@ from torch.nn import functional
 
 from bll_pyro.gaussian import Delta, Diagonal, OutputGaussian
 from bll_pyro.guides import Start
+from bll_pyro.inference.held_out import rows_at_once, total_loss
 from bll_pyro.inference.objective import log_prior
 from bll_pyro.inference.rows import Rows
-from bll_pyro.inference.targets import Noise, expected_log_prob, known_of, values_of, weight_of
+from bll_pyro.inference.scale_path import NUM_POINTS, Fold, divided
+from bll_pyro.inference.schedule import adam, half_cosine
+from bll_pyro.inference.targets import Noise, expected_log_prob
 from bll_pyro.layer import LastLayer
 
-NUM_POINTS = 128  # of the predictive density
-BLOCK_NUMBERS = 4_000_000
 SMALLEST_SHARE = 1e-10  # of the largest eigenvalue; less is rounding
 
 StartOf = Callable[[Rows, dict[str, Tensor]], Start]
@@ -67,44 +68,34 @@ class FoldFits:
     batch_size: int
     learning_rate: float
 
-    @property
-    def num_folds(self) -> int:
-        """Number of folds."""
-        return int(self.held_out.max()) + 1
+    @cached_property
+    def folds(self) -> list[Fold]:
+        """Rows that are fitted and rows that are predicted, of each fold."""
+        return divided(self.rows, self.held_out)
 
     def losses(self, learned: list[dict[str, Tensor]], generator: torch.Generator) -> list[float]:
         """Negative log predictive density of the rows by the fits without them, nats a row, for each setting."""
-        masks = self.held_out != torch.arange(self.num_folds, device=self.rows.device)[:, None]
-        masks = masks.repeat(len(learned), 1)
-        loc, scale = self._fit(learned, masks, generator)
-        return self._held_out_losses(loc, scale, masks).view(len(learned), -1).sum(-1).tolist()
+        loc, scale = self._fit(learned, generator)
+        losses = [self._loss(*one) for one in zip(loc, scale, self.folds * len(learned), strict=True)]
+        return torch.tensor(losses, dtype=torch.float64).view(len(learned), -1).sum(-1).tolist()
 
-    def _fit(
-        self, learned: list[dict[str, Tensor]], masks: Tensor, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor]:
-        """Means and standard deviations ``[F, K, P]``."""
-        starts = [
-            self.start(self.rows.take(mask.nonzero().squeeze(-1)), each)
-            for each, mask in zip(
-                [each for each in learned for _ in range(self.num_folds)], masks, strict=True
-            )
-        ]
+    def _fit(self, learned: list[dict[str, Tensor]], generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Means and standard deviations ``[F, K, P]``: all folds at the first setting, then at the next."""
+        starts = [self.start(fold.fitted, each) for each in learned for fold in self.folds]
+        masks = self.held_out != torch.arange(len(self.folds), device=self.rows.device)[:, None]
+        masks = masks.repeat(len(learned), 1)
         loc = torch.stack([start.loc for start in starts]).requires_grad_()
         first = torch.stack([start.scale for start in starts])
         raw = (first + torch.log(-torch.expm1(-first))).requires_grad_()  # softplus(raw) = first
         shared = {
-            name: torch.stack([each[name] for each in learned]).repeat_interleave(self.num_folds, 0)
+            name: torch.stack([each[name] for each in learned]).repeat_interleave(len(self.folds), 0)
             for name in learned[0]
         }
-        optimizer = torch.optim.Adam(
-            [loc] if self.is_point else [loc, raw], lr=self.learning_rate, betas=(0.9, 0.99), fused=True
-        )
+        optimizer = adam([loc] if self.is_point else [loc, raw], self.learning_rate)
         index = torch.arange(self.rows.num_rows, device=self.rows.device)
         order = index[:0]
         for step in range(self.num_steps):
-            optimizer.param_groups[0]["lr"] = (
-                self.learning_rate * 0.5 * (1 + math.cos(math.pi * step / self.num_steps))
-            )
+            optimizer.param_groups[0]["lr"] = self.learning_rate * half_cosine(step / self.num_steps)
             if len(order) == 0:
                 order = torch.randperm(len(index), generator=generator, device=generator.device).to(index)
             batch, order = (index, order[:0]) if self.batch_size >= len(index) else (
@@ -150,23 +141,17 @@ class FoldFits:
         total: Tensor = torch.vmap(one, randomness="different")(loc, scale, learned)
         return total.sum()
 
-    @torch.no_grad()
-    def _held_out_losses(self, loc: Tensor, scale: Tensor, masks: Tensor) -> Tensor:
-        """Negative log predictive density of the rows that each fit has not seen, over the number of rows, ``[F]``."""
-        losses = []
-        for one_loc, one_scale, mask in zip(loc, scale, masks, strict=True):
-            rows = self.rows.take((~mask).nonzero().squeeze(-1))
-            total = loc.new_zeros(())
-            for design, targets in rows.blocks(max(1, BLOCK_NUMBERS // (NUM_POINTS * len(one_loc)))):
-                outputs = self._outputs(one_loc[None], one_scale[None], design)
-                noise = {name: value[None, None] for name, value in self.noise.items()}
-                log_probs = self.layer.likelihood.predictive_log_prob(
-                    outputs, values_of(targets), NUM_POINTS, 0, **noise, **known_of(targets)
-                )
-                weight = weight_of(targets)
-                total = total - (log_probs if weight is None else weight * log_probs).sum()
-            losses.append(total / self.rows.num_rows)
-        return torch.stack(losses)
+    def _loss(self, loc: Tensor, scale: Tensor, fold: Fold) -> float:
+        """Negative log predictive density of the rows that one fit has not seen, over the number of all rows."""
+        assert fold.held_out is not None
+
+        def outputs(design: Tensor) -> OutputGaussian:
+            return self._outputs(loc[None], scale[None], design)
+
+        noise = {name: value[None, None] for name, value in self.noise.items()}
+        blocks = fold.held_out.blocks(rows_at_once(NUM_POINTS, len(loc)))
+        total = total_loss(self.layer.likelihood, outputs, blocks, noise, NUM_POINTS)
+        return total / self.rows.num_rows
 
 
 def principal(layer: LastLayer, rows: Rows) -> tuple[LastLayer, Rows]:

@@ -18,9 +18,10 @@ from bll_pyro.features.freezing import frozen, set_training, trainable_parameter
 from bll_pyro.frame import Frame
 from bll_pyro.guides import Start
 from bll_pyro.inference.base import Trace
-from bll_pyro.inference.culprit import NUM_PASSES, culprit
+from bll_pyro.inference.culprit import NUM_PASSES, culprit, finite
 from bll_pyro.inference.framing import target_moments
 from bll_pyro.inference.held_out import held_out_loss
+from bll_pyro.inference.schedule import BETAS, half_cosine
 from bll_pyro.inference.start import median_globals
 from bll_pyro.inference.targets import with_columns
 from bll_pyro.layer import LastLayer
@@ -178,7 +179,7 @@ class Joint:
             {"params": objective.parameters, "lr": self.svi.learning_rate},
             {"params": moving, "lr": self.svi.backbone_learning_rate},
         ]
-        return torch.optim.Adam(groups, betas=(0.9, 0.99))
+        return torch.optim.Adam(groups, betas=BETAS)
 
     def _train(
         self,
@@ -190,8 +191,6 @@ class Joint:
         target_shape: tuple[int, ...],
         objective: Any,
     ) -> Trace:
-        from bll_pyro.inference.svi import half_cosine
-
         svi, num_rows = self.svi, self.data.num_rows
         batch_size = min(svi.batch_size or 128, num_rows)
         num_epochs = svi.num_epochs or 20
@@ -219,9 +218,9 @@ class Joint:
                     schedule.step()
                     history.append(value.detach().float())
                 recent = history[-1]
-                if not bool(torch.isfinite(recent)):
+                if not finite([recent]):
                     # the state after an epoch is good only if the next loss, the first that is taken there, is finite
-                    good = latest if bool(torch.isfinite(history[first])) else before
+                    good = latest if finite([history[first]]) else before
                     module.load_state_dict(good)
                     cause = self._what_went_wrong(fabric, module, frame, objective, batch_size, order, random)
                     module.load_state_dict(good)

@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from bll_pyro.inference.held_out import rows_at_once, total_loss
 from bll_pyro.inference.leave_one_out import leave_one_out
 from bll_pyro.inference.rows import Rows
-from bll_pyro.inference.targets import known_of, values_of, weight_of
+from bll_pyro.inference.targets import weight_of
 from bll_pyro.posterior import GaussianPosterior
 from bll_pyro.scope import generator
 
@@ -37,25 +38,22 @@ class Fold:
             elpd = leave_one_out(posterior, self.fitted, num_points=NUM_POINTS).elpd
             weight = weight_of(self.fitted.targets)
             return -float((elpd if weight is None else weight * elpd).sum())
-        weights, likelihood = posterior.latents.marginal_weights(), posterior.layer.likelihood
+        weights = posterior.latents.marginal_weights()
         noise = {name: value[:, None] for name, value in posterior.noise(NUM_POINTS).items()}
-        total = 0.0
-        for design, targets in self.held_out.blocks(max(1, 4_000_000 // (NUM_POINTS * len(weights.loc)))):
-            outputs = weights.outputs(design)
-            log_probs = likelihood.predictive_log_prob(
-                outputs, values_of(targets), NUM_POINTS, 0, **noise, **known_of(targets)
-            )
-            weight = weight_of(targets)
-            total -= float((log_probs if weight is None else weight * log_probs).sum())
-        return total
+        blocks = self.held_out.blocks(rows_at_once(NUM_POINTS, len(weights.loc)))
+        return total_loss(posterior.layer.likelihood, weights.outputs, blocks, noise, NUM_POINTS)
 
 
 def folds(rows: Rows, num_folds: int, seed: int) -> list[Fold]:
     """Random folds of equal size; with one fold all rows are fitted, and left out one at a time."""
     if num_folds == 1:
         return [Fold(rows, None)]
-    number = fold_of(rows.num_rows, num_folds, seed)
-    parts = [(number != k, number == k) for k in range(num_folds)]
+    return divided(rows, fold_of(rows.num_rows, num_folds, seed))
+
+
+def divided(rows: Rows, number: Tensor) -> list[Fold]:
+    """The folds of rows with the numbers ``[N]`` of theirs."""
+    parts = [(number != k, number == k) for k in range(int(number.max()) + 1)]
     return [Fold(*(rows.take(mask.nonzero().squeeze(-1)) for mask in part)) for part in parts]
 
 
@@ -66,7 +64,7 @@ def fold_of(num_rows: int, num_folds: int, seed: int) -> Tensor:
     return number
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, kw_only=True)
 class HeldOutLosses:
     """Held-out losses, nats a row, at scales ``exp(x)`` times the first one."""
 
@@ -112,11 +110,11 @@ class HeldOutLosses:
         }
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, kw_only=True)
 class ScaleGrid(HeldOutLosses):
     """The best of many scales that are fitted side by side: ``losses_at(xs)`` fits at several places at once."""
 
-    losses_at: Callable[[list[float]], list[float]] = lambda xs: []
+    losses_at: Callable[[list[float]], list[float]]
 
     def search(self, lower: float = -math.inf) -> float:
         """The best x: among doublings, more of them where it is the outermost, then between its neighbours."""
@@ -137,11 +135,11 @@ class ScaleGrid(HeldOutLosses):
         return self.best if vertex is None else vertex
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, kw_only=True)
 class ScalePath[State](HeldOutLosses):
     """Fits at one scale after the other: ``fit_at(x, state)`` starts at a neighbour's state, and returns loss and new state."""
 
-    fit_at: Callable[[float, State], tuple[float, State]] = lambda x, state: (math.inf, state)
+    fit_at: Callable[[float, State], tuple[float, State]]
     states: dict[float, State] = field(default_factory=dict)
 
     def visit(self, x: float, start: State) -> float:

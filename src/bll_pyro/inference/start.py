@@ -45,7 +45,7 @@ def warm_start(
     prior = layer.prior
     mixture = isinstance(prior, ScaleMixturePrior) and not isinstance(prior, StudentT)
     if prior.has_density and (globals_.hyper_names or mixture):
-        return alternating_start(layer, globals_, rows, num_outputs, NUM_STEPS)
+        return alternating_start(layer, globals_, rows, num_outputs)
     part = rows.subset(NUM_START_ROWS)
     design, targets = part[:]
     factor = rows.num_rows / part.num_rows
@@ -58,7 +58,7 @@ def warm_start(
         return fit + log_prior(layer, Delta(loc), {**learned, **globals_.hyper(values)}) + log_globals
 
     if prior.has_density:
-        maximise(log_joint, [loc, u] if len(u) else [loc], rows.num_rows, NUM_STEPS)
+        maximise(log_joint, [loc, u] if len(u) else [loc], rows.num_rows)
     if not bool(torch.isfinite(loc).all()) or not bool(torch.isfinite(u).all()):
         loc, u = torch.zeros_like(loc), median_globals(globals_, design)
     with torch.no_grad():
@@ -78,9 +78,7 @@ def prior_precision(layer: LastLayer, loc: Tensor, hyper: dict[str, Tensor]) -> 
     return -torch.autograd.grad(term, scale)[0].clamp_max(-1e-4)
 
 
-def alternating_start(
-    layer: LastLayer, globals_: Globals, rows: Rows, num_outputs: int, num_steps: int
-) -> Start:
+def alternating_start(layer: LastLayer, globals_: Globals, rows: Rows, num_outputs: int) -> Start:
     """Raise the ELBO in turns, from an easy prior to the declared one.
 
     A Student-t prior with a learned scale finds which weights are large, whatever their size; no barrier lies on its
@@ -88,7 +86,7 @@ def alternating_start(
     started at the result of the one before (cf. Rockova and George 2014).
     """
     prior, weight_shape = layer.prior, (num_outputs, rows.frame.num_features)
-    ascent = Ascent(layer, rows, num_outputs, num_steps)
+    ascent = Ascent(layer, rows, num_outputs)
     values = globals_.medians()
     if isinstance(prior, ScaleMixturePrior):
         easy = replace(layer, prior=StudentT(loc=prior.loc))
@@ -122,11 +120,11 @@ class Ascent:
     Second moments ``m^2 + s^2`` stay above zero, and so do the scales of the prior that are fitted to them.
     """
 
-    def __init__(self, layer: LastLayer, rows: Rows, num_outputs: int, num_steps: int) -> None:
+    def __init__(self, layer: LastLayer, rows: Rows, num_outputs: int) -> None:
         part = rows.subset(NUM_START_ROWS)
         self.design, self.targets = part[:]
         self.squares = self.design.square()
-        self.factor, self.num_rows, self.num_steps = rows.num_rows / part.num_rows, rows.num_rows, num_steps
+        self.factor, self.num_rows = rows.num_rows / part.num_rows, rows.num_rows
         self.center = layer.center(self.design.new_zeros(num_outputs, rows.num_columns))
         self.loc = self.center
         self.scale = torch.ones_like(self.loc)
@@ -172,7 +170,7 @@ class Ascent:
             fit = log_prob(layer.likelihood, self.design @ loc.mT, self.targets, noise).sum() * self.factor
             return fit + self._log_prior(layer, loc, self.scale, hyper)
 
-        maximise(objective, [loc], self.num_rows, self.num_steps)
+        maximise(objective, [loc], self.num_rows)
         self.loc = loc.detach()
 
     def _move_scales(self, layer: LastLayer, noise: dict[str, Tensor], hyper: dict[str, Tensor]) -> None:
@@ -202,15 +200,13 @@ class Ascent:
                 total = total + (fit - lost) * self.factor
             return total + self._log_prior(layer, self.loc, self.scale, {**learned, **globals_.hyper(values)})
 
-        maximise(objective, [move], self.num_rows, self.num_steps)
+        maximise(objective, [move], self.num_rows)
         return {name: value.detach() for name, value in globals_.constrain(moved().detach())[0].items()}
 
 
-def maximise(
-    objective: Callable[[], Tensor], parameters: list[Tensor], num_rows: int, num_steps: int
-) -> None:
-    """Raise a log density by at most ``num_steps`` steps of L-BFGS, in place."""
-    optimizer = torch.optim.LBFGS(parameters, max_iter=num_steps, line_search_fn="strong_wolfe")
+def maximise(objective: Callable[[], Tensor], parameters: list[Tensor], num_rows: int) -> None:
+    """Raise a log density by at most 20 steps of L-BFGS, in place."""
+    optimizer = torch.optim.LBFGS(parameters, max_iter=NUM_STEPS, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
         optimizer.zero_grad()

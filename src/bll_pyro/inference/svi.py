@@ -29,6 +29,7 @@ from bll_pyro.inference.objective import elbo, learn
 from bll_pyro.inference.plateau import PACE, Plateau
 from bll_pyro.inference.rows import Rows
 from bll_pyro.inference.scale_path import Fold, HeldOutLosses, ScaleGrid, ScalePath, fold_of, smallest_scale
+from bll_pyro.inference.schedule import adam, half_cosine
 from bll_pyro.inference.start import warm_start
 from bll_pyro.inference.targets import Targets, known_of, values_of, weight_of
 from bll_pyro.layer import LastLayer
@@ -41,9 +42,9 @@ NUM_GUIDE_DRAWS = 1000  # of guides without a closed form
 NUM_DRAWS = 8  # draws of each row for the ELBO that is reported
 NUM_EVALUATED = 2**16  # or so many rows and draws in all
 NUM_PATH_STEPS = 100  # at each scale of the path, from the fit at the scale before
-Learned = dict[str, Tensor]  # hyper-parameters without a distribution, by name
-
 MIN_STEPS = 300  # fewer have not reached an optimum whose scale could be compared
+
+Learned = dict[str, Tensor]  # hyper-parameters without a distribution, by name
 
 
 @dataclass(frozen=True, eq=False)
@@ -298,7 +299,7 @@ def train(
     num_epochs = svi.epochs(rows.num_rows, batch_size)
     objective.prepare(rows)
     parameters = objective.parameters
-    optimizer = torch.optim.Adam(parameters, lr=svi.learning_rate, betas=(0.9, 0.99), fused=True)
+    optimizer = adam(parameters, svi.learning_rate)
     num_steps = num_epochs * -(-rows.num_rows // batch_size)
     history: list[Tensor] = []
     plateau = Plateau(num_steps)
@@ -359,7 +360,7 @@ def what_went_wrong(
         for _ in range(NUM_PASSES):
             yield from (partial(attempt, *batch) for batch in rows.batches(batch_size, random))
 
-    optimizer = torch.optim.Adam(objective.parameters, lr=svi.learning_rate, betas=(0.9, 0.99), fused=True)
+    optimizer = adam(objective.parameters, svi.learning_rate)
     return culprit(objective.guide, objective.model, optimizer, attempts())
 
 
@@ -423,7 +424,7 @@ def left_out_path(
 
 def climb(svi: SVI, objective: Objective, rows: Rows, random: torch.Generator, num_steps: int) -> None:
     """Some steps of Adam from where the parameters are."""
-    optimizer = torch.optim.Adam(objective.parameters, lr=svi.learning_rate, betas=(0.9, 0.99), fused=True)
+    optimizer = adam(objective.parameters, svi.learning_rate)
     batch_size = min(svi.batch_size or 512, rows.num_rows)
     done = 0
     while done < num_steps:
@@ -445,8 +446,3 @@ def conclude(trace: Trace, plateau: Plateau) -> None:
     elif trace.converged:
         trace.converged = not plateau.can_tell
         trace.messages.append(plateau.verdict())
-
-
-def half_cosine(done: float) -> float:
-    """Factor of the learning rate after a share ``done`` of all steps: from 1 to 0 along half a cosine."""
-    return 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
