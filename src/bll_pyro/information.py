@@ -49,6 +49,10 @@ class Information(ABC):
     def sum(self, weights: Tensor | None = None) -> Tensor:
         """``sum_n w_n L_n [K, K]``; weights ``[N]``, 1 by default."""
 
+    @abstractmethod
+    def __getitem__(self, rows: slice) -> Information:
+        """Those of some rows."""
+
     def trace(self) -> Tensor:
         """``tr(L_n)``, ``[N]``."""
         return self.diagonal().sum(-1)
@@ -76,6 +80,9 @@ class DiagonalInformation(Information):
     def sum(self, weights: Tensor | None = None) -> Tensor:
         return torch.diag(self.values.sum(0) if weights is None else weights @ self.values)
 
+    def __getitem__(self, rows: slice) -> DiagonalInformation:
+        return DiagonalInformation(self.values[rows])
+
 
 @dataclass(frozen=True, eq=False)
 class SoftmaxInformation(Information):
@@ -102,6 +109,9 @@ class SoftmaxInformation(Information):
         weighted = self.probs if weights is None else weights[:, None] * self.probs
         return self._scaled(torch.diag(weighted.sum(0)) - weighted.mT @ self.probs)
 
+    def __getitem__(self, rows: slice) -> SoftmaxInformation:
+        return SoftmaxInformation(self.probs[rows], self.factor)
+
     def _scaled(self, values: Tensor) -> Tensor:
         return values if self.factor == 1.0 else values * self.factor
 
@@ -126,6 +136,9 @@ class DenseInformation(Information):
 
     def sum(self, weights: Tensor | None = None) -> Tensor:
         return self.values.sum(0) if weights is None else torch.einsum("n,nkl->kl", weights, self.values)
+
+    def __getitem__(self, rows: slice) -> DenseInformation:
+        return DenseInformation(self.values[rows])
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,3 +167,6 @@ class WeightedInformation(Information):
 
     def sum(self, weights: Tensor | None = None) -> Tensor:
         return self.rows.sum(self.weight if weights is None else self.weight * weights)
+
+    def __getitem__(self, rows: slice) -> WeightedInformation:
+        return WeightedInformation(self.rows[rows], self.weight[rows])

@@ -5,7 +5,13 @@ import torch
 from torch import Tensor
 
 import bll_pyro as bll
-from bll_pyro.information import DenseInformation, DiagonalInformation, Information, SoftmaxInformation
+from bll_pyro.information import (
+    DenseInformation,
+    DiagonalInformation,
+    Information,
+    SoftmaxInformation,
+    WeightedInformation,
+)
 from bll_pyro.scope import generator
 
 NUM_ROWS, NUM_OUTPUTS = 6, 4
@@ -20,11 +26,16 @@ def forms() -> dict[str, tuple[Information, Tensor]]:
     values = random(NUM_ROWS, NUM_OUTPUTS, seed=0).exp()
     probs = random(NUM_ROWS, NUM_OUTPUTS, seed=1).softmax(-1)
     root = random(NUM_ROWS, NUM_OUTPUTS, NUM_OUTPUTS, seed=2)
+    share = random(NUM_ROWS, seed=14).exp()
     softmax = torch.stack([0.25 * (torch.diag(p) - torch.outer(p, p)) for p in probs])
     return {
         "diagonal": (DiagonalInformation(values), torch.stack([torch.diag(v) for v in values])),
         "softmax": (SoftmaxInformation(probs, 0.25), softmax),
         "dense": (DenseInformation(root @ root.mT), root @ root.mT),
+        "weighted": (
+            WeightedInformation(SoftmaxInformation(probs, 0.25), share),
+            share[:, None, None] * softmax,
+        ),
     }
 
 
@@ -48,6 +59,8 @@ def test_forms_equal_their_matrices(form: str) -> None:
             torch.testing.assert_close(information.entry(row, column), matrices[:, row, column])
     off = matrices - torch.diag_embed(matrices.diagonal(dim1=-2, dim2=-1))
     assert information.is_diagonal == (not off.any())
+    torch.testing.assert_close(information[2:5].times(vectors[2:5]), products[2:5])
+    assert type(information[2:5]) is type(information)
 
 
 LABELS = torch.randint(NUM_OUTPUTS, (NUM_ROWS,), generator=generator(6))

@@ -207,7 +207,7 @@ def test_fits_side_by_side_are_those_of_single_fits() -> None:
     model = Model(layer, 5, ())
     fits = FoldFits(
         layer, rows, held_out, {}, {}, lambda part, learned: warm_start(layer, model.globals, part, 3, learned),
-        False, 1500, 512, svi.learning_rate,
+        False, 1500, 512, svi.rate(5),
     )  # fmt: skip
     scales = (0.3, 1.5)
     found = fits.losses([{"tau": torch.tensor(scale)} for scale in scales], generator(0))

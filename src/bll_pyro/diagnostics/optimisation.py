@@ -143,6 +143,6 @@ def _cure(study: Study) -> str:
     running = np.convolve(values, np.full(window, 1 / window), mode="valid")
     noise = float(np.std(np.diff(values[-(len(values) // 3) :]))) / math.sqrt(2)
     if running.min() < values[0] - FALL * noise:
-        rate = study.fit.inference.learning_rate
+        rate = study.fit.inference.rate(study.fit.posterior.frame.num_features)
         return f"{LOWER_RATE} than {rate:g}, since the ELBO fell far below its start before it rose; then {MORE_STEPS}"
     return f"{MORE_STEPS}; there were {len(values)}"

@@ -176,7 +176,7 @@ class Joint:
                 "unfreeze some (timm_backbone(..., unfreeze=True)) or leave backbone_learning_rate at None"
             )
         groups = [
-            {"params": objective.parameters, "lr": self.svi.learning_rate},
+            {"params": objective.parameters, "lr": objective.learning_rate},
             {"params": moving, "lr": self.svi.backbone_learning_rate},
         ]
         return torch.optim.Adam(groups, betas=BETAS)

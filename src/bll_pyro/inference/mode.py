@@ -24,6 +24,7 @@ Product = Callable[[Tensor], Tensor]
 MAX_CONJUGATE_STEPS = 500
 MAX_HALVINGS = 30
 NUM_INFORMED_STEPS = 8  # steps with the information; where it is the Hessian itself, these are enough
+BLURRED = {torch.float32: 1e-5, torch.float64: 1e-10}  # changes of the density that may be rounding, relative
 NEAR = 0.5  # within this distance the precision hardly changes any more, and what was made of it serves on
 
 
@@ -77,7 +78,7 @@ def find_mode(
         if distance > NEAR:
             precondition = kind.at(rows, prior, noise)
         # the preconditioner stands for the inverse of the precision
-        distance = math.sqrt(max(float((gradient * precondition(gradient)).sum()), 0.0) / gradient.numel())
+        distance = math.sqrt(max(inner(gradient, precondition(gradient)), 0.0) / gradient.numel())
         if distance <= tolerance or num_steps == max_steps:
             break
 
@@ -90,7 +91,7 @@ def find_mode(
         # far from the mode a rough direction does; near it the error of the next step is the square of this one's
         accuracy = min(0.1, max(distance, 0.1 * tolerance / distance))
         direction = conjugate_gradients(product, gradient, precondition, accuracy)
-        moved = climb(function, prior, noise, rows, direction, float((gradient * direction).sum()))
+        moved = climb(function, prior, noise, rows, direction, inner(gradient, direction))
         if moved is None:
             break
         rows = moved
@@ -101,15 +102,23 @@ def find_mode(
 def climb(
     function: RowLikelihood, prior: PriorTerms, noise: Noise, rows: RowsAt, direction: Tensor, slope: float
 ) -> RowsAt | None:
-    """Halve the step until the log joint density rises as it should; None where it never does."""
+    """Halve the step until the log joint density rises as it should; None where it never does.
+
+    So near the mode that the rise is lost in the rounding of the density, its slope along the step tells (the approximate Wolfe
+    condition of Hager and Zhang 2005): a step that has not gone far beyond the top is good.
+    """
     here = rows.value + float(prior.log_prob(rows.weights))
-    rounding = 4 * torch.finfo(function.rows.frame.center.dtype).eps * (1 + abs(rows.value))
+    blurred = BLURRED[function.rows.frame.center.dtype] * (1 + abs(here))
     step = 1.0
     for _ in range(MAX_HALVINGS):
         moved = function.at(rows.weights + step * direction, noise)
         there = moved.value + float(prior.log_prob(moved.weights))
-        if math.isfinite(there) and there >= here + 1e-4 * step * slope - rounding:
+        if there >= here + 1e-4 * step * slope and math.isfinite(there):
             return moved
+        if abs(there - here) <= blurred:
+            turned = inner(moved.gradient + prior.gradient(moved.weights), direction)
+            if turned >= -0.8 * slope:
+                return moved
         step /= 2
     return None
 
@@ -124,21 +133,26 @@ def conjugate_gradients(
     """Solve ``product(x) = right [K, P]`` until the residual, in the preconditioner's norm, fell to a share ``accuracy``."""
     solution, residual = torch.zeros_like(right), right.clone()
     smoothed = precondition(residual)
-    search, square = smoothed, float((residual * smoothed).sum())
+    search, square = smoothed.clone(), inner(residual, smoothed)
     target = accuracy**2 * square
     for _ in range(max_steps):
         if square <= target or square == 0:
             break
         image = product(search)
-        curvature = float((search * image).sum())
+        curvature = inner(search, image)
         if (
             curvature <= 0
         ):  # only an indefinite matrix has such a direction: what was found so far is the answer
             break
         step = square / curvature
-        solution = solution + step * search
-        residual = residual - step * image
+        solution.add_(search, alpha=step)
+        residual.sub_(image, alpha=step)
         smoothed = precondition(residual)
-        previous, square = square, float((residual * smoothed).sum())
-        search = smoothed + (square / previous) * search
+        previous, square = square, inner(residual, smoothed)
+        search.mul_(square / previous).add_(smoothed)
     return solution
+
+
+def inner(a: Tensor, b: Tensor) -> float:
+    """Inner product of two matrices."""
+    return float(torch.dot(a.reshape(-1), b.reshape(-1)))

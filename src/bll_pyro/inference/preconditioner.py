@@ -124,6 +124,9 @@ class ProductAxes(Preconditioners):
         if mixing is not None:
             inside = mixing.square().mT @ inside
         scale = (level[:, None] * self.values + inside).reciprocal()
+        independent = (
+            rows.likelihood.independent_outputs
+        )  # the rows themselves shall not live as long as this
 
         def apply(vectors: Tensor) -> Tensor:
             turned = self._turn(vectors)
@@ -131,7 +134,7 @@ class ProductAxes(Preconditioners):
                 solved = mixing @ (scale * (mixing.mT @ turned))
             else:
                 solved = scale * turned
-                if not rows.likelihood.independent_outputs:
+                if not independent:
                     solved = solved + common * turned.sum(0)
             return solved if self.vectors is None else solved @ self.vectors.mT
 

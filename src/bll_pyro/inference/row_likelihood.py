@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from functools import cached_property
 
@@ -56,39 +57,43 @@ class RowsAt:
         dtype = function.rows.frame.center.dtype
         self.noise = {name: value.detach().to(dtype) for name, value in noise.items()}
         self._flat = weights.to(dtype)
-        self._kept: list[Block] | None = (
-            [] if function.rows.num_rows * len(weights) <= CACHE_NUMBERS else None
-        )
+        shape = (function.rows.num_rows, len(weights))
+        # one piece of memory, which goes back as a whole: many small ones that stay leave holes between those that don't
+        self._outputs = self._flat.new_empty(shape) if math.prod(shape) <= CACHE_NUMBERS else None
         self.value, self.gradient = 0.0, torch.zeros_like(weights)
-        for design, targets in function.blocks(len(weights)):
-            outputs = (design @ self._flat.mT).requires_grad_()
+        for place, design, targets in self._places():
+            own = None if self._outputs is None else self._outputs[place]
+            outputs = torch.mm(design, self._flat.mT, out=own).requires_grad_()
             with torch.enable_grad():
                 by_row = log_prob(self.likelihood, outputs, targets, self.noise)
                 (slope,) = torch.autograd.grad(by_row.sum(), outputs)
             self.value += self.factor * float(by_row.detach().double().sum())
             self.gradient.add_(slope.mT @ design, alpha=self.factor)
-            if self._kept is not None:
-                self._kept.append((design, targets, outputs.detach()))
+
+    def _places(self) -> Iterator[tuple[slice, Tensor, Targets]]:
+        start = 0
+        for design, targets in self.function.blocks(len(self.weights)):
+            yield slice(start, start + len(design)), design, targets
+            start += len(design)
 
     def blocks(self) -> Iterator[Block]:
         """Design, targets and outputs of all rows."""
-        if self._kept is not None:
-            yield from self._kept
-            return
-        for design, targets in self.function.blocks(len(self.weights)):
-            yield design, targets, design @ self._flat.mT
+        for place, design, targets in self._places():
+            yield design, targets, design @ self._flat.mT if self._outputs is None else self._outputs[place]
 
     def informed(self) -> Iterator[tuple[Tensor, Information]]:
         """Design and information of all rows."""
-        if self._kept is not None:
-            yield from self._informations
+        if self._outputs is None:
+            for design, targets, outputs in self.blocks():
+                yield design, information(self.likelihood, outputs, targets, self.noise)
             return
-        for design, targets, outputs in self.blocks():
-            yield design, information(self.likelihood, outputs, targets, self.noise)
+        for place, design, _ in self._places():
+            yield design, self._information[place]
 
     @cached_property
-    def _informations(self) -> list[tuple[Tensor, Information]]:
-        return [(h, information(self.likelihood, f, y, self.noise)) for h, y, f in self.blocks()]
+    def _information(self) -> Information:
+        assert self._outputs is not None
+        return information(self.likelihood, self._outputs, self.function.rows.targets, self.noise)
 
     def times(self, vectors: Tensor) -> Tensor:
         """Gauss-Newton curvature (never negative) times ``vectors [K, P]``."""

@@ -1,4 +1,8 @@
-"""Warm start: the mode on some rows by L-BFGS, and curvature there for the first scales."""
+"""Warm start: the mode on some rows by L-BFGS, and curvature there for the first scales.
+
+Rows stand for all of them only where they tie the weights down. A mode of fewer rows than weights fits those rows and no
+others, the worse the more rows each of them counts for; the centre of the prior is then the better place to start from.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +23,12 @@ from bll_pyro.priors import ScaleMixturePrior, StudentT
 from bll_pyro.scope import generator
 
 NUM_START_ROWS = 4096
+MAX_START_ROWS = 16_384
+ROWS_PER_WEIGHT = 3  # taken where there are so many
+OUTPUT_SCALE = 4.0  # a softmax of such outputs is sure of most rows
 NUM_STEPS = 20  # of L-BFGS
+MAX_HISTORY = 2**28  # numbers that L-BFGS remembers: a gigabyte
+BLOCK_NUMBERS = 2**22  # outputs whose curvature is worked out at once
 NUM_ROUNDS = 4
 MAX_EASY_ROUNDS = 50
 TOLERANCE = 0.003  # relative change of noise and typical weight in a round
@@ -34,10 +43,12 @@ def warm_start(
     num_outputs: int,
     learned: dict[str, Tensor],
 ) -> Start:
-    """Maximise the log joint density on up to 4,096 rows (scaled to all), then read off diagonal curvature.
+    """Maximise the log joint density on some rows (scaled to all), then read off diagonal curvature.
 
-    The scales are ``(prior precision + sum_n h_np^2 E[-d2 log p / df_k^2])^(-1/2)``: those of a diagonal Laplace
-    approximation, which a variational fit then has only to refine.
+    The rows are 4,096, or more where there are many weights, up to 16,384. Where they are fewer than the weights, and not
+    all rows either, the means stay at the centre of the prior. The scales are
+    ``(prior precision + sum_n h_np^2 E[-d2 log p / df_k^2])^(-1/2)``: those of a diagonal Laplace approximation, which a
+    variational fit then has only to refine.
 
     With sampled hyper-parameters, or a prior with a spike, the joint mode is no place to start from: weights and
     their scales vanish there together. See :func:`alternating_start`.
@@ -46,7 +57,8 @@ def warm_start(
     mixture = isinstance(prior, ScaleMixturePrior) and not isinstance(prior, StudentT)
     if prior.has_density and (globals_.hyper_names or mixture):
         return alternating_start(layer, globals_, rows, num_outputs)
-    part = rows.subset(NUM_START_ROWS)
+    num_weights = num_outputs * rows.num_columns
+    part = rows.subset(min(max(NUM_START_ROWS, ROWS_PER_WEIGHT * num_weights), MAX_START_ROWS))
     design, targets = part[:]
     factor = rows.num_rows / part.num_rows
     loc = layer.center(design.new_zeros(num_outputs, rows.num_columns)).requires_grad_()
@@ -57,16 +69,32 @@ def warm_start(
         fit = log_prob(layer.likelihood, design @ loc.mT, targets, globals_.noise(values)).sum() * factor
         return fit + log_prior(layer, Delta(loc), {**learned, **globals_.hyper(values)}) + log_globals
 
-    if prior.has_density:
+    if prior.has_density and (rows.num_rows <= NUM_START_ROWS or part.num_rows >= num_weights):
         maximise(log_joint, [loc, u] if len(u) else [loc], rows.num_rows)
     if not bool(torch.isfinite(loc).all()) or not bool(torch.isfinite(u).all()):
         loc, u = torch.zeros_like(loc), median_globals(globals_, design)
     with torch.no_grad():
         values = globals_.constrain(u)[0]
-        curvature = output_curvature(layer.likelihood, design @ loc.mT, targets, globals_.noise(values))
-        precision = factor * curvature.mT @ design.square()
+        precision = factor * data_precision(layer, loc, part, globals_.noise(values))
     precision += prior_precision(layer, loc.detach(), {**learned, **globals_.hyper(values)})
     return Start(u.detach(), loc.detach(), precision.rsqrt(), rows.frame.num_features)
+
+
+def first_scales(learned: dict[str, Tensor], num_features: int) -> dict[str, Tensor]:
+    """Where scales that are learned begin: such that outputs of D standardised features have a scale of up to 4 a priori.
+
+    With a scale of 1 for each of many weights the first mode takes every row for certain, and the scale comes down slowly.
+    """
+    return {name: value * min(1.0, OUTPUT_SCALE / num_features**0.5) for name, value in learned.items()}
+
+
+def data_precision(layer: LastLayer, loc: Tensor, rows: Rows, noise: dict[str, Tensor]) -> Tensor:
+    """``sum_n h_np^2 E[-d2 log p / df_k^2]`` of rows at means ``loc [K, P]``."""
+    total = torch.zeros_like(loc)
+    for design, targets in rows.blocks(max(64, BLOCK_NUMBERS // len(loc))):
+        curvature = output_curvature(layer.likelihood, design @ loc.mT, targets, noise)
+        total.addmm_(curvature.mT, design.square())
+    return total
 
 
 def prior_precision(layer: LastLayer, loc: Tensor, hyper: dict[str, Tensor]) -> Tensor:
@@ -206,7 +234,11 @@ class Ascent:
 
 def maximise(objective: Callable[[], Tensor], parameters: list[Tensor], num_rows: int) -> None:
     """Raise a log density by at most 20 steps of L-BFGS, in place."""
-    optimizer = torch.optim.LBFGS(parameters, max_iter=NUM_STEPS, line_search_fn="strong_wolfe")
+    num_numbers = sum(parameter.numel() for parameter in parameters)
+    history = max(1, min(NUM_STEPS, MAX_HISTORY // (2 * num_numbers)))
+    optimizer = torch.optim.LBFGS(
+        parameters, max_iter=NUM_STEPS, history_size=history, line_search_fn="strong_wolfe"
+    )
 
     def closure() -> Tensor:
         optimizer.zero_grad()

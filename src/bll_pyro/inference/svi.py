@@ -29,8 +29,8 @@ from bll_pyro.inference.objective import elbo, learn
 from bll_pyro.inference.plateau import PACE, Plateau
 from bll_pyro.inference.rows import Rows
 from bll_pyro.inference.scale_path import Fold, HeldOutLosses, ScaleGrid, ScalePath, fold_of, smallest_scale
-from bll_pyro.inference.schedule import adam, half_cosine
-from bll_pyro.inference.start import warm_start
+from bll_pyro.inference.schedule import adam, default_rate, half_cosine
+from bll_pyro.inference.start import first_scales, warm_start
 from bll_pyro.inference.targets import Targets, known_of, values_of, weight_of
 from bll_pyro.layer import LastLayer
 from bll_pyro.likelihoods.base import TargetShape
@@ -41,6 +41,9 @@ from bll_pyro.scope import generator
 NUM_GUIDE_DRAWS = 1000  # of guides without a closed form
 NUM_DRAWS = 8  # draws of each row for the ELBO that is reported
 NUM_EVALUATED = 2**16  # or so many rows and draws in all
+MAX_EVALUATED = 2**27  # and so many outputs of rows and draws
+MAX_BLOCK = 8192  # rows evaluated at once
+BLOCK_NUMBERS = 2**24  # or so many outputs
 NUM_PATH_STEPS = 100  # at each scale of the path, from the fit at the scale before
 MIN_STEPS = 300  # fewer have not reached an optimum whose scale could be compared
 
@@ -56,7 +59,8 @@ class SVI(Inference):
     guide
         Variational family.
     learning_rate
-        Step of Adam at the start; it falls to zero along a half cosine.
+        Step of Adam at the start; it falls to zero along a half cosine. None (default) takes 0.02, and beyond 128 features
+        less: ``0.02 sqrt(128 / D)``.
     backbone_learning_rate
         Step for the backbone in joint training; None (default) leaves the backbone frozen.
     num_epochs
@@ -83,7 +87,7 @@ class SVI(Inference):
     """
 
     guide: Guide = Diagonal()
-    learning_rate: float = 0.02
+    learning_rate: float | None = None
     backbone_learning_rate: float | None = None
     num_epochs: int | None = None
     batch_size: int | None = None
@@ -102,7 +106,7 @@ class SVI(Inference):
             )
         for name in ("learning_rate", "backbone_learning_rate", "clip_norm"):
             value = getattr(self, name)
-            if value is None and name != "learning_rate":
+            if value is None:
                 continue
             if not isinstance(value, (int, float)) or not 0 < value < float("inf"):
                 raise ValueError(f"SVI({name}=...): expected a positive number, got {value!r}")
@@ -136,6 +140,10 @@ class SVI(Inference):
     def rotates(self, layer: LastLayer) -> bool:
         """Turn to principal axes where both guide and prior allow it."""
         return self.guide.rotates and layer.prior.turns
+
+    def rate(self, num_features: int) -> float:
+        """Learning rate for rows of D features."""
+        return self.learning_rate or default_rate(num_features)
 
     def epochs(self, num_rows: int, batch_size: int) -> int:
         """Number of passes over the data."""
@@ -177,6 +185,8 @@ class SVI(Inference):
     def _guide(self, layer: LastLayer, model: Model, rows: Rows, chosen: Learned | None) -> PyroModule:
         """The guide at its start; with scales that were chosen, or where those that are learned begin."""
         learned = {k: v.detach() for k, v in model.learned.items()} if chosen is None else chosen
+        if chosen is None and not isinstance(self.guide, MAP):  # a point learns no scale
+            learned = first_scales(learned, model.num_features)
         start = warm_start(layer, model.globals, rows, model.num_outputs, learned)
         if self.guide.starts_joint:
             start = joint_start(layer, model.globals, rows, start, learned)
@@ -190,6 +200,7 @@ class Objective:
         self.layer, self.model, self.guide, self.num_rows = layer, model, guide, num_rows
         self.closed = isinstance(guide, GaussianGuide) and layer.prior.has_density and svi.output_space
         self.learns = not isinstance(svi.guide, MAP)
+        self.learning_rate = svi.rate(model.num_features)
         self.learned = {k: v.detach() for k, v in model.learned.items()}
         self.chooses = self.closed and bool(self.learned)
         self._trace_elbo = None if self.closed else Trace_ELBO()(model, guide)
@@ -256,10 +267,12 @@ class Objective:
     def evaluate(self, rows: Rows, seed: int) -> float:
         """ELBO of all rows, averaged over eight draws of each; fewer where there are so many rows that they average out."""
         random = generator(seed + 1, rows.device)
-        num_draws = max(1, min(NUM_DRAWS, NUM_EVALUATED // rows.num_rows))
+        num_outputs = self.model.num_outputs
+        most = min(NUM_EVALUATED // rows.num_rows, MAX_EVALUATED // (rows.num_rows * num_outputs))
+        num_draws, size = max(1, min(NUM_DRAWS, most)), max(64, min(MAX_BLOCK, BLOCK_NUMBERS // num_outputs))
         total = 0.0
         for _ in range(num_draws):
-            batches = [(float(self(d, t, random)), len(d)) for d, t in rows.blocks()]
+            batches = [(float(self(d, t, random)), len(d)) for d, t in rows.blocks(size)]
             # each block estimates the whole ELBO from its rows, so blocks are averaged by their size
             total += sum(value * size for value, size in batches) / rows.num_rows
         return total / num_draws
@@ -299,7 +312,7 @@ def train(
     num_epochs = svi.epochs(rows.num_rows, batch_size)
     objective.prepare(rows)
     parameters = objective.parameters
-    optimizer = adam(parameters, svi.learning_rate)
+    optimizer = adam(parameters, objective.learning_rate)
     num_steps = num_epochs * -(-rows.num_rows // batch_size)
     history: list[Tensor] = []
     plateau = Plateau(num_steps)
@@ -310,7 +323,7 @@ def train(
     for epoch in range(num_epochs):
         first = len(history)
         for design, targets in rows.batches(batch_size, random):
-            optimizer.param_groups[0]["lr"] = svi.learning_rate * half_cosine(done / num_steps)
+            optimizer.param_groups[0]["lr"] = objective.learning_rate * half_cosine(done / num_steps)
             history.append(objective.gradient(design, targets, random))
             if svi.clip_norm is not None:
                 nn.utils.clip_grad_norm_(parameters, svi.clip_norm, foreach=True)
@@ -360,7 +373,7 @@ def what_went_wrong(
         for _ in range(NUM_PASSES):
             yield from (partial(attempt, *batch) for batch in rows.batches(batch_size, random))
 
-    optimizer = adam(objective.parameters, svi.learning_rate)
+    optimizer = adam(objective.parameters, objective.learning_rate)
     return culprit(objective.guide, objective.model, optimizer, attempts())
 
 
@@ -401,7 +414,7 @@ def fold_fits(svi: SVI, objective: Objective, rows: Rows, held_out: Tensor, num_
 
     return FoldFits(
         layer, turned, held_out.to(rows.device), globals_.noise(values), globals_.hyper(values), start, is_point,
-        num_steps, min(svi.batch_size or 512, rows.num_rows), svi.learning_rate,
+        num_steps, min(svi.batch_size or 512, rows.num_rows), objective.learning_rate,
     )  # fmt: skip
 
 
@@ -424,12 +437,12 @@ def left_out_path(
 
 def climb(svi: SVI, objective: Objective, rows: Rows, random: torch.Generator, num_steps: int) -> None:
     """Some steps of Adam from where the parameters are."""
-    optimizer = adam(objective.parameters, svi.learning_rate)
+    optimizer = adam(objective.parameters, objective.learning_rate)
     batch_size = min(svi.batch_size or 512, rows.num_rows)
     done = 0
     while done < num_steps:
         for design, targets in rows.batches(batch_size, random):
-            optimizer.param_groups[0]["lr"] = svi.learning_rate * half_cosine(done / num_steps)
+            optimizer.param_groups[0]["lr"] = objective.learning_rate * half_cosine(done / num_steps)
             objective.gradient(design, targets, random)
             if svi.clip_norm is not None:
                 nn.utils.clip_grad_norm_(objective.parameters, svi.clip_norm, foreach=True)

@@ -13,6 +13,7 @@ from bll_pyro.inference.surrogate import Surrogate
 ROUGH_TOLERANCE = 0.3  # distance from the mode at which the surrogate is made
 LEARNED_TOLERANCE = 0.2  # in standard deviations that the evidence has as a density of psi
 GLOBALS_TOLERANCE = 1e-3
+FAR = 1.0  # a move of a log after which the last mode may be a bad start
 REACH = 12.0  # of the logs, either side of their start
 DIFFERENCE = 0.02
 
@@ -28,17 +29,17 @@ def maximize_evidence(
         reach[: settings.num_learned] = 0.0
     bounds = psi - reach, psi + reach
     curvature = torch.eye(len(psi), dtype=psi.dtype, device=psi.device) * evidence.rows.total_weight
-    free = settings.of_prior
+    free, found_at = settings.of_prior, psi
     if free and start is None:
-        rough = evidence.fit_at(psi, tolerance=ROUGH_TOLERANCE)
-        weights = rough.mode.weights
-        psi, block = climb_surrogate(evidence, rough, free, bounds)
+        psi, block, weights = first_guess(evidence, psi, free, bounds)
         curvature[torch.tensor(free)[:, None], torch.tensor(free)] = block
 
     def evaluate(argument: Tensor) -> tuple[float, Tensor, LaplaceAt]:
-        nonlocal weights
+        nonlocal weights, found_at
+        if weights is not None and bool(((argument - found_at).abs() > FAR).any()):
+            weights = evidence.likelier(argument, weights)
         at = evidence.fit_at(argument, weights)
-        weights = at.mode.weights
+        weights, found_at = at.mode.weights, argument
         return at.log_evidence, evidence.gradient(at), at
 
     if not bool((bounds[0] < bounds[1]).any()):
@@ -48,10 +49,14 @@ def maximize_evidence(
     return ascend(evaluate, psi, curvature, tolerance, bounds, evidence.rounding)
 
 
-def climb_surrogate(
-    evidence: Evidence, at: LaplaceAt, free: list[int], bounds: tuple[Tensor, Tensor]
-) -> tuple[Tensor, Tensor]:
-    """Best psi of the linear Gaussian model that touches the rows' likelihood at ``at``, and the curvature there."""
+def first_guess(
+    evidence: Evidence, psi: Tensor, free: list[int], bounds: tuple[Tensor, Tensor]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Best psi of the linear Gaussian model that touches the rows' likelihood near their mode at ``psi``.
+
+    Also the curvature in the free coordinates there, and that mode ``[K, P]``.
+    """
+    at = evidence.fit_at(psi, tolerance=ROUGH_TOLERANCE)
     mode = at.mode
     linear = evidence.curvature.times(at.sums, mode.weights) + mode.rows.gradient
 
@@ -71,7 +76,7 @@ def climb_surrogate(
     first = torch.eye(len(at.psi), dtype=at.psi.dtype, device=at.psi.device)
     first[torch.tensor(free)[:, None], torch.tensor(free)] = block
     psi = ascend(evaluate, at.psi, first, LEARNED_TOLERANCE, bounds).argument
-    return psi, surrogate.curvature_at(psi, free)
+    return psi, surrogate.curvature_at(psi, free), mode.weights
 
 
 def globals_spread(evidence: Evidence, at: LaplaceAt) -> tuple[Tensor, Tensor]:

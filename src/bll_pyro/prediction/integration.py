@@ -9,7 +9,9 @@ from bll_pyro.gaussian import Outputs
 from bll_pyro.prediction.probit import Probit
 
 # draws x rows x outputs held at once: what a cache of a CPU holds, or what keeps a GPU busy
-CHUNK_NUMBERS = {"cpu": 2**19, "cuda": 2**26}
+CHUNK_NUMBERS = {"cpu": 2**20, "cuda": 2**26}
+FEW_ROWS = 16  # with many outputs: fewer rows at once are slow, since vectors run along them
+MAX_NUMBERS = 2**27  # half a gigabyte
 
 
 @dataclass(frozen=True)
@@ -28,9 +30,12 @@ class QuasiMonteCarlo:
     seed: int = 0
 
     def chunks(self, outputs: Outputs) -> Iterator[slice]:
-        """Rows whose draws are held at once."""
+        """Rows whose draws are held at once, about the same number in every chunk."""
         at_once = CHUNK_NUMBERS.get(outputs.mean.device.type, 2**24)
-        size = max(1, at_once // (self.num_points * outputs.num_outputs))
+        of_row = self.num_points * outputs.num_outputs
+        most = max(1, at_once // of_row, min(FEW_ROWS, MAX_NUMBERS // of_row))
+        num_chunks = max(1, -(-outputs.num_rows // most))
+        size = max(1, -(-outputs.num_rows // num_chunks))
         for start in range(0, outputs.num_rows, size):
             yield slice(start, start + size)
 
