@@ -19,7 +19,7 @@ def outputs(num_rows: int, num_outputs: int) -> OutputGaussian:
 @pytest.mark.parametrize(
     ("num_rows", "num_outputs", "num_points", "largest"),
     [
-        (1000, 10, 256, 2**20 // 2560),  # what a cache holds
+        (1000, 10, 256, 3 * 2**19 // 2560),  # what a cache holds
         (40, 3_100, 256, 16),  # fewer rows than this are slow
         (40, 21_000, 512, 2**27 // (21_000 * 512)),  # memory
         (3, 21_000, 2**14, 1),  # never less than a row

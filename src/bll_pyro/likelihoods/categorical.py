@@ -14,6 +14,7 @@ from torch.nn import functional
 from bll_pyro.gaussian import Outputs
 from bll_pyro.information import SoftmaxInformation
 from bll_pyro.likelihoods.base import Likelihood, TargetShape, describe, halves, integer_targets
+from bll_pyro.scratch import scratch
 
 MAX_LOG_ODDS = 80.0  # whose exponential is still a float32
 
@@ -164,7 +165,8 @@ def independent_expectations(loc: Tensor, scale: Tensor, points: Tensor) -> tupl
     num_outputs, num_points = points.shape
     loc = loc - loc.amax(0)
     reach = scale * points.abs().amax()
-    values = torch.addcmul(loc[:, None], scale[:, None], points[..., None])
+    values = scratch((num_outputs, num_points, loc.shape[1]), loc)
+    torch.addcmul(loc[:, None], scale[:, None], points[..., None], out=values)
     largest: Tensor | float = 0.0
     if bool((loc + reach).amax() > MAX_LOG_ODDS) or bool((loc - reach).amax(0).amin() < -MAX_LOG_ODDS / 2):
         largest = values.amax(0)

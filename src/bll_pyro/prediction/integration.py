@@ -9,7 +9,7 @@ from bll_pyro.gaussian import Outputs
 from bll_pyro.prediction.probit import Probit
 
 # draws x rows x outputs held at once: what a cache of a CPU holds, or what keeps a GPU busy
-CHUNK_NUMBERS = {"cpu": 2**20, "cuda": 2**26}
+CHUNK_NUMBERS = {"cpu": 3 * 2**19, "cuda": 2**26}
 FEW_ROWS = 16  # with many outputs: fewer rows at once are slow, since vectors run along them
 MAX_NUMBERS = 2**27  # half a gigabyte
 

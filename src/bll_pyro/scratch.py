@@ -1,0 +1,38 @@
+"""Memory that a computation fills again and again.
+
+An allocator may give every large array back to the operating system, and what comes back from there has to be mapped page by page:
+for arrays that are filled once and read once that costs as much as the work on them.
+"""
+
+from __future__ import annotations
+
+import threading
+
+import torch
+from torch import Tensor
+
+MAX_NUMBERS = 2**21  # kept; more is asked for anew
+
+
+class _Kept(threading.local):
+    """What this thread keeps, by dtype."""
+
+    def __init__(self) -> None:
+        self.memory: dict[torch.dtype, Tensor] = {}
+
+
+_KEPT = _Kept()
+
+
+def scratch(shape: tuple[int, ...], like: Tensor) -> Tensor:
+    """An array of any content, like another in dtype and device, which is the caller's until it asks for the next one.
+
+    Other threads have their own. On a device the allocator of torch does the same already.
+    """
+    num_numbers = torch.Size(shape).numel()
+    if like.device.type != "cpu" or num_numbers > MAX_NUMBERS:
+        return like.new_empty(shape)
+    memory = _KEPT.memory.get(like.dtype)
+    if memory is None or len(memory) < num_numbers:
+        memory = _KEPT.memory[like.dtype] = like.new_empty(num_numbers)
+    return memory[:num_numbers].view(shape)
