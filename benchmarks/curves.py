@@ -196,8 +196,9 @@ def _memory_table(report: Report, options: Options) -> Table:
 def _draw(curves: dict[str, dict[str, list[float]]], sizes: dict[str, list[int]], path: Path) -> None:
     """Draw one panel for each letter, both axes logarithmic, with a dotted line of slope 1."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import NullFormatter
 
-    figure = Figure(figsize=(3.2 * len(curves), 3.2), layout="constrained")
+    figure = Figure(figsize=(3.2 * len(curves), 4.2), layout="constrained")
     panels = figure.subplots(1, len(curves), squeeze=False)[0]
     for panel, (letter, works) in zip(panels, curves.items()):
         values = sizes[letter]
@@ -206,6 +207,10 @@ def _draw(curves: dict[str, dict[str, list[float]]], sizes: dict[str, list[int]]
         last = next(iter(works.values()))[-1]
         panel.loglog(values, [last * v / values[-1] for v in values], "k:", linewidth=0.8, label="slope 1")
         panel.set_xlabel(letter)
-        panel.legend(fontsize="x-small")
+        # the sizes themselves: the labels that a logarithmic axis makes up between powers of ten run into each other
+        panel.set_xticks(values, [f"{value:,}" for value in values], fontsize="x-small", rotation=30)
+        panel.set_xticks([], minor=True)
+        panel.yaxis.set_minor_formatter(NullFormatter())
+        panel.legend(fontsize="x-small", loc="upper left", bbox_to_anchor=(0.0, -0.32))
     panels[0].set_ylabel("seconds")
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=110, bbox_inches="tight")
