@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bll_pyro.scratch import scratch
+
 
 @dataclass(frozen=True, eq=False)
 class Frame:
@@ -52,14 +54,30 @@ class Frame:
         centred = features.to(self.center) - self.center
         return centred / self.scale if centred.requires_grad else centred.div_(self.scale)
 
-    def design(self, features: Tensor) -> Tensor:
-        """The design matrix ``[N, P]``: standardised, turned, and with ones for the bias."""
+    def design(self, features: Tensor, passing: bool = False) -> Tensor:
+        """The design matrix ``[N, P]``: standardised, turned, and with ones for the bias.
+
+        ``passing`` is for rows that are used at once and without gradients: the next such call fills the same memory.
+        """
+        if passing:
+            return self._passing_design(features.to(self.center))
         values = self.standardized(features)
         if self.rotation is not None:
             values = values @ self.rotation
         if not self.bias:
             return values
         return torch.cat([values, values.new_ones(values.shape[0], 1)], -1)
+
+    def _passing_design(self, features: Tensor) -> Tensor:
+        design = scratch("design", (len(features), self.num_features + int(self.bias)), features)
+        values = design[:, : self.num_features]
+        standardized = values if self.rotation is None else scratch("standardized", features.shape, features)
+        torch.sub(features, self.center, out=standardized).div_(self.scale)
+        if self.rotation is not None:
+            torch.mm(standardized, self.rotation, out=values)
+        if self.bias:
+            design[:, -1] = 1.0
+        return design
 
     def targets(self, targets: Tensor) -> Tensor:
         """Standardised targets ``[N, T]`` (labels pass through: their frame is the identity)."""

@@ -140,7 +140,7 @@ class GaussianPosterior(Posterior):
 
     def outputs(self, features: Tensor) -> OutputGaussian | OutputCoupled:
         """Gaussian outputs in closed form; tied to the noise where likelihood and posterior tie them."""
-        design = self.frame.design(features)
+        design = self.frame.design(features, passing=not torch.is_grad_enabled())
         if self.latents.coupling is None or not self.layer.likelihood.noise_moves_outputs:
             return self._marginal.outputs(design)
         latents = self.latents.first(self.globals.num_noise)

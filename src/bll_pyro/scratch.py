@@ -11,28 +11,33 @@ import threading
 import torch
 from torch import Tensor
 
-MAX_NUMBERS = 2**21  # kept; more is asked for anew
+MAX_NUMBERS = 2**22  # kept for each name; more is asked for anew
 
 
 class _Kept(threading.local):
-    """What this thread keeps, by dtype."""
+    """What this thread keeps, by name and dtype."""
 
     def __init__(self) -> None:
-        self.memory: dict[torch.dtype, Tensor] = {}
+        self.memory: dict[tuple[str, torch.dtype], Tensor] = {}
 
 
 _KEPT = _Kept()
 
 
-def scratch(shape: tuple[int, ...], like: Tensor) -> Tensor:
-    """An array of any content, like another in dtype and device, which is the caller's until it asks for the next one.
+def scratch(name: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
+    """An array of any content, like another in dtype and device, which is the caller's until the name is asked for again.
 
-    Other threads have their own. On a device the allocator of torch does the same already.
+    Other threads have their own. On a device the allocator of torch does the same already, and a program that is being traced
+    must not hold memory from outside.
     """
     num_numbers = torch.Size(shape).numel()
-    if like.device.type != "cpu" or num_numbers > MAX_NUMBERS:
+    if like.device.type != "cpu" or num_numbers > MAX_NUMBERS or _is_traced():
         return like.new_empty(shape)
-    memory = _KEPT.memory.get(like.dtype)
+    memory = _KEPT.memory.get((name, like.dtype))
     if memory is None or len(memory) < num_numbers:
-        memory = _KEPT.memory[like.dtype] = like.new_empty(num_numbers)
+        memory = _KEPT.memory[name, like.dtype] = like.new_empty(num_numbers)
     return memory[:num_numbers].view(shape)
+
+
+def _is_traced() -> bool:
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()

@@ -38,6 +38,13 @@ def test_chunks_hold_every_row_once_and_no_more_than_is_allowed(
     assert not sizes or max(sizes) - min(sizes) < len(sizes)  # about the same in each
 
 
+def test_blocks_hold_every_row_once() -> None:
+    given = OutputGaussian(torch.zeros(5000, 1).expand(5000, 2000))
+    blocks = list(bll.QuasiMonteCarlo().blocks(given))
+    assert [row for block in blocks for row in range(5000)[block]] == list(range(5000))
+    assert max(len(range(5000)[block]) for block in blocks) == 2**21 // 2000
+
+
 @pytest.mark.parametrize("mixed", [False, True])
 def test_their_size_changes_nothing(mixed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     given = outputs(50, 5)
@@ -45,6 +52,7 @@ def test_their_size_changes_nothing(mixed: bool, monkeypatch: pytest.MonkeyPatch
         given = OutputGaussian(given.loc, given.scale, mixing=torch.randn(5, 5, generator=generator(1)))
     one = predict_classes(given, bll.likelihoods.Categorical(5), {}, bll.QuasiMonteCarlo(64))
     monkeypatch.setitem(module.CHUNK_NUMBERS, "cpu", 7 * 5 * 64)
+    monkeypatch.setattr(module, "BLOCK_NUMBERS", 20 * 5)
     monkeypatch.setattr(module, "FEW_ROWS", 1)
     other = predict_classes(given, bll.likelihoods.Categorical(5), {}, bll.QuasiMonteCarlo(64))
     for name in ("probs", "total", "epistemic", "error"):

@@ -10,6 +10,7 @@ from bll_pyro.prediction.classes import predict_classes
 from bll_pyro.prediction.labels import predict_labels
 from bll_pyro.scope import generator
 
+ALL = [slice(None)]
 BERNOULLI = bll.likelihoods.Bernoulli()
 
 
@@ -137,8 +138,8 @@ def test_classes_first_equals_classes_last(kind: str) -> None:
         given = OutputGaussian(given.loc)
     layer = bll.likelihoods.Categorical(4, temperature=0.7)
     kept = given.loc.clone()
-    found = layer.class_expectations(given, 32, 1)
-    expected = super(type(layer), layer).class_expectations(given, 32, 1)
+    found = layer.class_expectations(given, ALL, 32, 1)
+    expected = super(type(layer), layer).class_expectations(given, ALL, 32, 1)
     for one, other in zip(found, expected, strict=True):
         assert torch.allclose(one, other, atol=3e-6, equal_nan=True)
     assert torch.equal(given.loc, kept)
@@ -151,7 +152,7 @@ def test_independent_outputs_need_no_largest_logit(scale: float, num_points: int
     given = outputs(50, 5, 3.0)
     given = OutputGaussian(given.loc, torch.full_like(given.loc, scale))
     layer = bll.likelihoods.Categorical(5)
-    expected = super(type(layer), layer).class_expectations(given, num_points, 1)
-    found = layer.class_expectations(given, num_points, 1)
+    expected = super(type(layer), layer).class_expectations(given, ALL, num_points, 1)
+    found = layer.class_expectations(given, ALL, num_points, 1)
     for one, other in zip(found, expected, strict=True):
         assert torch.allclose(one, other, atol=3e-6 * max(1.0, scale))

@@ -88,7 +88,7 @@ class NoiseMixturePosterior(Posterior):
 
     def outputs(self, features: Tensor) -> OutputMixture:
         """Outputs given the noise in closed form, one component for each of its values."""
-        design = self.frame.design(features)
+        design = self.frame.design(features, passing=not torch.is_grad_enabled())
         weights = self._component_weights
         given = weights.outputs(design)
         assert given.scale is not None

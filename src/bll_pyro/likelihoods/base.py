@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Iterable
 from typing import Any, ClassVar, Self
 
 import pyro
@@ -152,12 +153,18 @@ class Likelihood(Declaration):
         raise NotImplementedError(f"{type(self).__name__} has no classes")
 
     def class_expectations(
-        self, outputs: Outputs, num_points: int, seed: int = 0, **noise: Tensor
+        self, outputs: Outputs, chunks: Iterable[slice], num_points: int, seed: int = 0, **noise: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """``E[p(y | f)]`` ``[N, C]``, ``E[H(p(y | f))]`` in nats ``[N]``, and the error of the former ``[N]``: see ``halves``."""
-        probs = self.class_probs(outputs.draws(num_points, seed), **noise)
-        mean, error = halves(probs)
-        return mean, torch.special.entr(probs).sum(-1).mean(0), error.square().mean(-1).sqrt()
+        """``E[p(y | f)]`` ``[N, C]``, ``E[H(p(y | f))]`` in nats ``[N]``, and the error of the former ``[N]``: see ``halves``.
+
+        ``chunks`` are the rows whose draws are held at once.
+        """
+        parts = []
+        for rows in chunks:
+            probs = self.class_probs(outputs.rows(rows).draws(num_points, seed), **noise)
+            mean, error = halves(probs)
+            parts.append((mean, torch.special.entr(probs).sum(-1).mean(0), error.square().mean(-1).sqrt()))
+        return joined(parts)
 
     def label_probs(self, outputs: Tensor, **noise: Tensor) -> Tensor:
         """Probability ``[..., N, T]`` of each label given the outputs (binary likelihoods)."""
@@ -223,6 +230,12 @@ def halves(values: Tensor) -> tuple[Tensor, Tensor]:
     middle = len(values) // 2
     first, second = values[:middle].mean(0), values[middle:].mean(0)
     return torch.lerp(second, first, middle / len(values)), (first - second).abs() / 2
+
+
+def joined(parts: Iterable[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
+    """Three answers for all rows, from those for some rows each."""
+    first, second, third = zip(*parts, strict=True)
+    return torch.cat(first), torch.cat(second), torch.cat(third)
 
 
 def scale_site(prior: dist.Distribution | None, num_targets: int) -> dist.Distribution:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -13,10 +14,13 @@ from torch.nn import functional
 
 from bll_pyro.gaussian import Outputs
 from bll_pyro.information import SoftmaxInformation
-from bll_pyro.likelihoods.base import Likelihood, TargetShape, describe, halves, integer_targets
+from bll_pyro.likelihoods.base import Likelihood, TargetShape, describe, halves, integer_targets, joined
 from bll_pyro.scratch import scratch
 
 MAX_LOG_ODDS = 80.0  # whose exponential is still a float32
+# Draws are turned into logarithms of base 2: torch leaves exp to a library that some processors run four times slower than
+# exp2, which it does by itself, and both are exact to the last digit.
+BITS = math.log2(math.e)
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,13 +93,12 @@ class Categorical(Likelihood):
         )  # sums over the classes are then sums of long vectors
         own = draws.gather(0, targets.expand(1, draws.shape[1], -1))
         draws -= own
-        if self.temperature != 1.0:
-            draws /= self.temperature
-        odds = draws.clamp_max(MAX_LOG_ODDS).exp_().sum(0)
+        draws *= BITS / self.temperature
+        odds = draws.clamp_max(MAX_LOG_ODDS * BITS).exp2_().sum(0)
         result = odds.reciprocal_().mean(0).log_()
         far = result < -MAX_LOG_ODDS / 2  # where the largest odds may have been cut
         if bool(far.any()):
-            log_probs = -draws[:, :, far].logsumexp(0)
+            log_probs = -(draws[:, :, far] / BITS).logsumexp(0)
             result[far] = log_probs.logsumexp(0) - math.log(draws.shape[1])
         return result
 
@@ -104,7 +107,7 @@ class Categorical(Likelihood):
         return torch.softmax(outputs / self.temperature, -1)
 
     def class_expectations(
-        self, outputs: Outputs, num_points: int, seed: int = 0, **noise: Tensor
+        self, outputs: Outputs, chunks: Iterable[slice], num_points: int, seed: int = 0, **noise: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The same with the classes first ``[K, S, N]``: sums over a few classes are then sums of long vectors.
 
@@ -114,17 +117,19 @@ class Categorical(Likelihood):
         parts = outputs.independent(num_points, seed)
         if parts is not None and num_points > 1:
             loc, scale, points = parts
-            return independent_expectations(loc / self.temperature, scale / self.temperature, points)
-        logits = outputs.draws_by_output(num_points, seed)
-        if self.temperature != 1.0:
-            logits /= self.temperature
-        logits -= logits.amax(0)
-        probs = logits.exp()
-        normaliser = probs.sum(0)
-        probs /= normaliser
-        entropy = (normaliser.log() - logits.mul_(probs).sum(0)).mean(0)
-        mean, error = halves(probs.transpose(0, 1))
-        return mean.mT.contiguous(), entropy, error.square().mean(0).sqrt()
+            return independent_expectations(loc / self.temperature, scale / self.temperature, points, chunks)
+        found = []
+        for rows in chunks:
+            bits = outputs.rows(rows).draws_by_output(num_points, seed)
+            bits -= bits.amax(0)
+            bits *= BITS / self.temperature
+            probs = bits.exp2()
+            normaliser = probs.sum(0)
+            probs /= normaliser
+            entropy = (normaliser.log() - bits.mul_(probs).sum(0) / BITS).mean(0)
+            mean, error = halves(probs.transpose(0, 1))
+            found.append((mean.mT.contiguous(), entropy, error.square().mean(0).sqrt()))
+        return joined(found)
 
     def expected_derivatives(self, draws: Tensor, targets: Tensor, **noise: Tensor) -> tuple[Tensor, Tensor]:
         """``E[e_y - p] / temperature`` and ``E[diag(p) - p p'] / temperature^2``."""
@@ -132,9 +137,8 @@ class Categorical(Likelihood):
             memory_format=torch.contiguous_format
         )  # classes first: long vectors
         logits -= logits.amax(0)
-        if self.temperature != 1.0:
-            logits /= self.temperature
-        probs = logits.exp_()
+        logits *= BITS / self.temperature
+        probs = logits.exp2_()
         probs /= probs.sum(0)
         mean = probs.mean(1).mT
         hot = functional.one_hot(targets, self.num_classes).to(mean)
@@ -152,34 +156,52 @@ class Categorical(Likelihood):
         return SoftmaxInformation(self.class_probs(outputs), self.temperature**-2)
 
 
-def independent_expectations(loc: Tensor, scale: Tensor, points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def independent_expectations(
+    loc: Tensor, scale: Tensor, points: Tensor, chunks: Iterable[slice]
+) -> tuple[Tensor, Tensor, Tensor]:
     """Mean ``[N, K]`` of the softmax p of ``loc + scale * points``, its mean entropy, and the error of the mean, both ``[N]``.
 
     For S > 1 points e ``[K, S]`` that all rows share. The mean entropy is
-    ``E[log Z] - sum_k (loc_k E[p_k] + scale_k E[p_k e_k])``, and both expectations are products of p ``[K, S, N]`` with
-    one small matrix: p is read once, and nothing else of its size is made.
+    ``E[log Z] - sum_k (loc_k E[p_k] + scale_k E[p_k e_k])``, and both expectations are products of p with one small matrix: p is
+    read once, and nothing else of its size is made.
+
+    p lies in memory as two halves of the points ``[2, K, S / 2, N]``. Their means give the error, and two threads that share the
+    work have a half each from the first operation to the last: what one has written the other never waits for.
 
     Exponentials are relative to each row's largest ``loc``, and to the largest of each draw only where these might leave the
     range of the numbers.
     """
     num_outputs, num_points = points.shape
-    loc = loc - loc.amax(0)
-    reach = scale * points.abs().amax()
-    values = scratch((num_outputs, num_points, loc.shape[1]), loc)
-    torch.addcmul(loc[:, None], scale[:, None], points[..., None], out=values)
-    largest: Tensor | float = 0.0
-    if bool((loc + reach).amax() > MAX_LOG_ODDS) or bool((loc - reach).amax(0).amin() < -MAX_LOG_ODDS / 2):
-        largest = values.amax(0)
-        values -= largest
-    probs = values.exp_()
-    normaliser = probs.sum(0)
-    probs *= normaliser.reciprocal()
     middle = num_points // 2
-    sums = points.new_zeros(num_outputs, 3, num_points)
-    sums[:, 0, :middle] = 1 / middle
-    sums[:, 1, middle:] = 1 / (num_points - middle)
-    sums[:, 2] = points / num_points
-    first, second, slope = torch.bmm(sums, probs).unbind(1)
-    mean = torch.lerp(second, first, middle / num_points)
-    entropy = (normaliser.log_() + largest).mean(0) - (loc * mean + scale * slope).sum(0)
-    return mean.mT.contiguous(), entropy, ((first - second) / 2).square().mean(0).sqrt()
+    size = num_points - middle
+    e = torch.stack(
+        [points[:, :size], points[:, middle:]]
+    )  # of an odd number both halves have the one between,
+    share = points.new_full((2, 1, size), 1 / num_points)
+    share[0, :, middle:] = 0.0  # which counts in the second
+    sums = torch.stack([share.expand_as(e), share * e], 2).view(2 * num_outputs, 2, size)
+    ones = points.new_ones(2, 1, num_outputs)
+    loc = loc - loc.amax(0)
+    far = bool(scale.amax() * points.abs().amax() > MAX_LOG_ODDS / 2)
+    loc_bits, scale_bits, e = BITS * loc[:, None], BITS * scale[:, None], e[..., None]
+    found = loc.new_empty(2, num_outputs, 2, loc.shape[1])
+    log_normaliser = loc.new_empty(loc.shape[1])
+    for rows in chunks:
+        chunk = loc_bits[..., rows]
+        shape = (2, num_outputs, size, chunk.shape[-1])
+        values = torch.addcmul(chunk, scale_bits[..., rows], e, out=scratch("draws", shape, loc))
+        if far:
+            largest = values.amax(1, keepdim=True)
+            values -= largest
+        probs = values.exp2_()
+        normaliser = torch.bmm(ones, probs.view(2, num_outputs, -1)).view(2, 1, *shape[2:])
+        probs *= normaliser.reciprocal()
+        found[..., rows] = torch.bmm(sums, probs.view(-1, *shape[2:])).view(2, num_outputs, 2, -1)
+        normaliser.log_()
+        if far:
+            normaliser += largest / BITS
+        log_normaliser[rows] = share.view(-1) @ normaliser.view(2 * size, -1)
+    mean, slope = found.sum(0).unbind(1)
+    first, second = found[0, :, 0] * (num_points / middle), found[1, :, 0] * (num_points / size)
+    entropy = log_normaliser - (loc * mean + scale * slope).sum(0)
+    return mean.mT.contiguous(), entropy, (first - second).square().mean(0).sqrt() / 2

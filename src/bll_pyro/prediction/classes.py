@@ -11,6 +11,7 @@ from torch import Tensor
 from bll_pyro import metrics
 from bll_pyro.gaussian import Outputs
 from bll_pyro.likelihoods import Likelihood
+from bll_pyro.likelihoods.base import joined
 from bll_pyro.prediction.base import Prediction, as_targets
 from bll_pyro.prediction.integration import Integration
 from bll_pyro.prediction.probit import Probit
@@ -100,13 +101,13 @@ def predict_classes(
     if isinstance(integration, Probit):
         mean, expected = integration.classes(outputs, likelihood)
     elif temperature == 1.0:
-        parts = [
+        blocks = [outputs.rows(index) for index in integration.blocks(outputs)]
+        mean, expected, error = joined(
             likelihood.class_expectations(
-                outputs.rows(index), integration.num_points, integration.seed, **noise
+                block, integration.chunks(block), integration.num_points, integration.seed, **noise
             )
-            for index in integration.chunks(outputs)
-        ]
-        mean, expected, error = (torch.cat(values) for values in zip(*parts, strict=True))
+            for block in blocks
+        )
     else:
         tempered = []
         for index in integration.chunks(outputs):

@@ -12,6 +12,7 @@ from bll_pyro.prediction.probit import Probit
 CHUNK_NUMBERS = {"cpu": 3 * 2**19, "cuda": 2**26}
 FEW_ROWS = 16  # with many outputs: fewer rows at once are slow, since vectors run along them
 MAX_NUMBERS = 2**27  # half a gigabyte
+BLOCK_NUMBERS = 2**21  # rows x outputs of which there may be several copies at once
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,12 @@ class QuasiMonteCarlo:
 
     num_points: int = 256
     seed: int = 0
+
+    def blocks(self, outputs: Outputs) -> Iterator[slice]:
+        """Rows whose outputs are worked on together, in one or more chunks of draws."""
+        size = max(FEW_ROWS, BLOCK_NUMBERS // outputs.num_outputs)
+        for start in range(0, max(1, outputs.num_rows), size):
+            yield slice(start, start + size)
 
     def chunks(self, outputs: Outputs) -> Iterator[slice]:
         """Rows whose draws are held at once, about the same number in every chunk."""
