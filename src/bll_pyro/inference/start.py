@@ -149,10 +149,9 @@ class Ascent:
     """
 
     def __init__(self, layer: LastLayer, rows: Rows, num_outputs: int) -> None:
-        part = rows.subset(NUM_START_ROWS)
-        self.design, self.targets = part[:]
-        self.squares = self.design.square()
-        self.factor, self.num_rows = rows.num_rows / part.num_rows, rows.num_rows
+        self.part = rows.subset(NUM_START_ROWS)
+        self.design, self.targets = self.part[:]
+        self.factor, self.num_rows = rows.num_rows / self.part.num_rows, rows.num_rows
         self.center = layer.center(self.design.new_zeros(num_outputs, rows.num_columns))
         self.loc = self.center
         self.scale = torch.ones_like(self.loc)
@@ -202,17 +201,16 @@ class Ascent:
         self.loc = loc.detach()
 
     def _move_scales(self, layer: LastLayer, noise: dict[str, Tensor], hyper: dict[str, Tensor]) -> None:
-        curvature = output_curvature(layer.likelihood, self.design @ self.loc.mT, self.targets, noise)
-        data_precision = self.factor * curvature.mT @ self.squares
+        precision = self.factor * data_precision(layer, self.loc, self.part, noise)
         for _ in range(NUM_SCALE_STEPS):
             scale = self.scale.clone().requires_grad_()
             (slope,) = torch.autograd.grad(self._log_prior(layer, self.loc, scale, hyper), scale)
-            self.scale = (data_precision + (-slope / self.scale).clamp_min(1e-4)).rsqrt()
+            self.scale = (precision + (-slope / self.scale).clamp_min(1e-4)).rsqrt()
 
     def _move_globals(
         self, layer: LastLayer, globals_: Globals, values: dict[str, Tensor], learned: dict[str, Tensor]
     ) -> dict[str, Tensor]:
-        outputs, variance = self.design @ self.loc.mT, self.squares @ self.scale.square().mT
+        outputs, variance = self.design @ self.loc.mT, self.design.square() @ self.scale.square().mT
         origin, likelihood = globals_.unconstrain(values), layer.likelihood
         move = torch.zeros_like(origin, requires_grad=True)
 
