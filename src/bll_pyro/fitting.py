@@ -26,6 +26,7 @@ from bll_pyro.layer import LastLayer
 from bll_pyro.ood import Detector, View
 from bll_pyro.posterior import Posterior
 from bll_pyro.prediction import Integration, Prediction, QuasiMonteCarlo, Recalibration, predict
+from bll_pyro.prediction.base import gathered
 from bll_pyro.scope import isolated
 
 if TYPE_CHECKING:
@@ -85,18 +86,23 @@ class Fit:
         the detector's scores always take the default integration, as in its calibration.
         """
         inputs = bundled(inputs, None, exposure)
-        columns, parts, scores, start = self.columns(inputs), [], [], 0
-        for features, _ in self._features(inputs, batch_size):
-            exposed = columns[start : start + len(features)].exposure
-            parts.append(predict(self.posterior, features, integration, exposed, self.recalibration))
-            start += len(features)
-            if self.detector is not None:
-                view = View(features, self.posterior, self.recalibration)
-                if integration in (None, QuasiMonteCarlo()) and exposed is None:
-                    view.prediction = parts[-1]
-                with torch.no_grad():
-                    scores.append(self.detector.score.of(view))
-        prediction: Prediction = type(parts[0]).concat(parts)  # type: ignore[arg-type]
+        columns, scores = self.columns(inputs), []
+
+        def predictions() -> Iterator[Prediction]:
+            start = 0
+            for features, _ in self._features(inputs, batch_size):
+                exposed = columns[start : start + len(features)].exposure
+                part = predict(self.posterior, features, integration, exposed, self.recalibration)
+                start += len(features)
+                if self.detector is not None:
+                    view = View(features, self.posterior, self.recalibration)
+                    if integration in (None, QuasiMonteCarlo()) and exposed is None:
+                        view.prediction = part
+                    with torch.no_grad():
+                        scores.append(self.detector.score.of(view))
+                yield part
+
+        prediction = gathered(predictions())
         if self.detector is None:
             return prediction
         return replace(prediction, ood=self.detector.judge(torch.cat(scores)))

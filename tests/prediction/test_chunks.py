@@ -5,8 +5,9 @@ import torch
 
 import bll_pyro as bll
 from bll_pyro.gaussian import OutputGaussian
+from bll_pyro.prediction import base
 from bll_pyro.prediction import integration as module
-from bll_pyro.prediction.classes import predict_classes
+from bll_pyro.prediction.classes import ClassPrediction, predict_classes
 from bll_pyro.scope import generator
 
 
@@ -57,3 +58,20 @@ def test_their_size_changes_nothing(mixed: bool, monkeypatch: pytest.MonkeyPatch
     other = predict_classes(given, bll.likelihoods.Categorical(5), {}, bll.QuasiMonteCarlo(64))
     for name in ("probs", "total", "epistemic", "error"):
         torch.testing.assert_close(getattr(one, name), getattr(other, name), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("num_parts", [1, 2, 7])
+def test_predictions_of_many_batches_are_joined_in_order(
+    num_parts: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(base, "JOINED_AT_ONCE", 2)
+    given = outputs(3 * num_parts, 4)
+    whole = predict_classes(given, bll.likelihoods.Categorical(4), {}, bll.QuasiMonteCarlo(16))
+    parts = (
+        predict_classes(given.rows(slice(start, start + 3)), whole.likelihood, {}, bll.QuasiMonteCarlo(16))
+        for start in range(0, 3 * num_parts, 3)
+    )
+    found = base.gathered(parts)
+    assert isinstance(found, ClassPrediction)
+    torch.testing.assert_close(found.probs, whole.probs)
+    torch.testing.assert_close(found.epistemic, whole.epistemic, rtol=1e-5, atol=1e-6)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,9 @@ from bll_pyro.prediction.verdict import Verdict
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+JOINED_AT_ONCE = 32
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +59,23 @@ class Prediction(ABC):
     @abstractmethod
     def concat(cls, parts: list[Any]) -> Prediction:
         """Join the predictions of several batches."""
+
+
+def gathered(parts: Iterable[Prediction]) -> Prediction:
+    """Join the predictions of batches as they come.
+
+    A few at a time first: thousands of small arrays among larger ones would keep an allocator from using the room between
+    them again.
+    """
+    some: list[Prediction] = []
+    many: list[Prediction] = []
+    for part in parts:
+        some.append(part)
+        if len(some) == JOINED_AT_ONCE:
+            many.append(type(part).concat(some))
+            some.clear()
+    many += some
+    return type(many[0]).concat(many)
 
 
 def as_targets(targets: Any, num_rows: int) -> Tensor:
