@@ -274,7 +274,7 @@ class Objective:
         for _ in range(num_draws):
             batches = [(float(self(d, t, random)), len(d)) for d, t in rows.blocks(size)]
             # each block estimates the whole ELBO from its rows, so blocks are averaged by their size
-            total += sum(value * size for value, size in batches) / rows.num_rows
+            total += sum(value * num_rows for value, num_rows in batches) / rows.num_rows
         return total / num_draws
 
     @torch.no_grad()
