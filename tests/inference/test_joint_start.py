@@ -1,13 +1,16 @@
 """The start of a guide with one covariance: the exact posterior where that is Normal, the best Gaussian elsewhere."""
 
+import math
+
 import pytest
 import torch
+from scipy.optimize import minimize_scalar
 
 import bll_pyro as bll
 from bll_pyro.frame import Frame
 from bll_pyro.gaussian import flatten
 from bll_pyro.guides import Start
-from bll_pyro.inference.joint_start import joint_start
+from bll_pyro.inference.joint_start import ahead, joint_start
 from bll_pyro.inference.rows import Rows
 from bll_pyro.inference.start import warm_start
 from bll_pyro.model import Model
@@ -77,3 +80,38 @@ def test_too_many_weights_come_back_as_they_were(monkeypatch: pytest.MonkeyPatch
     layer = bll.LastLayer(bll.likelihoods.Categorical(3), bll.priors.Normal(1.0))
     first, start = started(layer, torch.arange(30) % 3, features_of(30))
     assert start is first
+
+
+def test_a_learned_scale_is_where_the_evidence_is_highest() -> None:
+    """Few noisy rows: the prior holds the weights, and setting its scale to theirs again and again would take very long."""
+    features = features_of(12)
+    weight = torch.tensor([[1.0, -2.0, 1.5], [-1.0, 0.5, 2.0]], dtype=torch.float64)
+    noise = 3.0 * torch.randn(12, 2, generator=generator(2), dtype=torch.float64)
+    targets = features @ weight.mT + noise
+    layer = bll.LastLayer(
+        bll.likelihoods.Gaussian(noise_scale=3.0), bll.priors.Normal(scale=None), standardize=False
+    )
+
+    def negative_evidence(log_scale: float) -> float:
+        covariance = (
+            9.0 * torch.eye(12) + math.exp(2 * log_scale) * features @ features.mT + 100.0
+        )  # the bias
+        at = torch.distributions.MultivariateNormal(torch.zeros(12).double(), covariance)
+        return -float(at.log_prob(targets.mT).sum())
+
+    best = math.exp(minimize_scalar(negative_evidence, bounds=(-4, 4), method="bounded").x)
+    start = started(layer, targets, features)[1]
+    assert start.tril is not None
+    order = flatten(features.new_zeros(0), torch.arange(8).view(2, 4), NUM_FEATURES).long()
+    scale = torch.empty(8, dtype=torch.float64)
+    scale[order] = (start.tril @ start.tril.mT).diagonal().sqrt()
+    (found,) = layer.prior.learn(start.loc[:, :NUM_FEATURES], scale.view(2, 4)[:, :NUM_FEATURES]).values()
+    assert float(found) == pytest.approx(best, rel=0.02)
+
+
+def test_what_moves_geometrically_is_seen_to_its_end() -> None:
+    end, logs = torch.tensor([2.0, 0.3]), torch.tensor([[1.0, -0.5]]) * 0.8 ** torch.arange(3.0)[:, None]
+    steps = [{"tau": end * step.exp()} for step in logs]
+    torch.testing.assert_close(ahead(*steps)["tau"], end, rtol=1e-4, atol=0.0)
+    still = {"tau": end}
+    assert torch.equal(ahead(still, still, still)["tau"], end)

@@ -7,6 +7,9 @@ At the highest ELBO over Gaussians ``N(m, P^-1)`` (Opper and Archambeau 2009), w
 where ``g_n`` and ``-L_n`` are slope and Hessian of ``log p(y_n | f_n)``. Both are solved for in turns, by steps along the
 natural gradient (Khan and Lin 2017); expectations are over a fixed set of quasi-random points. Stochastic steps then
 have only to refine it: (K P)^2 / 2 numbers, each with noise of its own, take far more of them than all others together.
+
+Scales of the prior that are learned settle along the way: see :func:`followed` and :func:`ahead`. What is left to the
+stochastic steps creeps, since the weights follow their scale and the scale the weights.
 """
 
 from __future__ import annotations
@@ -30,11 +33,16 @@ from bll_pyro.model import Globals
 from bll_pyro.scope import generator
 
 MAX_WEIGHTS = 4096  # beyond, factoring the precision a few times costs as much as training
-MAX_ROUNDS = 20
+MAX_ROUNDS = 40
+CYCLE = 8  # rounds
+FOLLOWED = 4  # of them in which learned scales are set anew; then they look ahead, and stay until the weights have come after
+NUM_FOLLOWED = 10  # turns of scales and spreads in such a round
+MAX_RATE = 0.95  # how far ahead at most: 20 steps at once
 NUM_POINTS = 32
 BLOCK_NUMBERS = 2**22
 SHARE = 0.5  # of each step
 CLOSE = 0.01  # root mean square step of a mean, in posterior standard deviations, that ends it
+SETTLED = 0.002  # and so does, at once, this relative change of the learned scales in a round
 NEAR = 0.1  # the same, beyond which the result is no better start than the mode
 
 
@@ -44,8 +52,8 @@ def joint_start(
 ) -> Start:
     """Give ``start`` means and the Cholesky factor of a covariance, from up to 4,096 rows (scaled to all).
 
-    The global unknowns stay where they are. What cannot be improved this way (too many weights, a prior without a
-    density, a precision that is not positive, means that do not settle) comes back as it was.
+    The global unknowns stay where they are; learned scales are found along the way. What cannot be improved this way (too many
+    weights, a prior without a density, a precision that is not positive, means that do not settle) comes back as it was.
     """
     if start.loc.numel() > MAX_WEIGHTS or not layer.prior.has_density or layer.prior.covers_bias:
         return start
@@ -54,16 +62,28 @@ def joint_start(
     noise, hyper = globals_.noise(values), {**learned, **globals_.hyper(values)}
     loc = start.loc.double()
     posterior: Diagonal | Dense = Diagonal(start.loc, start.scale)
-    precision = torch.diag(start.scale.double().flatten().square().reciprocal())
+    path: list[dict[str, Tensor]] = []
+    settled = not learned
+    data = torch.zeros((), dtype=loc.dtype, device=loc.device)
     for index in range(MAX_ROUNDS):
         slope, curvature = rows_at(layer.likelihood, part, posterior, noise)
         scale = posterior.marginal_scale().detach()
         if learned:
-            hyper |= layer.prior.learn(*(v[:, : rows.frame.num_features] for v in (posterior.loc, scale)))
+            turn = index % CYCLE
+            if turn < FOLLOWED:
+                path.append(followed(layer, posterior.loc, scale, hyper, rows.frame.num_features))
+                hyper |= path[-1]
+            if turn == FOLLOWED - 1:
+                settled = all(
+                    bool((now - path[-2][name]).abs().max() < SETTLED * now.abs().max())
+                    for name, now in path[-1].items()
+                )
+                hyper |= ahead(*path[-3:])
         prior_slope, prior_precision = prior_at(layer, posterior.loc, scale, hyper)
         ratio = rows.num_rows / part.num_rows
-        found = (ratio * curvature).flatten(2).flatten(0, 1) + torch.diag(prior_precision.double().flatten())
-        precision = torch.lerp(precision, found, SHARE if index else 1.0)
+        found = (ratio * curvature).flatten(2).flatten(0, 1)
+        data = torch.lerp(data, found, SHARE) if index else found
+        precision = data + torch.diag(prior_precision.double().flatten())
         tril, failed = torch.linalg.cholesky_ex(precision)
         step = torch.cholesky_solve((ratio * slope + prior_slope).reshape(-1, 1), tril).view_as(loc)
         if failed or not bool(torch.isfinite(step).all()):
@@ -71,7 +91,7 @@ def joint_start(
         loc = loc + SHARE * step
         posterior = dense(loc, tril, start.loc)
         distance = torch.sqrt((precision @ step.flatten() @ step.flatten()) / step.numel())
-        if float(distance) < CLOSE:
+        if settled and float(distance) < CLOSE:
             break
     if not float(distance) < NEAR:
         return start
@@ -123,6 +143,33 @@ def prior_at(layer: LastLayer, loc: Tensor, scale: Tensor, hyper: dict[str, Tens
         slope, pull = torch.autograd.grad(value, (point, spread))
     # heavy tails curve upwards: a little of the posterior's own precision is then the least
     return slope, (-pull / scale).maximum(1e-4 * scale.square().reciprocal())
+
+
+def followed(
+    layer: LastLayer, loc: Tensor, scale: Tensor, hyper: dict[str, Tensor], num_features: int
+) -> dict[str, Tensor]:
+    """Learned scales of the prior, where the posterior's scales are taken to follow them.
+
+    To set each to its best for scales that stay has the same end (``tau^2 = mean(m^2 + s^2)`` for a Normal prior), but where the
+    prior holds most of the weights it moves by a small share of the way each time. So ``s^-2`` is the data's part, which stays,
+    and the prior's, at the scale that is sought (cf. MacKay 1992).
+    """
+    data = (scale.square().reciprocal() - prior_at(layer, loc, scale, hyper)[1]).clamp_min(0.0)
+    found: dict[str, Tensor] = {}
+    for _ in range(NUM_FOLLOWED):
+        found = layer.prior.learn(loc[:, :num_features], scale[:, :num_features])
+        scale = (data + prior_at(layer, loc, scale, {**hyper, **found})[1]).rsqrt()
+    return found
+
+
+def ahead(first: dict[str, Tensor], second: dict[str, Tensor], third: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Where three positive numbers in a row are bound for, if their logarithms move geometrically (Aitken 1926)."""
+    found = {}
+    for name, value in third.items():
+        before, now = (second[name] / first[name]).log(), (value / second[name]).log()
+        rate = torch.where(before == 0, 0.0, now / before).clamp(0.0, MAX_RATE)
+        found[name] = value * (now * rate / (1 - rate)).exp()
+    return found
 
 
 def dense(loc: Tensor, tril: Tensor, like: Tensor) -> Dense:
