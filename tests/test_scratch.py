@@ -39,6 +39,12 @@ def test_a_program_that_is_exported_holds_none_of_it() -> None:
     assert type(scratch("a", (2, 3), torch.empty(0))) is torch.Tensor
 
 
+def test_what_was_first_asked_for_in_inference_mode_serves_outside_of_it() -> None:
+    with torch.inference_mode():
+        scratch("of inference", (3,), torch.empty(0)).fill_(1.0)
+    assert scratch("of inference", (3,), torch.empty(0)).mul_(2.0).tolist() == [2.0, 2.0, 2.0]
+
+
 def test_what_is_larger_than_it_keeps_is_the_callers_own() -> None:
     like = torch.empty(0)
     shape = (2, MAX_NUMBERS)

@@ -35,7 +35,10 @@ def scratch(name: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
         return like.new_empty(shape)
     memory = _KEPT.memory.get((name, like.dtype))
     if memory is None or len(memory) < num_numbers:
-        memory = _KEPT.memory[name, like.dtype] = like.new_empty(num_numbers)
+        with torch.inference_mode(False):  # what is made in that mode cannot be written to outside of it
+            memory = _KEPT.memory[name, like.dtype] = torch.empty(
+                num_numbers, dtype=like.dtype, device=like.device
+            )
     return memory[:num_numbers].view(shape)
 
 

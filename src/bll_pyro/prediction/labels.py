@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bll_pyro.gaussian import Outputs
 from bll_pyro.likelihoods import Likelihood
-from bll_pyro.likelihoods.base import halves
+from bll_pyro.likelihoods.base import halves, joined
 from bll_pyro.prediction.base import Prediction, as_targets
 from bll_pyro.prediction.integration import Integration
 from bll_pyro.prediction.probit import Probit
@@ -115,7 +115,7 @@ def predict_labels(
                 continue
             probs, mixed = averaged(torch.stack([1 - conditional, conditional], -1), temperature)
             parts.append((probs[..., 1], torch.zeros_like(mixed), mixed))
-        mean, spread, expected = (torch.cat(values) for values in zip(*parts, strict=True))
+        mean, spread, expected = joined(parts)
         error = spread if temperature == 1.0 else None  # of a tempered average there is no estimate
         error = error.squeeze(-1) if single and error is not None else error
     if single:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from bll_pyro.gaussian import OutputMixture, Outputs
 from bll_pyro.likelihoods import Likelihood
+from bll_pyro.likelihoods.base import joined
 from bll_pyro.prediction.base import Prediction, as_targets
 from bll_pyro.prediction.integration import QuasiMonteCarlo
 from bll_pyro.prediction.intervals import IntervalKind, check_kind, check_probability, randomised_pit
@@ -262,7 +263,7 @@ def predict_values(mixture: Mixture, single: bool) -> ValuePrediction:
         mixture.likelihood.moments(**mixture.given(index))
         for index in mixture.integration.chunks(mixture.outputs)
     ]
-    mean, aleatoric, epistemic = (torch.cat(values) for values in zip(*parts, strict=True))
+    mean, aleatoric, epistemic = joined(parts)
     mean, aleatoric, epistemic = (
         mean * spread + center,
         aleatoric * spread.square(),
