@@ -28,7 +28,7 @@ for guide in (bll.guides.Diagonal(), bll.guides.Structured(num_directions=1)):
 
 def test_a_prior_and_a_guide_are_one_file_and_one_line_each(tmp_path: Path) -> None:
     package = tmp_path / "bll_pyro"
-    shutil.copytree(ROOT / "src" / "bll_pyro", package, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "bll_pyro", package, ignore=shutil.ignore_patterns("__pycache__"))
     section = (ROOT / "CONTRIBUTING.md").read_text().split("## Add a prior, a guide")[1].split("\n## ")[0]
     blocks = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
     for file, line, folder, name in [
