@@ -38,7 +38,7 @@ lint: $(READY)
 	$(PYTHON) -m pytest -q tests/test_project.py -k "not documentation"
 
 format: $(READY)
-	$(PYTHON) -m ruff check --fix --select I,RUF100 .
+	$(PYTHON) -m ruff check --fix-only --fixable I,RUF100 .
 	$(PYTHON) -m ruff format .
 
 docs: $(READY)

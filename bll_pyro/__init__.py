@@ -35,14 +35,13 @@ _ROOMS = {
     "Stack": "comparison",
     "diagnose": "diagnostics",
     "sbc": "simulation",
-    "calibrate": "calibration",
+    "calibrate": "recalibrate",
     "evaluate": "evaluation",
 }
 _MODULES = ("priors", "likelihoods", "guides", "curvatures", "metrics", "conformal", "plots", "ood", "export")
 
 if TYPE_CHECKING:
     from bll_pyro import conformal, curvatures, export, guides, likelihoods, metrics, ood, plots, priors
-    from bll_pyro.calibration import calibrate
     from bll_pyro.comparison import Stack, compare
     from bll_pyro.datatree import from_pyro, prior_predictive  # type: ignore[no-redef]
     from bll_pyro.diagnostics import diagnose
@@ -54,13 +53,14 @@ if TYPE_CHECKING:
     from bll_pyro.features.store import Features
     from bll_pyro.fitting import Fit, fit, load
     from bll_pyro.inference import criteria, noises
-    from bll_pyro.inference.exact import Exact
-    from bll_pyro.inference.laplace import Laplace
-    from bll_pyro.inference.nuts import NUTS
-    from bll_pyro.inference.svi import SVI
+    from bll_pyro.inference.exact.exact import Exact
+    from bll_pyro.inference.laplace.laplace import Laplace
+    from bll_pyro.inference.nuts.nuts import NUTS
+    from bll_pyro.inference.svi.svi import SVI
     from bll_pyro.layer import LastLayer
     from bll_pyro.model import Model
     from bll_pyro.prediction import Probit, QuasiMonteCarlo
+    from bll_pyro.recalibrate import calibrate
     from bll_pyro.simulation import sbc
 
 __all__ = sorted([*_ROOMS, *_MODULES])

@@ -35,8 +35,8 @@ from bll_pyro.features.backbones import Backbone
 from bll_pyro.frame import Frame
 from bll_pyro.gaussian import LatentGaussian, WeightGaussian
 from bll_pyro.inference import Trace
-from bll_pyro.inference.linear_gaussian import LinearGaussian
-from bll_pyro.inference.statistics import SufficientStatistics
+from bll_pyro.inference.exact.linear_gaussian import LinearGaussian
+from bll_pyro.inference.exact.statistics import SufficientStatistics
 from bll_pyro.posterior import Posterior
 
 FORMAT, VERSION = "bll_pyro.fit", 1

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from bll_pyro import metrics
-from bll_pyro.calibration import calibrate
 from bll_pyro.fitting import Fit, fit
 from bll_pyro.guides import MAP
-from bll_pyro.inference.svi import SVI
+from bll_pyro.inference.svi.svi import SVI
 from bll_pyro.prediction import ClassPrediction, LabelPrediction, Prediction, ValuePrediction
+from bll_pyro.recalibrate import calibrate
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -20,8 +20,8 @@ from bll_pyro.features.forward import compute_features
 from bll_pyro.features.freezing import frozen
 from bll_pyro.features.store import Features
 from bll_pyro.inference import SVI, Inference, Trace
-from bll_pyro.inference.framing import make_frame
 from bll_pyro.inference.rows import Rows
+from bll_pyro.inference.standardization import make_frame
 from bll_pyro.layer import LastLayer
 from bll_pyro.ood import Detector, View
 from bll_pyro.posterior import Posterior

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bll_pyro.scratch import scratch
+from bll_pyro.gaussian.scratch import scratch
 
 
 @dataclass(frozen=True, eq=False)

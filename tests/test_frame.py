@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from bll_pyro.frame import Frame
-from bll_pyro.inference.framing import evenly_spaced
 from bll_pyro.inference.rows import BLOCK_ROWS, Rows
+from bll_pyro.inference.standardization import evenly_spaced
 from bll_pyro.scope import generator
 
 

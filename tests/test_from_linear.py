@@ -15,8 +15,8 @@ from bll_pyro.declaration import from_plain, to_plain
 from bll_pyro.features.store import Features
 from bll_pyro.frame import Frame
 from bll_pyro.guides import Start
-from bll_pyro.inference.framing import make_frame
-from bll_pyro.inference.svi import Objective
+from bll_pyro.inference.standardization import make_frame
+from bll_pyro.inference.svi.svi import Objective
 from bll_pyro.model import Model
 from bll_pyro.scope import generator, isolated
 

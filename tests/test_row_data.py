@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import bll_pyro as bll
-from bll_pyro.inference.mcmc.row_terms import row_terms
+from bll_pyro.inference.nuts.row_terms import row_terms
 from bll_pyro.inference.rows import Rows
 from bll_pyro.scope import generator, isolated
 
@@ -125,7 +125,7 @@ def test_log_joint_of_the_objective_and_of_nuts(name: str) -> None:
 def test_whole_weights_repeat_rows_in_expectation_svi(name: str, output_space: bool) -> None:
     """The ELBO of one state, averaged over draws, is that of repeated rows."""
     from bll_pyro.inference.start import warm_start
-    from bll_pyro.inference.svi import Objective
+    from bll_pyro.inference.svi.svi import Objective
     from bll_pyro.model import Model
 
     likelihood, targets = TARGETS[name]

@@ -4,7 +4,7 @@ import threading
 
 import torch
 
-from bll_pyro.scratch import MAX_NUMBERS, scratch
+from bll_pyro.gaussian.scratch import MAX_NUMBERS, scratch
 
 
 def test_it_is_used_again_and_grows() -> None:

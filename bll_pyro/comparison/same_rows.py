@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bll_pyro.features.store import Features
 from bll_pyro.fitting import Fit
-from bll_pyro.inference.exact import Exact
+from bll_pyro.inference.exact.exact import Exact
 
 TOLERANCE = 1e-3  # of a standard deviation: how far the centre of the rows may be from that of the fit
 

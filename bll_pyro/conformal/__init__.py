@@ -1,7 +1,7 @@
 """Conformal prediction: from scores to thresholds, p-values, sets and intervals that cover."""
 
+from bll_pyro.conformal.fit_sets import APS, LAC, Interval, PredictionIntervals, PredictionSets, SetScore
 from bll_pyro.conformal.intervals import normalized_residual_interval, normalized_residual_scores
-from bll_pyro.conformal.of_fit import APS, LAC, Interval, PredictionIntervals, PredictionSets, SetScore
 from bll_pyro.conformal.sets import aps_scores, lac_scores, own_scores, prediction_sets, set_coverage
 from bll_pyro.conformal.thresholds import benjamini_hochberg, conformal_quantile, coverage_band, p_values
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from bll_pyro.declaration import Declaration
 from bll_pyro.gaussian import WeightGaussian
-from bll_pyro.information import Information
+from bll_pyro.gaussian.information import Information
 
 MAX_BYTES = 8 * 2**30
 COPIES_BYTES = (
@@ -36,7 +36,7 @@ class Precision(ABC):
 class Curvature(Declaration):
     """Approximation of ``sum_n L_n (x) h_n h_n' + (prior precision)`` ``[K P, K P]``, the precision at the mode.
 
-    ``L_n [K, K]`` is the information of row n (:mod:`bll_pyro.information`) and h_n its row of the design matrix. With
+    ``L_n [K, K]`` is the information of row n (:mod:`bll_pyro.gaussian.information`) and h_n its row of the design matrix. With
     outputs linear in the weights this Gauss-Newton matrix is the Hessian wherever L_n is that of the likelihood.
     A member says which sums over the rows it keeps, how they and the prior make a precision, and, for gradients, what
     the sums' inner product with given matrices is without building them again.

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from bll_pyro import gaussian
 from bll_pyro.curvatures.base import Curvature, Precision, Sums
+from bll_pyro.gaussian.information import Information
 from bll_pyro.gaussian.precision import times
-from bll_pyro.information import Information
 
 
 class BlockPrecision(Precision):

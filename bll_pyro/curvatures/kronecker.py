@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bll_pyro import gaussian
 from bll_pyro.curvatures.base import Curvature, Precision, Sums
-from bll_pyro.information import Information
+from bll_pyro.gaussian.information import Information
 
 SAME_SCALE = 1e-12  # of logs; less is rounding
 

@@ -1,8 +1,8 @@
 """Posteriors as ArviZ DataTrees."""
 
-from bll_pyro.datatree.from_pyro import from_pyro
-from bll_pyro.datatree.of_fit import to_datatree
-from bll_pyro.datatree.prior_predictive import prior_predictive
-from bll_pyro.datatree.sampler_stats import RecordingNUTS
+from bll_pyro.datatree.declared_prior import prior_predictive
+from bll_pyro.datatree.fit_tree import to_datatree
+from bll_pyro.datatree.programs.convert import from_pyro
+from bll_pyro.datatree.programs.sampler_stats import RecordingNUTS
 
 __all__ = ["RecordingNUTS", "from_pyro", "prior_predictive", "to_datatree"]

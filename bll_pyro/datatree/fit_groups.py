@@ -14,7 +14,7 @@ from torch import Tensor
 from bll_pyro.datatree.fit_prior import double, sample_prior
 from bll_pyro.datatree.fit_prior import log_prior as log_prior_of
 from bll_pyro.datatree.layout import SAMPLE_DIMS, Layout
-from bll_pyro.datatree.passes import (
+from bll_pyro.datatree.row_evaluation import (
     RowPass,
     derived_seed,
     parts_of,

@@ -7,7 +7,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from bll_pyro.inference.noise_mixture import NoiseMixturePosterior
+from bll_pyro.inference.exact.noise_mixture import NoiseMixturePosterior
 from bll_pyro.posterior import Draws, Posterior
 from bll_pyro.priors import Posterior as PosteriorPrior
 from bll_pyro.scope import isolated

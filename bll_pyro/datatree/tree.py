@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from bll_pyro.datatree.groups import SAMPLE_DIMS
+from bll_pyro.datatree.programs.groups import SAMPLE_DIMS
 
 if TYPE_CHECKING:
     import xarray as xr

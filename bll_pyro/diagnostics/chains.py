@@ -6,8 +6,8 @@ import math
 
 from bll_pyro.diagnostics.study import Study
 from bll_pyro.diagnostics.verdicts import Check
-from bll_pyro.inference.mcmc.verdict import MAX_RHAT, MIN_ESS, diagnose
-from bll_pyro.inference.nuts import NUTS
+from bll_pyro.inference.nuts.chain_checks import MAX_RHAT, MIN_ESS, diagnose
+from bll_pyro.inference.nuts.nuts import NUTS
 from bll_pyro.posterior import DrawsPosterior
 
 MORE_DRAWS = "more num_warmup and num_samples"

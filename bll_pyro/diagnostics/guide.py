@@ -12,7 +12,7 @@ from bll_pyro.diagnostics.verdicts import Check, Verdict
 from bll_pyro.gaussian import Delta
 from bll_pyro.gaussian.precision import double
 from bll_pyro.guides import FullRank
-from bll_pyro.inference.svi import SVI
+from bll_pyro.inference.svi.svi import SVI
 from bll_pyro.scope import generator
 
 KHAT_LIMITS = (0.7, 1.0)  # Yao et al. 2018; Vehtari et al. 2024

@@ -2,7 +2,7 @@
 
 The learning rate falls to zero, so that the ELBO flattens at the end whether or not it has arrived. So the second check
 does not look at the way but at the place: at the optimum the slope of the ELBO in the means of the weights is zero. With
-slope g and curvature P (:mod:`bll_pyro.inference.response`) the means are still ``P^-1 g`` away, and
+slope g and curvature P (:mod:`bll_pyro.inference.leave_one_out.response`) the means are still ``P^-1 g`` away, and
 
 ========================= ===========================================
 on paper                  in code
@@ -26,10 +26,10 @@ from torch import Tensor
 from bll_pyro.diagnostics.study import Study
 from bll_pyro.diagnostics.verdicts import Check
 from bll_pyro.gaussian.precision import covariance_times
-from bll_pyro.inference.leave_one_out import blocks_of
-from bll_pyro.inference.objective import log_prior
-from bll_pyro.inference.response import global_draws
-from bll_pyro.inference.svi import SVI
+from bll_pyro.inference.expected_prior import log_prior
+from bll_pyro.inference.leave_one_out.leave_out import blocks_of
+from bll_pyro.inference.leave_one_out.response import global_draws
+from bll_pyro.inference.svi.svi import SVI
 from bll_pyro.scope import generator
 
 MIN_STEPS = 30

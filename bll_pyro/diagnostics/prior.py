@@ -9,13 +9,13 @@ import numpy as np
 import torch
 
 from bll_pyro.datatree.fit_prior import log_prior, sample_prior
-from bll_pyro.datatree.passes import in_double
+from bll_pyro.datatree.row_evaluation import in_double
 from bll_pyro.diagnostics.optimisation import prior_slope
 from bll_pyro.diagnostics.study import MIN_DRAWS, Study
 from bll_pyro.diagnostics.verdicts import Check
 from bll_pyro.gaussian import Delta
 from bll_pyro.gaussian.precision import covariance_times
-from bll_pyro.inference.leave_one_out import blocks_of
+from bll_pyro.inference.leave_one_out.leave_out import blocks_of
 
 MAX_PRIOR_NUMBERS = 2e7
 NUM_PRIOR_DRAWS = 1000

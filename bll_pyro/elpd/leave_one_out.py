@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bll_pyro.features.data import Data, check_finite
-from bll_pyro.inference.leave_one_out import HIGH_INFLUENCE, NUM_POINTS, leave_one_out
+from bll_pyro.inference.leave_one_out.leave_out import HIGH_INFLUENCE, NUM_POINTS, leave_one_out
 from bll_pyro.inference.rows import Rows
 from bll_pyro.posterior import DrawsPosterior
 from bll_pyro.scope import generator
@@ -27,7 +27,7 @@ def loo(fit: Fit, data: Any, num_rows: int | None = None, seed: int = 0) -> ELPD
     """Leave-one-out expected log predictive density of a fit, as ArviZ's ``ELPDData``, pointwise.
 
     PSIS in weight space fails with thousands of weights, so this takes each row out of the Gaussian over its outputs
-    (:mod:`bll_pyro.inference.leave_one_out`): no draws, no refitting, deterministic. Exact for the Gaussian likelihood
+    (:mod:`bll_pyro.inference.leave_one_out.leave_out`): no draws, no refitting, deterministic. Exact for the Gaussian likelihood
     with exact inference, known or unknown noise. ``az.compare`` takes the result as it is, and ranks prior scales,
     priors and guides as held-out data does. What is held fixed are the frame (centre, scale, axes), learned
     hyper-parameters, and the backbone: rows that the backbone was trained on look better than new ones would.

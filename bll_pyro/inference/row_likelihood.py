@@ -9,9 +9,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from bll_pyro.gaussian.information import Information
 from bll_pyro.inference.rows import Rows
 from bll_pyro.inference.targets import Targets, information, log_prob
-from bll_pyro.information import Information
 from bll_pyro.likelihoods import Likelihood
 
 BLOCK_NUMBERS = 2**20

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bll_pyro.gaussian import Delta, Diagonal
 from bll_pyro.guides import Start
-from bll_pyro.inference.objective import log_prior
+from bll_pyro.inference.expected_prior import log_prior
 from bll_pyro.inference.rows import Rows
 from bll_pyro.inference.targets import log_prob, output_curvature, values_of
 from bll_pyro.layer import LastLayer

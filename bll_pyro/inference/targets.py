@@ -24,7 +24,7 @@ from torch import Tensor
 
 from bll_pyro.features.columns import Columns
 from bll_pyro.gaussian import OutputGaussian
-from bll_pyro.information import Information, WeightedInformation
+from bll_pyro.gaussian.information import Information, WeightedInformation
 from bll_pyro.likelihoods import Likelihood
 
 Noise = dict[str, Tensor]

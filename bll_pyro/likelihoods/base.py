@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bll_pyro.declaration import Declaration
 from bll_pyro.gaussian import OutputGaussian, Outputs
-from bll_pyro.information import DiagonalInformation, Information
+from bll_pyro.gaussian.information import DiagonalInformation, Information
 
 TargetShape = tuple[
     int, ...

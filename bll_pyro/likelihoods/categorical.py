@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from bll_pyro.gaussian import Outputs
-from bll_pyro.information import SoftmaxInformation
+from bll_pyro.gaussian.information import SoftmaxInformation
+from bll_pyro.gaussian.scratch import scratch
 from bll_pyro.likelihoods.base import Likelihood, TargetShape, describe, halves, integer_targets, joined
-from bll_pyro.scratch import scratch
 
 MAX_LOG_ODDS = 80.0  # whose exponential is still a float32
 # Draws are turned into logarithms of base 2: torch leaves exp to a library that some processors run four times slower than

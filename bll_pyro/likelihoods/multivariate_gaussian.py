@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from bll_pyro.gaussian import OutputGaussian, Outputs
-from bll_pyro.information import DenseInformation
+from bll_pyro.gaussian.information import DenseInformation
 from bll_pyro.likelihoods.base import Likelihood, TargetShape, describe, scale_site
 from bll_pyro.likelihoods.gaussian_noise import GaussianNoise
 

@@ -12,7 +12,7 @@ from pyro import poutine
 from torch import Tensor
 
 from bll_pyro.datatree.fit_prior import log_prior
-from bll_pyro.datatree.passes import RowPass, derived_seed, in_double
+from bll_pyro.datatree.row_evaluation import RowPass, derived_seed, in_double
 from bll_pyro.features.store import Features
 from bll_pyro.fitting import fit_features
 from bll_pyro.inference import Inference

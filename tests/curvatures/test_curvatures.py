@@ -9,7 +9,12 @@ from torch import Tensor
 import bll_pyro as bll
 from bll_pyro.curvatures import Curvature
 from bll_pyro.curvatures.base import MAX_BYTES, Sums, curvatures_that_fit
-from bll_pyro.information import DenseInformation, DiagonalInformation, Information, SoftmaxInformation
+from bll_pyro.gaussian.information import (
+    DenseInformation,
+    DiagonalInformation,
+    Information,
+    SoftmaxInformation,
+)
 from bll_pyro.scope import generator
 
 NUM_ROWS, K, P = 40, 3, 4

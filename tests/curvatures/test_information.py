@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 import bll_pyro as bll
-from bll_pyro.information import (
+from bll_pyro.gaussian.information import (
     DenseInformation,
     DiagonalInformation,
     Information,

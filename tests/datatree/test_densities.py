@@ -23,7 +23,7 @@ from pyro.infer.mcmc.util import initialize_model
 from scipy import special, stats
 
 from bll_pyro.datatree import from_pyro
-from bll_pyro.datatree.densities import unconstrained
+from bll_pyro.datatree.programs.densities import unconstrained
 
 Draws = dict[str, NDArray[Any]]
 QUIET: dict[str, Any] = {"prior": False, "posterior_predictive": False}

@@ -29,7 +29,7 @@ def test_draws_in_several_calls_are_the_draws_of_one(monkeypatch: pytest.MonkeyP
     draws = {name: rng.gamma(3.0, 0.3, size=(1, 11)) for name in ("mu", "spread", "slope", "noise")}
     draws["level"] = rng.normal(size=(1, 11, 9))
     whole = from_pyro(radon, draws, args=radon_data(), **QUIET)
-    monkeypatch.setattr("bll_pyro.datatree.draws.NUMBERS_AT_ONCE", 800)  # three draws
+    monkeypatch.setattr("bll_pyro.datatree.programs.runs.NUMBERS_AT_ONCE", 800)  # three draws
     parts = from_pyro(radon, draws, args=radon_data(), prior=11)
     assert parts.attrs["evaluation"] == "vectorised"
     assert whole.log_likelihood.equals(parts.log_likelihood)

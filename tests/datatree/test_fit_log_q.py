@@ -13,11 +13,11 @@ import torch
 from scipy import special, stats
 
 import bll_pyro as bll
-from bll_pyro.datatree.passes import in_double
+from bll_pyro.datatree.row_evaluation import in_double
 from bll_pyro.gaussian import centred, kronecker, latents, weights
-from bll_pyro.inference import guide_draws
 from bll_pyro.inference.rows import Rows
 from bll_pyro.inference.start import warm_start
+from bll_pyro.inference.svi import guide_draws
 from bll_pyro.model import Model
 from bll_pyro.scope import isolated
 

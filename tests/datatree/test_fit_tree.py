@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import bll_pyro as bll
-from bll_pyro.datatree import passes
+from bll_pyro.datatree import row_evaluation as passes
 from bll_pyro.declaration import from_plain
 from bll_pyro.posterior import DrawsPosterior, GaussianPosterior
 

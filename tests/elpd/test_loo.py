@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import bll_pyro as bll
-from bll_pyro.inference import response as response_module
+from bll_pyro.inference.leave_one_out import response as response_module
 from bll_pyro.posterior import DrawsPosterior
 
 NUM_ROWS = 60

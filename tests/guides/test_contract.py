@@ -11,7 +11,7 @@ from torch import Tensor
 
 import bll_pyro as bll
 from bll_pyro.guides import GaussianGuide, Start
-from bll_pyro.inference.svi import Objective
+from bll_pyro.inference.svi.svi import Objective
 from bll_pyro.model import Model
 from bll_pyro.posterior import GaussianPosterior
 from bll_pyro.scope import generator, isolated

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bll_pyro.inference.ascent import ascend
+from bll_pyro.inference.laplace.quasi_newton import ascend
 
 FAR = (torch.full((2,), -50.0).double(), torch.full((2,), 50.0).double())
 EYE = torch.eye(2, dtype=torch.float64)

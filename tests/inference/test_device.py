@@ -10,7 +10,7 @@ import bll_pyro as bll
 from bll_pyro.frame import Frame
 from bll_pyro.guides import Start
 from bll_pyro.inference.rows import Rows
-from bll_pyro.inference.svi import Objective
+from bll_pyro.inference.svi.svi import Objective
 from bll_pyro.model import Model
 from bll_pyro.scope import generator, isolated
 

@@ -14,8 +14,8 @@ from torch import Tensor
 
 import bll_pyro as bll
 from bll_pyro.gaussian import OutputMixture
-from bll_pyro.inference.noise_mixture import NoiseMixturePosterior
-from bll_pyro.inference.noises import RootInverseGamma
+from bll_pyro.inference.exact.noise_mixture import NoiseMixturePosterior
+from bll_pyro.inference.exact.noises import RootInverseGamma
 from bll_pyro.scope import isolated
 
 Numbers = NDArray[np.float64]

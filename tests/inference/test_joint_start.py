@@ -10,9 +10,9 @@ import bll_pyro as bll
 from bll_pyro.frame import Frame
 from bll_pyro.gaussian import flatten
 from bll_pyro.guides import Start
-from bll_pyro.inference.joint_start import ahead, joint_start
 from bll_pyro.inference.rows import Rows
 from bll_pyro.inference.start import warm_start
+from bll_pyro.inference.svi.gaussian_start import ahead, joint_start
 from bll_pyro.model import Model
 from bll_pyro.scope import generator
 
@@ -76,7 +76,7 @@ def test_classes_start_near_the_highest_elbo() -> None:
 
 
 def test_too_many_weights_come_back_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bll_pyro.inference.joint_start.MAX_WEIGHTS", 5)
+    monkeypatch.setattr("bll_pyro.inference.svi.gaussian_start.MAX_WEIGHTS", 5)
     layer = bll.LastLayer(bll.likelihoods.Categorical(3), bll.priors.Normal(1.0))
     first, start = started(layer, torch.arange(30) % 3, features_of(30))
     assert start is first

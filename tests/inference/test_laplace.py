@@ -14,8 +14,8 @@ from torch import Tensor
 import bll_pyro as bll
 from bll_pyro import gaussian
 from bll_pyro.frame import Frame
+from bll_pyro.inference.laplace.maximize import maximize_evidence
 from bll_pyro.inference.rows import Rows
-from bll_pyro.inference.tuning import maximize_evidence
 from bll_pyro.scope import generator, isolated
 
 NUM_ROWS, NUM_FEATURES = 120, 4

@@ -11,10 +11,10 @@ from scipy import stats
 
 import bll_pyro as bll
 from bll_pyro.gaussian import Delta, Dense, LatentGaussian
-from bll_pyro.inference import leave_one_out as module
-from bll_pyro.inference import response as response_module
-from bll_pyro.inference.leave_one_out import leave_one_out
-from bll_pyro.inference.response import prior_precision, response
+from bll_pyro.inference.leave_one_out import leave_out as module
+from bll_pyro.inference.leave_one_out import response as response_module
+from bll_pyro.inference.leave_one_out.leave_out import leave_one_out
+from bll_pyro.inference.leave_one_out.response import prior_precision, response
 from bll_pyro.inference.rows import Rows
 from bll_pyro.posterior import DrawsPosterior
 

@@ -7,11 +7,11 @@ from torch import Tensor
 
 import bll_pyro as bll
 from bll_pyro.frame import Frame
-from bll_pyro.inference import evidence as evidence_file
-from bll_pyro.inference import preconditioner as preconditioner_file
 from bll_pyro.inference import row_likelihood as row_likelihood_file
-from bll_pyro.inference.evidence import Evidence
-from bll_pyro.inference.mode import conjugate_gradients
+from bll_pyro.inference.laplace import evidence as evidence_file
+from bll_pyro.inference.laplace import preconditioner as preconditioner_file
+from bll_pyro.inference.laplace.evidence import Evidence
+from bll_pyro.inference.laplace.mode import conjugate_gradients
 from bll_pyro.inference.rows import Rows
 from bll_pyro.scope import generator, isolated
 

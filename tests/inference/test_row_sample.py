@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from bll_pyro.inference.row_sample import RowSample
+from bll_pyro.inference.leave_one_out.row_sample import RowSample
 
 
 def sizes(num_rows=5000):

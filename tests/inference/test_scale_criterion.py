@@ -17,8 +17,8 @@ from bll_pyro.declaration import from_plain, to_plain
 from bll_pyro.frame import Frame
 from bll_pyro.guides import Start
 from bll_pyro.inference import rows as inside
-from bll_pyro.inference.fold_fits import FoldFits, principal
-from bll_pyro.inference.scale_path import ScaleGrid, ScalePath, folds, smallest_scale
+from bll_pyro.inference.prior_scale.search import ScaleGrid, ScalePath, folds, smallest_scale
+from bll_pyro.inference.prior_scale.side_by_side import FoldFits, principal
 from bll_pyro.inference.start import warm_start
 from bll_pyro.model import Model
 from bll_pyro.scope import generator

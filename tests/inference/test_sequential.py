@@ -11,9 +11,9 @@ from torch import Tensor
 import bll_pyro as bll
 from bll_pyro.declaration import from_plain, to_plain
 from bll_pyro.gaussian import Dense, MatrixNormal
-from bll_pyro.inference.joint_prior import condition
+from bll_pyro.inference.exact.gaussian_prior import condition
+from bll_pyro.inference.exact.statistics import SufficientStatistics
 from bll_pyro.inference.rows import Rows
-from bll_pyro.inference.statistics import SufficientStatistics
 from bll_pyro.posterior import GaussianPosterior
 
 KNOWN = bll.likelihoods.Gaussian(noise_scale=(0.4, 0.7))

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bll_pyro.inference.statistics import SufficientStatistics
+from bll_pyro.inference.exact.statistics import SufficientStatistics
 
 NAMES = ("feature_mean", "target_mean", "gram", "cross", "square")
 

@@ -9,11 +9,11 @@ import torch
 import bll_pyro as bll
 from bll_pyro.frame import Frame
 from bll_pyro.inference.base import Trace
-from bll_pyro.inference.mcmc.chains import Settings, initial_state, run_chain, run_chains
-from bll_pyro.inference.mcmc.coordinates import coordinates
-from bll_pyro.inference.mcmc.density import LogDensity
-from bll_pyro.inference.mcmc.origin import find_origin
-from bll_pyro.inference.mcmc.row_terms import row_terms
+from bll_pyro.inference.nuts.approximation import find_origin
+from bll_pyro.inference.nuts.chains import Settings, initial_state, run_chain, run_chains
+from bll_pyro.inference.nuts.coordinates import coordinates
+from bll_pyro.inference.nuts.density import LogDensity
+from bll_pyro.inference.nuts.row_terms import row_terms
 from bll_pyro.inference.rows import Rows
 from bll_pyro.scope import generator, isolated
 

@@ -10,7 +10,7 @@ from torch import Tensor
 import bll_pyro as bll
 from bll_pyro.frame import Frame
 from bll_pyro.inference.mcmc import row_terms as module
-from bll_pyro.inference.mcmc.row_terms import AnyRows, GaussianRows, SoftmaxRows, row_terms
+from bll_pyro.inference.nuts.row_terms import AnyRows, GaussianRows, SoftmaxRows, row_terms
 from bll_pyro.inference.rows import Rows
 from bll_pyro.scope import generator, isolated
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from bll_pyro.inference.base import Trace
 from bll_pyro.inference.mcmc import verdict
-from bll_pyro.inference.mcmc.verdict import diagnose, judge
+from bll_pyro.inference.nuts.chain_checks import diagnose, judge
 from bll_pyro.scope import generator
 
 NUM_CHAINS, NUM_DRAWS = 2, 400

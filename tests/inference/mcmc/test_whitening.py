@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from bll_pyro.gaussian.information import DiagonalInformation, Information, SoftmaxInformation
 from bll_pyro.inference.mcmc import whitening as module
-from bll_pyro.inference.mcmc.whitening import Joint, OutputBlocks, ProductAxes, Whitening, whitening
-from bll_pyro.information import DiagonalInformation, Information, SoftmaxInformation
+from bll_pyro.inference.nuts.whitening import Joint, OutputBlocks, ProductAxes, Whitening, whitening
 from bll_pyro.scope import generator
 
 NUM_ROWS, NUM_OUTPUTS, NUM_COLUMNS = 25, 3, 4

@@ -1,0 +1,223 @@
+"""``prior_predictive``: what a declaration says before it has seen a target, as outputs, probabilities, entropies and targets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import yaml
+from torch import Tensor
+
+from bll_pyro.datatree.fit_groups import Kept, yaml_of
+from bll_pyro.datatree.fit_prior import sample_prior
+from bll_pyro.datatree.layout import SAMPLE_DIMS, make_layout
+from bll_pyro.datatree.row_evaluation import RowPass, derived_seed, in_double, scored_size
+from bll_pyro.datatree.tree import make_tree
+from bll_pyro.features.data import check_finite, read
+from bll_pyro.features.store import Features
+from bll_pyro.inference.standardization import make_frame
+from bll_pyro.layer import LastLayer
+from bll_pyro.model import Model
+from bll_pyro.posterior import DrawsPosterior, Posterior
+from bll_pyro.scope import isolated
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+MAX_BYTES = 4 * 2**30
+UNITS = "standardised: f, weights, hyper-parameters, noise; as given: y"
+
+
+def prior_predictive(
+    layer: LastLayer,
+    features: Any,
+    targets: Any = None,
+    *,
+    num_draws: int = 500,
+    seed: int = 0,
+    learned: Mapping[str, Any] | None = None,
+    weights: bool = False,
+    class_names: Sequence[Any] | None = None,
+    output_names: Sequence[Any] | None = None,
+    feature_names: Sequence[Any] | None = None,
+) -> xr.DataTree:
+    """Draw from the prior of a last layer, and look at it where it can be judged: in outputs and targets.
+
+    A prior on thousands of weights says little to the eye, but what it makes of real features does. With independent
+    weights of scale s, an output has the standard deviation ``s |h|``: with 2,048 raw features of size 1 a unit prior
+    means outputs of size 45, and so a softmax that is certain of a class before it has seen one label.
+
+    ========================== ======================================= =========================================
+    variable                   what it is                              dims
+    ========================== ======================================= =========================================
+    ``prior``                  noise and hyper-parameters; ``weight``  ``chain, draw, ...``
+                               and ``bias`` with ``weights=True``
+    ``prior_predictive/f``     outputs ``W h + b``                     ``chain, draw, obs, output``
+    ``.../class_probs``        class probabilities given f             ``chain, draw, obs, class``
+    ``.../label_probs``        of labels 0 and 1: probability of 1     ``chain, draw, obs`` (``, output``)
+    ``.../entropy``            of those probabilities, nats            ``chain, draw, obs`` (``, output``)
+    ``.../y``                  targets, in the user's units            ``chain, draw, obs`` (``, output``)
+    ``observed_data/y``        the targets, where they are given       ``obs`` (``, output``)
+    ========================== ======================================= =========================================
+
+    Draws are independent: one chain. :func:`bll_pyro.plots.prior_predictive` shows the result.
+
+    Parameters
+    ----------
+    layer
+        The declaration.
+    features
+        Features ``[N, D]`` of some rows (an array, a tensor, a ``Features`` store, or ``Data``). With ``standardize=True`` they are
+        also what is standardised by.
+    targets
+        Their targets. A standardised real-valued likelihood needs them, for centre and scale; else they tell their
+        number in a row, and are kept to compare with. No prior depends on them beyond that.
+    num_draws
+        Number of draws of all weights.
+    seed
+        Seeds all draws. The caller's random state is not changed.
+    learned
+        Values of the hyper-parameters that a fit would learn, e.g. ``{"tau": 0.3}``; by default where a fit starts (1).
+        The attribute ``learned`` of the tree has them.
+    weights
+        Whether to keep the draws of weight and bias.
+    class_names, output_names, feature_names
+        Coordinates, as in :func:`bll_pyro.datatree.to_datatree`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        When the declaration, the features or the targets do not fit together, or the result would not fit in 4 GiB.
+    """
+    if not isinstance(layer, LastLayer):
+        raise TypeError(
+            f"prior_predictive: expected bll.LastLayer(likelihood=...), got {type(layer).__name__}; of a fit use "
+            "fit.to_datatree(...), which has the groups prior and prior_predictive"
+        )
+    if not isinstance(num_draws, int) or isinstance(num_draws, bool) or num_draws < 1:
+        raise ValueError(f"prior_predictive(num_draws=...): expected a whole number >= 1, got {num_draws!r}")
+    rows = _rows(layer, features, targets, learned)
+    _check_memory(rows, num_draws)
+    posterior = rows.posterior
+    layout = make_layout(posterior, rows.target_shape, class_names, output_names, feature_names)
+    kept = _draw(rows, num_draws, seed, weights)
+    arrays, datasets = kept.arrays(), {}
+    if "prior" in arrays:
+        datasets["prior"] = layout.of_sites(arrays["prior"], kept.shapes)
+    last = {"f": ("output",), "class_probs": ("class",), "y": layout.target_dims}
+    last["label_probs"] = layout.target_dims
+    last["entropy"] = layout.target_dims if layer.likelihood.is_binary else ()
+    predictive = {k: ([*SAMPLE_DIMS, "obs", *last[k]], v) for k, v in arrays["prior_predictive"].items()}
+    datasets["prior_predictive"] = layout.dataset(predictive)
+    if targets is not None or (isinstance(features, Features) and features.targets is not None):
+        datasets["observed_data"] = layout.dataset({"y": (("obs", *layout.target_dims), rows.given)})
+    values = {name: value.tolist() for name, value in posterior.learned.items()}
+    attrs = {
+        "declaration": yaml_of(layer),
+        "learned": yaml.safe_dump(values, sort_keys=False) if values else "",
+        "seed": seed,
+        "units": UNITS,
+    }
+    return make_tree(datasets, attrs)
+
+
+def _rows(layer: LastLayer, features: Any, targets: Any, learned: Mapping[str, Any] | None) -> RowPass:
+    """Rows of a posterior that has seen nothing: the frame of the features, and hyper-parameters at given values."""
+    source = read(features if targets is None else (features, targets), need_targets=False, what="features")
+    whole = source.tensors()
+    if whole is None:
+        raise TypeError(
+            f"prior_predictive(features=...): expected an array or a Features store, got {type(features).__name__}; "
+            "use bll.extract(backbone, data)"
+        )
+    inputs, given = whole
+    if inputs.dim() != 2:
+        raise ValueError(
+            f"prior_predictive(features=...): expected features of shape [N, D], got {list(inputs.shape)}; run the "
+            "backbone first, bll.extract(backbone, inputs), or reshape with inputs.flatten(1)"
+        )
+    inputs = inputs if inputs.is_floating_point() else inputs.float()
+    check_finite(inputs, "features")
+    likelihood, num_rows = layer.likelihood, len(inputs)
+    if given is None:
+        if likelihood.real_valued and layer.standardize:
+            raise ValueError(
+                "prior_predictive: expected targets, whose centre and scale a standardised layer needs to be in their units, "
+                "got features alone; pass prior_predictive(layer, features, targets), or declare standardize=False"
+            )
+        is_float = likelihood.real_valued
+        given = torch.zeros(num_rows, dtype=torch.get_default_dtype() if is_float else torch.long)
+        checked = given if likelihood.is_discrete else given.to(inputs.dtype)[:, None]
+    else:
+        check_finite(given, "targets")
+        checked = likelihood.check_targets(given)
+    shape = () if likelihood.is_discrete else tuple(given.shape[1:])
+    stored = Features.from_tensors(inputs, given)
+    dtype = torch.float64 if inputs.dtype == torch.float64 else torch.float32
+    with isolated(0, dtype):
+        frame = make_frame(layer, stored, checked, False, dtype, source.columns)
+        inside = layer.in_frame(frame)
+        model = Model(inside, frame.num_features, shape)
+        values = _learned(layer, {k: v.detach() for k, v in model.learned.items()}, learned or {})
+    posterior = DrawsPosterior(inside, frame, shape, model.num_outputs, values)
+    shown = (given.long() if given.dtype == torch.bool else given).cpu().numpy()
+    return RowPass(posterior, stored, checked, shown, source.columns)
+
+
+def _learned(layer: LastLayer, start: dict[str, Tensor], given: Mapping[str, Any]) -> dict[str, Tensor]:
+    unknown = set(given) - set(start)
+    if unknown:
+        raise ValueError(
+            f"prior_predictive(learned=...): expected names among {sorted(start) or 'none'}, which {layer.prior!r} learns, "
+            f"got {sorted(unknown)}; a prior with a given scale has nothing to learn"
+        )
+    for name, value in given.items():
+        number = torch.as_tensor(value, dtype=start[name].dtype)
+        if number.dim() > start[name].dim() or not bool((number > 0).all() & torch.isfinite(number).all()):
+            raise ValueError(
+                f"prior_predictive(learned=...): expected positive {name} of shape {list(start[name].shape)}, got {value!r}"
+            )
+        start[name] = number.expand_as(start[name]).clone()
+    return start
+
+
+def _draw(rows: RowPass, num_draws: int, seed: int, weights: bool) -> Kept:
+    """Draws of all sites, chunk by chunk, and what follows from them."""
+    posterior, kept, scored = rows.posterior, Kept(), in_double(rows.posterior)
+    rows = replace(rows, posterior=scored)
+    likelihood, size = posterior.layer.likelihood, scored_size(posterior)
+    for start in range(0, num_draws, size):
+        draws = sample_prior(posterior, min(size, num_draws - start), derived_seed(seed, 2, start))
+        for name, value in draws.items():
+            if weights or name not in ("weight", "bias"):
+                kept.shapes[name] = tuple(value.shape[2:])
+                kept.add("prior", name, value.numpy())
+        kept.add("prior_predictive", "f", rows.outputs(draws))
+        probs: np.ndarray | None = None
+        if likelihood.is_discrete:
+            probs = rows.class_probs(draws)
+            kept.add("prior_predictive", "class_probs", probs)
+        elif likelihood.is_binary:
+            one = rows.label_probs(draws)
+            kept.add("prior_predictive", "label_probs", one)
+            probs = np.stack([1 - one, one], -1)
+        if probs is not None:
+            entropy = torch.special.entr(torch.as_tensor(probs)).sum(-1).numpy()
+            kept.add("prior_predictive", "entropy", entropy)
+        kept.add("prior_predictive", "y", rows.new_targets(draws, derived_seed(seed, 3, start)))
+    return kept
+
+
+def _check_memory(rows: RowPass, num_draws: int) -> None:
+    posterior: Posterior = rows.posterior
+    numbers = posterior.num_outputs * (2 if posterior.layer.likelihood.is_discrete else 1) + 2
+    num_bytes = 4 * num_draws * rows.num_rows * numbers
+    if num_bytes > MAX_BYTES:
+        raise ValueError(
+            f"prior_predictive: expected a result that fits in {MAX_BYTES / 2**30:.0f} GiB, got {num_draws} draws x "
+            f"{rows.num_rows} rows x {posterior.num_outputs} outputs, which take {num_bytes / 2**30:.1f} GiB; some hundred rows "
+            "show what a prior says"
+        )

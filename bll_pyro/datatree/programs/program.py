@@ -1,0 +1,157 @@
+"""``Program``: a Pyro model or guide with its arguments, and the survey of its sites."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pyro import poutine
+from pyro.infer import config_enumerate
+from torch import Tensor, nn
+
+from bll_pyro.datatree.programs.blocks import blocks_of, join
+from bll_pyro.datatree.programs.sites import Site, kind_of, mask_of, read_site
+from bll_pyro.datatree.programs.substitute import Supply
+
+
+@dataclass(frozen=True)
+class Program:
+    """A callable with Pyro statements, and the arguments of its calls."""
+
+    call: Callable[..., Any]
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    def trace(self, supply: Supply, enumerate_from: int | None = None) -> Any:
+        """Run once and return the trace; discrete sites without a value are enumerated if a first axis is named."""
+
+        def supplied() -> None:
+            with supply:
+                self.call(*self.args, **self.kwargs)
+
+        run: Callable[[], Any] = supplied
+        if enumerate_from is not None:
+            supply.enumerating = True
+            run = poutine.enum(config_enumerate(supplied), first_available_dim=enumerate_from)
+        with torch.no_grad():
+            return poutine.trace(run).get_trace()
+
+    @property
+    def modules(self) -> list[nn.Module]:
+        """Torch modules that the callable visibly stands on: itself, its owner, and what handlers wrap."""
+        call = poutine.unwrap(self.call)
+        owners = [self.call, call, getattr(call, "__self__", None), getattr(self.call, "__self__", None)]
+        return [owner for owner in owners if isinstance(owner, nn.Module)]
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What one run over all rows shows of a program: its sites, its data, and how its rows are cut into blocks."""
+
+    sites: dict[str, Site]
+    observed: dict[str, NDArray[Any]]
+    """Data by observed site, over the full plates."""
+    masks: dict[str, NDArray[np.bool_]]
+    """Masks over the rows, of the sites that have one."""
+    blocks: list[dict[str, Tensor]]
+    device: torch.device
+
+    def of_kind(self, *kinds: str) -> list[Site]:
+        """Sites of these kinds, in the order of the program."""
+        return [site for site in self.sites.values() if site.kind in kinds]
+
+    @property
+    def enumerate_from(self) -> int | None:
+        """First axis for enumeration: left of all plates; None where nothing is enumerated."""
+        if not self.of_kind("enumerated"):
+            return None
+        return -1 - max((-plate.axis for site in self.sites.values() for plate in site.plates), default=0)
+
+
+def survey(
+    program: Program, draw: Mapping[str, Tensor] | None = None, predicted: Collection[str] = ()
+) -> Survey:
+    """Run a program once over all its rows, on one draw of its latent sites or, without one, on draws of its own.
+
+    Sites in ``predicted`` are data even if the program has none for them.
+    """
+    first = Supply(draw or {})
+    trace = program.trace(first)
+    nodes = _nodes(trace)
+    sites = {name: read_site(node, kind_of(node, draw, predicted)) for name, node in nodes.items()}
+    blocks = blocks_of(first.subsampled)
+    carried = {
+        name: nodes[name]["value"] for name in first.sampled if not sites[name].in_any(first.subsampled)
+    }
+    parts: dict[tuple[str, str], NDArray[Any]] = {}
+    for rows in blocks:
+        if len(blocks) > 1:
+            nodes = _nodes(program.trace(Supply({**carried, **(draw or {})}, rows=rows)))
+        for name, node in nodes.items():
+            _add_data(parts, sites[name], node, rows)
+    masks = {n: np.asarray(part[0]) for (what, n), part in parts.items() if what == "mask" and not part.all()}
+    # Data under poutine.mask(mask=False) are not in the model.
+    hidden = {name for name, mask in masks.items() if not mask.any()}
+    found = {name: site for name, site in sites.items() if name not in hidden or site.kind != "observed"}
+    observed = {n: np.asarray(part[0]) for (what, n), part in parts.items() if what == "value" and n in found}
+    device = next((node["value"].device for node in nodes.values() if torch.is_tensor(node["value"])), None)
+    return Survey(found, observed, masks, blocks, device or torch.device("cpu"))
+
+
+def _add_data(
+    parts: dict[tuple[str, str], NDArray[Any]],
+    site: Site,
+    node: Mapping[str, Any],
+    rows: Mapping[str, Tensor],
+) -> None:
+    """Add the data and the mask that one block of rows shows of a site."""
+    if site.kind in ("deterministic", "factor"):
+        return
+    batch = torch.broadcast_shapes(node["fn"].batch_shape, _batch(node))
+    if site.kind == "observed":
+        value = torch.as_tensor(node["value"]).expand(batch + node["fn"].event_shape)
+        _check_support(node, value, tuple(batch))
+        parts["value", site.name] = join(
+            parts.get(("value", site.name)), value.detach().cpu().numpy()[None].copy(), site, "value", rows
+        )
+    mask = mask_of(node, tuple(batch))
+    if mask is not None:
+        parts["mask", site.name] = join(
+            parts.get(("mask", site.name)), mask.numpy()[None].copy(), site, "mask", rows
+        )
+
+
+def _check_support(node: Mapping[str, Any], value: Tensor, batch: tuple[int, ...]) -> None:
+    """Refuse data that the distribution cannot have made, NaN among them; rows under a mask may hold anything."""
+    try:
+        good = node["fn"].support.check(value).expand(batch)
+    except NotImplementedError:
+        return  # a distribution that does not tell its support
+    mask = mask_of(node, batch)
+    bad = ~good.cpu() if mask is None else ~good.cpu() & mask
+    if bad.any():
+        row = tuple(int(i) for i in bad.nonzero()[0])
+        raise ValueError(
+            f"the data of site {node['name']!r} lie outside the support {node['fn'].support} of its "
+            f"{type(node['fn']).__name__} in {int(bad.sum())} rows, the first of them {row}. Mend the data, mask these "
+            "rows (poutine.mask or obs_mask), or use another likelihood."
+        )
+
+
+def _batch(node: Mapping[str, Any]) -> torch.Size:
+    """Leading axes of a node's value, left of its event axes."""
+    value = torch.as_tensor(node["value"])
+    return value.shape[: value.dim() - node["fn"].event_dim]
+
+
+def _nodes(trace: Any) -> dict[str, Any]:
+    """Sample sites of a trace, without the row choices of the plates."""
+    return {
+        name: node
+        for name, node in trace.nodes.items()
+        if node["type"] == "sample" and not poutine.util.site_is_subsample(node)
+    }

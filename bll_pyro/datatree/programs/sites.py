@@ -1,0 +1,177 @@
+"""``Site``: what one run of a program shows of a site: its kind, its plates, its shapes, its log-density."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from pyro.distributions.util import scale_and_mask
+from pyro.poutine.util import site_is_factor
+from torch import Tensor
+from torch.distributions import biject_to
+
+from bll_pyro.datatree.programs.substitute import is_delta, is_deterministic
+
+Kind = Literal["latent", "observed", "deterministic", "factor", "enumerated"]
+
+
+@dataclass(frozen=True)
+class Plate:
+    """A vectorised plate around a site: its axis, counted from the right of the batch shape, and its sizes."""
+
+    name: str
+    axis: int
+    size: int
+    """Rows in one run."""
+    full_size: int
+    """Rows in all."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """A sample site, as one run shows it.
+
+    Shapes are those of the full plates. A value has ``event_dim`` axes right of its plates; a log-density has none.
+    """
+
+    name: str
+    kind: Kind
+    plates: tuple[Plate, ...]
+    event_dim: int
+    value_shape: tuple[int, ...]
+    batch_shape: tuple[int, ...]
+    is_point: bool
+    """Whether its distribution is a point mass."""
+    num_free: int
+    """Real numbers that its value needs in unconstrained space; 0 for discrete sites."""
+    weight: float
+    """Factor that ``poutine.scale`` puts on its log-density; subsampling is not counted."""
+
+    def in_any(self, plates: Sequence[str] | Mapping[str, Any]) -> bool:
+        """Whether one of the named plates is around it."""
+        return any(plate.name in plates for plate in self.plates)
+
+
+def read_site(node: Mapping[str, Any], kind: Kind) -> Site:
+    """Describe a node of a Pyro trace."""
+    fn, value = node["fn"], torch.as_tensor(node["value"])
+    frames = [frame for frame in node["cond_indep_stack"] if frame.vectorized]
+    event_dim = _event_dim(node, frames) if kind == "deterministic" else fn.event_dim
+    batch = value.shape[: value.dim() - event_dim]
+    if kind != "deterministic":
+        batch = torch.broadcast_shapes(fn.batch_shape, batch)
+    shape = tuple(batch) + tuple(value.shape[value.dim() - event_dim :])
+    plates = tuple(
+        Plate(frame.name, frame.dim, batch[frame.dim], _full_size(frame, batch[frame.dim]))
+        for frame in sorted(frames, key=lambda frame: frame.dim)
+        if -frame.dim <= len(batch) and (frame.size in (-1, batch[frame.dim]))
+    )
+    full_value, full_batch = list(shape), list(batch)
+    for plate in plates:
+        full_value[plate.axis - event_dim] = full_batch[plate.axis] = plate.full_size
+    return Site(
+        name=node["name"],
+        kind=kind,
+        plates=plates,
+        event_dim=event_dim,
+        value_shape=tuple(full_value),
+        batch_shape=tuple(full_batch),
+        is_point=is_delta(fn),
+        num_free=_num_free(fn, full_value),
+        weight=float(_weight(node)),
+    )
+
+
+def kind_of(
+    node: Mapping[str, Any], supplied: Collection[str] | None, predicted: Collection[str] = ()
+) -> Kind:
+    """Tell what a site is, where ``supplied`` has draws (None: the program makes its own).
+
+    Sites in ``predicted`` count as observed also in a run that has no data for them.
+    """
+    if site_is_factor(node):
+        return "factor"
+    if is_deterministic(node):
+        return "deterministic"
+    if node["is_observed"] or node["name"] in predicted:
+        return "observed"
+    if supplied is None or node["name"] in supplied:
+        return "latent"
+    if is_delta(node["fn"]):
+        return "deterministic"
+    if getattr(node["fn"], "has_enumerate_support", False):
+        return "enumerated"
+    raise ValueError(
+        f"the draws lack the latent site {node['name']!r}; got draws of {sorted(supplied)}. Add its draws, or, if it "
+        "is an observation, pass the data in args or kwargs."
+    )
+
+
+def log_prob(node: Mapping[str, Any]) -> Tensor:
+    """Log-density of a node by row: with its mask and its ``poutine.scale``, without the factor of subsampling."""
+    fn = node["fn"]
+    value = fn.log_prob(node["value"], *node["args"], **node["kwargs"])
+    weight = _weight(node)
+    one = isinstance(weight, float) and math.isclose(weight, 1.0, rel_tol=1e-6)
+    result = scale_and_mask(value, 1.0 if one else weight, node["mask"])
+    return result.expand(torch.broadcast_shapes(result.shape, fn.batch_shape))
+
+
+def mask_of(node: Mapping[str, Any], batch_shape: tuple[int, ...]) -> Tensor | None:
+    """Mask over the rows, from ``poutine.mask``, ``obs_mask`` or ``Distribution.mask``; None if there is none."""
+    masks = [mask for mask in (node["mask"], getattr(node["fn"], "_mask", None)) if mask is not None]
+    if all(mask is True for mask in masks):
+        return None
+    result = torch.ones(batch_shape, dtype=torch.bool)
+    for mask in masks:
+        result = result & torch.as_tensor(mask).cpu().bool().expand(batch_shape)
+    return result
+
+
+def _event_dim(node: Mapping[str, Any], frames: Sequence[Any]) -> int:
+    """Axes right of the plates in a deterministic value: the fewest for which every plate finds its size.
+
+    ``pyro.deterministic`` without ``event_dim`` calls every axis an event axis, also those that are rows of a plate.
+    """
+    value, declared = node["value"], node["fn"].event_dim
+    if not frames:
+        return int(value.dim())
+    candidates = range(value.dim() + 1) if declared == value.dim() else [declared]
+    for event_dim in candidates:
+        axes = [frame.dim - event_dim for frame in frames]
+        if all(-axis <= value.dim() and value.shape[axis] == frame.size for axis, frame in zip(axes, frames)):
+            return event_dim
+    return int(declared)
+
+
+def _full_size(frame: Any, size: int) -> int:
+    """Rows of a plate in all; a plate without a size takes that of its sites."""
+    return size if frame.size == -1 or not frame.full_size else int(frame.full_size)
+
+
+def _weight(node: Mapping[str, Any]) -> Any:
+    """Factor on the log-density that is not the subsampling of a plate."""
+    scale = node["scale"]
+    for frame in node["cond_indep_stack"]:
+        if frame.full_size and frame.size > 0:
+            scale = scale * frame.size / frame.full_size
+    return scale
+
+
+def _num_free(fn: Any, shape: Sequence[int]) -> int:
+    """Numbers in unconstrained space, or 0 where the support is not continuous."""
+    if is_delta(fn):
+        return 0
+    try:
+        transform = biject_to(fn.support)
+    except NotImplementedError:
+        return 0
+    return math.prod(transform.inverse_shape(torch.Size(shape)))
+
+
+def plain_site(name: str, shape: tuple[int, ...]) -> Site:
+    """Describe a site of which only the shape of its values is known."""
+    return Site(name, "latent", (), len(shape), shape, (), is_point=False, num_free=0, weight=1.0)

@@ -1,0 +1,275 @@
+"""Exact inference: Gaussian likelihood and Normal prior, from sums over the rows, with the log evidence."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bll_pyro import gaussian
+from bll_pyro.gaussian.precision import independent_outputs
+from bll_pyro.inference.base import Inference, Trace
+from bll_pyro.inference.exact.gaussian_prior import condition
+from bll_pyro.inference.exact.linear_gaussian import LinearGaussian
+from bll_pyro.inference.exact.noise_mixture import NoiseMixturePosterior
+from bll_pyro.inference.exact.noises import (
+    Components,
+    Conjugate,
+    Integrated,
+    Noise,
+    NoisePrior,
+    _Known,
+    elementwise,
+    is_positive,
+)
+from bll_pyro.inference.exact.one_dimension import maximize
+from bll_pyro.inference.exact.statistics import SufficientStatistics
+from bll_pyro.inference.rows import Rows
+from bll_pyro.inference.targets import values_of, weight_of
+from bll_pyro.layer import LastLayer
+from bll_pyro.likelihoods import Gaussian, MultivariateGaussian
+from bll_pyro.likelihoods.base import TargetShape
+from bll_pyro.posterior import GaussianPosterior, Posterior
+from bll_pyro.priors import Normal
+from bll_pyro.priors import Posterior as PosteriorPrior
+
+MAX_BYTES = 8 * 2**30
+BLOCK_NUMBERS, MIN_BLOCK = 4_000_000, 256
+MIN_NOISE = 1e-5  # of the targets' scale
+LOG_PRIOR_RANGE = 12.0  # either side of the scale at which the outputs are as large as the targets
+ALTERNATIVES = "bll.SVI(), bll.Laplace() or bll.NUTS()"
+
+
+@dataclass(frozen=True, eq=False)
+class Exact(Inference):
+    """The posterior in closed form, for ``likelihoods.Gaussian`` and ``priors.Normal`` (or ``priors.Posterior``).
+
+    A prior scale that is not given maximises the evidence (MacKay 1992; Bishop 2006, 3.5). The sums that the posterior
+    needs are kept in the trace, so that :meth:`bll_pyro.Fit.update` adds rows to a fit without the earlier ones.
+
+    Parameters
+    ----------
+    noise
+        What is done with a noise scale that the likelihood does not know: ``noises.Integrated()`` (default),
+        ``noises.Conjugate()`` or ``noises.Maximized()``.
+    """
+
+    noise: Noise = Integrated()
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.noise, Noise):
+            raise TypeError(f"Exact(noise=...): expected e.g. bll.noises.Integrated(), got {self.noise!r}")
+
+    def check(self, layer: LastLayer, num_outputs: int, num_columns: int) -> None:
+        """Gaussian likelihood, Normal prior, and ``D^2`` numbers that fit in memory."""
+        likelihood, prior = layer.likelihood, layer.prior
+        if isinstance(likelihood, MultivariateGaussian):
+            raise ValueError(
+                "Exact: expected targets with independent noise, likelihoods.Gaussian, got MultivariateGaussian; use "
+                "bll.Laplace(curvature=bll.curvatures.Full()), which is exact where covariance and prior scale are given, "
+                "bll.SVI() or bll.NUTS()"
+            )
+        if not isinstance(likelihood, Gaussian) or not isinstance(prior, (Normal, PosteriorPrior)):
+            wrong = likelihood if not isinstance(likelihood, Gaussian) else prior
+            raise ValueError(
+                f"Exact: expected likelihoods.Gaussian and priors.Normal, got {type(wrong).__name__}, for which the "
+                f"posterior has no closed form; use {ALTERNATIVES}"
+            )
+        self._check_bias(layer)
+        self._check_noise(likelihood, prior, num_outputs)
+        # sums, eigenvectors and the work space of the decomposition; weights for each of about 33 values of the noise
+        num_components = 33 if likelihood.known_noise is None and isinstance(self.noise, Integrated) else 1
+        num_bytes = 48 * num_columns**2 + 24 * num_components * num_outputs * num_columns
+        if isinstance(prior, PosteriorPrior):
+            alone = independent_outputs(prior.weights)
+            num_bytes += 32 * num_columns**2 * (num_outputs if alone else num_outputs**2)
+        if num_bytes > MAX_BYTES:
+            raise ValueError(
+                f"Exact: expected matrices that fit in {MAX_BYTES / 2**30:.0f} GiB, got {num_outputs} outputs x "
+                f"{num_columns} columns, which take {num_bytes / 2**30:.1f} GiB; use bll.SVI(), fewer features, or for many "
+                "targets of unknown noise Exact(noise=noises.Maximized())"
+            )
+
+    def _check_bias(self, layer: LastLayer) -> None:
+        if layer.bias and (layer.bias_loc is not None or layer.raw_center):
+            raise ValueError(
+                "Exact: expected a bias centred at 0, got a layer with a centre (bias_loc, or from_linear); drop it and take "
+                f"a wide bias_scale, or use {ALTERNATIVES}"
+            )
+
+    def _check_noise(self, likelihood: Gaussian, prior: Normal | PosteriorPrior, num_outputs: int) -> None:
+        if likelihood.known_noise is not None:
+            if type(self.noise) is not Integrated:
+                raise ValueError(
+                    f"Exact(noise={self.noise!r}): expected a noise scale to be found out, got "
+                    f"Gaussian(noise_scale={likelihood.noise_scale!r}); drop one of the two"
+                )
+            return
+        if isinstance(prior, PosteriorPrior):
+            raise ValueError(
+                "Exact: expected a known noise scale with a posterior as the prior, got Gaussian() with unknown noise; "
+                "add rows with fit.update(...) (exact), give noise_scale=..., or use bll.SVI()"
+            )
+        if isinstance(self.noise, Conjugate) and likelihood.noise_scale is not None:
+            raise ValueError(
+                "Exact(noise=Conjugate(...)): expected Gaussian() without a prior of the noise (Conjugate has one), "
+                f"got {likelihood.noise_scale}; drop one of the two"
+            )
+        declared = elementwise(likelihood.sites((num_outputs,))["noise_scale"])
+        if declared is None or not is_positive(declared):
+            raise ValueError(
+                "Exact: expected a prior of each target's noise scale by itself, over positive numbers, got "
+                f"{likelihood.noise_scale}; use HalfNormal, LogNormal, Gamma, ..., or {ALTERNATIVES}"
+            )
+
+    def run(
+        self,
+        layer: LastLayer,
+        rows: Rows,
+        target_shape: TargetShape,
+        *,
+        seed: int,
+        validation: Rows | None = None,
+    ) -> tuple[Posterior, Trace]:
+        """Sum over the rows, then solve."""
+        began = time.perf_counter()
+        posterior, trace = self.solve(layer, rows, target_shape, collect(rows))
+        trace.wall_time = time.perf_counter() - began
+        return posterior, trace
+
+    def update(
+        self, layer: LastLayer, rows: Rows, target_shape: TargetShape, trace: Trace
+    ) -> tuple[Posterior, Trace]:
+        """Posterior of the rows that ``trace`` knows and of these."""
+        began = time.perf_counter()
+        sums: SufficientStatistics = trace.statistics["sums"]
+        posterior, new_trace = self.solve(layer, rows, target_shape, sums.to(rows.device) + collect(rows))
+        new_trace.wall_time = trace.wall_time + time.perf_counter() - began
+        return posterior, new_trace
+
+    def solve(
+        self, layer: LastLayer, rows: Rows, target_shape: TargetShape, sums: SufficientStatistics
+    ) -> tuple[Posterior, Trace]:
+        """Posterior of given sums; ``rows`` only says in which frame they were made."""
+        likelihood, prior, frame = layer.likelihood, layer.prior, rows.frame
+        assert isinstance(likelihood, Gaussian)
+        num_outputs = len(sums.target_mean)
+        trace = Trace(statistics={"sums": sums})
+        if isinstance(prior, PosteriorPrior):
+            assert likelihood.known_noise is not None
+            weights, log_evidence = condition(prior.weights, sums, likelihood.known_noise, layer.bias)
+            trace.statistics["log_evidence"] = log_evidence
+            latents = _latents(weights, frame.center)
+            return GaussianPosterior(layer, frame, target_shape, num_outputs, latents=latents), trace
+        assert isinstance(prior, Normal)
+        noise, noise_prior = self._treatment(likelihood, target_shape)
+        loc = torch.zeros(()) if prior.loc is None else prior.loc
+        loc = loc.double().expand(num_outputs, frame.num_features)
+        model, rotation = LinearGaussian.of(
+            sums, loc, layer.bias_scale if layer.bias else None, noise.relative
+        )
+        search = PriorScale(model, noise, noise_prior, prior)
+        prior_scale, learned = search.run(trace)
+        components = noise.components(model, prior_scale, noise_prior)
+        if likelihood.known_noise is None:
+            _warn_without_noise(
+                trace, model, (components.weights(model, prior_scale) * components.noise).sum(0)
+            )
+        if components.nodes is not None and components.nodes.error > 1e-6:
+            trace.stop(
+                f"the integral over the noise is known to {components.nodes.error:.0e} nats only; its prior may have "
+                "a kink: use a smooth one such as HalfNormal or LogNormal"
+            )
+        trace.statistics["log_evidence"] = float(components.log_evidence(model, prior_scale).sum())
+        learned = {name: value.to(frame.center) for name, value in learned.items()}
+        frame = replace(frame, rotation=rotation.to(frame.center))
+        if components.nodes is not None:
+            common = (layer, frame, target_shape, num_outputs, learned)
+            return NoiseMixturePosterior(
+                *common, model=model, noise_model=noise, prior_scale=prior_scale
+            ), trace
+        if likelihood.known_noise is None:
+            point = components.noise[0]
+            learned["noise_scale"] = (point if target_shape else point[0]).to(frame.center)
+            layer = replace(layer, likelihood=replace(likelihood, noise_scale=tuple(point.tolist())))
+        latents = _latents(model.given(components.noise, prior_scale), frame.center)
+        return GaussianPosterior(layer, frame, target_shape, num_outputs, learned, latents=latents), trace
+
+    def _treatment(self, likelihood: Gaussian, target_shape: TargetShape) -> tuple[Noise, NoisePrior]:
+        if likelihood.known_noise is not None:
+            scale = likelihood.known_noise.reshape(-1).tolist()
+            return _Known(tuple(scale)), NoisePrior(torch.distributions.HalfNormal(1.0))
+        declared = elementwise(likelihood.sites(target_shape)["noise_scale"])
+        assert declared is not None
+        return self.noise, self.noise.prior(declared)
+
+
+@dataclass(frozen=True)
+class PriorScale:
+    """The prior scale of the weights: given, or where the evidence is highest."""
+
+    model: LinearGaussian
+    noise: Noise
+    noise_prior: NoisePrior
+    prior: Normal
+
+    def run(self, trace: Trace) -> tuple[Tensor, dict[str, Tensor]]:
+        """Prior scale of each target ``[T]``, and what was learned; the path goes into the trace."""
+        model, num = self.model, self.model.num_targets
+        if self.prior.scale is not None:
+            return torch.full((num,), float(self.prior.scale), dtype=torch.float64), {}
+        path: list[tuple[Tensor, Tensor]] = []
+
+        def log_evidence(log_scale: Tensor) -> Tensor:
+            if log_scale.dim() > 1:
+                return torch.stack([log_evidence(row) for row in log_scale])
+            scale = log_scale.exp().expand(num)
+            components: Components = self.noise.components(model, scale, self.noise_prior)
+            value = components.log_evidence(model, scale)
+            value = value if self.prior.per_output else value.sum(0, keepdim=True)
+            path.append((log_scale.detach().exp(), value.detach()))
+            return value
+
+        center = (torch.ones(num) if model.relative else model.target_scale).double().log()
+        center = center if self.prior.per_output else center.mean(0, keepdim=True)
+        center = center - torch.tensor(model.feature_scale, dtype=torch.float64).log()
+        found = maximize(log_evidence, center - LOG_PRIOR_RANGE, center + LOG_PRIOR_RANGE)
+        scale = found.argument.exp()
+        trace.statistics["scale_path"] = torch.stack([scale for scale, _ in path])
+        trace.statistics["evidence_path"] = torch.stack([value.sum() for _, value in path])
+        if bool(found.at_lower.any()):
+            trace.messages.append(
+                "the evidence is highest with weights of 0: these rows show nothing of the targets in the features"
+            )
+        if bool(found.at_upper.any()):
+            trace.stop(
+                f"the evidence grows with the prior scale without bound; tau was set to {scale.tolist()}: look at the "
+                "targets, or give a scale: priors.Normal(scale=1.0)"
+            )
+        return scale.expand(num).clone(), {"tau": scale if self.prior.per_output else scale[0]}
+
+
+def _warn_without_noise(trace: Trace, model: LinearGaussian, noise: Tensor) -> None:
+    gone = noise < MIN_NOISE * model.target_scale
+    if bool(gone.any()):
+        trace.stop(
+            f"targets {gone.nonzero().flatten().tolist()} show no noise: look for constant targets, or for copies of them "
+            "among the features; with more features than rows use noises.Integrated(); or give noise_scale"
+        )
+
+
+def collect(rows: Rows) -> SufficientStatistics:
+    """Sums over all rows, block by block, in the frame of the rows."""
+    num_features = rows.frame.num_features
+    size = max(MIN_BLOCK, BLOCK_NUMBERS // num_features)
+    return SufficientStatistics.of_blocks(
+        (design[:, :num_features], values_of(y), weight_of(y)) for design, y in rows.blocks(size)
+    )
+
+
+def _latents(weights: gaussian.WeightGaussian, like: Tensor) -> gaussian.LatentGaussian:
+    own: dict[str, Any] = {name: value.to(like) for name, value in weights.tensors.items()}
+    return gaussian.LatentGaussian(type(weights)(**own), like.new_zeros(0), like.new_zeros(0))

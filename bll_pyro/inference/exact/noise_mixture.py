@@ -1,0 +1,129 @@
+"""The exact posterior with unknown noise: Gaussian given the noise, and a mixture over the noise of each target."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bll_pyro.gaussian import CentredDiagonal, OutputMixture, normal_points
+from bll_pyro.inference.exact.linear_gaussian import LinearGaussian
+from bll_pyro.inference.exact.noises import Components, Noise, NoisePosterior, NoisePrior, elementwise
+from bll_pyro.posterior import Draws, Posterior
+from bll_pyro.scope import generator
+
+
+@dataclass(frozen=True, eq=False)
+class NoiseMixturePosterior(Posterior):
+    """``p(W, b, s | y) = prod_t p(s_t | y) Normal(w_t, b_t | s_t, y)``, exact up to quadrature over s.
+
+    Parameters
+    ----------
+    model
+        What the data say, in the frame of the fit (whose rotation are the eigenvectors).
+    noise_model
+        How the noise is treated, and so its prior.
+    prior_scale
+        Prior scale of the weights of each target ``[T]``.
+    """
+
+    model: LinearGaussian = None  # type: ignore[assignment]
+    noise_model: Noise = None  # type: ignore[assignment]
+    prior_scale: Tensor = None  # type: ignore[assignment]
+
+    def sample(self, num_draws: int = 1000, seed: int = 0) -> Draws:
+        """Independent draws, one chain: the noise first, then the weights given it."""
+        random = generator(seed)
+        uniform = torch.rand(num_draws, self.num_outputs, generator=random, dtype=torch.float64)
+        noise = self.noise_posterior.quantile(uniform)
+        weights = self.model.given(noise, self.prior_scale).rsample(1, random)
+        weights = weights.view(num_draws, self.num_outputs, -1)
+        values = self.frame.split(self._own(weights)) | self._present({"noise_scale": self._own(noise)})
+        return {name: value[None] for name, value in values.items()}
+
+    def log_prob(self, draws: Draws) -> Tensor:
+        """Log density ``[chain, draw]`` of weight, bias and noise scale."""
+        flat = {k: v.flatten(0, 1) for k, v in self._internal(draws).items()}
+        weights = self.frame.join(flat["weight"], flat.get("bias")).double().cpu()
+        noise = flat["noise_scale"].double().cpu()
+        given = self.model.given(noise, self.prior_scale)
+        values = weights.flatten(0, 1)
+        if isinstance(given, CentredDiagonal):
+            log_weights = given.log_prob_by_output(values)
+        else:
+            log_weights = torch.distributions.Normal(given.loc, given.scale).log_prob(values).sum(-1)
+        log_noise = (
+            self.noise_prior.distribution.log_prob(noise)
+            + self.model.log_evidence(noise, self.prior_scale)
+            - self.components.log_evidence(self.model, self.prior_scale)
+        )
+        return (log_weights.view_as(noise) + log_noise).sum(-1).view(draws["weight"].shape[:2])
+
+    def log_prior(self, draws: Draws) -> Draws:
+        """Log prior density ``[chain, draw]`` of each site at draws, under the model that was used.
+
+        With ``noises.Conjugate`` that is not the declared one: scales are multiples of the noise, which has a prior of
+        its own.
+        """
+        internal = {name: value.double().cpu() for name, value in self._internal(draws).items()}
+        noise = internal["noise_scale"]
+        factor = noise if self.model.relative else torch.ones_like(noise)
+        scale = (self.prior_scale * factor)[..., None]
+        loc = (
+            self.model.loc
+            if self.frame.rotation is None
+            else self.model.loc @ self.frame.rotation.double().cpu().mT
+        )
+        parts = {
+            "weight": torch.distributions.Normal(loc, scale).log_prob(internal["weight"]).sum((-2, -1)),
+            "noise_scale": self.noise_prior.distribution.log_prob(noise).sum(-1),
+        }
+        if self.frame.bias:
+            bias = torch.distributions.Normal(0.0, self.model.bias_scale * factor)
+            parts["bias"] = bias.log_prob(internal["bias"]).sum(-1)
+        return parts
+
+    def outputs(self, features: Tensor) -> OutputMixture:
+        """Outputs given the noise in closed form, one component for each of its values."""
+        design = self.frame.design(features, passing=not torch.is_grad_enabled())
+        weights = self._component_weights
+        given = weights.outputs(design)
+        assert given.scale is not None
+        shape = (len(self.components.noise), self.num_outputs, len(design))
+        loc, scale = (value.mT.reshape(shape).mT for value in (given.loc, given.scale))
+        share = self.components.weights(self.model, self.prior_scale)
+        return OutputMixture(self._own(share), loc, scale, self._own(self.components.noise))
+
+    def noise(self, num_draws: int, seed: int = 0) -> Draws:
+        """Quasi-random draws of the noise scale, equally weighted."""
+        uniform = torch.special.ndtr(normal_points(num_draws, self.num_outputs, seed).double())
+        return {"noise_scale": self._own(self.noise_posterior.quantile(uniform))}
+
+    @cached_property
+    def noise_prior(self) -> NoisePrior:
+        """Prior of one target's noise scale."""
+        declared = elementwise(self.layer.likelihood.sites(self.target_shape)["noise_scale"])
+        assert declared is not None  # checked before the fit
+        return self.noise_model.prior(declared)
+
+    @cached_property
+    def components(self) -> Components:
+        """Values of the noise that stand for its posterior."""
+        return self.noise_model.components(self.model, self.prior_scale, self.noise_prior)
+
+    @cached_property
+    def noise_posterior(self) -> NoisePosterior:
+        """Density of the noise scale."""
+        return NoisePosterior.of(self.model, self.prior_scale, self.noise_prior, self.components)
+
+    @cached_property
+    def _component_weights(self) -> Any:
+        """Gaussian of the weights for each component, all beside each other as outputs, in the frame's precision."""
+        given = self.model.given(self.components.noise, self.prior_scale)
+        return type(given)(**{name: self._own(value) for name, value in given.tensors.items()})
+
+    def _own(self, value: Tensor) -> Tensor:
+        return value.to(self.frame.center)

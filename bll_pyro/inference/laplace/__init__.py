@@ -1,0 +1,5 @@
+"""Laplace's approximation: the posterior mode, the curvature there, and the evidence that they imply."""
+
+from bll_pyro.inference.laplace.laplace import Laplace
+
+__all__ = ["Laplace"]

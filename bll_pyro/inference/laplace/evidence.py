@@ -1,0 +1,264 @@
+"""Laplace's approximation of the log evidence, and its exact gradient in noise and hyper-parameters.
+
+With psi = (log of the learned hyper-parameters, unconstrained noise and sampled hyper-parameters u) and the mode
+``A(psi)`` of the weights, where the precision is ``P(A, psi)``:
+
+``F(psi) = log p(y | A, psi) + log p(A | psi) + log p(u) + K P / 2 log 2 pi - log |P| / 2``
+
+The mode moves with psi. It is stationary, so the first terms don't feel that; log |P| does (Rasmussen and Williams
+2006, 5.5.1): ``dA = P^-1 d(gradient)``, which costs one more solution by conjugate gradients.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from bll_pyro.curvatures import Curvature, Precision
+from bll_pyro.curvatures.base import Sums
+from bll_pyro.gaussian.weights import LOG_TWO_PI
+from bll_pyro.inference.laplace.mode import Mode, conjugate_gradients, find_mode
+from bll_pyro.inference.laplace.preconditioner import preconditioners
+from bll_pyro.inference.laplace.prior_terms import PriorTerms
+from bll_pyro.inference.row_likelihood import Noise, RowLikelihood
+from bll_pyro.inference.rows import Rows
+from bll_pyro.inference.start import median_globals
+from bll_pyro.inference.targets import information, log_prob
+from bll_pyro.layer import LastLayer
+from bll_pyro.likelihoods.base import TargetShape
+from bll_pyro.model import Globals
+
+NUM_FIRST_ROWS = 16_384
+FIRST_TOLERANCE = 0.5
+IMPLICIT_ACCURACY = 1e-3
+SAME = 1e-4
+
+
+class Settings:
+    """The vector psi ``[M]`` of what is not a weight: logs of learned hyper-parameters, then the global unknowns u."""
+
+    def __init__(self, layer: LastLayer, weight_shape: tuple[int, int], target_shape: TargetShape) -> None:
+        self.globals = Globals(layer, weight_shape, target_shape)
+        self.initial = layer.prior.learned(weight_shape)
+
+    @property
+    def num_learned(self) -> int:
+        """Number of learned numbers, which come first."""
+        return sum(value.numel() for value in self.initial.values())
+
+    @property
+    def of_prior(self) -> list[int]:
+        """Which of the numbers are the prior's: the learned ones and the sampled hyper-parameters."""
+        after = self.num_learned + self.globals.num_noise
+        return [*range(self.num_learned), *range(after, self.num_learned + self.globals.num)]
+
+    def start(self, like: Tensor) -> Tensor:
+        """Learned hyper-parameters as the prior starts them, and u at the median of its prior."""
+        learned = [value.to(like).log().flatten() for value in self.initial.values()]
+        return torch.cat([*learned, median_globals(self.globals, like)])
+
+    def learned(self, psi: Tensor) -> dict[str, Tensor]:
+        """Values of the learned hyper-parameters."""
+        parts = psi[: self.num_learned].split([value.numel() for value in self.initial.values()])
+        return {
+            name: part.exp().view(value.shape) for (name, value), part in zip(self.initial.items(), parts)
+        }
+
+    def values(self, psi: Tensor) -> tuple[dict[str, Tensor], Noise, Tensor]:
+        """Hyper-parameters, noise, and ``log p(u)`` with the Jacobian of the site values."""
+        values, log_prior, log_jacobian = self.globals.constrain(psi[self.num_learned :])
+        hyper = self.learned(psi) | self.globals.hyper(values)
+        return hyper, self.globals.noise(values), log_prior + log_jacobian
+
+
+@dataclass(frozen=True, eq=False)
+class LaplaceAt:
+    """Laplace's approximation at one psi.
+
+    Parameters
+    ----------
+    psi
+        ``[M]``.
+    mode
+        Mode of the weights.
+    sums
+        What the curvature keeps of the rows.
+    log_globals
+        ``log p(u)``.
+    """
+
+    psi: Tensor
+    mode: Mode
+    curvature: Curvature
+    sums: Sums
+    log_globals: float
+
+    @cached_property
+    def precision(self) -> Precision:
+        """Precision of the weights."""
+        return self.curvature.precision(self.sums, self.mode.prior.precision)
+
+    @property
+    def log_evidence(self) -> float:
+        """``F(psi)``, nats."""
+        constant = 0.5 * self.mode.weights.numel() * LOG_TWO_PI
+        return self.mode.log_joint + self.log_globals + constant - 0.5 * float(self.precision.log_det)
+
+
+class Evidence:
+    """The log evidence of a layer on some rows, as a function of psi."""
+
+    def __init__(
+        self,
+        layer: LastLayer,
+        rows: Rows,
+        target_shape: TargetShape,
+        curvature: Curvature,
+        tolerance: float,
+        max_steps: int,
+    ) -> None:
+        self.layer, self.rows, self.target_shape, self.curvature = layer, rows, target_shape, curvature
+        self.tolerance, self.max_steps = tolerance, max_steps
+        num_outputs = layer.likelihood.num_outputs(target_shape)
+        self.weight_shape = (num_outputs, rows.frame.num_features)
+        self.settings = Settings(layer, self.weight_shape, target_shape)
+        self.like = torch.zeros(num_outputs, rows.num_columns, dtype=torch.float64, device=rows.device)
+        self.function = RowLikelihood(layer.likelihood, rows)
+        self._kind = preconditioners(self.function, num_outputs)
+        self._is_hessian: bool | None = None
+
+    def fit_at(self, psi: Tensor, start: Tensor | None = None, tolerance: float | None = None) -> LaplaceAt:
+        """Mode and precision at ``psi``, from weights ``start [K, P]``, or from the prior's by way of some of the rows."""
+        hyper, noise, log_globals = self.settings.values(psi)
+        prior = PriorTerms.of(self.layer, self.weight_shape, hyper, self.like)
+        if start is None:
+            start = self._first(prior, noise)
+        mode = find_mode(
+            self.function, prior, noise, start, self._kind, tolerance or self.tolerance, self.max_steps
+        )
+        num_outputs, num_columns = self.like.shape
+        sums = self.curvature.zeros(
+            num_outputs, num_columns, self.layer.likelihood.independent_outputs, self.like
+        )
+        for design, of_rows in mode.rows.informed():
+            self.curvature.add(sums, design, of_rows)
+        return LaplaceAt(psi, mode, self.curvature, self.curvature.finished(sums), float(log_globals))
+
+    def _first(self, prior: PriorTerms, noise: Noise) -> Tensor:
+        start = prior.loc.clone()
+        if self.rows.num_rows < 2 * NUM_FIRST_ROWS:
+            return start
+        part = self.rows.subset(NUM_FIRST_ROWS)
+        function = RowLikelihood(self.layer.likelihood, part, self.rows.num_rows / part.num_rows)
+        kind = preconditioners(function, len(start))
+        return find_mode(function, prior, noise, start, kind, FIRST_TOLERANCE, self.max_steps).weights
+
+    def likelier(self, psi: Tensor, weights: Tensor) -> Tensor:
+        """``weights``, or the centre of the prior where their joint density is higher at ``psi``.
+
+        A mode under a much wider prior is a bad start: rows that it fits with confidence hardly curve the density, and Newton's
+        steps are then far too long.
+        """
+        hyper, noise, _ = self.settings.values(psi)
+        prior = PriorTerms.of(self.layer, self.weight_shape, hyper, self.like)
+
+        def log_joint(candidate: Tensor) -> float:
+            return self.function.at(candidate, noise).value + float(prior.log_prob(candidate))
+
+        return max((weights, prior.loc), key=log_joint)
+
+    def rounding(self, at: LaplaceAt) -> float:
+        """How far the log evidence may be off by the precision of the rows."""
+        return 4 * torch.finfo(self.rows.frame.center.dtype).eps * (1 + abs(at.mode.rows.value))
+
+    def gradient(self, at: LaplaceAt) -> Tensor:
+        """Slope of the log evidence in psi, ``[M]``."""
+        psi = at.psi.detach().requires_grad_()
+        with torch.enable_grad():
+            hyper, noise, log_globals = self.settings.values(psi)
+            prior = PriorTerms.of(self.layer, self.weight_shape, hyper, self.like)
+            sums = tuple(total.detach().requires_grad_() for total in at.sums)
+            log_det = self.curvature.precision(sums, prior.precision).log_det
+            weights = at.mode.weights
+            own = log_globals + prior.log_prob(weights) - 0.5 * log_det
+            direct, *slopes = torch.autograd.grad(
+                own, (psi, *sums), retain_graph=True, materialize_grads=True
+            )
+            pull, of_noise = self._through_rows(at, tuple(slopes))
+            if bool((pull != 0).any()):
+                step = self._solve(at, pull)
+                moved = (step * prior.gradient(weights)).sum()
+                if moved.requires_grad:  # a given prior stays where it is
+                    direct = direct + grad(moved, psi)
+                for name, value in self._moved_noise(at, step).items():
+                    of_noise[name] = of_noise[name] + value
+            if noise:
+                through = torch.stack(
+                    [(value * of_noise[name].to(value)).sum() for name, value in noise.items()]
+                )
+                direct = direct + torch.autograd.grad(through.sum(), psi)[0]
+        return direct
+
+    def _through_rows(self, at: LaplaceAt, slopes: Sums) -> tuple[Tensor, dict[str, Tensor]]:
+        """Slopes of the rows' part of F: in the weights by way of log |P| ``[K, P]``, and in the noise."""
+        pull, rows = torch.zeros_like(self.like), at.mode.rows
+        of_noise = {name: torch.zeros_like(value, dtype=torch.float64) for name, value in rows.noise.items()}
+        flat = tuple(slope.to(self.rows.frame.center) for slope in slopes)
+        for design, targets, outputs in rows.blocks():
+            point = outputs.detach().requires_grad_()
+            noise = {name: value.detach().requires_grad_() for name, value in rows.noise.items()}
+            of_rows = information(self.layer.likelihood, point, targets, noise)
+            value = self.curvature.contract(flat, design, of_rows)
+            if noise:
+                value = value + log_prob(self.layer.likelihood, outputs, targets, noise).sum()
+            if not value.requires_grad:  # the information is the same whatever the outputs are
+                continue
+            first, *others = torch.autograd.grad(
+                value, (point, *noise.values()), allow_unused=True, materialize_grads=True
+            )
+            pull.add_(first.mT @ design)
+            for name, other in zip(noise, others, strict=True):
+                of_noise[name].add_(other)
+        return pull, of_noise
+
+    def _solve(self, at: LaplaceAt, right: Tensor) -> Tensor:
+        """``(-Hessian)^-1 right``: how the mode moves."""
+        mode = at.mode
+        if self._is_hessian is None:
+            # of most likelihoods the information is the Hessian itself, and several times faster
+            exact, fast = mode.rows.hessian_times(right), mode.rows.times(right)
+            self._is_hessian = bool((exact - fast).norm() <= SAME * fast.norm())
+        times = mode.rows.times if self._is_hessian else mode.rows.hessian_times
+
+        def product(vectors: Tensor) -> Tensor:
+            return times(vectors) + mode.prior.times(vectors)
+
+        return conjugate_gradients(
+            product, right, mode.precondition, min(IMPLICIT_ACCURACY, self.tolerance**0.5)
+        )
+
+    def _moved_noise(self, at: LaplaceAt, step: Tensor) -> dict[str, Tensor]:
+        """Slope in the noise of ``step . d log p(y | A) / dA``."""
+        rows = at.mode.rows
+        total = {name: torch.zeros_like(value, dtype=torch.float64) for name, value in rows.noise.items()}
+        if not total:
+            return total
+        for design, targets, outputs in rows.blocks():
+            point = outputs.detach().requires_grad_()
+            noise = {name: value.detach().requires_grad_() for name, value in rows.noise.items()}
+            total_log_prob = log_prob(self.layer.likelihood, point, targets, noise).sum()
+            (slope,) = torch.autograd.grad(total_log_prob, point, create_graph=True)
+            along = (slope * (design @ step.to(design).mT)).sum()
+            for name, part in zip(noise, torch.autograd.grad(along, tuple(noise.values())), strict=True):
+                total[name].add_(part)
+        return total
+
+
+def grad(value: Tensor, argument: Tensor) -> Tensor:
+    """Slope of a number, 0 where it does not depend on the argument; the graph is kept."""
+    return torch.autograd.grad(value, argument, retain_graph=True, allow_unused=True, materialize_grads=True)[
+        0
+    ]

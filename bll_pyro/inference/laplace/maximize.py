@@ -1,0 +1,95 @@
+"""Noise and hyper-parameters at the highest Laplace evidence, and how certain the global unknowns are there."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from bll_pyro.inference.laplace.evidence import Evidence, LaplaceAt
+from bll_pyro.inference.laplace.prior_terms import PriorTerms
+from bll_pyro.inference.laplace.quasi_newton import Summit, ascend
+from bll_pyro.inference.laplace.surrogate import Surrogate
+
+ROUGH_TOLERANCE = 0.3  # distance from the mode at which the surrogate is made
+LEARNED_TOLERANCE = 0.2  # in standard deviations that the evidence has as a density of psi
+GLOBALS_TOLERANCE = 1e-3
+FAR = 1.0  # a move of a log after which the last mode may be a bad start
+REACH = 12.0  # of the logs, either side of their start
+DIFFERENCE = 0.02
+
+
+def maximize_evidence(
+    evidence: Evidence, start: Tensor | None = None, weights: Tensor | None = None
+) -> Summit[LaplaceAt]:
+    """Climb from where the priors start; or hold the learned scales as in ``start``, from ``weights``, and climb with the rest."""
+    settings = evidence.settings
+    psi = settings.start(evidence.like[0, 0]) if start is None else start
+    reach = torch.full_like(psi, REACH)
+    if start is not None:
+        reach[: settings.num_learned] = 0.0
+    bounds = psi - reach, psi + reach
+    curvature = torch.eye(len(psi), dtype=psi.dtype, device=psi.device) * evidence.rows.total_weight
+    free, found_at = settings.of_prior, psi
+    if free and start is None:
+        psi, block, weights = first_guess(evidence, psi, free, bounds)
+        curvature[torch.tensor(free)[:, None], torch.tensor(free)] = block
+
+    def evaluate(argument: Tensor) -> tuple[float, Tensor, LaplaceAt]:
+        nonlocal weights, found_at
+        if weights is not None and bool(((argument - found_at).abs() > FAR).any()):
+            weights = evidence.likelier(argument, weights)
+        at = evidence.fit_at(argument, weights)
+        weights, found_at = at.mode.weights, argument
+        return at.log_evidence, evidence.gradient(at), at
+
+    if not bool((bounds[0] < bounds[1]).any()):
+        at = evidence.fit_at(psi, weights)
+        return Summit(psi, at, [at.log_evidence], [psi], 0.0, True, bounds)
+    tolerance = GLOBALS_TOLERANCE if settings.globals.num else LEARNED_TOLERANCE
+    return ascend(evaluate, psi, curvature, tolerance, bounds, evidence.rounding)
+
+
+def first_guess(
+    evidence: Evidence, psi: Tensor, free: list[int], bounds: tuple[Tensor, Tensor]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Best psi of the linear Gaussian model that touches the rows' likelihood near their mode at ``psi``.
+
+    Also the curvature in the free coordinates there, and that mode ``[K, P]``.
+    """
+    at = evidence.fit_at(psi, tolerance=ROUGH_TOLERANCE)
+    mode = at.mode
+    linear = evidence.curvature.times(at.sums, mode.weights) + mode.rows.gradient
+
+    def prior(psi: Tensor) -> tuple[PriorTerms, Tensor]:
+        hyper, _, log_globals = evidence.settings.values(psi)
+        return PriorTerms.of(evidence.layer, evidence.weight_shape, hyper, evidence.like), log_globals
+
+    surrogate = Surrogate(evidence.curvature, at.sums, linear, prior)
+    chosen = torch.zeros_like(at.psi)
+    chosen[free] = 1.0
+
+    def evaluate(psi: Tensor) -> tuple[float, Tensor, None]:
+        value, slope = surrogate.value_and_slope(psi)
+        return value, slope * chosen, None
+
+    block = surrogate.curvature_at(at.psi, free)
+    first = torch.eye(len(at.psi), dtype=at.psi.dtype, device=at.psi.device)
+    first[torch.tensor(free)[:, None], torch.tensor(free)] = block
+    psi = ascend(evaluate, at.psi, first, LEARNED_TOLERANCE, bounds).argument
+    return psi, surrogate.curvature_at(psi, free), mode.weights
+
+
+def globals_spread(evidence: Evidence, at: LaplaceAt) -> tuple[Tensor, Tensor]:
+    """Negative Hessian ``[U, U]`` of the evidence in u, and the mode's move ``dA / du`` ``[K, P, U]``, by differences."""
+    num_learned = evidence.settings.num_learned
+    num_globals = evidence.settings.globals.num
+    rows, moves = [], []
+    for index in range(num_learned, num_learned + num_globals):
+        step = torch.zeros_like(at.psi)
+        step[index] = DIFFERENCE
+        ahead, behind = (evidence.fit_at(at.psi + sign * step, at.mode.weights) for sign in (1, -1))
+        change = evidence.gradient(behind) - evidence.gradient(ahead)
+        rows.append(change[num_learned:] / (2 * DIFFERENCE))
+        moves.append((ahead.mode.weights - behind.mode.weights) / (2 * DIFFERENCE))
+    hessian = torch.stack(rows)
+    return (hessian + hessian.mT) / 2, torch.stack(moves, -1)

@@ -1,0 +1,63 @@
+"""Priors with unknowns of their own brought back: what is best summed out for a guide is best sampled by a chain.
+
+Summed over its local scales the horseshoe has a pole at its centre, which no step size suits. Given them its weights are
+Normal, and the coordinates of :mod:`bll_pyro.inference.nuts.density` take care of the funnel. The posterior of everything
+else is the same.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+from bll_pyro.inference.nuts.approximation import Origin
+from bll_pyro.layer import LastLayer
+from bll_pyro.likelihoods.base import TargetShape
+from bll_pyro.model import Globals
+from bll_pyro.priors import GaussianPrior, Horseshoe
+from bll_pyro.priors.base import Shape, centre, expand
+
+MAX_LOG = 5.0  # local scales start within a factor of 150 of 1
+
+
+@dataclass(frozen=True, eq=False)
+class _LocalHorseshoe(GaussianPrior):
+    """The regularised horseshoe with a site ``lambda [K, D]`` for its local scales, ``HalfCauchy(1)``."""
+
+    horseshoe: Horseshoe
+
+    def hyper(self, shape: Shape) -> dict[str, dist.Distribution]:
+        """``tau``, ``c2``, ``lambda``."""
+        local = dist.HalfCauchy(torch.tensor(1.0), validate_args=False).expand(shape).to_event(2)
+        return {**self.horseshoe.hyper(shape), "lambda": local}
+
+    def distribution(self, shape: Shape, **hyper: Tensor) -> dist.Normal:
+        """Normal with variance ``c^2 tau^2 lambda^2 / (c^2 + tau^2 lambda^2)``."""
+        tau, c2 = hyper["tau"][..., None, None], hyper["c2"][..., None, None]
+        log_precision = torch.logaddexp(-c2.log(), -2 * (tau.log() + hyper["lambda"].log()))
+        loc = expand(centre(self.horseshoe.loc, tau), shape)
+        return dist.Normal(loc, (-0.5 * log_precision).exp(), validate_args=False)
+
+
+def augmented(
+    layer: LastLayer, origin: Origin, num_features: int, target_shape: TargetShape
+) -> tuple[LastLayer, Origin]:
+    """The layer that chains run on, and the origin with a value for each unknown that it has on top.
+
+    A local scale starts where the prior's variance is that of the approximation.
+    """
+    prior = layer.prior
+    if not isinstance(prior, Horseshoe):
+        return layer, origin
+    shape = (len(origin.loc), num_features)
+    values = Globals(layer, shape, target_shape).constrain(origin.u)[0]
+    precision = origin.prior_precision[:, :num_features]
+    rest = (precision - values["c2"].reciprocal()).clamp_min(torch.finfo(precision.dtype).tiny)
+    log_local = -0.5 * rest.log() - values["tau"].log()
+    values["lambda"] = log_local.clamp(-MAX_LOG, MAX_LOG).exp()
+    inside = replace(layer, prior=_LocalHorseshoe(prior))
+    u = Globals(inside, shape, target_shape).unconstrain(values)
+    return inside, replace(origin, u=u)

@@ -1,0 +1,139 @@
+"""Chains of Pyro's NUTS from a log density, each in a process of its own, or one after another.
+
+A chain depends on its seed and on nothing else: it runs in one thread, with random state of its own, wherever it runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyro
+import torch
+from pyro.infer import MCMC
+from torch import Tensor
+
+from bll_pyro.inference.nuts.density import LogDensity
+from bll_pyro.inference.nuts.recording import RecordingNUTS
+from bll_pyro.scope import isolated
+
+MAX_DENSE_GLOBALS = 50  # up to so many global unknowns get a full mass matrix among themselves
+FIRST_STEP = 0.5
+INTEGERS = ("n_steps", "tree_depth")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How long and how carefully to sample; see :class:`bll_pyro.NUTS`."""
+
+    num_warmup: int
+    num_samples: int
+    target_accept: float
+    max_tree_depth: int
+
+
+@dataclass(frozen=True, eq=False)
+class Chain:
+    """One chain's draws: weights ``[S, K, P]``, global unknowns ``[S, U]``, and statistics ``[S]``."""
+
+    weights: np.ndarray
+    u: np.ndarray
+    statistics: dict[str, np.ndarray]
+    num_gradients: int
+
+
+def run_chains(
+    density: LogDensity, seed: int, num_chains: int, settings: Settings, num_processes: int
+) -> list[Chain]:
+    """Run chains with seeds derived from ``seed``, in up to ``num_processes`` processes."""
+    seeds = [int(np.random.SeedSequence((seed, index)).generate_state(1)[0]) for index in range(num_chains)]
+    if num_processes == 1:
+        return [run_chain(density, each, settings) for each in seeds]
+    from joblib import Parallel, delayed, parallel_config
+
+    # "c": workers read large arrays from one shared copy, and may not change it
+    with parallel_config(backend="loky", inner_max_num_threads=1):
+        pool = Parallel(n_jobs=min(num_processes, num_chains), mmap_mode="c")
+        return list(pool(delayed(run_chain)(density, each, settings) for each in seeds))
+
+
+def run_chain(density: LogDensity, seed: int, settings: Settings) -> Chain:
+    """Warm up and sample one chain."""
+    device = density.coordinates.loc.device
+    with isolated(seed, density.dtype), one_thread(), pyro.validation_enabled(False):
+        density.num_calls = 0
+        start = initial_state(density, device)
+        num_globals = density.globals.num
+        kernel = RecordingNUTS(
+            potential_fn=density,
+            step_size=FIRST_STEP * len(start["weights"]) ** -0.25,
+            target_accept_prob=settings.target_accept,
+            max_tree_depth=settings.max_tree_depth,
+            full_mass=[("globals",)] if 0 < num_globals <= MAX_DENSE_GLOBALS else False,
+        )
+        potentials: list[float] = []
+
+        def keep_potential(kernel: RecordingNUTS, params: Any, stage: str, index: int) -> None:
+            if stage == "Sample":
+                potentials.append(float(kernel._potential_energy_last))
+
+        mcmc = MCMC(
+            kernel, num_samples=settings.num_samples, warmup_steps=settings.num_warmup,
+            initial_params=start, disable_progbar=True, hook_fn=keep_potential,
+        )  # fmt: skip
+        mcmc.run()
+        num_gradients = density.num_calls
+        return collect(density, mcmc, potentials, num_gradients)
+
+
+@torch.no_grad()
+def collect(density: LogDensity, mcmc: MCMC, potentials: list[float], num_gradients: int) -> Chain:
+    """Bring the draws back to weights and global unknowns, and the statistics into arrays."""
+    states = mcmc.get_samples()
+    num_draws = len(states["weights"])
+    weights = torch.empty(num_draws, *density.coordinates.loc.shape, dtype=density.dtype)
+    u = torch.empty(num_draws, density.globals.num, dtype=torch.float64)
+    stretches = np.empty(num_draws)
+    for index in range(num_draws):
+        place = density.place({name: values[index] for name, values in states.items()})
+        u[index], weights[index], stretches[index] = place[0], place[1], float(place[2])
+    found = mcmc._diagnostics[0]
+    statistics = {
+        name: np.asarray(values, dtype=np.int64 if name in INTEGERS else None)
+        for name, values in found["statistics"].items()
+    }
+    statistics["diverging"] = np.zeros(num_draws, dtype=bool)
+    statistics["diverging"][np.asarray(found["divergences"], dtype=int)] = True
+    statistics["lp"] = -np.asarray(potentials) - stretches
+    return Chain(weights.numpy(), u.numpy(), statistics, num_gradients)
+
+
+def initial_state(density: LogDensity, device: torch.device) -> dict[str, Tensor]:
+    """A draw from the approximation: chains start apart from each other, where most of the posterior is.
+
+    Drawn nearer and nearer to its centre until the density is finite there.
+    """
+    options: dict[str, Any] = {"dtype": torch.float64, "device": device}
+    drawn = {name: torch.randn(size, **options) for name, size in density.shape.items()}
+    for _ in range(10):
+        if bool(torch.isfinite(density(drawn))):
+            return drawn
+        drawn = {name: value / 2 for name, value in drawn.items()}
+    raise ValueError(
+        "NUTS: expected a finite log density near the mode, got none; look for extreme features or targets, use "
+        "standardize=True, or features in double precision"
+    )
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute in one thread inside the block: the same sums in the same order, whatever the machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

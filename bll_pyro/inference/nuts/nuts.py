@@ -1,0 +1,166 @@
+"""NUTS: draws from the posterior itself, by Hamiltonian dynamics in coordinates whitened by its Gaussian approximation."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+
+import torch
+
+from bll_pyro.inference.base import Inference, Trace
+from bll_pyro.inference.nuts.approximation import find_origin
+from bll_pyro.inference.nuts.augmented import augmented
+from bll_pyro.inference.nuts.chain_checks import judge
+from bll_pyro.inference.nuts.chains import Chain, Settings, run_chains
+from bll_pyro.inference.nuts.coordinates import coordinates
+from bll_pyro.inference.nuts.density import LogDensity
+from bll_pyro.inference.nuts.row_terms import row_terms
+from bll_pyro.inference.rows import Rows
+from bll_pyro.layer import LastLayer
+from bll_pyro.likelihoods.base import TargetShape
+from bll_pyro.model import Globals
+from bll_pyro.posterior import Draws, DrawsPosterior, Posterior
+
+MAX_BYTES = 8 * 2**30
+
+
+@dataclass(frozen=True, eq=False)
+class NUTS(Inference):
+    """The No-U-Turn sampler (Hoffman and Gelman 2014; Betancourt 2017) of Pyro on cached features.
+
+    Of all inferences the one whose error can be made as small as one likes, and the referee of the others. Chains run
+    in parallel processes, and with the same seed give the same draws however many of them there are. Their coordinates
+    are whitened by a Gaussian approximation of the posterior at its mode: plain ones are hopeless for the features of a
+    network, which are strongly correlated.
+
+    A prior scale that is learned (``scale=None``) has no posterior: it is set to the value at which Laplace's evidence
+    is highest (for priors that are not Gaussian, the bound of the evidence that a Gaussian at the mode gives), and kept.
+    ``priors.HierarchicalNormal`` has a prior for it, and is sampled along.
+
+    Parameters
+    ----------
+    num_warmup
+        Transitions of each chain in which step size and mass matrix are adapted; they are not kept.
+    num_samples
+        Draws of each chain.
+    num_chains
+        Number of chains.
+    target_accept
+        Mean acceptance that the step size is adapted to; larger is slower, and safer where the posterior is curved.
+    max_tree_depth
+        Most doublings of a trajectory.
+    num_processes
+        Processes at a time; None (default) takes one for each chain, up to the number of cores. On a GPU, and with 1,
+        chains run one after another.
+    """
+
+    num_warmup: int = 500
+    num_samples: int = 1000
+    num_chains: int = 4
+    target_accept: float = 0.8
+    max_tree_depth: int = 10
+    num_processes: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, least in (
+            ("num_warmup", 1), ("num_samples", 4), ("num_chains", 1), ("max_tree_depth", 1), ("num_processes", 1),
+        ):  # fmt: skip
+            value = getattr(self, name)
+            if value is None and name == "num_processes":
+                continue
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise ValueError(f"NUTS({name}=...): expected a whole number >= {least}, got {value!r}")
+        if not isinstance(self.target_accept, (int, float)) or not 0 < self.target_accept < 1:
+            raise ValueError(
+                f"NUTS(target_accept=...): expected a number between 0 and 1, got {self.target_accept!r}"
+            )
+
+    def check(self, layer: LastLayer, num_outputs: int, num_columns: int) -> None:
+        """Priors with a density; draws that fit in memory."""
+        if not layer.prior.has_density:
+            raise ValueError(
+                f"NUTS: expected a prior of independent weights given its hyper-parameters, got {layer.prior!r}; use "
+                "bll.SVI(), which runs any Pyro program"
+            )
+        num_bytes = 8 * self.num_chains * self.num_samples * num_outputs * num_columns
+        if num_bytes > MAX_BYTES:
+            raise ValueError(
+                f"NUTS: expected draws that fit in {MAX_BYTES / 2**30:.0f} GiB, got {self.num_chains} chains x "
+                f"{self.num_samples} draws of {num_outputs * num_columns} weights, which take {num_bytes / 2**30:.1f} GiB; "
+                "use fewer num_samples, or bll.Laplace() or bll.SVI()"
+            )
+
+    def run(
+        self,
+        layer: LastLayer,
+        rows: Rows,
+        target_shape: TargetShape,
+        *,
+        seed: int,
+        validation: Rows | None = None,
+    ) -> tuple[Posterior, Trace]:
+        """Approximate, whiten, sample, judge."""
+        began = time.perf_counter()
+        trace, frame = Trace(), rows.frame
+        layer.prior.check((layer.likelihood.num_outputs(target_shape), frame.num_features))
+        origin = find_origin(layer, rows, target_shape, trace)
+        inside, start = augmented(layer, origin, frame.num_features, target_shape)
+        terms = row_terms(layer.likelihood, rows, len(origin.loc))
+        place = coordinates(inside, start, rows, target_shape, terms)
+        dtype = frame.center.dtype
+        density = LogDensity(inside, frame.num_features, target_shape, terms, origin.learned, place, dtype)
+        settings = Settings(self.num_warmup, self.num_samples, self.target_accept, self.max_tree_depth)
+        num_processes = self._num_processes(rows, trace)
+        chains = run_chains(density, seed, self.num_chains, settings, num_processes)
+        learned = {name: value.to(frame.center) for name, value in origin.learned.items()}
+        posterior = DrawsPosterior(layer, frame, target_shape, len(origin.loc), learned)
+        posterior = replace(posterior, draws=present(posterior, density.globals, chains))
+        keep_statistics(trace, chains, posterior, rows.total_weight)
+        judge(trace, posterior.draws, self.max_tree_depth)
+        trace.wall_time = time.perf_counter() - began
+        return posterior, trace
+
+    def _num_processes(self, rows: Rows, trace: Trace) -> int:
+        if self.num_chains == 1:
+            return 1
+        if rows.device.type != "cpu":
+            trace.messages.append(
+                f"the {self.num_chains} chains ran one after another, on the {rows.device.type} device"
+            )
+            return 1
+        if self.num_processes is not None:
+            wanted = self.num_processes
+        else:
+            import joblib
+
+            wanted = joblib.cpu_count()
+        if wanted == 1:
+            trace.messages.append(f"the {self.num_chains} chains ran one after another, in one process")
+        return min(wanted, self.num_chains)
+
+
+def present(posterior: DrawsPosterior, globals_: Globals, chains: list[Chain]) -> Draws:
+    """Draws ``{site: [chain, draw, *event]}`` of the sites of the layer, weights turned back from the axes of the frame."""
+    frame = posterior.frame
+    weights = torch.stack([torch.from_numpy(chain.weights) for chain in chains]).to(frame.center)
+    draws = {name: value.contiguous() for name, value in frame.split(weights).items()}
+    sites = posterior.globals.priors
+    if sites:
+        u = torch.stack([torch.from_numpy(chain.u) for chain in chains]).to(frame.center.device)
+        values = globals_.constrain(u)[0]
+        draws |= posterior._present({name: values[name].to(frame.center.dtype) for name in sites})
+    return draws
+
+
+def keep_statistics(trace: Trace, chains: list[Chain], posterior: DrawsPosterior, num_rows: float) -> None:
+    """Put what the chains tell of every draw into ``trace.statistics["sample_stats"]``, ``{name: [chain, draw]}``.
+
+    ``lp`` is ``log p(y, A, u)`` with y in the user's units and u unconstrained, of a horseshoe with its local scales.
+    """
+    names = chains[0].statistics
+    stats = {
+        name: torch.stack([torch.from_numpy(chain.statistics[name]) for chain in chains]) for name in names
+    }
+    stats["lp"] = stats["lp"] - num_rows * float(posterior.frame.target_scale.double().log().sum())
+    trace.statistics["sample_stats"] = stats
+    trace.statistics["num_gradients"] = torch.tensor([chain.num_gradients for chain in chains])

@@ -1,0 +1,1 @@
+"""The choice of a prior scale that is not given: criteria, folds of the rows, and the search over scales."""

@@ -1,0 +1,180 @@
+"""The default training step with its gradients written out: Diagonal guide, Normal prior, any likelihood.
+
+The objective is that of :mod:`bll_pyro.inference.svi.output_space`, and so are its gradients (tests compare them). Only the
+likelihood, on arrays of size B x K, goes through automatic differentiation, and not even that where it names its slope
+(``Likelihood.slope``); everything of the size of the weights is done in closed form and in place, which is where the
+time of a wide layer goes. With ``V = s^2`` and all gradients of ``-ELBO / N``:
+
+======================================= ==========================================================
+on paper                                in code
+======================================= ==========================================================
+``d/dW  = g_mean' H + W / (N tau^2)``   ``mm`` into the gradient, ``addcmul_``
+``2 d/dV = g' H^2 + 1 / (N tau^2)``     ``mm`` into the gradient, ``add_``; ``g = g_spread / spread``
+``d/ds  = s 2 d/dV - 1 / (N s)``        ``mul_``, ``add_``; the last term is the entropy's
+``d/dr  = d/ds sigmoid(r)``             ``softplus_backward``: ``s = softplus(r)``, Pyro's positive scale
+======================================= ==========================================================
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from bll_pyro.gaussian import OutputGaussian
+from bll_pyro.guides.diagonal import DiagonalGuide
+from bll_pyro.inference.targets import Targets, expected_log_prob
+from bll_pyro.layer import LastLayer
+from bll_pyro.model import Globals
+from bll_pyro.priors import Normal
+
+LOG_TWO_PI = math.log(2 * math.pi)
+
+
+class MeanFieldStep:
+    """Value and gradients of the ELBO a row from a batch; gradients are left in ``guide.parameters()``."""
+
+    def __init__(self, guide: DiagonalGuide, layer: LastLayer, globals_: Globals, num_rows: int) -> None:
+        self.guide, self.layer, self.globals, self.num_rows = guide, layer, globals_, num_rows
+        self.loc, self.raw = guide.loc, guide.scale_unconstrained
+        for parameter in (self.loc, self.raw):
+            parameter.grad = torch.zeros_like(parameter)
+        self.learned: dict[str, Tensor] = {}
+        self._held = False
+
+    def hold(self, learned: dict[str, Tensor]) -> None:
+        """Keep the learned scale at this value."""
+        self.learned, self._held = learned, True
+
+    @staticmethod
+    def applies(guide: object, layer: LastLayer, globals_: Globals) -> bool:
+        """Whether this guide and layer have the form above."""
+        prior = layer.prior
+        plain = (
+            type(prior) is Normal
+            and prior.loc is None
+            and not prior.per_output
+            and not layer.prior.hyper((1, 1))
+            and layer.bias_loc is None
+        )
+        return type(guide) is DiagonalGuide and plain and not globals_.hyper_names
+
+    def parts(self, vector: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Views of u ``[U]``, weight ``[K, D]`` and bias ``[K]`` (or nothing) in a latent vector."""
+        num_outputs, num_features, num_globals = (
+            self.guide.num_outputs,
+            self.guide.num_features,
+            self.guide.num_globals,
+        )
+        end = num_globals + num_outputs * num_features
+        return vector[:num_globals], vector[num_globals:end].view(num_outputs, num_features), vector[end:]
+
+    @torch.no_grad()
+    def __call__(self, design: Tensor, targets: Targets, generator: torch.Generator | None) -> Tensor:
+        """Set the gradients of ``-ELBO / N``; return the ELBO estimate in nats."""
+        assert self.loc.grad is not None and self.raw.grad is not None
+        features = design[:, : self.guide.num_features]
+        squares = features.square()
+        scale = functional.softplus(self.raw)
+        u, weight, bias = self.parts(self.loc)
+        u_scale, weight_scale, bias_scale = self.parts(scale)
+        weight_variance = weight_scale.square()
+        if len(bias):
+            mean = torch.addmm(bias, features, weight.mT)
+            variance = torch.addmm(bias_scale.square(), squares, weight_variance.mT)
+        else:
+            mean, variance = features @ weight.mT, squares @ weight_variance.mT
+        spread = variance.clamp_min_(torch.finfo(variance.dtype).tiny).sqrt_()
+        value, gradients = self._likelihood(mean, spread, u, u_scale, len(design), targets, generator)
+
+        second_moment = torch.dot(weight.reshape(-1), weight.reshape(-1)) + weight_variance.sum()
+        tau = self._tau(second_moment, weight.numel())
+        bias_precision = self.layer.bias_scale**-2
+        value -= 0.5 * second_moment / tau**2 + weight.numel() * (tau.log() + 0.5 * LOG_TWO_PI)
+        value += scale[len(u) :].log().sum() + 0.5 * (weight.numel() + len(bias)) * (1 + LOG_TWO_PI)
+        if len(bias):
+            moment = (bias.square() + bias_scale.square()).sum()
+            value -= 0.5 * moment * bias_precision + len(bias) * (
+                math.log(self.layer.bias_scale) + 0.5 * LOG_TWO_PI
+            )
+
+        # scaled while they are of size B x K, so that no pass over the weights is needed for it
+        per_row = -1.0 / self.num_rows
+        g_mean, g_spread, g_u, g_u_raw = gradients
+        g_mean, g_variance = g_mean.mul_(per_row), g_spread.div_(spread).mul_(per_row)
+        u_grad, weight_grad, bias_grad = self.parts(self.loc.grad)
+        u_raw_grad, weight_raw_grad, bias_raw_grad = self.parts(self.raw.grad)
+        precision = tau.pow(-2)
+        torch.mm(g_mean.mT, features, out=weight_grad)
+        weight_grad.addcmul_(weight, precision, value=-per_row)
+        torch.mm(g_variance.mT, squares, out=weight_raw_grad)
+        weight_raw_grad.sub_(precision, alpha=per_row)
+        if len(bias):
+            torch.sum(g_mean, 0, out=bias_grad)
+            bias_grad.sub_(bias, alpha=per_row * bias_precision)
+            torch.sum(g_variance, 0, out=bias_raw_grad)
+            bias_raw_grad.sub_(per_row * bias_precision)
+        inner, outer = self.raw.grad[len(u) :], scale[len(u) :]
+        inner.mul_(outer).add_(outer.reciprocal(), alpha=per_row)
+        # Pyro's constraint is torch's softplus with its default threshold of 20
+        torch.ops.aten.softplus_backward(inner, self.raw[len(u) :], 1.0, 20.0, grad_input=inner)
+        if len(u):
+            u_grad.copy_(g_u * per_row)
+            u_raw_grad.copy_(g_u_raw * per_row)
+        return value
+
+    def _likelihood(
+        self,
+        mean: Tensor,
+        spread: Tensor,
+        u: Tensor,
+        u_scale: Tensor,
+        batch_size: int,
+        targets: Targets,
+        generator: torch.Generator | None,
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Likelihood (scaled to all rows) and the terms of the noise, with gradients in outputs and noise."""
+        likelihood = self.layer.likelihood
+        if likelihood.has_slope and not len(u) and isinstance(targets, Tensor):
+            noise = torch.randn(mean.shape, dtype=mean.dtype, device=mean.device, generator=generator)
+            deviation = spread * noise
+            # the mirrored pair of Likelihood.expected_log_prob
+            pair = torch.stack([mean + deviation, mean - deviation])
+            log_probs, slopes = likelihood.slope(pair, targets)
+            share = 0.5 * self.num_rows / batch_size
+            up, down = slopes.mul_(share)
+            return log_probs.sum() * share, (up + down, (up - down).mul_(noise), u, u)
+        with torch.enable_grad():
+            leaves = [mean.requires_grad_(), spread.requires_grad_()]
+            values: dict[str, Tensor] = {}
+            total = mean.new_zeros(())
+            if len(u):
+                location, raw = u.detach().requires_grad_(), self.raw[: len(u)].detach().requires_grad_()
+                leaves += [location, raw]
+                noise_scale = functional.softplus(raw)
+                noise = torch.randn(len(u), dtype=u.dtype, device=u.device, generator=generator)
+                values, log_prior, log_jacobian = self.globals.constrain(location + noise_scale * noise)
+                total = log_prior + log_jacobian + noise_scale.log().sum() + 0.5 * len(u) * (1 + LOG_TWO_PI)
+            outputs = OutputGaussian(mean, spread)
+            fit = expected_log_prob(
+                self.layer.likelihood, outputs, targets, generator, self.globals.noise(values)
+            )
+            total = total + fit.sum() * (self.num_rows / batch_size)
+            gradients = torch.autograd.grad(total, leaves)
+        mean.requires_grad_(False)
+        spread.requires_grad_(False)
+        return total.detach(), (*gradients, *([u, u] if not len(u) else []))
+
+    def _tau(self, second_moment: Tensor, num_weights: int) -> Tensor:
+        prior = self.layer.prior
+        assert isinstance(prior, Normal)
+        if prior.scale is not None:
+            return torch.full_like(second_moment, prior.scale)
+        if self._held:
+            return self.learned["tau"]
+        self.learned = {
+            "tau": (second_moment / num_weights).clamp_min(torch.finfo(second_moment.dtype).tiny).sqrt()
+        }
+        return self.learned["tau"]
