@@ -43,7 +43,7 @@ FORMAT, VERSION = "bll_pyro.fit", 1
 MANIFEST = "manifest.json"
 
 
-def save(path: str | Path, parts: dict[str, Any], backbone: nn.Module | None) -> None:
+def save_parts(path: str | Path, parts: dict[str, Any], backbone: nn.Module | None) -> None:
     """Write the parts of a fit into the folder ``path``, in place of an earlier fit there.
 
     Raises ValueError, and changes nothing, if the folder holds something else than a saved fit.
@@ -73,8 +73,10 @@ def save(path: str | Path, parts: dict[str, Any], backbone: nn.Module | None) ->
         (folder / name).unlink(missing_ok=True)
 
 
-def load(path: str | Path, *, backbone: nn.Module | None = None, head_only: bool = False) -> dict[str, Any]:
-    """Read the parts that :func:`save` wrote; see :func:`bll_pyro.load`."""
+def load_parts(
+    path: str | Path, *, backbone: nn.Module | None = None, head_only: bool = False
+) -> dict[str, Any]:
+    """Read the parts that :func:`save_parts` wrote; see :func:`bll_pyro.load`."""
     folder = Path(path)
     body = _read_manifest(folder)
     tensors = load_file(_checked(folder, body["files"]["posterior"]))
@@ -195,7 +197,7 @@ def _earlier_files(folder: Path) -> set[str]:
 
 def _write_tensors(folder: Path, name: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
     temporary = folder / f".{name}.{os.getpid()}"
-    digest = tensorfile.write(temporary, {key: torch_tensor(value) for key, value in tensors.items()})
+    digest = tensorfile.write_tensors(temporary, {key: torch_tensor(value) for key, value in tensors.items()})
     final = f"{name}-{digest[:16]}.safetensors"
     size = temporary.stat().st_size
     os.replace(temporary, folder / final)

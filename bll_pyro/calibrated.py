@@ -69,7 +69,7 @@ class Calibrated(Declaration):
         tensors = {name: value.cpu().contiguous().clone() for name, value in tensors.items()}
         temporary = target.with_name(f".{target.name}.{os.getpid()}")
         note = {"declaration": json.dumps(plain), "sha256": content_hash(plain, tensors)}
-        tensorfile.write(temporary, tensors, note)
+        tensorfile.write_tensors(temporary, tensors, note)
         os.replace(temporary, target)
 
     @classmethod
@@ -81,7 +81,7 @@ class Calibrated(Declaration):
         ValueError
             When the file is missing, cut or altered, holds something else, or belongs to another fit.
         """
-        tensors, note = tensorfile.read(Path(path))
+        tensors, note = tensorfile.read_tensors(Path(path))
         plain = json.loads(note.get("declaration", "null"))
         if plain is None or note.get("sha256") != content_hash(plain, tensors):
             raise ValueError(

@@ -20,7 +20,7 @@ from bll_pyro.features.forward import compute_features
 from bll_pyro.features.freezing import frozen
 from bll_pyro.features.store import Features
 from bll_pyro.inference import SVI, Inference, Trace
-from bll_pyro.inference.rows import Rows
+from bll_pyro.inference.rows import DesignRows
 from bll_pyro.inference.standardization import make_frame
 from bll_pyro.layer import LastLayer
 from bll_pyro.ood import Detector, View
@@ -135,7 +135,7 @@ class Fit:
     def save(self, path: str | Path) -> None:
         """Write the fit into a folder (safetensors and JSON, no pickle, no training rows); see :func:`bll_pyro.load`."""
         names = ("layer", "posterior", "inference", "trace", "seed", "num_rows", "recalibration", "detector")
-        archive.save(path, {name: getattr(self, name) for name in names}, self.backbone)
+        archive.save_parts(path, {name: getattr(self, name) for name in names}, self.backbone)
 
     def update(self, data: Any) -> Self:
         """The fit of the earlier rows and of new ``data`` (exact inference): equal to one fit on all rows.
@@ -334,7 +334,7 @@ def load(path: str | Path, *, backbone: nn.Module | None = None, head_only: bool
     ValueError
         When a file is missing, cut or altered, or the backbone does not fit.
     """
-    return Fit(**archive.load(path, backbone=backbone, head_only=head_only))
+    return Fit(**archive.load_parts(path, backbone=backbone, head_only=head_only))
 
 
 def fit_features(
@@ -359,11 +359,11 @@ def fit_features(
     with isolated(seed, dtype):
         frame = make_frame(layer, features, targets, inference.rotates(layer), dtype, columns)
         inside = layer.in_frame(frame)
-        rows = Rows(features, targets, frame, device or "cpu", columns)
+        rows = DesignRows(features, targets, frame, device or "cpu", columns)
         held_out = None
         if validation is not None:
             held_out_targets = _targets(layer, validation)
-            held_out = Rows(validation, held_out_targets, frame, device or "cpu", validation_columns)
+            held_out = DesignRows(validation, held_out_targets, frame, device or "cpu", validation_columns)
         posterior, trace = inference.run(inside, rows, target_shape, seed=seed, validation=held_out)
     _in_user_units(trace, posterior, rows.total_weight)
     return posterior, trace
@@ -384,7 +384,7 @@ def update(fit: Fit, data: Any) -> dict[str, Any]:
     frame = earlier.frame if fit.layer.prior.frame is not None else replace(earlier.frame, rotation=None)
     with isolated(fit.seed, frame.center.dtype):
         inside = fit.layer.in_frame(frame)
-        rows = Rows(features, targets, frame, frame.center.device, fit.columns(data))
+        rows = DesignRows(features, targets, frame, frame.center.device, fit.columns(data))
         posterior, trace = fit.inference.update(inside, rows, target_shape, fit.trace)
     num_rows = fit.num_rows + len(features)
     _in_user_units(trace, posterior, trace.statistics["sums"].weight)

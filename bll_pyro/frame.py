@@ -1,6 +1,6 @@
 """The frame of a fit: from the user's features and targets to the coordinates in which the weights live, and back.
 
-Features are standardised, then (where the guide asks for it) turned into their principal axes, and get a last column
+Features are standardised, then (where the guide asks for it) rotated into their principal axes, and get a last column
 of ones for the bias. An isotropic prior does not change under the turn, and mean-field is nearly exact there (design
 section 5). Real-valued targets are standardised too.
 """
@@ -54,13 +54,13 @@ class Frame:
         centred = features.to(self.center) - self.center
         return centred / self.scale if centred.requires_grad else centred.div_(self.scale)
 
-    def design(self, features: Tensor, passing: bool = False) -> Tensor:
-        """The design matrix ``[N, P]``: standardised, turned, and with ones for the bias.
+    def design(self, features: Tensor, reuse_memory: bool = False) -> Tensor:
+        """The design matrix ``[N, P]``: standardised, rotated, and with ones for the bias.
 
-        ``passing`` is for rows that are used at once and without gradients: the next such call fills the same memory.
+        ``reuse_memory`` is for rows that are used at once and without gradients: the next such call fills the same memory.
         """
-        if passing:
-            return self._passing_design(features.to(self.center))
+        if reuse_memory:
+            return self._design_in_scratch(features.to(self.center))
         values = self.standardized(features)
         if self.rotation is not None:
             values = values @ self.rotation
@@ -68,7 +68,7 @@ class Frame:
             return values
         return torch.cat([values, values.new_ones(values.shape[0], 1)], -1)
 
-    def _passing_design(self, features: Tensor) -> Tensor:
+    def _design_in_scratch(self, features: Tensor) -> Tensor:
         design = scratch("design", (len(features), self.num_features + int(self.bias)), features)
         values = design[:, : self.num_features]
         standardized = values if self.rotation is None else scratch("standardized", features.shape, features)
@@ -86,7 +86,7 @@ class Frame:
         return (targets.to(self.target_center) - self.target_center) / self.target_scale
 
     def split(self, values: Tensor) -> dict[str, Tensor]:
-        """Split weights ``[..., K, P]`` of this frame into ``weight [..., K, D]`` and ``bias [..., K]``, turned back."""
+        """Split weights ``[..., K, P]`` of this frame into ``weight [..., K, D]`` and ``bias [..., K]``, rotated back."""
         weight = values[..., : self.num_features]
         if self.rotation is not None:
             weight = weight @ self.rotation.mT

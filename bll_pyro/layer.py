@@ -125,11 +125,11 @@ class LastLayer(Declaration):
             return replace(layer, prior=prior, bias_loc=bias, raw_center=False)
         return replace(layer, prior=prior, raw_center=False)
 
-    def turned(self, rotation: Tensor | None) -> Self:
-        """The same layer for features turned into other axes, ``h @ rotation``; a prior with a frame is in its axes."""
+    def rotated(self, rotation: Tensor | None) -> Self:
+        """The same layer for features rotated into other axes, ``h @ rotation``; a prior with a frame is in its axes."""
         if rotation is None or self.prior.frame is not None:
             return self
-        return replace(self, prior=self.prior.turned(rotation))
+        return replace(self, prior=self.prior.rotated(rotation))
 
     def bias_center(self, like: Tensor) -> Tensor:
         """Centre of the bias, in the shape ``[..., K]``, dtype and device of a tensor."""

@@ -58,8 +58,8 @@ class Model(PyroModule):
         self.num_outputs = layer.likelihood.num_outputs(self.target_shape)
         self.backbone = backbone
         layer.prior.check(self.weight_shape)
-        self.globals = Globals(layer, self.weight_shape, self.target_shape)
-        for name, value in layer.prior.learned(self.weight_shape).items():
+        self.global_sites = GlobalSites(layer, self.weight_shape, self.target_shape)
+        for name, value in layer.prior.learned_start(self.weight_shape).items():
             setattr(self, name, PyroParam(value, constraints.positive, event_dim=value.dim()))
 
     @property
@@ -70,7 +70,7 @@ class Model(PyroModule):
     @property
     def learned(self) -> dict[str, Tensor]:
         """Current values of the learned hyper-parameters."""
-        return {name: getattr(self, name) for name in self.layer.prior.learned(self.weight_shape)}
+        return {name: getattr(self, name) for name in self.layer.prior.learned_start(self.weight_shape)}
 
     def forward(
         self,
@@ -142,7 +142,7 @@ def unchecked[D: torch.distributions.Distribution](prior: D) -> D:
     return prior
 
 
-class Globals:
+class GlobalSites:
     """The global unknowns beside W and b (noise, hyper-parameters) as one unconstrained vector ``u [U]``.
 
     They come first in the program and so in the latent vector of Pyro's autoguides: u, then W, then b.

@@ -21,7 +21,7 @@ from bll_pyro.gaussian import (
 )
 from bll_pyro.layer import LastLayer
 from bll_pyro.likelihoods.base import TargetShape
-from bll_pyro.model import Globals
+from bll_pyro.model import GlobalSites
 from bll_pyro.priors import Posterior as PosteriorPrior
 from bll_pyro.scope import generator
 
@@ -53,9 +53,9 @@ class Posterior(ABC):
     learned: dict[str, Tensor] = field(default_factory=dict)
 
     @property
-    def globals(self) -> Globals:
+    def global_sites(self) -> GlobalSites:
         """Layout of noise and hyper-parameters."""
-        return Globals(self.layer, (self.num_outputs, self.frame.num_features), self.target_shape)
+        return GlobalSites(self.layer, (self.num_outputs, self.frame.num_features), self.target_shape)
 
     @property
     def independent_draws(self) -> bool:
@@ -96,15 +96,17 @@ class Posterior(ABC):
         """One number for each target is a vector inside; show it as a number where targets are numbers."""
         if self.target_shape:
             return values
-        noise = set(self.globals.noise_names)
-        single = {k for k in noise if k in values and tuple(self.globals.priors[k].event_shape) == (1,)}
+        noise = set(self.global_sites.noise_names)
+        single = {k for k in noise if k in values and tuple(self.global_sites.priors[k].event_shape) == (1,)}
         return {k: v.squeeze(-1) if k in single else v for k, v in values.items()}
 
     def _internal(self, values: Draws) -> Draws:
         """Inverse of :meth:`_present`."""
-        shapes = {k: tuple(p.event_shape) for k, p in self.globals.priors.items()}
+        shapes = {k: tuple(p.event_shape) for k, p in self.global_sites.priors.items()}
         single = (
-            {k for k in self.globals.noise_names if shapes[k] == (1,)} if not self.target_shape else set()
+            {k for k in self.global_sites.noise_names if shapes[k] == (1,)}
+            if not self.target_shape
+            else set()
         )
         return {k: v[..., None] if k in single else v for k, v in values.items()}
 
@@ -121,7 +123,7 @@ class GaussianPosterior(Posterior):
         u, weights = self.latents.rsample(num_draws, random)
         values = self.frame.split(weights)
         if self.latents.num_globals:
-            values |= self._present(self.globals.constrain(u)[0])
+            values |= self._present(self.global_sites.constrain(u)[0])
         return {name: value[None] for name, value in values.items()}
 
     def log_prob(self, draws: Draws) -> Tensor:
@@ -134,16 +136,16 @@ class GaussianPosterior(Posterior):
         weights = self.frame.join(flat["weight"], flat.get("bias"))
         u, log_jacobian = weights.new_zeros(len(weights), 0), weights.new_zeros(len(weights))
         if self.latents.num_globals:
-            u = self.globals.unconstrain(flat)
-            log_jacobian = self.globals.constrain(u)[2]
+            u = self.global_sites.unconstrain(flat)
+            log_jacobian = self.global_sites.constrain(u)[2]
         return (self.latents.log_prob(u, weights) - log_jacobian).view(draws["weight"].shape[:2])
 
     def outputs(self, features: Tensor) -> OutputGaussian | OutputCoupled:
         """Gaussian outputs in closed form; tied to the noise where likelihood and posterior tie them."""
-        design = self.frame.design(features, passing=not torch.is_grad_enabled())
+        design = self.frame.design(features, reuse_memory=not torch.is_grad_enabled())
         if self.latents.coupling is None or not self.layer.likelihood.noise_moves_outputs:
             return self._marginal.outputs(design)
-        latents = self.latents.first(self.globals.num_noise)
+        latents = self.latents.first(self.global_sites.num_noise)
         assert latents.coupling is not None
         return OutputCoupled(
             latents.weights.outputs(design), torch.einsum("np,kpu->nku", design, latents.coupling)
@@ -151,14 +153,14 @@ class GaussianPosterior(Posterior):
 
     def noise(self, num_draws: int, seed: int = 0) -> Draws:
         """Quasi-random draws of the noise parameters, in other dimensions than those of the outputs."""
-        if not self.globals.noise_names:
+        if not self.global_sites.noise_names:
             return {}
-        factor, num_noise = self.latents.globals_factor, self.globals.num_noise
+        factor, num_noise = self.latents.globals_factor, self.global_sites.num_noise
         noise = factor.new_zeros(num_draws, self.latents.num_globals)
         noise[:, :num_noise] = noise_points(num_draws, num_noise, self.num_outputs, seed).to(factor)
         spread = factor * noise if factor.dim() == 1 else noise @ factor.mT
-        values = self.globals.constrain(self.latents.globals_loc + spread)[0]
-        return self.globals.noise(values)
+        values = self.global_sites.constrain(self.latents.globals_loc + spread)[0]
+        return self.global_sites.noise(values)
 
     def as_prior(self) -> PosteriorPrior:
         """The Gaussian of weight and bias, with unknown noise and hyper-parameters integrated out."""
@@ -223,4 +225,4 @@ class DrawsPosterior(Posterior):
     def noise(self, num_draws: int, seed: int = 0) -> Draws:
         """Noise of every stored draw, in the order of the outputs."""
         flat = {k: v.flatten(0, 1) for k, v in self._internal(self.draws).items()}
-        return self.globals.noise(flat) if self.globals.noise_names else {}
+        return self.global_sites.noise(flat) if self.global_sites.noise_names else {}

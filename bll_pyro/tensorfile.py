@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 
-def write(path: Path, tensors: dict[str, Tensor], notes: dict[str, str] | None = None) -> str:
+def write_tensors(path: Path, tensors: dict[str, Tensor], notes: dict[str, str] | None = None) -> str:
     """Write contiguous tensors on the CPU, and notes, into the file ``path`` and on to the disk; returns its SHA-256.
 
     safetensors makes its files private to their owner. A service that runs as another user has to read a model, so the
@@ -26,7 +26,7 @@ def write(path: Path, tensors: dict[str, Tensor], notes: dict[str, str] | None =
     return sha256(path)
 
 
-def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and notes of a file; ValueError where it is missing or cut."""
     from safetensors import SafetensorError, safe_open
 

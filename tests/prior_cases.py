@@ -44,6 +44,6 @@ def hyper_of(prior: priors.Prior, seed: int = 0) -> dict[str, Tensor]:
         drawn = {name: given.sample() for name, given in prior.hyper((K, D)).items()}
     learned = {
         name: 0.8 + 0.1 * torch.arange(value.numel()).reshape(value.shape)
-        for name, value in prior.learned((K, D)).items()
+        for name, value in prior.learned_start((K, D)).items()
     }
     return {name: value.double() for name, value in {**drawn, **learned}.items()}

@@ -53,7 +53,9 @@ def test_predictions_agree(likelihood: bll.likelihoods.Likelihood, guide: bll.gu
     spread = 5 * math.sqrt(2 / NUM_DRAWS) * closed.variance + 1e-9
     assert bool(((outputs.var(0) - closed.variance).abs() < spread).all())
     noise = {
-        k: v[0, :, None] for k, v in posterior._internal(draws).items() if k in posterior.globals.noise_names
+        k: v[0, :, None]
+        for k, v in posterior._internal(draws).items()
+        if k in posterior.global_sites.noise_names
     }
     inside = posterior.layer.likelihood
     prediction = fit.predict(NEW)

@@ -42,7 +42,7 @@ from bll_pyro import guides, inference, likelihoods, priors
 from bll_pyro.declaration import from_plain, to_plain
 from bll_pyro.features.store import Features
 from bll_pyro.inference import start
-from bll_pyro.inference.rows import Rows
+from bll_pyro.inference.rows import DesignRows
 from bll_pyro.inference.standardization import make_frame
 from bll_pyro.inference.svi import gaussian_start, svi
 from bll_pyro.model import Model
@@ -240,7 +240,7 @@ def moving_features_under_a_posterior(case: Case, layer: bll.LastLayer) -> bool:
 
 def function_with_other_sites(case: Case, layer: bll.LastLayer) -> bool:
     model = Model(layer, D, target_shape(case.likelihood))
-    return case.by == "custom function" and (not case.bias or model.globals.num > 0)
+    return case.by == "custom function" and (not case.bias or model.global_sites.num > 0)
 
 
 def function_of_another_shape(case: Case, layer: bll.LastLayer) -> bool:
@@ -289,11 +289,11 @@ def cheap(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def from_the_prior(
-    layer: bll.LastLayer, globals_: Any, rows: Rows, num_outputs: int, learned: Any
+    layer: bll.LastLayer, sites: Any, rows: DesignRows, num_outputs: int, learned: Any
 ) -> guides.Start:
     """The start of the cheap fits: the prior's centre, scales of 0.3."""
     loc = layer.center(rows[:][0].new_zeros(num_outputs, rows.num_columns))
-    return guides.Start(start.median_globals(globals_, loc), loc, torch.full_like(loc, 0.3), D)
+    return guides.Start(start.median_sites(sites, loc), loc, torch.full_like(loc, 0.3), D)
 
 
 @contextmanager
@@ -332,15 +332,15 @@ def check_predictions(fit: bll.Fit, case: Case) -> None:
 def check_draws(fit: bll.Fit, case: Case) -> None:
     """The declared sites, in their shapes and supports."""
     found, posterior = fit.posterior.sample(3, seed=1), fit.posterior
-    shapes = {name: tuple(prior.event_shape) for name, prior in posterior.globals.priors.items()}
+    shapes = {name: tuple(prior.event_shape) for name, prior in posterior.global_sites.priors.items()}
     shapes["weight"] = (case.num_outputs, D)
     if case.bias:
         shapes["bias"] = (case.num_outputs,)
     assert {name: tuple(value.shape[2:]) for name, value in found.items()} == shapes
     assert all(bool(value.isfinite().all()) for value in found.values())
-    for name, prior in posterior.globals.priors.items():
+    for name, prior in posterior.global_sites.priors.items():
         assert bool(prior.support.check(found[name]).all())
-    assert posterior.learned.keys() == fit.layer.prior.learned((case.num_outputs, D)).keys()
+    assert posterior.learned.keys() == fit.layer.prior.learned_start((case.num_outputs, D)).keys()
 
 
 def check_tree(fit: bll.Fit, case: Case) -> None:
@@ -387,10 +387,12 @@ def check_particles(case: Case) -> None:
     with isolated(0):
         features = Features.from_tensors(inputs, targets)
         checked = layer.likelihood.check_targets(targets)
-        frame = make_frame(layer, features, checked, guide.rotates and layer.prior.turns, torch.float32)
-        rows, layer = Rows(features, checked, frame), layer.in_frame(frame).turned(frame.rotation)
+        frame = make_frame(
+            layer, features, checked, guide.can_rotate and layer.prior.can_rotate, torch.float32
+        )
+        rows, layer = DesignRows(features, checked, frame), layer.in_frame(frame).rotated(frame.rotation)
         model = Model(layer, D, target_shape(case.likelihood))
-        begin = from_the_prior(layer, model.globals, rows, model.num_outputs, {})
+        begin = from_the_prior(layer, model.global_sites, rows, model.num_outputs, {})
         built = guide.build(model, begin)
         arguments = (rows[:][0][:, :D], rows[:][1], NUM_ROWS)
         built(*arguments)
@@ -437,7 +439,7 @@ def test_every_prior_guide_and_likelihood(
         with named(case), monkeypatch.context() as patch:
             if not is_costly(i, j, k):
                 patch.setattr(svi, "warm_start", from_the_prior)
-                patch.setattr(svi, "joint_start", lambda *arguments: arguments[3])
+                patch.setattr(svi, "dense_start", lambda *arguments: arguments[3])
             fit = run(case)
             if fit is None:
                 continue

@@ -18,7 +18,7 @@ from bll_pyro.demo.data import NOISE_SCALE, load_digits
 from bll_pyro.demo.folder import replaced_when_complete
 from bll_pyro.demo.heads import train_heads
 from bll_pyro.demo.job import CONTENTS, PICTURES
-from bll_pyro.demo.table import judge
+from bll_pyro.demo.table import evaluate_head
 
 HEADS = ["softmax", "softmax_temperature", "bayesian_two_stage", "bayesian_joint"]
 PROBABILITIES = {"accuracy", "nll", "ece", "brier"}
@@ -266,9 +266,9 @@ def test_quality_of_the_bayesian_heads() -> None:
     digits = load_digits(0)
     heads = train_heads(digits, seed=0)
     for name in ("bayesian_two_stage", "bayesian_joint"):
-        scores = judge(heads[name], digits).scores
+        scores = evaluate_head(heads[name], digits).scores
         assert scores["accuracy"] >= 0.97
         assert scores["auroc_epistemic"] >= 0.96
-    softmax, joint = (judge(heads[name], digits) for name in ("softmax", "bayesian_joint"))
+    softmax, joint = (evaluate_head(heads[name], digits) for name in ("softmax", "bayesian_joint"))
     assert joint.scores["nll"] < 0.03
     assert joint.noisy_scores["ece"] < softmax.noisy_scores["ece"]

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from bll_pyro.frame import Frame
-from bll_pyro.inference.rows import BLOCK_ROWS, Rows
+from bll_pyro.inference.rows import BLOCK_ROWS, DesignRows
 from bll_pyro.inference.standardization import evenly_spaced
 from bll_pyro.scope import generator
 
@@ -24,7 +24,7 @@ def test_the_design_matrix(bias: bool, turned: bool) -> None:
     expected = (features - frame.center) / frame.scale
     expected = expected @ rotation if turned else expected
     kept = features.clone()
-    rows = Rows(features, torch.zeros(len(features)), frame)  # in blocks
+    rows = DesignRows(features, torch.zeros(len(features)), frame)  # in blocks
     design = rows[:][0]
     assert design.shape == (len(features), 4 + bias)
     assert torch.allclose(design[:, :4], expected, atol=1e-5)

@@ -52,7 +52,7 @@ def test_centre_of_the_prior_is_the_function_of_the_head(standardize: bool, rota
     targets = values(head, features)
     layer = bll.LastLayer.from_linear(head, bll.likelihoods.Gaussian(0.5), standardize=standardize)
     frame = make_frame(layer, Features.from_tensors(features, targets), targets, rotates, torch.float32)
-    inside = layer.in_frame(frame).turned(frame.rotation)
+    inside = layer.in_frame(frame).rotated(frame.rotation)
     outputs = frame.design(features) @ inside.center(torch.zeros(2, NUM_FEATURES + 1)).mT
     expected = head(features).detach()
     torch.testing.assert_close(

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import bll_pyro as bll
 from bll_pyro.inference.nuts.row_terms import row_terms
-from bll_pyro.inference.rows import Rows
+from bll_pyro.inference.rows import DesignRows
 from bll_pyro.scope import generator, isolated
 
 lk = bll.likelihoods
@@ -105,8 +105,8 @@ def test_log_joint_of_the_objective_and_of_nuts(name: str) -> None:
     columns = bll.Data(None, WEIGHT).columns(N, False, "data")
     shape = tuple(targets.shape[1:])
     num_outputs = likelihood.num_outputs(shape)
-    given = Rows(FEATURES, checked, frame, columns=columns)
-    plain = Rows(FEATURES[REPEATED], checked[REPEATED], frame)
+    given = DesignRows(FEATURES, checked, frame, columns=columns)
+    plain = DesignRows(FEATURES[REPEATED], checked[REPEATED], frame)
     weights = torch.randn(num_outputs, given.num_columns, generator=generator(1), dtype=torch.float64)
     special = {"cutpoints": [-1.0, 0.2, 1.0], "partial_correlation": [0.6]}
     noise = {
@@ -135,12 +135,12 @@ def test_whole_weights_repeat_rows_in_expectation_svi(name: str, output_space: b
     columns = bll.Data(None, WEIGHT, EXPOSURE if likelihood.is_count else None).columns(N, False, "data")
     values = []
     with isolated(3, torch.float64):
-        plain = Rows(
+        plain = DesignRows(
             FEATURES[REPEATED], checked[REPEATED], frame, columns=replace(columns, weight=None)[REPEATED]
         )
-        for rows in (Rows(FEATURES, checked, frame, columns=columns), plain):
+        for rows in (DesignRows(FEATURES, checked, frame, columns=columns), plain):
             model = Model(layer, 3, ())
-            guide = svi.guide.build(model, warm_start(layer, model.globals, rows, model.num_outputs, {}))
+            guide = svi.guide.build(model, warm_start(layer, model.global_sites, rows, model.num_outputs, {}))
             objective = Objective(svi, layer, model, guide, rows.num_rows)
             random = generator(4)
             with torch.no_grad():

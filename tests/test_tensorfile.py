@@ -16,7 +16,7 @@ def test_contents_hash_and_permissions(tmp_path: Path, umask: int) -> None:
     """A model trained by one user is served by another: private files only where the user's umask says so."""
     before = os.umask(umask)
     try:
-        digest = tensorfile.write(tmp_path / "x.safetensors", {"x": torch.arange(5)})
+        digest = tensorfile.write_tensors(tmp_path / "x.safetensors", {"x": torch.arange(5)})
     finally:
         os.umask(before)
     path = tmp_path / "x.safetensors"

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from bll_pyro.prediction import ClassPrediction, LabelPrediction, Prediction, ValuePrediction
-from bll_pyro.prediction.labels import OfLabels, entropy
+from bll_pyro.prediction.labels import OfLabels, label_entropy
 from bll_pyro.scope import generator
 
 if TYPE_CHECKING:
@@ -27,16 +27,16 @@ if TYPE_CHECKING:
 NUM_BISECTIONS = 60
 
 
-def average(values: Sequence[Tensor], weights: Tensor) -> Tensor:
+def weighted_average(values: Sequence[Tensor], weights: Tensor) -> Tensor:
     """Weighted mean of tensors of one shape."""
     return torch.einsum("m,m...->...", weights.to(values[0]), torch.stack(list(values)))
 
 
 def mix_classes(parts: Sequence[ClassPrediction], weights: Tensor) -> ClassPrediction:
     """Mixture over classes: again a prediction of classes."""
-    probs = average([part.probs for part in parts], weights)
+    probs = weighted_average([part.probs for part in parts], weights)
     total = torch.special.entr(probs).sum(-1)
-    expected = average([part.aleatoric for part in parts], weights)
+    expected = weighted_average([part.aleatoric for part in parts], weights)
     epistemic = (total - expected).clamp_min(0.0)
     kinds = {type(part) for part in parts}
     kind = kinds.pop() if len(kinds) == 1 else ClassPrediction  # ordered classes stay so
@@ -81,9 +81,9 @@ class LabelMixture(_Mixture, OfLabels):
 
     @classmethod
     def of(cls, parts: Sequence[LabelPrediction], weights: Tensor) -> Self:
-        probs = average([part.probs for part in parts], weights)
-        total = entropy(probs)
-        epistemic = (total - average([part.aleatoric for part in parts], weights)).clamp_min(0.0)
+        probs = weighted_average([part.probs for part in parts], weights)
+        total = label_entropy(probs)
+        epistemic = (total - weighted_average([part.aleatoric for part in parts], weights)).clamp_min(0.0)
         return cls(total, total - epistemic, epistemic, parts, weights, probs)
 
 
@@ -95,9 +95,11 @@ class ValueMixture(_Mixture):
 
     @classmethod
     def of(cls, parts: Sequence[ValuePrediction], weights: Tensor) -> Self:
-        mean = average([part.mean for part in parts], weights)
-        aleatoric = average([part.aleatoric for part in parts], weights)
-        epistemic = average([part.epistemic + (part.mean - mean).square() for part in parts], weights)
+        mean = weighted_average([part.mean for part in parts], weights)
+        aleatoric = weighted_average([part.aleatoric for part in parts], weights)
+        epistemic = weighted_average(
+            [part.epistemic + (part.mean - mean).square() for part in parts], weights
+        )
         return cls(aleatoric + epistemic, aleatoric, epistemic, parts, weights, mean)
 
     @property
@@ -107,7 +109,7 @@ class ValueMixture(_Mixture):
 
     def cdf(self, values: Any) -> Tensor:
         """Distribution function at values that broadcast against the mean."""
-        return average([part.cdf(values) for part in self.parts], self.weights)
+        return weighted_average([part.cdf(values) for part in self.parts], self.weights)
 
     def quantile(self, q: float) -> Tensor:
         """Quantile, between those of the parts, by bisection."""

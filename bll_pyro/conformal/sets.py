@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from bll_pyro.metrics.arrays import Array, Mask, Values, class_probs, class_targets, real
+from bll_pyro.metrics.arrays import Array, Mask, Values, checked_class_probs, class_targets, real
 
 
 def lac_scores(probs: Values) -> Array:
@@ -29,7 +29,7 @@ def lac_scores(probs: Values) -> Array:
     ValueError
         For shapes other than `[N, K]`, NaN, or rows that don't sum to 1.
     """
-    return 1 - class_probs("probs", probs)
+    return 1 - checked_class_probs("probs", probs)
 
 
 def aps_scores(probs: Values, generator: torch.Generator | None = None) -> Array:
@@ -52,7 +52,7 @@ def aps_scores(probs: Values, generator: torch.Generator | None = None) -> Array
     ValueError
         For shapes other than `[N, K]`, NaN, or rows that don't sum to 1.
     """
-    p = class_probs("probs", probs)
+    p = checked_class_probs("probs", probs)
     u = np.ones((len(p), 1))
     if generator is not None:
         drawn = torch.rand(u.shape, generator=generator, dtype=torch.float64, device=generator.device)

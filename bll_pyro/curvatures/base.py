@@ -45,8 +45,8 @@ class Curvature(Declaration):
     family: ClassVar[str] = "curvatures"
 
     @property
-    def rotates(self) -> bool:
-        """Whether its axes may be turned to the principal axes of the features."""
+    def can_rotate(self) -> bool:
+        """Whether its axes may be rotated to the principal axes of the features."""
         return False
 
     @abstractmethod

@@ -41,8 +41,8 @@ class Diagonal(Curvature):
     principal_axes: bool = True
 
     @property
-    def rotates(self) -> bool:
-        """Whether the axes may be turned."""
+    def can_rotate(self) -> bool:
+        """Whether the axes may be rotated."""
         return self.principal_axes
 
     def zeros(self, num_outputs: int, num_columns: int, independent: bool, like: Tensor) -> Sums:

@@ -75,7 +75,7 @@ class Full(Curvature):
         (total,) = sums
         if total.dim() == 3 and prior.dim() < 4:
             return BlockPrecision(total + (torch.diag_embed(prior) if prior.dim() == 2 else prior))
-        return JointPrecision(joint(total) + joint(prior))
+        return JointPrecision(as_matrix(total) + as_matrix(prior))
 
     def times(self, sums: Sums, vectors: Tensor) -> Tensor:
         return times(sums[0], vectors)
@@ -85,17 +85,17 @@ class Full(Curvature):
         result = design.new_zeros(())
         for row in range(len(slope)):
             if slope.dim() == 3:
-                result = result + information.entry(row, row) @ quadratic(design, slope[row])
+                result = result + information.entry(row, row) @ row_quadratic(design, slope[row])
                 continue
             for column in range(row + 1):
                 twice = 2.0 if column < row else 1.0
                 result = result + twice * (
-                    information.entry(row, column) @ quadratic(design, slope[row, :, column])
+                    information.entry(row, column) @ row_quadratic(design, slope[row, :, column])
                 )
         return result
 
 
-def joint(matrix: Tensor) -> Tensor:
+def as_matrix(matrix: Tensor) -> Tensor:
     """A precision in any form as one matrix ``[K, P, K, P]``."""
     num_outputs, num_columns = matrix.shape[:2]
     if matrix.dim() == 4:
@@ -105,6 +105,6 @@ def joint(matrix: Tensor) -> Tensor:
     return torch.block_diag(*matrix).view(num_outputs, num_columns, num_outputs, num_columns)
 
 
-def quadratic(design: Tensor, matrix: Tensor) -> Tensor:
+def row_quadratic(design: Tensor, matrix: Tensor) -> Tensor:
     """``h_n' M h_n`` of each row, ``[N]``."""
     return ((design @ matrix) * design).sum(-1)

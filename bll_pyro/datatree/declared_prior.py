@@ -13,9 +13,9 @@ from torch import Tensor
 
 from bll_pyro.datatree.fit_groups import Kept, yaml_of
 from bll_pyro.datatree.fit_prior import sample_prior
-from bll_pyro.datatree.layout import SAMPLE_DIMS, make_layout
-from bll_pyro.datatree.row_evaluation import RowPass, derived_seed, in_double, scored_size
-from bll_pyro.datatree.tree import make_tree
+from bll_pyro.datatree.layout import make_layout
+from bll_pyro.datatree.row_evaluation import RowEvaluator, derived_seed, in_double, scored_size
+from bll_pyro.datatree.tree import SAMPLE_DIMS, make_tree
 from bll_pyro.features.data import check_finite, read
 from bll_pyro.features.store import Features
 from bll_pyro.inference.standardization import make_frame
@@ -124,7 +124,7 @@ def prior_predictive(
     return make_tree(datasets, attrs)
 
 
-def _rows(layer: LastLayer, features: Any, targets: Any, learned: Mapping[str, Any] | None) -> RowPass:
+def _rows(layer: LastLayer, features: Any, targets: Any, learned: Mapping[str, Any] | None) -> RowEvaluator:
     """Rows of a posterior that has seen nothing: the frame of the features, and hyper-parameters at given values."""
     source = read(features if targets is None else (features, targets), need_targets=False, what="features")
     whole = source.tensors()
@@ -164,7 +164,7 @@ def _rows(layer: LastLayer, features: Any, targets: Any, learned: Mapping[str, A
         values = _learned(layer, {k: v.detach() for k, v in model.learned.items()}, learned or {})
     posterior = DrawsPosterior(inside, frame, shape, model.num_outputs, values)
     shown = (given.long() if given.dtype == torch.bool else given).cpu().numpy()
-    return RowPass(posterior, stored, checked, shown, source.columns)
+    return RowEvaluator(posterior, stored, checked, shown, source.columns)
 
 
 def _learned(layer: LastLayer, start: dict[str, Tensor], given: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -184,7 +184,7 @@ def _learned(layer: LastLayer, start: dict[str, Tensor], given: Mapping[str, Any
     return start
 
 
-def _draw(rows: RowPass, num_draws: int, seed: int, weights: bool) -> Kept:
+def _draw(rows: RowEvaluator, num_draws: int, seed: int, weights: bool) -> Kept:
     """Draws of all sites, chunk by chunk, and what follows from them."""
     posterior, kept, scored = rows.posterior, Kept(), in_double(rows.posterior)
     rows = replace(rows, posterior=scored)
@@ -211,7 +211,7 @@ def _draw(rows: RowPass, num_draws: int, seed: int, weights: bool) -> Kept:
     return kept
 
 
-def _check_memory(rows: RowPass, num_draws: int) -> None:
+def _check_memory(rows: RowEvaluator, num_draws: int) -> None:
     posterior: Posterior = rows.posterior
     numbers = posterior.num_outputs * (2 if posterior.layer.likelihood.is_discrete else 1) + 2
     num_bytes = 4 * num_draws * rows.num_rows * numbers

@@ -11,18 +11,17 @@ import torch
 import yaml
 from torch import Tensor
 
-from bll_pyro.datatree.fit_prior import double, sample_prior
-from bll_pyro.datatree.fit_prior import log_prior as log_prior_of
-from bll_pyro.datatree.layout import SAMPLE_DIMS, Layout
+from bll_pyro.datatree.fit_prior import in_float64, log_prior_of_draws, sample_prior
+from bll_pyro.datatree.layout import Layout
 from bll_pyro.datatree.row_evaluation import (
-    RowPass,
+    RowEvaluator,
     derived_seed,
     parts_of,
     posterior_draws,
     scored_size,
     stored_index,
 )
-from bll_pyro.datatree.tree import of_draws
+from bll_pyro.datatree.tree import SAMPLE_DIMS, of_draws
 from bll_pyro.declaration import to_plain
 from bll_pyro.posterior import Draws, DrawsPosterior, Posterior
 
@@ -55,7 +54,7 @@ class FitGroups:
     """The groups made so far, and the attributes of the tree."""
 
     fit: Fit
-    rows: RowPass
+    rows: RowEvaluator
     layout: Layout
     seed: int
     datasets: dict[str, Any] = field(default_factory=dict)
@@ -93,7 +92,7 @@ class FitGroups:
             for draws in parts_of(chunk, scored_size(posterior, len(chunk["weight"]))):
                 self._keep_sites(kept, "posterior", draws)
                 if log_prior:
-                    for name, value in log_prior_of(rows.posterior, draws).items():
+                    for name, value in log_prior_of_draws(rows.posterior, draws).items():
                         kept.add("log_prior", name, value.cpu().numpy())
                 if log_likelihood:
                     kept.add("log_likelihood", "y", rows.log_likelihood(draws))
@@ -194,7 +193,7 @@ class FitGroups:
 
 def _log_q(posterior: Posterior, draws: Draws) -> tuple[np.ndarray | None, str]:
     try:
-        return posterior.log_prob(double(draws)).cpu().numpy(), ""
+        return posterior.log_prob(in_float64(draws)).cpu().numpy(), ""
     except ValueError as error:  # a point or a set of draws has no density, and says so
         return None, str(error)
 

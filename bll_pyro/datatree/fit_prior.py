@@ -13,7 +13,7 @@ from bll_pyro.priors import Posterior as PosteriorPrior
 from bll_pyro.scope import isolated
 
 
-def log_prior(posterior: Posterior, draws: Draws) -> Draws:
+def log_prior_of_draws(posterior: Posterior, draws: Draws) -> Draws:
     """Log density ``{site: [chain, draw]}`` of draws ``{site: [chain, draw, *event]}``, nats, in float64.
 
     All numbers of a site are summed. Learned hyper-parameters have no prior: they are taken at their values.
@@ -23,8 +23,8 @@ def log_prior(posterior: Posterior, draws: Draws) -> Draws:
     layer, shape = posterior.layer, draws["weight"].shape[:2]
     with isolated(seed=0, dtype=torch.float64):
         flat = {name: value.flatten(0, 1).double() for name, value in posterior._internal(draws).items()}
-        parts = {name: prior.log_prob(flat[name]) for name, prior in posterior.globals.priors.items()}
-        hyper = {**double(posterior.learned), **posterior.globals.hyper(flat)}
+        parts = {name: prior.log_prob(flat[name]) for name, prior in posterior.global_sites.priors.items()}
+        hyper = {**in_float64(posterior.learned), **posterior.global_sites.hyper(flat)}
         if isinstance(layer.prior, PosteriorPrior):
             parts |= _joint(posterior, layer.prior, flat)
         else:
@@ -41,16 +41,16 @@ def log_prior(posterior: Posterior, draws: Draws) -> Draws:
 
 def sample_prior(posterior: Posterior, num_draws: int, seed: int) -> Draws:
     """Independent draws ``{site: [1, S, *event]}`` from the prior of all sites."""
-    layer, globals_, shape = posterior.layer, posterior.globals, weight_shape(posterior)
+    layer, sites, shape = posterior.layer, posterior.global_sites, weight_shape(posterior)
     like = posterior.frame.center
     with isolated(seed, dtype=like.dtype):
-        values = {name: prior.sample((num_draws,)) for name, prior in globals_.priors.items()}
+        values = {name: prior.sample((num_draws,)) for name, prior in sites.priors.items()}
         if isinstance(posterior, NoiseMixturePosterior):
             values |= _mixture_sites(posterior, num_draws)
         elif isinstance(layer.prior, PosteriorPrior):
             values |= posterior.frame.split(layer.prior.weights.rsample(num_draws).to(like))
         else:
-            hyper = {**posterior.learned, **globals_.hyper(values)}
+            hyper = {**posterior.learned, **sites.hyper(values)}
             if layer.prior.has_density:
                 given = layer.prior.distribution(shape, **hyper)
                 values["weight"] = given.expand((num_draws, *shape)).sample()
@@ -67,7 +67,7 @@ def weight_shape(posterior: Posterior) -> tuple[int, int]:
     return posterior.num_outputs, posterior.frame.num_features
 
 
-def double(values: Draws) -> Draws:
+def in_float64(values: Draws) -> Draws:
     """The same in float64."""
     return {name: value.double() for name, value in values.items()}
 
@@ -87,7 +87,7 @@ def _by_program(posterior: Posterior, flat: Draws, hyper: Draws) -> Tensor:
     """Density of the weight by running the prior's own program on each draw; further sites are its own business."""
     prior, shape, results = posterior.layer.prior, weight_shape(posterior), []
     for index in range(len(flat["weight"])):
-        values = {name: flat[name][index] for name in ("weight", *posterior.globals.hyper_names)}
+        values = {name: flat[name][index] for name in ("weight", *posterior.global_sites.hyper_names)}
         learned = {name: hyper[name] for name in posterior.learned}
         trace = poutine.trace(poutine.condition(prior.sample, values)).get_trace(shape, **learned)
         results.append(trace.nodes["weight"]["fn"].log_prob(values["weight"]).sum())
@@ -96,7 +96,7 @@ def _by_program(posterior: Posterior, flat: Draws, hyper: Draws) -> Tensor:
 
 def _program_draws(posterior: Posterior, num_draws: int) -> Draws:
     prior, shape = posterior.layer.prior, weight_shape(posterior)
-    names = ("weight", *posterior.globals.hyper_names)
+    names = ("weight", *posterior.global_sites.hyper_names)
     drawn: list[Draws] = []
     for _ in range(num_draws):
         trace = poutine.trace(prior.sample).get_trace(shape, **posterior.learned)

@@ -10,7 +10,7 @@ import torch
 
 from bll_pyro.datatree.fit_groups import FitGroups
 from bll_pyro.datatree.layout import make_layout
-from bll_pyro.datatree.row_evaluation import RowPass, in_double
+from bll_pyro.datatree.row_evaluation import RowEvaluator, in_double
 from bll_pyro.datatree.tree import make_tree
 from bll_pyro.features.data import check_finite
 from bll_pyro.features.store import Features
@@ -124,7 +124,7 @@ def _check_numbers(num_draws: int | None, thin: int, prior: bool | int) -> None:
             raise ValueError(f"to_datatree({name}=...): expected a whole number >= 1, got {value!r}")
 
 
-def _rows(fit: Fit, inputs: Any, targets: Any) -> RowPass:
+def _rows(fit: Fit, inputs: Any, targets: Any) -> RowEvaluator:
     features: Features = fit.features(inputs)
     given = features.targets if targets is None else torch.as_tensor(np.asarray(targets))
     if given is None:
@@ -141,4 +141,4 @@ def _rows(fit: Fit, inputs: Any, targets: Any) -> RowPass:
             f"to_datatree: expected targets of shape {['N', *target_shape]}, as in the fit, got {list(given.shape)}"
         )
     shown = (given.long() if given.dtype == torch.bool else given).cpu().numpy()
-    return RowPass(in_double(fit.posterior), features, checked, shown, fit.columns(inputs))
+    return RowEvaluator(in_double(fit.posterior), features, checked, shown, fit.columns(inputs))

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
+from bll_pyro.datatree.tree import SAMPLE_DIMS
+
 if TYPE_CHECKING:
     import xarray as xr
 
     from bll_pyro.posterior import Posterior
 
-SAMPLE_DIMS = ("chain", "draw")
 Names = Sequence[Any]
 
 
@@ -167,7 +168,7 @@ def make_layout(
         names = axes["output"].labels.tolist()
         pairs = [f"{names[column]}-{names[row]}" for row in range(num_targets) for column in range(row)]
         axes["pair"] = Axis.of("pair", len(pairs), pairs, None)
-    return Layout(axes, num_targets, posterior.globals.noise_names, likelihood.pair_sites)
+    return Layout(axes, num_targets, posterior.global_sites.noise_names, likelihood.pair_sites)
 
 
 def _index(chosen: np.ndarray) -> Tensor:

@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bll_pyro.datatree.fit_prior import double
+from bll_pyro.datatree.fit_prior import in_float64
 from bll_pyro.features.columns import NO_COLUMNS, Columns
 from bll_pyro.features.store import Features
 from bll_pyro.gaussian import LatentGaussian
-from bll_pyro.gaussian.precision import double as double_weights
+from bll_pyro.gaussian.precision import weights_in_double
 from bll_pyro.posterior import Draws, DrawsPosterior, GaussianPosterior, Posterior
 from bll_pyro.scope import isolated
 
@@ -75,16 +75,16 @@ def derived_seed(*seeds: int) -> int:
 
 def in_double(posterior: Posterior) -> Posterior:
     """The same posterior with its constants in float64, to score draws; not for sampling (its draws differ)."""
-    constants: dict[str, Any] = double(posterior.frame.tensors)
+    constants: dict[str, Any] = in_float64(posterior.frame.tensors)
     changes: dict[str, Any] = {
         "frame": replace(posterior.frame, **constants),
-        "learned": double(posterior.learned),
+        "learned": in_float64(posterior.learned),
     }
     if isinstance(posterior, GaussianPosterior):
         latents = posterior.latents
         coupling = None if latents.coupling is None else latents.coupling.double()
         changes["latents"] = LatentGaussian(
-            double_weights(latents.weights),
+            weights_in_double(latents.weights),
             latents.globals_loc.double(),
             latents.globals_factor.double(),
             coupling,
@@ -93,7 +93,7 @@ def in_double(posterior: Posterior) -> Posterior:
 
 
 @dataclass(frozen=True, eq=False)
-class RowPass:
+class RowEvaluator:
     """What is made of draws and rows together: outputs, log likelihood, new targets.
 
     Parameters
@@ -187,8 +187,8 @@ class RowPass:
 
     def _outputs(self, draws: Draws) -> Iterator[tuple[slice, Tensor, Draws]]:
         """Blocks of rows, their outputs ``[S, n, K]``, and noise ``[S, 1, *event]`` (and their exposure)."""
-        flat = self.posterior._internal(double(draws))
-        noise_names = self.posterior.globals.noise_names
+        flat = self.posterior._internal(in_float64(draws))
+        noise_names = self.posterior.global_sites.noise_names
         noise = {name: value.flatten(0, 1)[:, None] for name, value in flat.items() if name in noise_names}
         num_draws = math.prod(draws["weight"].shape[:2])
         size = max(1, OUTPUT_NUMBERS // (num_draws * self.posterior.num_outputs))
@@ -197,4 +197,4 @@ class RowPass:
             features = self.features[rows].double()
             exposure = self.columns[rows].exposure
             known = noise if exposure is None else {**noise, "exposure": exposure.to(features)}
-            yield rows, self.posterior.draw_outputs(double(draws), features), known
+            yield rows, self.posterior.draw_outputs(in_float64(draws), features), known

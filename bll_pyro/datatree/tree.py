@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from bll_pyro.datatree.programs.groups import SAMPLE_DIMS
-
 if TYPE_CHECKING:
     import xarray as xr
+
+SAMPLE_DIMS = ("chain", "draw")
 
 _ORDER = (
     "posterior",

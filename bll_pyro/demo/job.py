@@ -15,7 +15,7 @@ from bll_pyro.demo import pictures
 from bll_pyro.demo.data import Digits, load_digits
 from bll_pyro.demo.folder import replaced_when_complete
 from bll_pyro.demo.heads import NETWORK, train_heads
-from bll_pyro.demo.table import Judged, judge, make_tables
+from bll_pyro.demo.table import HeadResult, evaluate_head, make_tables
 from bll_pyro.prediction import PredictiveTemperature
 
 PICTURES = ("reliability.png", "entropy.png", "largest_weights.png", "most_uncertain.png")
@@ -34,7 +34,7 @@ def run(out: Path, seed: int, quick: bool) -> None:
     with replaced_when_complete(out, CONTENTS) as folder:
         digits = load_digits(seed, quick)
         heads = train_heads(digits, seed, quick, say=console.print)
-        judged = {name: judge(head, digits) for name, head in heads.items()}
+        judged = {name: evaluate_head(head, digits) for name, head in heads.items()}
         console.print("Model, posterior and pictures")
         write_fit(folder, judged["bayesian_joint"].head.fit, digits)
         write_pictures(folder, judged, digits)
@@ -47,7 +47,7 @@ def run(out: Path, seed: int, quick: bool) -> None:
     console.print(f"{seconds:.0f} seconds; all results are in {out}/", soft_wrap=True)
 
 
-def figures(judged: dict[str, Judged], digits: Digits, seed: int, quick: bool) -> dict[str, Any]:
+def figures(judged: dict[str, HeadResult], digits: Digits, seed: int, quick: bool) -> dict[str, Any]:
     """What metrics.json says."""
     recalibration = judged["softmax_temperature"].head.fit.recalibration
     assert isinstance(recalibration, PredictiveTemperature)
@@ -78,7 +78,7 @@ def write_fit(folder: Path, fit: bll.Fit, digits: Digits) -> None:
     tree.to_netcdf(folder / "posterior.nc", engine="h5netcdf")
 
 
-def write_pictures(folder: Path, judged: dict[str, Judged], digits: Digits) -> None:
+def write_pictures(folder: Path, judged: dict[str, HeadResult], digits: Digits) -> None:
     """Draw the four pictures."""
     reliability, entropy, weights, uncertain = (folder / name for name in PICTURES)
     joint = judged["bayesian_joint"]

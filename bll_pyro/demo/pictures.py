@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 import bll_pyro as bll
 from bll_pyro.demo.data import NUM_KNOWN, Digits
-from bll_pyro.demo.table import Judged
+from bll_pyro.demo.table import HeadResult
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,7 +23,7 @@ NUM_DIGITS = 9
 NUM_WEIGHTS, NUM_DRAWS = 20, 4000
 
 
-def draw_reliability(judged: dict[str, Judged], digits: Digits) -> Figure:
+def draw_reliability(judged: dict[str, HeadResult], digits: Digits) -> Figure:
     """Confidence against the share of right answers on the noisy test digits, one panel for each head.
 
     The bands are the 95 % Wilson intervals of the bins; a right head's cross the diagonal, most of the time. The bars
@@ -47,15 +47,15 @@ def draw_reliability(judged: dict[str, Judged], digits: Digits) -> Figure:
         )
         bottom.set_xlabel("confidence")
         top.set(xlim=(0, 1), ylim=(0, 1))
-        plain(top)
-        plain(bottom)
+        bare_axes(top)
+        bare_axes(bottom)
     grid[0, 0].set_ylabel("share of right answers")
     grid[1, 0].set_ylabel("digits")
     figure.suptitle("Test digits with noise: is a confidence of 80 % right in 80 % of cases?", fontsize=11)
     return figure
 
 
-def draw_entropy(judged: dict[str, Judged]) -> Figure:
+def draw_entropy(judged: dict[str, HeadResult]) -> Figure:
     """Predictive entropy of known and unknown digits, one panel for each head that differs in it."""
     shown = [judged[name] for name in ("softmax", "bayesian_two_stage", "bayesian_joint")]
     figure = Figure(figsize=(10.5, 3.4), layout="constrained")
@@ -69,13 +69,13 @@ def draw_entropy(judged: dict[str, Judged]) -> Figure:
         axes.set_xscale("log")
         axes.set_title(f"{one.head.title}: AUROC {one.scores['auroc_entropy']:.3f}", fontsize=10, loc="left")
         axes.set_xlabel("predictive entropy, nats")
-        plain(axes)
+        bare_axes(axes)
     panels[0].set_ylabel("share of digits")
     panels[0].legend(frameon=False, fontsize=9, loc="upper left")
     return figure
 
 
-def draw_most_uncertain(one: Judged, digits: Digits) -> Figure:
+def draw_most_uncertain(one: HeadResult, digits: Digits) -> Figure:
     """Digits as images: known ones with the largest entropy, unknown ones with the largest and with the smallest."""
     rows = (
         ("known, least sure", one.test, digits.test, True),
@@ -98,7 +98,7 @@ def draw_most_uncertain(one: Judged, digits: Digits) -> Figure:
     return figure
 
 
-def plain(axes: Axes) -> None:
+def bare_axes(axes: Axes) -> None:
     """Leave only the axes that carry numbers."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=8)

@@ -16,7 +16,7 @@ from bll_pyro.prediction import ClassPrediction
 if TYPE_CHECKING:
     from rich.table import Table
 
-Scores = dict[str, float | None]
+HeadScores = dict[str, float | None]
 
 # name of a score: heading, whether larger is better
 PROBABILITIES = {
@@ -32,7 +32,7 @@ DETECTION = {
 
 
 @dataclass(frozen=True)
-class Judged:
+class HeadResult:
     """A head's predictions, and the scores that follow from them.
 
     Parameters
@@ -53,21 +53,21 @@ class Judged:
     test: ClassPrediction
     noisy: ClassPrediction
     unknown: ClassPrediction
-    scores: Scores
-    noisy_scores: Scores
+    scores: HeadScores
+    noisy_scores: HeadScores
 
 
-def judge(head: Head, digits: Digits) -> Judged:
+def evaluate_head(head: Head, digits: Digits) -> HeadResult:
     """Predict and score."""
     test, noisy, unknown = (predict(head, part) for part in (digits.test, digits.noisy, digits.unknown))
-    detection: Scores = {"auroc_entropy": bll.metrics.auroc(test.total, unknown.total)}
+    detection: HeadScores = {"auroc_entropy": bll.metrics.auroc(test.total, unknown.total)}
     detection |= {"auroc_epistemic": None, "auroc_output_variance": None}
     if head.bayesian:
         detection["auroc_epistemic"] = bll.metrics.auroc(test.epistemic, unknown.epistemic)
         spread = (output_variance(head, part) for part in (digits.test, digits.unknown))
         detection["auroc_output_variance"] = bll.metrics.auroc(*spread)
     scores = score(test, digits.test) | detection
-    return Judged(head, test, noisy, unknown, scores, score(noisy, digits.noisy))
+    return HeadResult(head, test, noisy, unknown, scores, score(noisy, digits.noisy))
 
 
 def predict(head: Head, part: Images) -> ClassPrediction:
@@ -84,7 +84,7 @@ def output_variance(head: Head, part: Images) -> Tensor:
     return torch.cat([head.fit.posterior.outputs(features).variance.sum(-1) for features, _ in batches])
 
 
-def score(prediction: ClassPrediction, part: Images) -> Scores:
+def score(prediction: ClassPrediction, part: Images) -> HeadScores:
     """How good probabilities are."""
     probs, labels = prediction.probs, part[1]
     return {
@@ -95,7 +95,7 @@ def score(prediction: ClassPrediction, part: Images) -> Scores:
     }
 
 
-def make_tables(judged: dict[str, Judged], digits: Digits) -> list[Table]:
+def make_tables(judged: dict[str, HeadResult], digits: Digits) -> list[Table]:
     """Test and unknown digits, then noisy ones."""
     titles, rows = [one.head.title for one in judged.values()], digits.num_rows
     test = [one.scores for one in judged.values()]
@@ -108,7 +108,7 @@ def make_tables(judged: dict[str, Judged], digits: Digits) -> list[Table]:
 
 
 def make_table(
-    title: str, columns: dict[str, tuple[str, bool]], heads: list[str], scores: list[Scores]
+    title: str, columns: dict[str, tuple[str, bool]], heads: list[str], scores: list[HeadScores]
 ) -> Table:
     """One line for each head, the best figures of a column in bold: those that print like the best."""
     from rich.box import SIMPLE_HEAD

@@ -6,7 +6,7 @@ import math
 
 from bll_pyro.diagnostics.study import Study
 from bll_pyro.diagnostics.verdicts import Check
-from bll_pyro.inference.nuts.chain_checks import MAX_RHAT, MIN_ESS, diagnose
+from bll_pyro.inference.nuts.chain_checks import MAX_RHAT, MIN_ESS, rhat_and_ess
 from bll_pyro.inference.nuts.nuts import NUTS
 from bll_pyro.posterior import DrawsPosterior
 
@@ -24,7 +24,7 @@ def chains(study: Study) -> list[Check]:
     if "rhat" in statistics:
         rhat, ess = statistics["rhat"], statistics["ess"]
     else:
-        rhat, ess = diagnose(posterior.draws)
+        rhat, ess = rhat_and_ess(posterior.draws)
     worst, where = max((float(v.nan_to_num(nan=math.inf).max()), k) for k, v in rhat.items())
     fewest, site = min((float(v.nan_to_num(nan=0.0).min()), k) for k, v in ess.items())
     num_chains = next(iter(posterior.draws.values())).shape[0]

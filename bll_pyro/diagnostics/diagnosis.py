@@ -6,7 +6,7 @@ from typing import Any
 
 from bll_pyro.diagnostics.chains import chains
 from bll_pyro.diagnostics.guide import gap, khat
-from bll_pyro.diagnostics.left_out import backbone, leave_one_out, seen_mask
+from bll_pyro.diagnostics.left_out import backbone, influence_check, seen_mask
 from bll_pyro.diagnostics.optimisation import elbo_slope, messages, optimum
 from bll_pyro.diagnostics.predictive import predictive
 from bll_pyro.diagnostics.prior import conflict, sensitivity
@@ -101,7 +101,7 @@ def diagnose(
         *chains(study),
         khat(study),
         gap(study),
-        leave_one_out(study),
+        influence_check(study),
         backbone(study, seen),
         predictive(study),
         conflict(study),

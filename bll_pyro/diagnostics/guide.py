@@ -8,9 +8,9 @@ import numpy as np
 import torch
 
 from bll_pyro.diagnostics.study import MIN_DRAWS, Study
-from bll_pyro.diagnostics.verdicts import Check, Verdict
+from bll_pyro.diagnostics.verdicts import Check, Grade
 from bll_pyro.gaussian import Delta
-from bll_pyro.gaussian.precision import double
+from bll_pyro.gaussian.precision import weights_in_double
 from bll_pyro.guides import FullRank
 from bll_pyro.inference.svi.svi import SVI
 from bll_pyro.scope import generator
@@ -47,7 +47,7 @@ def khat(study: Study) -> Check:
     finding = f"k-hat {value:.2f} of the joint density of {study.num_weights} weights"
     if study.num_weights > FEW_UNKNOWNS:
         why = f"{finding}: with so many, it is high for good guides too; the gap below and leave-one-out in output space say more"
-        return Check(name, Verdict.NOT_CHECKED, why, value, KHAT_LIMITS)
+        return Check(name, Grade.NOT_CHECKED, why, value, KHAT_LIMITS)
     remedy = f"{RICHER}; bll.NUTS() as a referee; leave-one-out in output space does not depend on it"
     return Check.graded(name, value, KHAT_LIMITS, finding, remedy)
 
@@ -64,7 +64,7 @@ def gap(study: Study) -> Check:
         return Check.skipped(name, "the posterior is not one Gaussian over the weights")
     if isinstance(posterior.latents.weights, Delta):
         return Check(
-            name, Verdict.LOOK, "a point estimate has no spread: nothing is said about what is not known",
+            name, Grade.LOOK, "a point estimate has no spread: nothing is said about what is not known",
             math.inf, GAP_LIMITS, "a guide with a covariance, such as Diagonal()",
         )  # fmt: skip
     if not study.response.ties:
@@ -83,6 +83,6 @@ def gap(study: Study) -> Check:
 
 def nats_to_full_rank(study: Study) -> float:
     """``KL(q || N(m, P^-1))`` in nats."""
-    own, full = double(study.row_by_row.weights), double(study.response.weights)
+    own, full = weights_in_double(study.row_by_row.weights), weights_in_double(study.response.weights)
     draws = own.rsample(NUM_DRAWS, generator(study.seed, own.loc.device))
     return float((own.log_prob(draws) - full.log_prob(draws)).mean())

@@ -8,14 +8,14 @@ import numpy as np
 import torch
 
 from bll_pyro.diagnostics.study import Study
-from bll_pyro.diagnostics.verdicts import Check, Verdict
+from bll_pyro.diagnostics.verdicts import Check, Grade
 from bll_pyro.posterior import DrawsPosterior
 
 FLAGGED_LIMITS = (0.0, 0.05)  # share of the rows
 UNSEEN = "rows that the backbone was not trained on: fit the last layer on some, and judge it on others"
 
 
-def leave_one_out(study: Study) -> Check:
+def influence_check(study: Study) -> Check:
     """ELPD, effective number of parameters, rows with high influence or high Pareto k; the corrected PSIS beside it."""
     if study.stuck:
         return Check.skipped("leave-one-out", study.stuck)
@@ -81,7 +81,7 @@ def backbone(study: Study, seen: Any) -> Check:
         gap = float(here.mean() - there.mean())
         error = float((here.var() / len(here) + there.var() / len(there)).sqrt())
         finding += f", here by {gap:.3f} ± {error:.3f} nats a row against the rows that it has not seen"
-    return Check(name, Verdict.LOOK, finding, share, (0.0, 1.0), UNSEEN)
+    return Check(name, Grade.LOOK, finding, share, (0.0, 1.0), UNSEEN)
 
 
 def seen_mask(seen: Any, num_rows: int) -> torch.Tensor:

@@ -27,7 +27,7 @@ from bll_pyro.diagnostics.study import Study
 from bll_pyro.diagnostics.verdicts import Check
 from bll_pyro.gaussian.precision import covariance_times
 from bll_pyro.inference.expected_prior import log_prior
-from bll_pyro.inference.leave_one_out.leave_out import blocks_of
+from bll_pyro.inference.leave_one_out.leave_out import row_blocks
 from bll_pyro.inference.leave_one_out.response import global_draws
 from bll_pyro.inference.svi.svi import SVI
 from bll_pyro.scope import generator
@@ -110,7 +110,7 @@ def slope_of_means(study: Study) -> Tensor:
     assert posterior is not None
     weights = row_by_row.weights
     total = torch.zeros_like(weights.loc)
-    for design, targets in blocks_of(study.rows, None, row_by_row.row_size):
+    for design, targets in row_blocks(study.rows, None, row_by_row.row_size):
         gradient, _ = row_by_row.derivatives(weights.outputs(design), targets)
         total += gradient.mT @ design
     return total + prior_slope(study)
@@ -120,7 +120,7 @@ def prior_slope(study: Study) -> Tensor:
     """Slope of ``E_q[log p(W, b)]`` in the means of the weights ``[K, P]``."""
     posterior, weights = study.gaussian, study.row_by_row.weights
     assert posterior is not None
-    layer, draws = posterior.layer.turned(posterior.frame.rotation), global_draws(posterior)
+    layer, draws = posterior.layer.rotated(posterior.frame.rotation), global_draws(posterior)
     total = torch.zeros_like(weights.loc)
     with torch.enable_grad():
         loc = weights.loc.detach().clone().requires_grad_()

@@ -46,7 +46,7 @@ def predictive(study: Study) -> Check:
 
 
 @dataclass(frozen=True, eq=False)
-class Judged:
+class Judgement:
     """PIT values of numbers, or said probabilities and what happened, ``[n, T]``."""
 
     pit: np.ndarray | None = None
@@ -68,13 +68,13 @@ def _left_out(study: Study) -> Iterator[tuple[Prediction, Tensor]]:
         yield prediction, study.targets[index]
 
 
-def _judge(study: Study, prediction: Prediction, targets: Tensor) -> Judged:
+def _judge(study: Study, prediction: Prediction, targets: Tensor) -> Judgement:
     match prediction:
         case ClassPrediction():
             hit = prediction.label == targets.to(prediction.label)
-            return Judged(said=_array(prediction.confidence)[:, None], happened=_array(hit)[:, None])
+            return Judgement(said=_array(prediction.confidence)[:, None], happened=_array(hit)[:, None])
         case LabelPrediction():
-            return Judged(
+            return Judgement(
                 said=_array(prediction.probs.reshape(len(targets), -1)),
                 happened=_array(targets.reshape(len(targets), -1)),
             )
@@ -84,7 +84,7 @@ def _judge(study: Study, prediction: Prediction, targets: Tensor) -> Judged:
             if study.fit.layer.likelihood.is_count:
                 below = _array(prediction.cdf(shaped - 1).clamp(0, 1))
                 at = metrics.pit_discrete(np.minimum(below, at), at, generator(study.seed))
-            return Judged(pit=at.reshape(len(targets), -1))
+            return Judgement(pit=at.reshape(len(targets), -1))
     raise TypeError(f"no check of {type(prediction).__name__}")
 
 
@@ -92,7 +92,7 @@ def _array(values: Tensor) -> np.ndarray:
     return values.double().cpu().numpy()
 
 
-def _verdict(study: Study, parts: list[Judged]) -> Check:
+def _verdict(study: Study, parts: list[Judgement]) -> Check:
     if parts[0].pit is not None:
         pit = np.concatenate([part.pit for part in parts if part.pit is not None])
         return _pit(study, pit)
@@ -180,7 +180,7 @@ def _of_draws(study: Study) -> Check:
     sites = {name: torch.from_numpy(value.values) for name, value in study.tree["posterior"].items()}
     sites = {k: v.to(posterior.frame.center) for k, v in sites.items()}
     inner = posterior._internal(sites)
-    noise = {k: inner[k].flatten(0, 1)[:, None] for k in posterior.globals.noise_names}
+    noise = {k: inner[k].flatten(0, 1)[:, None] for k in posterior.global_sites.noise_names}
     likelihood, parts = posterior.layer.likelihood, []
     for rows, chosen in zip(weights.split(BLOCK_ROWS, 1), index.split(BLOCK_ROWS), strict=True):
         outputs = posterior.draw_outputs(sites, study.features[chosen])
@@ -191,11 +191,13 @@ def _of_draws(study: Study) -> Check:
             probs = torch.einsum("sn,snk->nk", w, likelihood.class_probs(outputs, **noise))
             confidence, label = probs.max(-1)
             parts.append(
-                Judged(said=_array(confidence)[:, None], happened=_array(label == targets.to(label))[:, None])
+                Judgement(
+                    said=_array(confidence)[:, None], happened=_array(label == targets.to(label))[:, None]
+                )
             )
         elif likelihood.is_binary:
             probs = torch.einsum("sn,snt->nt", w, likelihood.label_probs(outputs, **noise))
-            parts.append(Judged(said=_array(probs), happened=_array(targets.reshape(len(targets), -1))))
+            parts.append(Judgement(said=_array(probs), happened=_array(targets.reshape(len(targets), -1))))
         else:
             given = likelihood.marginals(outputs, **known)
             inside = posterior.frame.targets(targets).to(outputs)
@@ -203,5 +205,5 @@ def _of_draws(study: Study) -> Check:
             if likelihood.is_count:
                 below = _array(torch.einsum("sn,snt->nt", w, given.cdf(inside - 1)).clamp(0, 1))
                 at = metrics.pit_discrete(np.minimum(below, at), at, generator(study.seed))
-            parts.append(Judged(pit=at))
+            parts.append(Judgement(pit=at))
     return _verdict(study, parts)

@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from bll_pyro.datatree.fit_prior import log_prior, sample_prior
+from bll_pyro.datatree.fit_prior import log_prior_of_draws, sample_prior
 from bll_pyro.datatree.row_evaluation import in_double
 from bll_pyro.diagnostics.optimisation import prior_slope
 from bll_pyro.diagnostics.study import MIN_DRAWS, Study
 from bll_pyro.diagnostics.verdicts import Check
 from bll_pyro.gaussian import Delta
 from bll_pyro.gaussian.precision import covariance_times
-from bll_pyro.inference.leave_one_out.leave_out import blocks_of
+from bll_pyro.inference.leave_one_out.leave_out import row_blocks
 
 MAX_PRIOR_NUMBERS = 2e7
 NUM_PRIOR_DRAWS = 1000
@@ -49,9 +49,9 @@ def conflict(study: Study) -> Check:
     if not posterior.layer.prior.has_density:
         return Check.skipped(name, "the prior is a program without a density of its own")
     scored = in_double(posterior)
-    prior = log_prior(scored, sample_prior(posterior, num_draws, study.seed))
+    prior = log_prior_of_draws(scored, sample_prior(posterior, num_draws, study.seed))
     draws = posterior.sample(min(num_draws, study.num_draws), study.seed)
-    own = log_prior(scored, draws)
+    own = log_prior_of_draws(scored, draws)
     found = {}
     for site, values in prior.items():
         surprise, typical = -float(own[site].mean()), -values.double().flatten()
@@ -134,7 +134,7 @@ def _by_response(study: Study, name: str) -> Check:
     slope = prior_slope(study)
     step = math.log(2) * covariance_times(study.response.weights, slope.to(study.response.weights.loc))
     shifts = []
-    for design, _ in blocks_of(study.rows, study.chosen, study.row_by_row.row_size):
+    for design, _ in row_blocks(study.rows, study.chosen, study.row_by_row.row_size):
         shifts.append((design @ step.mT) / study.row_by_row.weights.outputs(design).variance.sqrt())
     size = float(torch.cat(shifts).square().mean().sqrt())
     finding = (

@@ -16,7 +16,7 @@ from bll_pyro.features.store import Features
 from bll_pyro.fitting import Fit
 from bll_pyro.inference.leave_one_out.leave_out import RowByRow
 from bll_pyro.inference.leave_one_out.response import Response
-from bll_pyro.inference.rows import Rows
+from bll_pyro.inference.rows import DesignRows
 from bll_pyro.posterior import DrawsPosterior, GaussianPosterior, Posterior
 from bll_pyro.scope import generator
 
@@ -101,10 +101,10 @@ class Study:
         return Data(self.features, self.columns.weight, self.columns.exposure)
 
     @cached_property
-    def rows(self) -> Rows:
+    def rows(self) -> DesignRows:
         """All rows in the frame of the fit."""
         frame = self.posterior.frame
-        return Rows(self.features, self.targets, frame, frame.center.device, self.columns)
+        return DesignRows(self.features, self.targets, frame, frame.center.device, self.columns)
 
     @cached_property
     def row_by_row(self) -> RowByRow:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 WIDTH = 118
 
 
-class Verdict(StrEnum):
+class Grade(StrEnum):
     """What a check says."""
 
     OK = "ok"
@@ -49,7 +49,7 @@ class Check:
     """
 
     name: str
-    verdict: Verdict
+    verdict: Grade
     finding: str
     value: float = float("nan")
     limits: tuple[float, float] = (float("nan"), float("nan"))
@@ -61,13 +61,13 @@ class Check:
         cls, name: str, value: float, limits: tuple[float, float], finding: str, remedy: str, **options: Any
     ) -> Check:
         """A check whose number is better the smaller it is; the remedy is shown from ``look`` on."""
-        verdict = Verdict.OK if value <= limits[0] else Verdict.LOOK if value <= limits[1] else Verdict.WRONG
-        return cls(name, verdict, finding, value, limits, "" if verdict is Verdict.OK else remedy, **options)
+        verdict = Grade.OK if value <= limits[0] else Grade.LOOK if value <= limits[1] else Grade.WRONG
+        return cls(name, verdict, finding, value, limits, "" if verdict is Grade.OK else remedy, **options)
 
     @classmethod
     def skipped(cls, name: str, why: str) -> Check:
         """A check that does not apply, and why."""
-        return cls(name, Verdict.NOT_CHECKED, why)
+        return cls(name, Grade.NOT_CHECKED, why)
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,15 +78,15 @@ class Diagnosis:
     num_rows: int
 
     @property
-    def verdict(self) -> Verdict:
+    def verdict(self) -> Grade:
         """The worst verdict of all checks."""
         found = {check.verdict for check in self.checks}
-        return next((v for v in (Verdict.WRONG, Verdict.LOOK) if v in found), Verdict.OK)
+        return next((v for v in (Grade.WRONG, Grade.LOOK) if v in found), Grade.OK)
 
     @property
     def flagged(self) -> list[str]:
         """Names of the checks that say ``look`` or ``wrong``."""
-        return [check.name for check in self.checks if check.verdict in (Verdict.LOOK, Verdict.WRONG)]
+        return [check.name for check in self.checks if check.verdict in (Grade.LOOK, Grade.WRONG)]
 
     def __getitem__(self, name: str) -> Check:
         for check in self.checks:
@@ -127,14 +127,14 @@ class Diagnosis:
         lines = [f"{'check':<{width}}  {'verdict':<7}  finding"]
         indent = " " * (width + 11)
         for check in self.checks:
-            if check.verdict is Verdict.NOT_CHECKED:
+            if check.verdict is Grade.NOT_CHECKED:
                 continue
             words = f"{check.finding}. To try: {check.remedy}" if check.remedy else check.finding
             wrapped = textwrap.wrap(words, WIDTH - len(indent)) or [""]
             lines.append(f"{check.name:<{width}}  {check.verdict:<7}  {wrapped[0]}")
             lines += [indent + line for line in wrapped[1:]]
         for check in self.checks:
-            if check.verdict is Verdict.NOT_CHECKED:
+            if check.verdict is Grade.NOT_CHECKED:
                 wrapped = textwrap.wrap(f"not checked: {check.finding}", WIDTH - width - 2)
                 lines.append(f"{check.name:<{width}}  {wrapped[0]}")
                 lines += [" " * (width + 2) + line for line in wrapped[1:]]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bll_pyro.features.data import Data, check_finite
 from bll_pyro.inference.leave_one_out.leave_out import HIGH_INFLUENCE, NUM_POINTS, leave_one_out
-from bll_pyro.inference.rows import Rows
+from bll_pyro.inference.rows import DesignRows
 from bll_pyro.posterior import DrawsPosterior
 from bll_pyro.scope import generator
 
@@ -80,7 +80,7 @@ def loo(fit: Fit, data: Any, num_rows: int | None = None, seed: int = 0) -> ELPD
     if isinstance(fit.posterior, DrawsPosterior):
         return _by_draws(fit, data, features, num_rows, seed)
     frame = fit.posterior.frame
-    rows = Rows(features, targets, frame, frame.center.device, fit.columns(data))
+    rows = DesignRows(features, targets, frame, frame.center.device, fit.columns(data))
     spread = 0.0
     if fit.layer.likelihood.real_valued:
         spread = float(fit.posterior.frame.target_scale.double().log().sum())

@@ -85,7 +85,7 @@ class PredictiveModule(nn.Module):
         example, like = posterior.outputs(posterior.frame.center[None]), posterior.frame.center
         # outputs need no more than the weights, and the noise where it moves them along
         is_coupled = isinstance(example, OutputCoupled)
-        latents = posterior.latents.first(posterior.globals.num_noise if is_coupled else 0)
+        latents = posterior.latents.first(posterior.global_sites.num_noise if is_coupled else 0)
         given = example.given if isinstance(example, OutputCoupled) else example
         assert isinstance(given, OutputGaussian)
         num_points, seed = integration.num_points, integration.seed

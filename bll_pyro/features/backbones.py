@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from bll_pyro.features.forward import compute_features, feature_width
 from bll_pyro.features.freezing import frozen, set_training, trainable_parameters
 from bll_pyro.features.unfreezing import Unfreeze, unfrozen_names
-from bll_pyro.features.weights import check_name, create, download, load
+from bll_pyro.features.weights import check_name, create, download, load_model
 from bll_pyro.scope import isolated
 
 __all__ = [
@@ -94,7 +94,7 @@ class Backbone(nn.Module):
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:
-        """Build the network of :attr:`config` with random weights; load its state_dict afterwards. Never downloads."""
+        """Build the network of :attr:`config` with random weights; load_model its state_dict afterwards. Never downloads."""
         with isolated(0):
             model = create(config["name"], config["kwargs"])
         return cls(
@@ -147,7 +147,7 @@ def timm_backbone(
     elif pretrained is False:
         model = create(name, kwargs)
     else:
-        model = load(name, kwargs, Path(pretrained))
+        model = load_model(name, kwargs, Path(pretrained))
     if ":" in name:  # the files behind such a name may be gone later: keep the model's own name and arguments
         kwargs = {k: v for k, v in getattr(model, "_model_args", {}).items() if k != "num_classes"} | kwargs
         name = str(cast(dict[str, Any], model.pretrained_cfg)["architecture"])

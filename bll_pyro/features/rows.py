@@ -12,7 +12,7 @@ from torch import Tensor
 Index = int | np.integer | slice | Sequence[int] | np.ndarray | Tensor
 
 
-class Rows:
+class ShardedRows:
     """The rows of `parts`, one after the other: a number gives one row, a slice or row numbers several."""
 
     def __init__(self, parts: Sequence[Tensor]) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 from torch import Tensor
 
 from bll_pyro import tensorfile
-from bll_pyro.features.rows import Index, Rows
+from bll_pyro.features.rows import Index, ShardedRows
 
 FORMAT = "bll_pyro.features"
 VERSION = 1
@@ -52,9 +52,9 @@ class Features:
         key: str | None = None,
         hashes: Sequence[tuple[str, str]] = (),
     ) -> None:
-        self._features = Rows([features for features, _ in shards])
+        self._features = ShardedRows([features for features, _ in shards])
         targets = [part for _, part in shards if part is not None]
-        self._targets = Rows(targets) if targets else None
+        self._targets = ShardedRows(targets) if targets else None
         self._hashes = tuple(hashes)
         self.path, self.key = path, key
         self.num_shards = len(shards)
@@ -105,7 +105,7 @@ class Features:
             )
         other = copy.copy(self)
         other.__dict__.pop("targets", None)
-        other._targets = None if targets is None else Rows([targets.detach()])
+        other._targets = None if targets is None else ShardedRows([targets.detach()])
         return other
 
     def __len__(self) -> int:

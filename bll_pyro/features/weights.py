@@ -64,7 +64,7 @@ def download(name: str, kwargs: Mapping[str, Any]) -> nn.Module:
         ) from error
 
 
-def load(name: str, kwargs: Mapping[str, Any], file: Path) -> nn.Module:
+def load_model(name: str, kwargs: Mapping[str, Any], file: Path) -> nn.Module:
     """Return the model with the weights of a local file, and ValueError when the file does not hold all of them."""
     if not file.is_file() or file.suffix not in _WEIGHT_FILES:
         got = f"the file {str(file)!r}" if file.is_file() else f"{str(file)!r}, which is no file"

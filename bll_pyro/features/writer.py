@@ -143,7 +143,7 @@ class ShardWriter:
         assert self._block is not None
         features, targets = self._block.rows()
         file = self._partial / f"shard-{len(self._shards):05d}.safetensors"
-        digest = tensorfile.write(
+        digest = tensorfile.write_tensors(
             file, {"features": features} | ({} if targets is None else {"targets": targets})
         )
         self._shards.append(

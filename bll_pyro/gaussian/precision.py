@@ -60,7 +60,7 @@ def precision(weights: WeightGaussian) -> Tensor:
     The slope of a Gaussian's log density is linear: at ``loc + e_i`` it is minus column i of the precision, for every
     kind of covariance. Outputs that are independent are stepped together.
     """
-    weights = double(weights)
+    weights = weights_in_double(weights)
     if isinstance(weights, Delta):
         raise ValueError(
             "a point estimate (MAP) has no precision; use a guide with a covariance, e.g. Diagonal()"
@@ -149,7 +149,7 @@ def _blocks(matrix: Tensor) -> Tensor:
     return matrix if matrix.dim() == 3 else torch.einsum("kpkq->kpq", matrix)
 
 
-def double(weights: WeightGaussian) -> WeightGaussian:
+def weights_in_double(weights: WeightGaussian) -> WeightGaussian:
     """The same Gaussian in float64."""
     return type(weights)(**{name: value.double() for name, value in weights.tensors.items()})
 

@@ -60,11 +60,11 @@ class Guide(Declaration):
     """Variational family over the weights (and the global unknowns)."""
 
     family: ClassVar[str] = "guides"
-    starts_joint: ClassVar[bool] = False  # whether it wants ``Start.tril``
+    wants_dense_start: ClassVar[bool] = False  # whether it wants ``Start.tril``
 
     @property
-    def rotates(self) -> bool:
-        """Whether its axes may be turned to the principal axes of the features."""
+    def can_rotate(self) -> bool:
+        """Whether its axes may be rotated to the principal axes of the features."""
         return False
 
     @abstractmethod
@@ -118,7 +118,7 @@ class GaussianGuide:
         self.num_features = start.num_features
 
     @abstractmethod
-    def joint(self) -> LatentGaussian:
+    def latents(self) -> LatentGaussian:
         """The Gaussian at the current parameters; differentiable in them."""
 
     def matrix(self, vector: Tensor) -> tuple[Tensor, Tensor]:
@@ -154,13 +154,13 @@ class LatentGaussianGuide(GaussianGuide, AutoContinuous):
     def weights(self, loc: Tensor) -> WeightGaussian:
         """Gaussian of the weights with mean ``loc [K, P]`` at the current parameters."""
 
-    def joint(self) -> LatentGaussian:
+    def latents(self) -> LatentGaussian:
         """The Gaussian at the current parameters."""
         return LatentGaussian(self.weights(self.loc), self.globals_loc, self.globals_log_scale.exp())
 
     def get_posterior(self, *args: Any, **kwargs: Any) -> LatentDistribution:
         """Distribution of Pyro's latent vector."""
-        return LatentDistribution(self.joint(), self.num_features)
+        return LatentDistribution(self.latents(), self.num_features)
 
     def _loc_scale(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         posterior = self.get_posterior()

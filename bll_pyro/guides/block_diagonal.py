@@ -34,7 +34,7 @@ class BlockDiagonal(Guide):
     """
 
     @property
-    def rotates(self) -> bool:
+    def can_rotate(self) -> bool:
         """True: in other axes it is the same family."""
         return True
 

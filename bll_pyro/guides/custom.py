@@ -162,7 +162,7 @@ class Custom(Guide):
 
     def build(self, model: Any, start: Start) -> PyroModule:
         """The guide of ``model``."""
-        latents = {name: tuple(prior.event_shape) for name, prior in model.globals.priors.items()}
+        latents = {name: tuple(prior.event_shape) for name, prior in model.global_sites.priors.items()}
         latents |= {
             "weight": model.weight_shape,
             **({"bias": (model.num_outputs,)} if model.layer.bias else {}),
@@ -182,7 +182,7 @@ class Custom(Guide):
         weight, bias = start.loc[:, : start.num_features], start.loc[:, start.num_features :]
         values = {"weight": weight, **({"bias": bias.squeeze(-1)} if bias.shape[1] else {})}
         if len(start.globals_loc):
-            values |= model.globals.constrain(start.globals_loc)[0]
+            values |= model.global_sites.constrain(start.globals_loc)[0]
         offered = {
             "init_loc_fn": autoguide.init_to_value(values=values),
             "init_scale": float(start.scale.median()),

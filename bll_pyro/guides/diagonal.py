@@ -26,7 +26,7 @@ class DiagonalGuide(GaussianGuide, AutoDiagonalNormal):
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
         AutoContinuous._setup_prototype(self, *args, **kwargs)  # the parameters are there already
 
-    def joint(self) -> gaussian.LatentGaussian:
+    def latents(self) -> gaussian.LatentGaussian:
         """The Gaussian at the current parameters."""
         u_loc, loc = self.matrix(self.loc)
         u_scale, scale = self.matrix(functional.softplus(self.scale_unconstrained))
@@ -48,8 +48,8 @@ class Diagonal(Guide):
     principal_axes: bool = True
 
     @property
-    def rotates(self) -> bool:
-        """Whether the axes may be turned."""
+    def can_rotate(self) -> bool:
+        """Whether the axes may be rotated."""
         return self.principal_axes
 
     def build(self, model: Any, start: Start) -> DiagonalGuide:

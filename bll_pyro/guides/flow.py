@@ -210,7 +210,7 @@ class Flow(Guide):
             )
 
     @property
-    def rotates(self) -> bool:
+    def can_rotate(self) -> bool:
         """True: its layers mix all unknowns, and principal axes are a better start."""
         return True
 

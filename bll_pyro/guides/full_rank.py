@@ -72,7 +72,7 @@ class FullRankGuide(GaussianGuide, AutoMultivariateNormal):
         """The Cholesky factor."""
         return self.growth[:, None] * (self.start_tril + self.step * self.relative_tril.tril(-1))
 
-    def joint(self) -> gaussian.LatentGaussian:
+    def latents(self) -> gaussian.LatentGaussian:
         """The Gaussian at the current parameters."""
         tril = self.tril()
         u_loc, loc = self.matrix(self.loc)
@@ -91,10 +91,10 @@ class FullRank(Guide):
     nearly diagonal.
     """
 
-    starts_joint: ClassVar[bool] = True
+    wants_dense_start: ClassVar[bool] = True
 
     @property
-    def rotates(self) -> bool:
+    def can_rotate(self) -> bool:
         """True: in other axes it is the same family."""
         return True
 

@@ -57,8 +57,8 @@ class LowRank(Guide):
             )
 
     @property
-    def rotates(self) -> bool:
-        """Whether the axes may be turned."""
+    def can_rotate(self) -> bool:
+        """Whether the axes may be rotated."""
         return self.principal_axes
 
     def build(self, model: Any, start: Start) -> LowRankGuide:

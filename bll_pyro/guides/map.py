@@ -23,30 +23,32 @@ class PointGuide(GaussianGuide, AutoDelta):
     def __init__(self, model: Any, start: Start) -> None:
         super().__init__(model, init_loc_fn=skip_initial_values)
         self.attach(start)
-        self.globals = model.globals
+        self.global_sites = model.global_sites
         self.weight = torch.nn.Parameter(start.loc[:, : start.num_features].clone())
         if start.loc.shape[1] > start.num_features:
             self.bias = torch.nn.Parameter(start.loc[:, -1].clone())
-        values = self.globals.constrain(start.globals_loc)[0]
-        medians = self.globals.medians()
+        values = self.global_sites.constrain(start.globals_loc)[0]
+        medians = self.global_sites.medians()
         for name, value in values.items():
-            if name in self.globals.hyper_names:
+            if name in self.global_sites.hyper_names:
                 self.register_buffer(name, medians[name].to(value))
                 continue
-            support = self.globals.priors[name].support
+            support = self.global_sites.priors[name].support
             setattr(self, name, PyroParam(value.detach(), support, event_dim=value.dim()))
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
         AutoGuide._setup_prototype(self, *args, **kwargs)
 
-    def joint(self) -> gaussian.LatentGaussian:
+    def latents(self) -> gaussian.LatentGaussian:
         """The point as a Gaussian without spread."""
         loc: Tensor = self.weight
         if self.num_columns > self.num_features:
             loc = torch.cat([loc, self.bias[:, None]], 1)
         u = loc.new_zeros(0)
         if self.num_globals:
-            u = self.globals.unconstrain({name: getattr(self, name) for name in self.globals.priors})
+            u = self.global_sites.unconstrain(
+                {name: getattr(self, name) for name in self.global_sites.priors}
+            )
         return gaussian.LatentGaussian(gaussian.Delta(loc), u, torch.zeros_like(u))
 
 

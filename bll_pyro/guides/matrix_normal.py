@@ -45,7 +45,7 @@ class MatrixNormal(Guide):
     """
 
     @property
-    def rotates(self) -> bool:
+    def can_rotate(self) -> bool:
         """True: in other axes it is the same family."""
         return True
 

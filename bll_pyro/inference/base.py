@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bll_pyro.declaration import Declaration
-from bll_pyro.inference.rows import Rows
+from bll_pyro.inference.rows import DesignRows
 from bll_pyro.layer import LastLayer
 from bll_pyro.likelihoods.base import TargetShape
 from bll_pyro.posterior import Posterior
@@ -84,23 +84,23 @@ class Inference(Declaration):
         return self
 
     def rotates(self, layer: LastLayer) -> bool:
-        """Whether the frame should be turned to the principal axes of the features."""
+        """Whether the frame should be rotated to the principal axes of the features."""
         return False
 
     @abstractmethod
     def run(
         self,
         layer: LastLayer,
-        rows: Rows,
+        rows: DesignRows,
         target_shape: TargetShape,
         *,
         seed: int,
-        validation: Rows | None = None,
+        validation: DesignRows | None = None,
     ) -> tuple[Posterior, Trace]:
         """Fit. ``layer`` is in the units of the frame of ``rows``; runs inside an isolated random state."""
 
     def update(
-        self, layer: LastLayer, rows: Rows, target_shape: TargetShape, trace: Trace
+        self, layer: LastLayer, rows: DesignRows, target_shape: TargetShape, trace: Trace
     ) -> tuple[Posterior, Trace]:
         """Posterior of the rows of an earlier fit, whose ``trace`` knows them, and of these."""
         raise TypeError(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bll_pyro.gaussian.information import Information
-from bll_pyro.inference.rows import Rows
+from bll_pyro.inference.rows import DesignRows
 from bll_pyro.inference.targets import Targets, information, log_prob
 from bll_pyro.likelihoods import Likelihood
 
@@ -19,7 +19,7 @@ CACHE_NUMBERS = (
     2**26
 )  # outputs of all rows up to this size are kept between passes; larger ones are made again
 
-Noise = dict[str, Tensor]
+NoiseValues = dict[str, Tensor]
 Block = tuple[Tensor, Targets, Tensor]  # design [B, P], targets, outputs [B, K]
 
 
@@ -36,10 +36,10 @@ class RowLikelihood:
         c: how many rows of the whole data one row here stands for.
     """
 
-    def __init__(self, likelihood: Likelihood, rows: Rows, factor: float = 1.0) -> None:
+    def __init__(self, likelihood: Likelihood, rows: DesignRows, factor: float = 1.0) -> None:
         self.likelihood, self.rows, self.factor = likelihood, rows, factor
 
-    def at(self, weights: Tensor, noise: Noise) -> RowsAt:
+    def at(self, weights: Tensor, noise: NoiseValues) -> RowsAt:
         """Go to a point: weights ``[K, P]`` and noise, both float64."""
         return RowsAt(self, weights, noise)
 
@@ -51,7 +51,7 @@ class RowLikelihood:
 class RowsAt:
     """The log likelihood at one point: ``value``, ``gradient [K, P]``, and products with its curvature."""
 
-    def __init__(self, function: RowLikelihood, weights: Tensor, noise: Noise) -> None:
+    def __init__(self, function: RowLikelihood, weights: Tensor, noise: NoiseValues) -> None:
         self.function, self.weights = function, weights
         self.likelihood, self.factor = function.likelihood, function.factor
         dtype = function.rows.frame.center.dtype

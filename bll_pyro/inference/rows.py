@@ -33,7 +33,7 @@ class FeatureRows(Protocol):
     def __len__(self) -> int: ...
 
 
-class Rows:
+class DesignRows:
     """N rows of features ``[N, D]`` and targets, read as design matrix ``[B, P]`` and standardised targets.
 
     A design matrix that fits in memory is built once, so that a training step only gathers rows; a larger one is made
@@ -111,19 +111,19 @@ class Rows:
         for start in range(0, self.num_rows, size):
             yield self[order[start : start + size]]
 
-    def subset(self, num_rows: int) -> Rows:
+    def subset(self, num_rows: int) -> DesignRows:
         """Evenly spaced rows, for warm starts and estimates."""
         return self.take(torch.linspace(0, self.num_rows - 1, min(num_rows, self.num_rows)).round().long())
 
-    def take(self, index: Tensor) -> Rows:
+    def take(self, index: Tensor) -> DesignRows:
         """Some rows, in memory; for their design matrix and targets only."""
-        part = object.__new__(Rows)
+        part = object.__new__(DesignRows)
         part.frame, part.device = self.frame, self.device
         part._design, part.targets = self[index.to(self.device)]
         part._features = part._design
         return part
 
-    def turned(self, rotation: Tensor) -> Rows:
+    def rotated(self, rotation: Tensor) -> DesignRows:
         """The same rows with features ``h @ rotation``, ``rotation [D, R]``; for their design matrix and targets only."""
         part = self.take(torch.arange(self.num_rows))
         design, _ = part[:]

@@ -15,10 +15,10 @@ from torch import Tensor
 from bll_pyro.gaussian import Delta, Diagonal
 from bll_pyro.guides import Start
 from bll_pyro.inference.expected_prior import log_prior
-from bll_pyro.inference.rows import Rows
+from bll_pyro.inference.rows import DesignRows
 from bll_pyro.inference.targets import log_prob, output_curvature, values_of
 from bll_pyro.layer import LastLayer
-from bll_pyro.model import Globals
+from bll_pyro.model import GlobalSites
 from bll_pyro.priors import ScaleMixturePrior, StudentT
 from bll_pyro.scope import generator
 
@@ -38,8 +38,8 @@ MAX_MOVE = 5.0  # how far an unconstrained number may move in a round: a factor 
 
 def warm_start(
     layer: LastLayer,
-    globals_: Globals,
-    rows: Rows,
+    sites: GlobalSites,
+    rows: DesignRows,
     num_outputs: int,
     learned: dict[str, Tensor],
 ) -> Start:
@@ -55,28 +55,28 @@ def warm_start(
     """
     prior = layer.prior
     mixture = isinstance(prior, ScaleMixturePrior) and not isinstance(prior, StudentT)
-    if prior.has_density and (globals_.hyper_names or mixture):
-        return alternating_start(layer, globals_, rows, num_outputs)
+    if prior.has_density and (sites.hyper_names or mixture):
+        return alternating_start(layer, sites, rows, num_outputs)
     num_weights = num_outputs * rows.num_columns
     part = rows.subset(min(max(NUM_START_ROWS, ROWS_PER_WEIGHT * num_weights), MAX_START_ROWS))
     design, targets = part[:]
     factor = rows.num_rows / part.num_rows
     loc = layer.center(design.new_zeros(num_outputs, rows.num_columns)).requires_grad_()
-    u = median_globals(globals_, design).requires_grad_()
+    u = median_sites(sites, design).requires_grad_()
 
     def log_joint() -> Tensor:
-        values, log_globals, _ = globals_.constrain(u)
-        fit = log_prob(layer.likelihood, design @ loc.mT, targets, globals_.noise(values)).sum() * factor
-        return fit + log_prior(layer, Delta(loc), {**learned, **globals_.hyper(values)}) + log_globals
+        values, log_globals, _ = sites.constrain(u)
+        fit = log_prob(layer.likelihood, design @ loc.mT, targets, sites.noise(values)).sum() * factor
+        return fit + log_prior(layer, Delta(loc), {**learned, **sites.hyper(values)}) + log_globals
 
     if prior.has_density and (rows.num_rows <= NUM_START_ROWS or part.num_rows >= num_weights):
         maximise(log_joint, [loc, u] if len(u) else [loc], rows.num_rows)
     if not bool(torch.isfinite(loc).all()) or not bool(torch.isfinite(u).all()):
-        loc, u = torch.zeros_like(loc), median_globals(globals_, design)
+        loc, u = torch.zeros_like(loc), median_sites(sites, design)
     with torch.no_grad():
-        values = globals_.constrain(u)[0]
-        precision = factor * data_precision(layer, loc, part, globals_.noise(values))
-    precision += prior_precision(layer, loc.detach(), {**learned, **globals_.hyper(values)})
+        values = sites.constrain(u)[0]
+        precision = factor * data_precision(layer, loc, part, sites.noise(values))
+    precision += prior_precision(layer, loc.detach(), {**learned, **sites.hyper(values)})
     return Start(u.detach(), loc.detach(), precision.rsqrt(), rows.frame.num_features)
 
 
@@ -88,7 +88,7 @@ def first_scales(learned: dict[str, Tensor], num_features: int) -> dict[str, Ten
     return {name: value * min(1.0, OUTPUT_SCALE / num_features**0.5) for name, value in learned.items()}
 
 
-def data_precision(layer: LastLayer, loc: Tensor, rows: Rows, noise: dict[str, Tensor]) -> Tensor:
+def data_precision(layer: LastLayer, loc: Tensor, rows: DesignRows, noise: dict[str, Tensor]) -> Tensor:
     """``sum_n h_np^2 E[-d2 log p / df_k^2]`` of rows at means ``loc [K, P]``."""
     total = torch.zeros_like(loc)
     for design, targets in rows.blocks(max(64, BLOCK_NUMBERS // len(loc))):
@@ -106,7 +106,7 @@ def prior_precision(layer: LastLayer, loc: Tensor, hyper: dict[str, Tensor]) -> 
     return -torch.autograd.grad(term, scale)[0].clamp_max(-1e-4)
 
 
-def alternating_start(layer: LastLayer, globals_: Globals, rows: Rows, num_outputs: int) -> Start:
+def alternating_start(layer: LastLayer, sites: GlobalSites, rows: DesignRows, num_outputs: int) -> Start:
     """Raise the ELBO in turns, from an easy prior to the declared one.
 
     A Student-t prior with a learned scale finds which weights are large, whatever their size; no barrier lies on its
@@ -114,27 +114,25 @@ def alternating_start(layer: LastLayer, globals_: Globals, rows: Rows, num_outpu
     started at the result of the one before (cf. Rockova and George 2014).
     """
     prior, weight_shape = layer.prior, (num_outputs, rows.frame.num_features)
-    ascent = Ascent(layer, rows, num_outputs)
-    values = globals_.medians()
+    ascent = CoordinateAscent(layer, rows, num_outputs)
+    values = sites.medians()
     if isinstance(prior, ScaleMixturePrior):
         easy = replace(layer, prior=StudentT(loc=prior.loc))
-        noise = Globals(easy, weight_shape, tuple(values_of(rows.targets).shape[1:]))
+        noise = GlobalSites(easy, weight_shape, tuple(values_of(rows.targets).shape[1:]))
         values |= ascent(easy, noise, noise.medians(), MAX_EASY_ROUNDS)
     size = ascent.typical_size(rows.frame.num_features)
     for step in range(NUM_ROUNDS):
         sharper = replace(layer, prior=prior.softened(weight_shape, size, step / (NUM_ROUNDS - 1)))
-        values = ascent(sharper, globals_, values, 1)
-    u = globals_.unconstrain(values).to(ascent.loc) if globals_.num else ascent.loc.new_zeros(0)
+        values = ascent(sharper, sites, values, 1)
+    u = sites.unconstrain(values).to(ascent.loc) if sites.num else ascent.loc.new_zeros(0)
     finite = all(bool(torch.isfinite(value).all()) for value in (ascent.loc, ascent.scale, u))
     if not finite:
         center = ascent.center
-        return Start(
-            median_globals(globals_, center), center, torch.ones_like(center), rows.frame.num_features
-        )
+        return Start(median_sites(sites, center), center, torch.ones_like(center), rows.frame.num_features)
     return Start(u, ascent.loc, ascent.scale, rows.frame.num_features)
 
 
-class Ascent:
+class CoordinateAscent:
     """Coordinate ascent on the ELBO of independent weights ``loc, scale [K, P]``, with the global unknowns at a point.
 
     ========================================== ===============================================================
@@ -148,7 +146,7 @@ class Ascent:
     Second moments ``m^2 + s^2`` stay above zero, and so do the scales of the prior that are fitted to them.
     """
 
-    def __init__(self, layer: LastLayer, rows: Rows, num_outputs: int) -> None:
+    def __init__(self, layer: LastLayer, rows: DesignRows, num_outputs: int) -> None:
         self.part = rows.subset(NUM_START_ROWS)
         self.design, self.targets = self.part[:]
         self.factor, self.num_rows = rows.num_rows / self.part.num_rows, rows.num_rows
@@ -163,23 +161,23 @@ class Ascent:
         )
 
     def __call__(
-        self, layer: LastLayer, globals_: Globals, values: dict[str, Tensor], num_rounds: int
+        self, layer: LastLayer, sites: GlobalSites, values: dict[str, Tensor], num_rounds: int
     ) -> dict[str, Tensor]:
         """Run rounds from given noise and hyper-parameters until little changes; return the new ones."""
         num_features = self.loc.shape[1] - int(layer.bias)
-        learned = layer.prior.learned((self.loc.shape[0], num_features))
+        learned = layer.prior.learned_start((self.loc.shape[0], num_features))
         learned = {name: value.to(self.loc) for name, value in learned.items()}
-        values = {name: value.to(self.loc) for name, value in values.items() if name in globals_.priors}
+        values = {name: value.to(self.loc) for name, value in values.items() if name in sites.priors}
         before = torch.full((), torch.inf)
         for _ in range(num_rounds):
-            hyper = {**learned, **globals_.hyper(values)}
-            self._move_means(layer, globals_.noise(values), hyper)
-            self._move_scales(layer, globals_.noise(values), hyper)
+            hyper = {**learned, **sites.hyper(values)}
+            self._move_means(layer, sites.noise(values), hyper)
+            self._move_scales(layer, sites.noise(values), hyper)
             if learned:
-                learned = layer.prior.learn(self.loc[:, :num_features], self.scale[:, :num_features])
-            if globals_.num:
-                values = self._move_globals(layer, globals_, values, learned)
-            sizes = [v.flatten() for v in globals_.noise(values).values()]
+                learned = layer.prior.learned_update(self.loc[:, :num_features], self.scale[:, :num_features])
+            if sites.num:
+                values = self._move_globals(layer, sites, values, learned)
+            sizes = [v.flatten() for v in sites.noise(values).values()]
             now = torch.cat([self.loc.new_tensor([self.typical_size(num_features)]), *sizes])
             if bool(((now - before).abs() < TOLERANCE * now.abs()).all()):
                 break
@@ -208,26 +206,26 @@ class Ascent:
             self.scale = (precision + (-slope / self.scale).clamp_min(1e-4)).rsqrt()
 
     def _move_globals(
-        self, layer: LastLayer, globals_: Globals, values: dict[str, Tensor], learned: dict[str, Tensor]
+        self, layer: LastLayer, sites: GlobalSites, values: dict[str, Tensor], learned: dict[str, Tensor]
     ) -> dict[str, Tensor]:
         outputs, variance = self.design @ self.loc.mT, self.design.square() @ self.scale.square().mT
-        origin, likelihood = globals_.unconstrain(values), layer.likelihood
+        origin, likelihood = sites.unconstrain(values), layer.likelihood
         move = torch.zeros_like(origin, requires_grad=True)
 
         def moved() -> Tensor:
             return origin + MAX_MOVE * torch.tanh(move / MAX_MOVE)
 
         def objective() -> Tensor:
-            values, log_density, log_jacobian = globals_.constrain(moved())
-            noise, total = globals_.noise(values), log_density + log_jacobian
+            values, log_density, log_jacobian = sites.constrain(moved())
+            noise, total = sites.noise(values), log_density + log_jacobian
             if noise:
                 lost = 0.5 * (output_curvature(likelihood, outputs, self.targets, noise) * variance).sum()
                 fit = log_prob(likelihood, outputs, self.targets, noise).sum()
                 total = total + (fit - lost) * self.factor
-            return total + self._log_prior(layer, self.loc, self.scale, {**learned, **globals_.hyper(values)})
+            return total + self._log_prior(layer, self.loc, self.scale, {**learned, **sites.hyper(values)})
 
         maximise(objective, [move], self.num_rows)
-        return {name: value.detach() for name, value in globals_.constrain(moved().detach())[0].items()}
+        return {name: value.detach() for name, value in sites.constrain(moved().detach())[0].items()}
 
 
 def maximise(objective: Callable[[], Tensor], parameters: list[Tensor], num_rows: int) -> None:
@@ -247,6 +245,6 @@ def maximise(objective: Callable[[], Tensor], parameters: list[Tensor], num_rows
     optimizer.step(closure)
 
 
-def median_globals(globals_: Globals, like: Tensor) -> Tensor:
+def median_sites(sites: GlobalSites, like: Tensor) -> Tensor:
     """Unconstrained global vector at the median of each prior."""
-    return globals_.unconstrain(globals_.medians()).to(like) if globals_.num else like.new_zeros(0)
+    return sites.unconstrain(sites.medians()).to(like) if sites.num else like.new_zeros(0)

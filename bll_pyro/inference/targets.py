@@ -27,7 +27,7 @@ from bll_pyro.gaussian import OutputGaussian
 from bll_pyro.gaussian.information import Information, WeightedInformation
 from bll_pyro.likelihoods import Likelihood
 
-Noise = dict[str, Tensor]
+NoiseValues = dict[str, Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,19 +71,19 @@ def weight_of(targets: Targets) -> Tensor | None:
     return None if isinstance(targets, Tensor) else targets.columns.weight
 
 
-def known_of(targets: Targets) -> Noise:
+def row_data(targets: Targets) -> NoiseValues:
     """What the likelihood is told of each row: its exposure, where there are any."""
     if isinstance(targets, Tensor) or targets.columns.exposure is None:
         return {}
     return {"exposure": targets.columns.exposure}
 
 
-def log_prob(likelihood: Likelihood, outputs: Tensor, targets: Targets, noise: Noise) -> Tensor:
+def log_prob(likelihood: Likelihood, outputs: Tensor, targets: Targets, noise: NoiseValues) -> Tensor:
     """Weighted log density ``[..., n]`` given outputs ``[..., n, K]``."""
     if isinstance(targets, Tensor):
         return likelihood.log_prob(outputs, targets, **noise)
     return _weighted(
-        likelihood.log_prob(outputs, targets.values, **noise, **known_of(targets)), targets.columns.weight
+        likelihood.log_prob(outputs, targets.values, **noise, **row_data(targets)), targets.columns.weight
     )
 
 
@@ -92,29 +92,29 @@ def expected_log_prob(
     outputs: OutputGaussian,
     targets: Targets,
     generator: torch.Generator | None,
-    noise: Noise,
+    noise: NoiseValues,
 ) -> Tensor:
     """Weighted expected log density ``[n]``."""
     if isinstance(targets, Tensor):
         return likelihood.expected_log_prob(outputs, targets, generator, **noise)
-    expected = likelihood.expected_log_prob(outputs, targets.values, generator, **noise, **known_of(targets))
+    expected = likelihood.expected_log_prob(outputs, targets.values, generator, **noise, **row_data(targets))
     return _weighted(expected, targets.columns.weight)
 
 
-def information(likelihood: Likelihood, outputs: Tensor, targets: Targets, noise: Noise) -> Information:
+def information(likelihood: Likelihood, outputs: Tensor, targets: Targets, noise: NoiseValues) -> Information:
     """Weighted information of each row."""
     if isinstance(targets, Tensor):
         return likelihood.information(outputs, **noise)
-    own = likelihood.information(outputs, **noise, **known_of(targets))
+    own = likelihood.information(outputs, **noise, **row_data(targets))
     weight = targets.columns.weight
     return own if weight is None else WeightedInformation(own, weight)
 
 
-def output_curvature(likelihood: Likelihood, outputs: Tensor, targets: Targets, noise: Noise) -> Tensor:
+def output_curvature(likelihood: Likelihood, outputs: Tensor, targets: Targets, noise: NoiseValues) -> Tensor:
     """Weighted diagonal of each row's information, ``[n, K]``."""
     if isinstance(targets, Tensor):
         return likelihood.output_curvature(outputs, **noise)
-    own = likelihood.output_curvature(outputs, **noise, **known_of(targets))
+    own = likelihood.output_curvature(outputs, **noise, **row_data(targets))
     return own if targets.columns.weight is None else targets.columns.weight[:, None] * own
 
 

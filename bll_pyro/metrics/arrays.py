@@ -92,7 +92,7 @@ def unit(name: str, values: Values) -> Array:
     return np.clip(array, 0.0, 1.0)
 
 
-def class_probs(name: str, probs: Values) -> Array:
+def checked_class_probs(name: str, probs: Values) -> Array:
     """Give class probabilities `[N, K]`, K >= 2, each row summing to 1."""
     array = unit(name, probs)
     if array.ndim != 2 or array.shape[1] < 2:
@@ -136,7 +136,7 @@ def probs_and_targets(probs: Values, targets: Values) -> tuple[Array, Labels]:
     """
     p, y = unit("probs", probs), real("targets", targets)
     if p.ndim != y.ndim:
-        p = class_probs("probs", p)
+        p = checked_class_probs("probs", p)
         return p, class_targets(y, *p.shape)
     if p.shape != y.shape or p.ndim not in {1, 2}:
         raise ValueError(

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bll_pyro.metrics.arrays import Array, Labels, Values, class_probs, matrix, real, round_up
+from bll_pyro.metrics.arrays import Array, Labels, Values, checked_class_probs, matrix, real, round_up
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,7 +129,7 @@ def expected_cost_decision(probs: Values, loss_matrix: Values) -> Decision:
     ValueError
         For a loss matrix that is not `[A, K]`, NaN or infinite costs, rows of `probs` that don't sum to 1.
     """
-    p = class_probs("probs", probs)
+    p = checked_class_probs("probs", probs)
     cost = p @ matrix("loss_matrix", loss_matrix, p.shape[1]).T
     action = cost.argmin(1)
     return Decision(action, cost.min(1))

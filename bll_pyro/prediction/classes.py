@@ -15,7 +15,7 @@ from bll_pyro.likelihoods.base import joined
 from bll_pyro.prediction.base import Prediction, as_targets
 from bll_pyro.prediction.integration import Integration
 from bll_pyro.prediction.probit import Probit
-from bll_pyro.prediction.recalibration import averaged, entropy
+from bll_pyro.prediction.recalibration import averaged, class_entropy
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -125,7 +125,7 @@ def decomposed(
     error: Tensor | None = None,
 ) -> ClassPrediction:
     """The prediction with given class probabilities ``[N, K]`` and expected entropy ``[N]``."""
-    total = entropy(probs)
+    total = class_entropy(probs)
     # Jensen's inequality holds for the average over any set of draws; the clamp only removes rounding
     epistemic = (total - expected_entropy).clamp_min(0.0)
     return kind(total, total - epistemic, epistemic, probs, likelihood, error=error)

@@ -111,7 +111,7 @@ def predict_labels(
             draws = outputs.rows(index).draws(integration.num_points, integration.seed)
             conditional = likelihood.label_probs(draws, **noise)
             if temperature == 1.0:
-                parts.append((*halves(conditional), entropy(conditional).mean(0)))
+                parts.append((*halves(conditional), label_entropy(conditional).mean(0)))
                 continue
             probs, mixed = averaged(torch.stack([1 - conditional, conditional], -1), temperature)
             parts.append((probs[..., 1], torch.zeros_like(mixed), mixed))
@@ -120,13 +120,13 @@ def predict_labels(
         error = error.squeeze(-1) if single and error is not None else error
     if single:
         mean, expected = mean.squeeze(-1), expected.squeeze(-1)
-    total = entropy(mean)
+    total = label_entropy(mean)
     epistemic = (total - expected).clamp_min(0.0)
     return LabelPrediction(
         total, total - epistemic, epistemic, mean, outputs, likelihood, integration, temperature, error=error
     )
 
 
-def entropy(probs: Tensor) -> Tensor:
+def label_entropy(probs: Tensor) -> Tensor:
     """Entropy of a label in nats."""
     return torch.special.entr(probs) + torch.special.entr(1 - probs)

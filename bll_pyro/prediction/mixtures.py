@@ -30,7 +30,7 @@ NUM_STEPS = 24  # bisections of the lower end, from one step of the grid on
 NUM_NODES = 16
 BREAKS = (1e-4, 0.02, 0.25, 0.75, 0.98, 1 - 1e-4)  # quantiles between which F is smooth enough for few nodes
 
-Values = Callable[[Tensor], Tensor]
+FunctionOfOutputs = Callable[[Tensor], Tensor]
 
 
 def average(values: Tensor, weights: Tensor | None) -> Tensor:
@@ -38,7 +38,7 @@ def average(values: Tensor, weights: Tensor | None) -> Tensor:
     return values.mean(0) if weights is None else (values * weights).sum(0)
 
 
-def mixture_cdf(parts: dist.Distribution, weights: Tensor | None) -> Values:
+def mixture_cdf(parts: dist.Distribution, weights: Tensor | None) -> FunctionOfOutputs:
     """Distribution function of the mixture, ``[n, T]`` to ``[n, T]``."""
     return lambda values: average(parts.cdf(values), weights)
 
@@ -60,7 +60,7 @@ def mixture_quantile(
     return bisect(lambda x: cdf(x) < q, lower, upper, NUM_BISECTIONS)
 
 
-def bisect(left_of: Values, lower: Tensor, upper: Tensor, num_steps: int) -> Tensor:
+def bisect(left_of: FunctionOfOutputs, lower: Tensor, upper: Tensor, num_steps: int) -> Tensor:
     """Halve brackets; ``left_of`` says where the point that is sought lies above."""
     for _ in range(num_steps):
         middle = (lower + upper) / 2

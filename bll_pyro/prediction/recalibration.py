@@ -60,7 +60,7 @@ def _check_positive(owner: Recalibration, name: str, value: float) -> None:
         raise ValueError(f"{type(owner).__name__}({name}=...): expected a positive number, got {value!r}")
 
 
-def entropy(probs: Tensor) -> Tensor:
+def class_entropy(probs: Tensor) -> Tensor:
     """Entropy in nats over the last axis."""
     return torch.special.entr(probs).sum(-1)
 
@@ -74,12 +74,12 @@ def averaged(conditional: Tensor, temperature: float = 1.0) -> tuple[Tensor, Ten
     """
     mean = conditional.mean(0)
     if temperature == 1.0:
-        return mean, entropy(conditional).mean(0)
+        return mean, class_entropy(conditional).mean(0)
     tiny = torch.finfo(mean.dtype).tiny
     log_mean = mean.clamp_min(tiny).log()
     log_joint = conditional.clamp_min(tiny).log() + (1 / temperature - 1) * log_mean
     log_weight = log_joint.logsumexp(-1, keepdim=True)
-    expected = log_weight.squeeze(-1).softmax(0) * entropy((log_joint - log_weight).exp())
+    expected = log_weight.squeeze(-1).softmax(0) * class_entropy((log_joint - log_weight).exp())
     probs = (log_mean / temperature).softmax(-1)
     # classes that differ in the last bit may tie after rounding, and then the first would win
     label = mean.argmax(-1, keepdim=True)

@@ -35,7 +35,7 @@ class Prior(Declaration):
         """Sampled hyper-parameters by name, with their priors (all dimensions in the event)."""
         return {}
 
-    def learned(self, shape: Shape) -> dict[str, Tensor]:
+    def learned_start(self, shape: Shape) -> dict[str, Tensor]:
         """Initial values of positive hyper-parameters that have no prior: they maximise the ELBO (empirical Bayes)."""
         return {}
 
@@ -59,12 +59,12 @@ class Prior(Declaration):
         return False
 
     @property
-    def turns(self) -> bool:
-        """Whether :meth:`turned` gives the prior in other axes: it is isotropic, or so about a centre."""
+    def can_rotate(self) -> bool:
+        """Whether :meth:`rotated` gives the prior in other axes: it is isotropic, or so about a centre."""
         return self.isotropic
 
-    def turned(self, rotation: Tensor) -> Self:
-        """The same prior for the weights of features turned into other axes, ``weight @ rotation [D, D]``."""
+    def rotated(self, rotation: Tensor) -> Self:
+        """The same prior for the weights of features rotated into other axes, ``weight @ rotation [D, D]``."""
         if not self.isotropic:
             raise ValueError(f"{type(self).__name__}: expected an isotropic prior, got one tied to the axes")
         return self
@@ -132,9 +132,9 @@ class Prior(Declaration):
         """
         return self
 
-    def learn(self, loc: Tensor, scale: Tensor) -> dict[str, Tensor]:
+    def learned_update(self, loc: Tensor, scale: Tensor) -> dict[str, Tensor]:
         """Values of the ``learned`` hyper-parameters that maximise ``expected_log_prob`` at these marginals."""
-        if self.learned((loc.shape[-2], loc.shape[-1])):
+        if self.learned_start((loc.shape[-2], loc.shape[-1])):
             raise NotImplementedError(
                 f"{type(self).__name__} declares learned hyper-parameters but no update"
             )

@@ -53,18 +53,18 @@ class HierarchicalNormal(GaussianPrior):
 
     @property
     def isotropic(self) -> bool:
-        """Whether features share their scale, and there is no centre that would have to be turned along."""
+        """Whether features share their scale, and there is no centre that would have to be rotated along."""
         return not self.per_feature and self.loc is None
 
     @property
-    def turns(self) -> bool:
-        """Whether features share their scale; a centre is turned along."""
+    def can_rotate(self) -> bool:
+        """Whether features share their scale; a centre is rotated along."""
         return not self.per_feature
 
-    def turned(self, rotation: Tensor) -> Self:
+    def rotated(self, rotation: Tensor) -> Self:
         """The same prior in other axes."""
         if self.loc is None or self.per_feature:
-            return super().turned(rotation)
+            return super().rotated(rotation)
         loc = self.loc.to(rotation)  # one number for all features is a different one in each axis
         return replace(self, loc=loc.expand(*loc.shape[:-1], len(rotation)) @ rotation)
 

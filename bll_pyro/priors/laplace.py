@@ -32,7 +32,7 @@ class Laplace(Prior):
         positive(self.scale, "scale", "Laplace")
         check_loc(self.loc, "Laplace")
 
-    def learned(self, shape: Shape) -> dict[str, Tensor]:
+    def learned_start(self, shape: Shape) -> dict[str, Tensor]:
         """One ``tau`` for the layer; starts at 1."""
         return {} if self.scale is not None else {"tau": torch.ones(())}
 
@@ -50,7 +50,7 @@ class Laplace(Prior):
     def _closed_form(self, prior: dist.Distribution, loc: Tensor, scale: Tensor) -> Tensor:
         return -folded_normal_mean(loc - prior.loc, scale) / prior.scale - math.log(2) - prior.scale.log()
 
-    def learn(self, loc: Tensor, scale: Tensor) -> dict[str, Tensor]:
+    def learned_update(self, loc: Tensor, scale: Tensor) -> dict[str, Tensor]:
         """``tau / sqrt(2)`` is the mean of ``E|weight|``: the maximum in closed form."""
         if self.scale is not None:
             return {}

@@ -45,18 +45,18 @@ class Normal(GaussianPrior):
         return self.loc is None
 
     @property
-    def turns(self) -> bool:
-        """True: a centre is turned along."""
+    def can_rotate(self) -> bool:
+        """True: a centre is rotated along."""
         return True
 
-    def turned(self, rotation: Tensor) -> Self:
+    def rotated(self, rotation: Tensor) -> Self:
         """The same prior in other axes."""
         if self.loc is None:
             return self
         loc = self.loc.to(rotation)  # one number for all features is a different one in each axis
         return replace(self, loc=loc.expand(*loc.shape[:-1], len(rotation)) @ rotation)
 
-    def learned(self, shape: Shape) -> dict[str, Tensor]:
+    def learned_start(self, shape: Shape) -> dict[str, Tensor]:
         """One ``tau``, or one for each output; starts at 1."""
         if self.scale is not None:
             return {}
@@ -70,7 +70,7 @@ class Normal(GaussianPrior):
             scale = tau[..., :, None] if self.per_output else tau[..., None, None]
         return dist.Normal(expand(centre(self.loc, scale), shape), expand(scale, shape), validate_args=False)
 
-    def learn(self, loc: Tensor, scale: Tensor) -> dict[str, Tensor]:
+    def learned_update(self, loc: Tensor, scale: Tensor) -> dict[str, Tensor]:
         """``tau^2`` is the mean of ``E[(weight - loc)^2]``: the maximum in closed form."""
         if self.scale is not None:
             return {}

@@ -49,7 +49,7 @@ class StudentT(ScaleMixturePrior):
         """The t's own scale parameter for a standard deviation of 1."""
         return math.sqrt((self.df - 2) / self.df)
 
-    def learned(self, shape: Shape) -> dict[str, Tensor]:
+    def learned_start(self, shape: Shape) -> dict[str, Tensor]:
         """One ``tau`` for the layer; starts at 1."""
         return {} if self.scale is not None else {"tau": torch.ones(())}
 
@@ -66,7 +66,7 @@ class StudentT(ScaleMixturePrior):
         constant = math.lgamma(half) - math.lgamma(0.5 * self.df) - 0.5 * math.log(self.df * math.pi)
         return constant - width.log() - half * torch.log1p(square / (self.df * width.square()))
 
-    def learn(self, loc: Tensor, scale: Tensor) -> dict[str, Tensor]:
+    def learned_update(self, loc: Tensor, scale: Tensor) -> dict[str, Tensor]:
         """The maximiser of ``expected_log_prob`` in ``tau``, by Newton's method.
 
         With ``a = square / (df ratio^2)`` and ``q = a / (a + tau^2)`` the slope in ``log tau`` vanishes where

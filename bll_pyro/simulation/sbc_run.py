@@ -88,7 +88,7 @@ def sbc(
     inside, values = in_own_frame(layer, values)
     shape = (layer.likelihood.num_outputs(target_shape), values.shape[1])
     layer.prior.check(shape)
-    learned = sorted(layer.prior.learned(shape))
+    learned = sorted(layer.prior.learned_start(shape))
     if learned:
         raise ValueError(
             f"sbc: expected a prior to draw the truth from, got {layer.prior!r}, whose {', '.join(learned)} is learned from "

@@ -15,7 +15,7 @@ from scipy import special, stats
 import bll_pyro as bll
 from bll_pyro.datatree.row_evaluation import in_double
 from bll_pyro.gaussian import centred, kronecker, latents, weights
-from bll_pyro.inference.rows import Rows
+from bll_pyro.inference.rows import DesignRows
 from bll_pyro.inference.start import warm_start
 from bll_pyro.inference.svi import guide_draws
 from bll_pyro.model import Model
@@ -120,7 +120,7 @@ def test_log_q_is_the_density_of_the_draws(case, monkeypatch):
     weight = posterior["weight"].values[0].astype(float)
     if rotation is not None:
         weight = weight @ rotation.double().numpy()
-    parts = [free(name, posterior[name].values[0]) for name in fit.posterior.globals.priors]
+    parts = [free(name, posterior[name].values[0]) for name in fit.posterior.global_sites.priors]
     values = np.concatenate([weight, posterior["bias"].values[0][..., None]], -1).reshape(NUM_DRAWS, -1)
     values = np.concatenate([*(part for part, _ in parts), values], 1)
     mean, factor = linear_map(in_double(fit.posterior).latents, monkeypatch)
@@ -181,8 +181,8 @@ def test_log_q_of_flows_by_the_jacobian_of_the_whole_map(name):
 
 
 def starting_point(layer, model, rows, frame):
-    standard = Rows(rows, layer.likelihood.check_targets(rows.targets), frame, "cpu")
-    return warm_start(layer, model.globals, standard, model.num_outputs, {})
+    standard = DesignRows(rows, layer.likelihood.check_targets(rows.targets), frame, "cpu")
+    return warm_start(layer, model.global_sites, standard, model.num_outputs, {})
 
 
 def parts_of_map(posterior):

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import bll_pyro as bll
-from bll_pyro.diagnostics import Verdict
+from bll_pyro.diagnostics import Grade
 from bll_pyro.diagnostics.guide import nats_to_full_rank
 from bll_pyro.diagnostics.optimisation import distance_to_optimum, rise_of
 from bll_pyro.diagnostics.study import Study
@@ -19,7 +19,7 @@ from bll_pyro.posterior import DrawsPosterior
 
 L, G, P = bll.likelihoods, bll.guides, bll.priors
 NUM_ROWS = 150
-LOOKS = (Verdict.LOOK, Verdict.WRONG)
+LOOKS = (Grade.LOOK, Grade.WRONG)
 
 
 def numbers(num_rows=NUM_ROWS, seed=0):
@@ -68,7 +68,7 @@ def diagnosed(good):
 
 
 def test_a_good_fit_passes(diagnosed):
-    assert diagnosed.verdict is Verdict.OK, str(diagnosed)
+    assert diagnosed.verdict is Grade.OK, str(diagnosed)
     assert diagnosed.flagged == []
 
 
@@ -87,7 +87,7 @@ def test_a_good_fit_passes(diagnosed):
 )
 def test_good_fits_of_other_kinds_pass(layer, data, inference):
     found = bll.diagnose(fitted(layer, data, inference), data)
-    assert found.verdict is Verdict.OK, str(found)
+    assert found.verdict is Grade.OK, str(found)
 
 
 def test_too_high_a_learning_rate_is_flagged():
@@ -129,9 +129,9 @@ def test_the_slope_has_the_standard_error_of_a_line():
 
 def test_plain_mean_field_on_correlated_features_is_flagged(plain, good):
     found = bll.diagnose(plain, *numbers())
-    assert found["gap to full rank"].verdict is Verdict.WRONG, str(found)
+    assert found["gap to full rank"].verdict is Grade.WRONG, str(found)
     assert "FullRank" in found["gap to full rank"].remedy
-    assert bll.diagnose(good, *numbers())["gap to full rank"].verdict is Verdict.OK
+    assert bll.diagnose(good, *numbers())["gap to full rank"].verdict is Grade.OK
 
 
 def test_the_gap_is_that_of_a_full_rank_fit(plain):
@@ -159,7 +159,7 @@ def test_the_distance_to_the_optimum_is_that_of_moved_means():
 def test_a_prior_in_conflict_with_the_data_is_flagged():
     fit = fitted(linear(P.Normal(0.02)), numbers(), bll.SVI())
     found = bll.diagnose(fit, *numbers())
-    assert found["prior against posterior"].verdict is Verdict.WRONG, str(found)
+    assert found["prior against posterior"].verdict is Grade.WRONG, str(found)
     assert found["prior sensitivity"].verdict in LOOKS
     assert "wider prior" in found["prior against posterior"].remedy
 
@@ -175,7 +175,7 @@ def test_a_prior_that_agrees_is_not_flagged_by_chance():
         layer = bll.LastLayer(L.Gaussian(0.5), prior=P.Normal(0.8), standardize=False, bias=False)
         fit = fitted(layer, (inputs, targets), bll.Exact())
         found = bll.diagnose(fit, inputs, targets, num_draws=200, num_rows=2)
-        flagged += found["prior against posterior"].verdict is not Verdict.OK
+        flagged += found["prior against posterior"].verdict is not Grade.OK
     assert (
         flagged <= 2
     )  # at 5 % a draw of the weights itself would be flagged; its mean over the posterior less often
@@ -194,7 +194,7 @@ def test_chains_with_divergences_are_flagged():
     assert int(fit.trace.statistics["sample_stats"]["diverging"].sum()) > 0
     assert found["divergences"].verdict in LOOKS, str(found)
     assert "target_accept" in found["divergences"].remedy
-    assert found["inference"].verdict is Verdict.LOOK
+    assert found["inference"].verdict is Grade.LOOK
 
 
 def test_good_chains_pass():
@@ -205,7 +205,7 @@ def test_good_chains_pass():
     posterior = DrawsPosterior(**{name: getattr(exact.posterior, name) for name in names}, draws=draws)
     trace = Trace(statistics={"sample_stats": {"diverging": torch.zeros(2, 1000, dtype=torch.bool)}})
     found = bll.diagnose(replace(exact, posterior=posterior, trace=trace, inference=bll.NUTS()), *numbers())
-    assert found.verdict is Verdict.OK, str(found)
+    assert found.verdict is Grade.OK, str(found)
     assert {"R-hat", "effective draws", "divergences"} <= {check.name for check in found}
 
 
@@ -213,17 +213,17 @@ def test_independent_draws_have_no_r_hat(diagnosed):
     """R-hat and ESS of independent draws prove nothing and are not shown."""
     names = {check.name for check in diagnosed}
     assert not names & {"R-hat", "effective draws", "divergences"}
-    assert diagnosed["chains"].verdict is Verdict.NOT_CHECKED
+    assert diagnosed["chains"].verdict is Grade.NOT_CHECKED
 
 
 def test_a_backbone_that_has_seen_the_rows_makes_leave_one_out_optimistic(good):
     inputs, targets = numbers()
     nothing = bll.diagnose(good, inputs, targets)["rows of the backbone"]
-    assert nothing.verdict is Verdict.NOT_CHECKED
+    assert nothing.verdict is Grade.NOT_CHECKED
     fresh = bll.diagnose(good, inputs, targets, seen_by_backbone=False)["rows of the backbone"]
-    assert fresh.verdict is Verdict.OK
+    assert fresh.verdict is Grade.OK
     seen = bll.diagnose(good, inputs, targets, seen_by_backbone=True)["rows of the backbone"]
-    assert seen.verdict is Verdict.LOOK and "optimistic" in seen.finding
+    assert seen.verdict is Grade.LOOK and "optimistic" in seen.finding
 
 
 def test_some_rows_of_the_backbone_are_compared_with_the_others(good):
@@ -264,7 +264,7 @@ def test_the_pit_leaves_the_row_out():
     targets = targets + torch.randn(80, generator=random, dtype=torch.float64)
     layer = bll.LastLayer(L.Gaussian(1.0), prior=P.Normal(1.0), standardize=False, bias=False)
     fit = fitted(layer, (inputs, targets), bll.Exact())
-    assert bll.diagnose(fit, inputs, targets)["predictive (PIT)"].verdict is Verdict.OK
+    assert bll.diagnose(fit, inputs, targets)["predictive (PIT)"].verdict is Grade.OK
     own = bll.metrics.pit(fit.predict(inputs).cdf(targets))
     assert own.p_value < 0.01
 
@@ -278,7 +278,7 @@ def test_counts_with_more_scatter_than_poisson_are_flagged():
         layer = bll.LastLayer(likelihood, prior=P.Normal(1.0))
         fit = fitted(layer, (inputs, counts), bll.SVI(num_epochs=300))
         found = bll.diagnose(fit, inputs, counts)["predictive (PIT)"]
-        assert (found.verdict is Verdict.WRONG) is expected, found
+        assert (found.verdict is Grade.WRONG) is expected, found
 
 
 def test_timid_class_probabilities_are_flagged():
@@ -286,25 +286,25 @@ def test_timid_class_probabilities_are_flagged():
     inputs, labels = classes()
     fit = fitted(layer, (inputs, labels), bll.SVI(num_epochs=200))
     found = bll.diagnose(fit, inputs, labels)["predictive (events)"]
-    assert found.verdict is Verdict.WRONG and "too timid" in found.remedy, found
+    assert found.verdict is Grade.WRONG and "too timid" in found.remedy, found
 
 
 def test_labels_and_several_targets_are_judged():
     inputs, targets = numbers()
     both = torch.stack([targets, targets.flip(0)], 1)
     fit = fitted(bll.LastLayer(L.Gaussian(), prior=P.Normal(1.0)), (inputs, both), bll.SVI(num_epochs=400))
-    assert bll.diagnose(fit, inputs, both)["predictive (PIT)"].verdict is Verdict.OK
+    assert bll.diagnose(fit, inputs, both)["predictive (PIT)"].verdict is Grade.OK
     labels = (targets > 0).long()
     fit = fitted(bll.LastLayer(L.Bernoulli(), prior=P.Normal(1.0)), (inputs, labels), bll.SVI(num_epochs=400))
-    assert bll.diagnose(fit, inputs, labels)["predictive (events)"].verdict is Verdict.OK
+    assert bll.diagnose(fit, inputs, labels)["predictive (events)"].verdict is Grade.OK
 
 
 def test_a_point_has_no_spread():
     layer = bll.LastLayer(L.Categorical(3), prior=P.Normal(1.0))
     inputs, labels = classes()
     found = bll.diagnose(fitted(layer, (inputs, labels), bll.SVI(G.MAP())), inputs, labels)
-    assert found["gap to full rank"].verdict is Verdict.LOOK
-    assert found["k-hat of the guide"].verdict is Verdict.NOT_CHECKED
+    assert found["gap to full rank"].verdict is Grade.LOOK
+    assert found["k-hat of the guide"].verdict is Grade.NOT_CHECKED
 
 
 def test_many_weights_are_judged_in_output_space():
@@ -315,7 +315,7 @@ def test_many_weights_are_judged_in_output_space():
     layer = bll.LastLayer(L.Categorical(3), prior=P.Normal(0.3))
     fit = fitted(layer, (inputs, labels), bll.SVI())
     found = bll.diagnose(fit, inputs, labels, num_draws=200)
-    assert found["k-hat of the guide"].verdict is Verdict.NOT_CHECKED
+    assert found["k-hat of the guide"].verdict is Grade.NOT_CHECKED
     assert math.isfinite(found["k-hat of the guide"].value)
     assert "outputs of a row move" in found["prior sensitivity"].finding
 
@@ -340,7 +340,7 @@ def test_sensitivity_of_the_outputs_is_that_of_a_fit_with_a_stronger_prior():
 
 def test_it_prints_as_a_table_and_gives_a_dataset(diagnosed):
     text = str(diagnosed)
-    assert text.startswith("check") and text.endswith("Verdict: ok")
+    assert text.startswith("check") and text.endswith("Grade: ok")
     assert all(check.name in text for check in diagnosed)
     assert max(map(len, text.splitlines())) <= 120
     table = diagnosed.to_pandas()

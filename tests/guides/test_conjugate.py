@@ -178,7 +178,7 @@ class PlainAxes(bll.priors.Normal):
         return False
 
     @property
-    def turns(self) -> bool:
+    def can_rotate(self) -> bool:
         return False
 
 

@@ -62,7 +62,7 @@ def program(name: str, guide: bll.guides.Guide, **settings: object) -> tuple[Obj
     size = (model.num_outputs, NUM_FEATURES + layer.bias)
     scale = 0.1 + 0.3 * torch.rand(size, generator=random)
     loc = 0.5 * torch.randn(size, generator=random)
-    start = Start(0.3 * torch.randn(model.globals.num, generator=random), loc, scale, NUM_FEATURES)
+    start = Start(0.3 * torch.randn(model.global_sites.num, generator=random), loc, scale, NUM_FEATURES)
     svi = bll.SVI(guide=guide, **settings)
     used = layer.likelihood.check_targets(targets)
     return Objective(svi, layer, model, guide.build(model, start), NUM_ROWS), features, used
@@ -97,9 +97,11 @@ def test_density_of_draws_averages_to_the_entropy(guide: bll.guides.Guide, name:
     log_prob = posterior.log_prob(draws)
     assert log_prob.shape == (1, 2000)
     entropy = posterior.latents.entropy()
-    if posterior.globals.num:
+    if posterior.global_sites.num:
         values = {k: v.flatten(0, 1) for k, v in posterior._internal(draws).items()}
-        entropy = entropy + posterior.globals.constrain(posterior.globals.unconstrain(values))[2].mean()
+        entropy = (
+            entropy + posterior.global_sites.constrain(posterior.global_sites.unconstrain(values))[2].mean()
+        )
     assert float(-log_prob.mean()) == pytest.approx(
         float(entropy), abs=5 * float(log_prob.std()) / math.sqrt(2000)
     )
@@ -156,7 +158,7 @@ def test_starts_at_the_start(guide: bll.guides.Guide, name: str) -> None:
             model.num_outputs, NUM_FEATURES + objective.layer.bias, generator=generator(5)
         )
         scale = torch.outer(scale[:, 0], scale[0])  # matrix-normal can take on only such scales
-        start = Start(torch.zeros(model.globals.num), torch.ones_like(scale) / 3, scale, NUM_FEATURES)
+        start = Start(torch.zeros(model.global_sites.num), torch.ones_like(scale) / 3, scale, NUM_FEATURES)
         built = guide.build(model, start)
         built(features, targets, NUM_ROWS)
         with torch.no_grad():
@@ -194,7 +196,7 @@ def test_guides_differ() -> None:
 
 @every_layer
 @pytest.mark.parametrize(
-    "guide", [g for g in GUIDES.values() if g.rotates], ids=[n for n, g in GUIDES.items() if g.rotates]
+    "guide", [g for g in GUIDES.values() if g.can_rotate], ids=[n for n, g in GUIDES.items() if g.can_rotate]
 )
 def test_draws_come_in_the_axes_of_the_features(guide: bll.guides.Guide, name: str) -> None:
     """Outputs of the draws have the mean of the outputs in closed form, though the fit ran in principal axes."""

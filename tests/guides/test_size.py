@@ -77,7 +77,7 @@ def test_many_outputs_and_columns(guide: bll.guides.Guide) -> None:
     num_outputs, num_features = 500, 1000
     with isolated(0), torch.no_grad():
         built = build(guide, num_outputs, num_features)
-        latents = built.joint()
+        latents = built.latents()
         design = torch.randn(8, num_features + 1)
         outputs = latents.weights.outputs(design)
         assert outputs.rsample().shape == (8, num_outputs)

@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import bll_pyro as bll
 from bll_pyro.frame import Frame
 from bll_pyro.guides import Start
-from bll_pyro.inference.rows import Rows
+from bll_pyro.inference.rows import DesignRows
 from bll_pyro.inference.svi.svi import Objective
 from bll_pyro.model import Model
 from bll_pyro.scope import generator, isolated
@@ -59,12 +59,12 @@ def test_a_step_asks_for_no_number(likelihood: bll.likelihoods.Likelihood, guide
     with isolated(0):
         model = Model(layer, 4, shape)
         start = Start(
-            torch.zeros(model.globals.num),
+            torch.zeros(model.global_sites.num),
             torch.randn(model.num_outputs, 5, generator=random),
             torch.ones(model.num_outputs, 5),
             4,
         )
-        rows = Rows(features, targets, Frame.identity(4, 2, torch.empty(0)))
+        rows = DesignRows(features, targets, Frame.identity(4, 2, torch.empty(0)))
         settings = bll.SVI(guide=guide)
         subject = Objective(settings, layer, model, guide.build(model, start), 30)
         subject.gradient(*rows[:], random)  # what is made once

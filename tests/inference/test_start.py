@@ -6,7 +6,7 @@ import torch
 import bll_pyro as bll
 from bll_pyro.frame import Frame
 from bll_pyro.inference import start as start_module
-from bll_pyro.inference.rows import Rows
+from bll_pyro.inference.rows import DesignRows
 from bll_pyro.inference.start import warm_start
 from bll_pyro.model import Model
 from bll_pyro.scope import generator
@@ -22,13 +22,15 @@ def classes(
     return features, torch.multinomial((features @ weights.mT).softmax(-1), 1, generator=random)[:, 0]
 
 
-def start_of(num_rows: int, num_features: int, num_classes: int) -> tuple[Rows, torch.Tensor, torch.Tensor]:
+def start_of(
+    num_rows: int, num_features: int, num_classes: int
+) -> tuple[DesignRows, torch.Tensor, torch.Tensor]:
     """The rows, and loc and scale ``[K, D + 1]`` of the warm start."""
     features, labels = classes(num_rows, num_features, num_classes, 4.0)
-    rows = Rows(features, labels, Frame.identity(num_features, 1, features, True))
+    rows = DesignRows(features, labels, Frame.identity(num_features, 1, features, True))
     layer = bll.LastLayer(bll.likelihoods.Categorical(num_classes), bll.priors.Normal(0.5), standardize=False)
     model = Model(layer, num_features, ())
-    start = warm_start(layer, model.globals, rows, num_classes, {})
+    start = warm_start(layer, model.global_sites, rows, num_classes, {})
     return rows, start.loc, start.scale
 
 
@@ -87,7 +89,7 @@ def test_the_search_under_a_narrow_prior_starts_at_its_centre_where_that_is_like
     random = generator(0)
     features = torch.randn(400, 40, generator=random)
     labels = torch.randint(60, (400,), generator=random)
-    rows = Rows(features, labels, Frame.identity(40, 1, features, True))
+    rows = DesignRows(features, labels, Frame.identity(40, 1, features, True))
     evidence = bll.Laplace().evidence(bll.LastLayer(bll.likelihoods.Categorical(60)), rows, ())
     wide, narrow = torch.tensor([2.0]).double(), torch.tensor([-7.0]).double()
     certain = evidence.fit_at(wide).mode.weights

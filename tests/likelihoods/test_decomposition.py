@@ -56,7 +56,7 @@ def fit_to(likelihood: lk.Likelihood, num_rows: int, seed: int = 0) -> bll.Fit:
 def given_draws(fit: bll.Fit) -> tuple[Tensor, dict[str, Tensor]]:
     """Outputs ``[S, N, K]`` and noise ``[S, 1, ...]`` of draws from the posterior."""
     draws = fit.posterior.sample(NUM_DRAWS, seed=3)
-    noise = {name: draws[name][0].view(NUM_DRAWS, 1, -1) for name in fit.posterior.globals.noise_names}
+    noise = {name: draws[name][0].view(NUM_DRAWS, 1, -1) for name in fit.posterior.global_sites.noise_names}
     return fit.posterior.draw_outputs(draws, NEW), noise
 
 

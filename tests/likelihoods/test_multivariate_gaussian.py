@@ -143,7 +143,7 @@ def test_predictions_agree_with_brute_force(learned: bll.Fit) -> None:
     draws = posterior.sample(num_draws, seed=3)
     outputs = posterior.draw_outputs(draws, NEW)
     likelihood, frame = posterior.layer.likelihood, posterior.frame
-    noise = {name: draws[name][0][:, None] for name in posterior.globals.noise_names}
+    noise = {name: draws[name][0][:, None] for name in posterior.global_sites.noise_names}
     with isolated(4):
         targets = (
             likelihood.distribution(outputs, **noise).sample() * frame.target_scale + frame.target_center

@@ -139,7 +139,7 @@ def test_program(name: str) -> None:
         assert float(sites[site]["log_prob_sum"]) == pytest.approx(
             given.logpdf(values[site]).sum(), rel=1e-5, abs=1e-5
         )
-    learned = {n: value.double().numpy() for n, value in prior.learned((K, D)).items()}
+    learned = {n: value.double().numpy() for n, value in prior.learned_start((K, D)).items()}
     assert all(np.all(value == 1) for value in learned.values())
     if prior.has_density:
         log_prob = scipy_log_prob(prior, values["weight"], values | learned).sum()
@@ -175,9 +175,9 @@ def test_isotropic_priors_and_no_others_stay_under_rotation(name: str) -> None:
     before = prior.distribution((K, D), **hyper).log_prob(weight).sum()
     after = prior.distribution((K, D), **hyper).log_prob(weight @ rotation).sum()
     assert prior.isotropic == bool((before - after).abs() < 1e-9)
-    if prior.turns:
-        turned = prior.turned(rotation).distribution((K, D), **hyper).log_prob(weight @ rotation).sum()
+    if prior.can_rotate:
+        turned = prior.rotated(rotation).distribution((K, D), **hyper).log_prob(weight @ rotation).sum()
         torch.testing.assert_close(turned, before, rtol=1e-9, atol=1e-9)
     else:
         with pytest.raises(ValueError, match="expected an isotropic prior"):
-            prior.turned(rotation)
+            prior.rotated(rotation)

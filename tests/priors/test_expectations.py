@@ -111,13 +111,13 @@ def test_a_point_has_its_log_density(name: str) -> None:
         assert bool(torch.isfinite(torch.autograd.grad(actual, loc)[0]).all())
 
 
-@pytest.mark.parametrize("name", [n for n, p in PRIORS.items() if p.learned((K, D))])
+@pytest.mark.parametrize("name", [n for n, p in PRIORS.items() if p.learned_start((K, D))])
 def test_learned_scale_is_the_maximum(name: str) -> None:
     prior = PRIORS[name]
     for size, spread in [*POSTERIORS, (1e-3, 1e-5), (50.0, 1e-3)]:
         loc, scale = marginals(size, spread)
         loc[0] *= 5  # outputs differ in size
-        learned = prior.learn(loc, scale)["tau"]
+        learned = prior.learned_update(loc, scale)["tau"]
         for k in range(learned.numel()):
 
             def loss(
@@ -143,9 +143,9 @@ def test_scales_of_all_sizes_are_learned_in_single_precision() -> None:
     torch.set_default_dtype(torch.float32)
     for size in (1e-12, 1e-4, 1.0, 1e6):
         loc = size * torch.randn(20, 50, generator=torch.Generator().manual_seed(3))
-        tau = float(prior.learn(loc, 0.1 * loc.abs())["tau"])
+        tau = float(prior.learned_update(loc, 0.1 * loc.abs())["tau"])
         assert 0.8 * size < tau < 2 * size
-    assert 0 < float(prior.learn(torch.zeros(2, 3), torch.zeros(2, 3))["tau"]) < 1e-10
+    assert 0 < float(prior.learned_update(torch.zeros(2, 3), torch.zeros(2, 3))["tau"]) < 1e-10
 
 
 @pytest.mark.parametrize("num_strata", [1, 2, 5, 8])

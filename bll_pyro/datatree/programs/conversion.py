@@ -14,8 +14,8 @@ from bll_pyro.datatree.programs.groups import Coords, Dims, Groups
 from bll_pyro.datatree.programs.marginal import check_rows, without_followers
 from bll_pyro.datatree.programs.program import Program, Survey, survey
 from bll_pyro.datatree.programs.runs import Key, Runner, Runs
-from bll_pyro.datatree.programs.source import Source
-from bll_pyro.datatree.programs.world import at_rest
+from bll_pyro.datatree.programs.source import DrawSource
+from bll_pyro.datatree.programs.world import undisturbed
 from bll_pyro.datatree.tree import make_tree, of_draws
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class Conversion:
     """
 
     program: Program
-    source: Source | None
+    source: DrawSource | None
     seen: Survey
     groups: Groups
     vectorize: bool | None
@@ -46,7 +46,7 @@ class Conversion:
     def of(
         cls,
         program: Program,
-        source: Source | None,
+        source: DrawSource | None,
         coords: Coords,
         dims: Dims,
         vectorize: bool | None,
@@ -55,7 +55,7 @@ class Conversion:
     ) -> Conversion:
         """Survey the model, on the first draw of the source."""
         watched = [program] + ([Program(guide)] if guide is not None else [])
-        with at_rest(watched, seeds[0]):
+        with undisturbed(watched, seeds[0]):
             seen = survey(program, None if source is None else _first(source.flat(source.draws)))
         if source is not None:
             source.check(seen)
@@ -81,7 +81,7 @@ class Conversion:
                 "site. Pass the data in args or kwargs, or set log_likelihood=False."
             )
         stats = dict(source.stats)
-        with at_rest(self.watched, 0):
+        with undisturbed(self.watched, 0):
             if scored:
                 check_rows(self.program, seen, _first(draws))
             seen = without_followers(self.program, seen, _first(draws))
@@ -127,7 +127,7 @@ class Conversion:
     def add_predictions(self, new: Program, coords: Coords, constant_data: Mapping[str, Any]) -> None:
         """Add data drawn at the posterior's draws for other arguments of the model."""
         names = [site.name for site in self.seen.of_kind("observed")]
-        with at_rest(self.watched, self.seeds[1]):
+        with undisturbed(self.watched, self.seeds[1]):
             seen = survey(new, _first(self._draws), predicted=names)
         names = [site.name for site in seen.of_kind("observed")]
         values = self._sample(new, seen, names, self._draws, self.seeds[1])
@@ -162,7 +162,7 @@ class Conversion:
         return make_tree(self.datasets, {**self.attrs, **attrs})
 
     @property
-    def _source(self) -> Source:
+    def _source(self) -> DrawSource:
         """The draws; the methods that need them are called only where there are some."""
         assert self.source is not None
         return self.source
@@ -201,7 +201,7 @@ class Conversion:
     ) -> dict[str, NDArray[Any]]:
         """Draw sites, with the observations let go."""
         keys: list[Key] = [("value", name) for name in names]
-        with at_rest([*self.watched, program], seed):
+        with undisturbed([*self.watched, program], seed):
             try:
                 runs = self._run(
                     Runner(program, seen, release=True, vectorize=self.vectorize), keys, draws, num_draws

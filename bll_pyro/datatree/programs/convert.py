@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bll_pyro.datatree.programs.conversion import Conversion
-from bll_pyro.datatree.programs.groups import SAMPLE_DIMS, Coords, Dims
+from bll_pyro.datatree.programs.groups import Coords, Dims
 from bll_pyro.datatree.programs.program import Program
-from bll_pyro.datatree.programs.source import Source, from_guide, from_mcmc, from_samples
-from bll_pyro.datatree.programs.world import at_rest
+from bll_pyro.datatree.programs.source import DrawSource, from_guide, from_mcmc, from_samples
+from bll_pyro.datatree.programs.world import undisturbed
 
 if TYPE_CHECKING:
     import xarray as xr
+from bll_pyro.datatree.tree import SAMPLE_DIMS
 
 
 def from_pyro(
@@ -128,14 +129,14 @@ def from_pyro(
         )
     program = Program(model, tuple(args or ()), dict(kwargs or {}))
     seeds = [int(number) for number in np.random.SeedSequence(seed).generate_state(5)]
-    source: Source | None = None
+    source: DrawSource | None = None
     if posterior_samples is not None:
         source = from_samples(posterior_samples, sample_dims)
     elif mcmc is not None:
         source = from_mcmc(mcmc)
     elif guide is not None:
         guide_program = Program(guide, program.args, program.kwargs)
-        with at_rest([guide_program, program], seeds[0]):
+        with undisturbed([guide_program, program], seeds[0]):
             source = from_guide(guide_program, num_draws, vectorize)
     work = Conversion.of(program, source, coords or {}, dims or {}, vectorize, seeds[1:], guide)
     if source is not None:

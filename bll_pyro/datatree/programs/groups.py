@@ -10,14 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bll_pyro.datatree.programs.sites import Site
+from bll_pyro.datatree.tree import SAMPLE_DIMS
 
 if TYPE_CHECKING:
     import xarray as xr
 
 Coords = Mapping[str, Sequence[Any] | NDArray[Any]]
 Dims = Mapping[str, Sequence[str | None]]
-
-SAMPLE_DIMS = ("chain", "draw")
 
 
 @dataclass

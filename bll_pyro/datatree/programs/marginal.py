@@ -9,8 +9,8 @@ from typing import Any
 from torch import Tensor
 
 from bll_pyro.datatree.programs.program import Program, Survey
-from bll_pyro.datatree.programs.sites import log_prob
-from bll_pyro.datatree.programs.substitute import Supply
+from bll_pyro.datatree.programs.sites import site_log_prob
+from bll_pyro.datatree.programs.substitute import Substitute
 
 
 def check_rows(program: Program, seen: Survey, draw: Mapping[str, Tensor]) -> None:
@@ -48,7 +48,7 @@ def check_rows(program: Program, seen: Survey, draw: Mapping[str, Tensor]) -> No
         )
     summed, plain = _both(program, seen, draw)
     for site in seen.of_kind("latent"):
-        if log_prob(summed[site.name]).shape != log_prob(plain[site.name]).shape:
+        if site_log_prob(summed[site.name]).shape != site_log_prob(plain[site.name]).shape:
             raise ValueError(
                 f"the latent site {site.name!r} depends on the discrete sites {names}, which the draws lack, so that "
                 f"they cannot be summed out row by row. {remedy}"
@@ -73,6 +73,6 @@ def _both(
 ) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
     """Run once with the discrete sites enumerated, and once without: what depends on them differs in shape."""
     rows = seen.blocks[0]
-    return program.trace(Supply(draw, rows), seen.enumerate_from).nodes, program.trace(
-        Supply(draw, rows)
+    return program.trace(Substitute(draw, rows), seen.enumerate_from).nodes, program.trace(
+        Substitute(draw, rows)
     ).nodes

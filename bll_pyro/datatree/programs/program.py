@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from bll_pyro.datatree.programs.blocks import blocks_of, join
 from bll_pyro.datatree.programs.sites import Site, kind_of, mask_of, read_site
-from bll_pyro.datatree.programs.substitute import Supply
+from bll_pyro.datatree.programs.substitute import Substitute
 
 
 @dataclass(frozen=True)
@@ -26,16 +26,16 @@ class Program:
     args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
 
-    def trace(self, supply: Supply, enumerate_from: int | None = None) -> Any:
+    def trace(self, substitute: Substitute, enumerate_from: int | None = None) -> Any:
         """Run once and return the trace; discrete sites without a value are enumerated if a first axis is named."""
 
         def supplied() -> None:
-            with supply:
+            with substitute:
                 self.call(*self.args, **self.kwargs)
 
         run: Callable[[], Any] = supplied
         if enumerate_from is not None:
-            supply.enumerating = True
+            substitute.enumerating = True
             run = poutine.enum(config_enumerate(supplied), first_available_dim=enumerate_from)
         with torch.no_grad():
             return poutine.trace(run).get_trace()
@@ -79,7 +79,7 @@ def survey(
 
     Sites in ``predicted`` are data even if the program has none for them.
     """
-    first = Supply(draw or {})
+    first = Substitute(draw or {})
     trace = program.trace(first)
     nodes = _nodes(trace)
     sites = {name: read_site(node, kind_of(node, draw, predicted)) for name, node in nodes.items()}
@@ -90,7 +90,7 @@ def survey(
     parts: dict[tuple[str, str], NDArray[Any]] = {}
     for rows in blocks:
         if len(blocks) > 1:
-            nodes = _nodes(program.trace(Supply({**carried, **(draw or {})}, rows=rows)))
+            nodes = _nodes(program.trace(Substitute({**carried, **(draw or {})}, rows=rows)))
         for name, node in nodes.items():
             _add_data(parts, sites[name], node, rows)
     masks = {n: np.asarray(part[0]) for (what, n), part in parts.items() if what == "mask" and not part.all()}

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from bll_pyro.datatree.programs.blocks import join
 from bll_pyro.datatree.programs.program import Program, Survey
-from bll_pyro.datatree.programs.sites import Site, log_prob
-from bll_pyro.datatree.programs.substitute import Supply
+from bll_pyro.datatree.programs.sites import Site, site_log_prob
+from bll_pyro.datatree.programs.substitute import Substitute
 from bll_pyro.datatree.programs.vectorised import vectorised
 
 Key = tuple[str, str]
@@ -114,7 +114,7 @@ class Runner:
 
         @torch.no_grad()
         def body(values: Mapping[str, Tensor]) -> dict[Key, Tensor]:
-            trace = self.program.trace(Supply(values, rows, self.release), enumerate_from)
+            trace = self.program.trace(Substitute(values, rows, self.release), enumerate_from)
             return {key: self._pick(trace, key, rows).detach() for key in keys}
 
         return body
@@ -137,12 +137,12 @@ class Runner:
             return torch.as_tensor(trace.nodes[name]["value"]).expand(shape)
         if self.marginal and site.kind == "observed" and self.survey.enumerate_from is not None:
             return self._marginal(trace, name).reshape(shape)
-        return log_prob(trace.nodes[name]).expand(shape)
+        return site_log_prob(trace.nodes[name]).expand(shape)
 
     def _marginal(self, trace: Any, name: str) -> Tensor:
         """Log-density of a row with its discrete sites summed out: ``log sum_z p(z | theta) p(y_n | z, theta)``."""
         names = [name, *(site.name for site in self.survey.of_kind("enumerated"))]
-        joint = sum((log_prob(trace.nodes[n]) for n in names), torch.zeros(()))
+        joint = sum((site_log_prob(trace.nodes[n]) for n in names), torch.zeros(()))
         num_plates = -1 - (self.survey.enumerate_from or -1)
         return joint.logsumexp(tuple(range(joint.dim() - num_plates)))
 

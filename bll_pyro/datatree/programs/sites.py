@@ -110,7 +110,7 @@ def kind_of(
     )
 
 
-def log_prob(node: Mapping[str, Any]) -> Tensor:
+def site_log_prob(node: Mapping[str, Any]) -> Tensor:
     """Log-density of a node by row: with its mask and its ``poutine.scale``, without the factor of subsampling."""
     fn = node["fn"]
     value = fn.log_prob(node["value"], *node["args"], **node["kwargs"])

@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 from pyro.infer.autoguide import AutoGuide
 from torch import Tensor
 
-from bll_pyro.datatree.programs.groups import SAMPLE_DIMS
 from bll_pyro.datatree.programs.program import Program, Survey, survey
 from bll_pyro.datatree.programs.runs import Key, Runner, Runs
 from bll_pyro.datatree.programs.sampler_stats import sampler_stats
+from bll_pyro.datatree.tree import SAMPLE_DIMS
 
 
 @dataclass(frozen=True)
-class Source:
+class DrawSource:
     """Draws of the latent sites, and what is known of how they were made."""
 
     draws: dict[str, NDArray[Any]]
@@ -67,7 +67,7 @@ class Source:
         }
 
 
-def from_samples(samples: Mapping[str, Any], sample_dims: Sequence[str]) -> Source:
+def from_samples(samples: Mapping[str, Any], sample_dims: Sequence[str]) -> DrawSource:
     """Take samples whose leading axes are ``sample_dims``."""
     if tuple(sample_dims) not in (SAMPLE_DIMS, SAMPLE_DIMS[1:]):
         raise ValueError(
@@ -86,10 +86,10 @@ def from_samples(samples: Mapping[str, Any], sample_dims: Sequence[str]) -> Sour
             )
         draws[name] = array if len(sample_dims) == 2 else array[None]
     device = next((value.device for value in samples.values() if torch.is_tensor(value)), torch.device("cpu"))
-    return Source(_checked(draws), attrs={"inference": "posterior_samples"}, device=device)
+    return DrawSource(_checked(draws), attrs={"inference": "posterior_samples"}, device=device)
 
 
-def from_mcmc(mcmc: Any) -> Source:
+def from_mcmc(mcmc: Any) -> DrawSource:
     """Take the draws of a run of ``pyro.infer.MCMC``, and the statistics that its kernel kept."""
     if getattr(mcmc, "_samples", None) is None:
         raise ValueError(
@@ -101,10 +101,10 @@ def from_mcmc(mcmc: Any) -> Source:
     attrs["inference"] = type(mcmc.kernel).__name__
     transforms = {name: transform for name, transform in (mcmc.transforms or {}).items() if name in draws}
     device = next(iter(samples.values())).device
-    return Source(_checked(draws), stats, attrs, transforms, device=device)
+    return DrawSource(_checked(draws), stats, attrs, transforms, device=device)
 
 
-def from_guide(program: Program, num_draws: int, vectorize: bool | None) -> Source:
+def from_guide(program: Program, num_draws: int, vectorize: bool | None) -> DrawSource:
     """Draw from a guide: independent draws, one chain; auxiliary sites are among them."""
     guide = program.call
     if isinstance(guide, AutoGuide) and guide.prototype_trace is None:
@@ -122,7 +122,7 @@ def from_guide(program: Program, num_draws: int, vectorize: bool | None) -> Sour
     runs = Runner(program, seen, vectorize=vectorize).run(keys, num_draws)
     draws = {name: runs.value(name)[None] for what, name in keys if what == "value"}
     attrs = {"inference": _name_of(guide), "independent_draws": 1}
-    return Source(_checked(draws), attrs=attrs, guide=(seen, runs), device=seen.device)
+    return DrawSource(_checked(draws), attrs=attrs, guide=(seen, runs), device=seen.device)
 
 
 def _checked(draws: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:

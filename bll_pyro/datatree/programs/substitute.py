@@ -1,4 +1,4 @@
-"""``Supply``: the Pyro handler that runs a program on given values, on given rows, or with its observations let go."""
+"""``Substitute``: the Pyro handler that runs a program on given values, on given rows, or with its observations let go."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def is_delta(distribution: Any) -> bool:
     return type(distribution).__name__ == "Delta"
 
 
-class Supply(Messenger):
+class Substitute(Messenger):
     """Give the sites of one run their values, and see to it that a run can be told its rows.
 
     A plate that subsamples takes the rows it is told. Its sites get those rows of their values, so that runs over

@@ -1,4 +1,4 @@
-"""``at_rest``: a world for the runs of a conversion, which leaves the caller's as it is."""
+"""``undisturbed``: a world for the runs of a conversion, which leaves the caller's as it is."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bll_pyro.scope import isolated
 
 
 @contextmanager
-def at_rest(programs: Sequence[Program], seed: int) -> Iterator[None]:
+def undisturbed(programs: Sequence[Program], seed: int) -> Iterator[None]:
     """Run programs without leaving a trace: caller's parameters inside, caller's world unchanged outside.
 
     The parameter store holds the caller's entries, so that trained values are found; random generators are seeded and

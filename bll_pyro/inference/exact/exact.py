@@ -19,15 +19,15 @@ from bll_pyro.inference.exact.noises import (
     Components,
     Conjugate,
     Integrated,
-    Noise,
     NoisePrior,
+    NoiseTreatment,
     _Known,
     elementwise,
     is_positive,
 )
 from bll_pyro.inference.exact.one_dimension import maximize
 from bll_pyro.inference.exact.statistics import SufficientStatistics
-from bll_pyro.inference.rows import Rows
+from bll_pyro.inference.rows import DesignRows
 from bll_pyro.inference.targets import values_of, weight_of
 from bll_pyro.layer import LastLayer
 from bll_pyro.likelihoods import Gaussian, MultivariateGaussian
@@ -57,10 +57,10 @@ class Exact(Inference):
         ``noises.Conjugate()`` or ``noises.Maximized()``.
     """
 
-    noise: Noise = Integrated()
+    noise: NoiseTreatment = Integrated()
 
     def __post_init__(self) -> None:
-        if not isinstance(self.noise, Noise):
+        if not isinstance(self.noise, NoiseTreatment):
             raise TypeError(f"Exact(noise=...): expected e.g. bll.noises.Integrated(), got {self.noise!r}")
 
     def check(self, layer: LastLayer, num_outputs: int, num_columns: int) -> None:
@@ -128,30 +128,30 @@ class Exact(Inference):
     def run(
         self,
         layer: LastLayer,
-        rows: Rows,
+        rows: DesignRows,
         target_shape: TargetShape,
         *,
         seed: int,
-        validation: Rows | None = None,
+        validation: DesignRows | None = None,
     ) -> tuple[Posterior, Trace]:
         """Sum over the rows, then solve."""
         began = time.perf_counter()
-        posterior, trace = self.solve(layer, rows, target_shape, collect(rows))
+        posterior, trace = self.solve(layer, rows, target_shape, sum_rows(rows))
         trace.wall_time = time.perf_counter() - began
         return posterior, trace
 
     def update(
-        self, layer: LastLayer, rows: Rows, target_shape: TargetShape, trace: Trace
+        self, layer: LastLayer, rows: DesignRows, target_shape: TargetShape, trace: Trace
     ) -> tuple[Posterior, Trace]:
         """Posterior of the rows that ``trace`` knows and of these."""
         began = time.perf_counter()
         sums: SufficientStatistics = trace.statistics["sums"]
-        posterior, new_trace = self.solve(layer, rows, target_shape, sums.to(rows.device) + collect(rows))
+        posterior, new_trace = self.solve(layer, rows, target_shape, sums.to(rows.device) + sum_rows(rows))
         new_trace.wall_time = trace.wall_time + time.perf_counter() - began
         return posterior, new_trace
 
     def solve(
-        self, layer: LastLayer, rows: Rows, target_shape: TargetShape, sums: SufficientStatistics
+        self, layer: LastLayer, rows: DesignRows, target_shape: TargetShape, sums: SufficientStatistics
     ) -> tuple[Posterior, Trace]:
         """Posterior of given sums; ``rows`` only says in which frame they were made."""
         likelihood, prior, frame = layer.likelihood, layer.prior, rows.frame
@@ -198,7 +198,9 @@ class Exact(Inference):
         latents = _latents(model.given(components.noise, prior_scale), frame.center)
         return GaussianPosterior(layer, frame, target_shape, num_outputs, learned, latents=latents), trace
 
-    def _treatment(self, likelihood: Gaussian, target_shape: TargetShape) -> tuple[Noise, NoisePrior]:
+    def _treatment(
+        self, likelihood: Gaussian, target_shape: TargetShape
+    ) -> tuple[NoiseTreatment, NoisePrior]:
         if likelihood.known_noise is not None:
             scale = likelihood.known_noise.reshape(-1).tolist()
             return _Known(tuple(scale)), NoisePrior(torch.distributions.HalfNormal(1.0))
@@ -212,7 +214,7 @@ class PriorScale:
     """The prior scale of the weights: given, or where the evidence is highest."""
 
     model: LinearGaussian
-    noise: Noise
+    noise: NoiseTreatment
     noise_prior: NoisePrior
     prior: Normal
 
@@ -261,7 +263,7 @@ def _warn_without_noise(trace: Trace, model: LinearGaussian, noise: Tensor) -> N
         )
 
 
-def collect(rows: Rows) -> SufficientStatistics:
+def sum_rows(rows: DesignRows) -> SufficientStatistics:
     """Sums over all rows, block by block, in the frame of the rows."""
     num_features = rows.frame.num_features
     size = max(MIN_BLOCK, BLOCK_NUMBERS // num_features)

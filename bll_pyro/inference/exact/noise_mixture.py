@@ -11,7 +11,13 @@ from torch import Tensor
 
 from bll_pyro.gaussian import CentredDiagonal, OutputMixture, normal_points
 from bll_pyro.inference.exact.linear_gaussian import LinearGaussian
-from bll_pyro.inference.exact.noises import Components, Noise, NoisePosterior, NoisePrior, elementwise
+from bll_pyro.inference.exact.noises import (
+    Components,
+    NoisePosterior,
+    NoisePrior,
+    NoiseTreatment,
+    elementwise,
+)
 from bll_pyro.posterior import Draws, Posterior
 from bll_pyro.scope import generator
 
@@ -31,7 +37,7 @@ class NoiseMixturePosterior(Posterior):
     """
 
     model: LinearGaussian = None  # type: ignore[assignment]
-    noise_model: Noise = None  # type: ignore[assignment]
+    noise_model: NoiseTreatment = None  # type: ignore[assignment]
     prior_scale: Tensor = None  # type: ignore[assignment]
 
     def sample(self, num_draws: int = 1000, seed: int = 0) -> Draws:
@@ -88,7 +94,7 @@ class NoiseMixturePosterior(Posterior):
 
     def outputs(self, features: Tensor) -> OutputMixture:
         """Outputs given the noise in closed form, one component for each of its values."""
-        design = self.frame.design(features, passing=not torch.is_grad_enabled())
+        design = self.frame.design(features, reuse_memory=not torch.is_grad_enabled())
         weights = self._component_weights
         given = weights.outputs(design)
         assert given.scale is not None

@@ -32,7 +32,7 @@ NUM_TABLE = 2049
 LOG_NOISE_RANGE = (-17.0, 3.0)  # of the targets' scale
 
 
-class Noise(Declaration):
+class NoiseTreatment(Declaration):
     """A way to treat the unknown noise scale of each target."""
 
     family: ClassVar[str] = "noises"
@@ -40,7 +40,7 @@ class Noise(Declaration):
 
     @abstractmethod
     def components(self, model: LinearGaussian, prior_scale: Tensor, prior: NoisePrior) -> Components:
-        """Noise values that stand for the posterior of the noise, given the prior scale ``[T]`` of the weights."""
+        """NoiseTreatment values that stand for the posterior of the noise, given the prior scale ``[T]`` of the weights."""
 
     def prior(self, declared: dist.Distribution) -> NoisePrior:
         """Prior of one target's noise scale that this treatment uses."""
@@ -54,7 +54,7 @@ class NoisePrior:
     distribution: dist.Distribution
 
     def noise(self, u: Tensor) -> Tensor:
-        """Noise scale at u."""
+        """NoiseTreatment scale at u."""
         # at the ends of the range the transform may round to 0 or infinity
         values: Tensor = self._transform(u)
         return values.clamp(torch.finfo(u.dtype).tiny ** 0.25, torch.finfo(u.dtype).max ** 0.25)
@@ -120,7 +120,7 @@ class Components:
 
 
 @dataclass(frozen=True, eq=False)
-class Integrated(Noise):
+class Integrated(NoiseTreatment):
     """The declared prior of the noise, integrated out numerically: exact up to rounding.
 
     Given the noise everything is in closed form, so one integral over one number is left for each target.
@@ -168,7 +168,7 @@ class Conjugate(Integrated):
 
 
 @dataclass(frozen=True, eq=False)
-class Maximized(Noise):
+class Maximized(NoiseTreatment):
     """The noise that maximises the evidence (type-II maximum likelihood; MacKay 1992), taken as known afterwards.
 
     The declared prior of the noise is not used. Cheaper than :class:`Integrated`, and its posterior is Gaussian; it
@@ -188,7 +188,7 @@ class Maximized(Noise):
 
 
 @dataclass(frozen=True, eq=False)
-class _Known(Noise):
+class _Known(NoiseTreatment):
     """A noise scale that the likelihood knows: what ``Exact`` uses by itself, and not a choice."""
 
     scale: tuple[float, ...]
@@ -229,7 +229,7 @@ class NoisePosterior:
         return cls(prior, u, cumulative / cumulative[-1])
 
     def quantile(self, prob: Tensor) -> Tensor:
-        """Noise scales at probabilities ``[S, T]``."""
+        """NoiseTreatment scales at probabilities ``[S, T]``."""
         table, wanted = self.cumulative.mT.contiguous(), prob.double().mT.contiguous()
         above = torch.searchsorted(table, wanted).clamp(1, table.shape[1] - 1)
         high, low = table.gather(1, above), table.gather(1, above - 1)

@@ -44,7 +44,7 @@ def maximize(function: Callable[[Tensor], Tensor], lower: Tensor, upper: Tensor)
     best = values.argmax(0)
     a = grid.gather(0, (best - 1).clamp_min(0)[None])[0]
     b = grid.gather(0, (best + 1).clamp_max(NUM_SCAN - 1)[None])[0]
-    slope_a, slope_b = slope(function, a), slope(function, b)
+    slope_a, slope_b = derivative(function, a), derivative(function, b)
     at_lower, at_upper = (best == 0) & (slope_a <= 0), (best == NUM_SCAN - 1) & (slope_b >= 0)
     point, rose = (a + b) / 2, torch.zeros_like(best, dtype=torch.bool)
     for _ in range(MAX_STEPS):
@@ -52,7 +52,7 @@ def maximize(function: Callable[[Tensor], Tensor], lower: Tensor, upper: Tensor)
         # outside where the derivative has the same sign at both ends, or none
         inside = (chord > a) & (chord < b)
         proposal = torch.where(inside, chord, (a + b) / 2)
-        slope_c = slope(function, proposal)
+        slope_c = derivative(function, proposal)
         moved, point = (proposal - point).abs(), proposal
         rises = slope_c > 0
         # Illinois: an end that stays a second time counts half, so that it does not stay for ever
@@ -70,7 +70,7 @@ def maximize(function: Callable[[Tensor], Tensor], lower: Tensor, upper: Tensor)
     return Maximum(point, at_lower, at_upper)
 
 
-def slope(function: Callable[[Tensor], Tensor], point: Tensor) -> Tensor:
+def derivative(function: Callable[[Tensor], Tensor], point: Tensor) -> Tensor:
     """Derivative ``[n]`` of n independent functions."""
     with torch.enable_grad():
         argument = point.detach().requires_grad_()

@@ -23,13 +23,13 @@ from bll_pyro.gaussian.weights import LOG_TWO_PI
 from bll_pyro.inference.laplace.mode import Mode, conjugate_gradients, find_mode
 from bll_pyro.inference.laplace.preconditioner import preconditioners
 from bll_pyro.inference.laplace.prior_terms import PriorTerms
-from bll_pyro.inference.row_likelihood import Noise, RowLikelihood
-from bll_pyro.inference.rows import Rows
-from bll_pyro.inference.start import median_globals
+from bll_pyro.inference.row_likelihood import NoiseValues, RowLikelihood
+from bll_pyro.inference.rows import DesignRows
+from bll_pyro.inference.start import median_sites
 from bll_pyro.inference.targets import information, log_prob
 from bll_pyro.layer import LastLayer
 from bll_pyro.likelihoods.base import TargetShape
-from bll_pyro.model import Globals
+from bll_pyro.model import GlobalSites
 
 NUM_FIRST_ROWS = 16_384
 FIRST_TOLERANCE = 0.5
@@ -37,12 +37,12 @@ IMPLICIT_ACCURACY = 1e-3
 SAME = 1e-4
 
 
-class Settings:
+class HyperVector:
     """The vector psi ``[M]`` of what is not a weight: logs of learned hyper-parameters, then the global unknowns u."""
 
     def __init__(self, layer: LastLayer, weight_shape: tuple[int, int], target_shape: TargetShape) -> None:
-        self.globals = Globals(layer, weight_shape, target_shape)
-        self.initial = layer.prior.learned(weight_shape)
+        self.global_sites = GlobalSites(layer, weight_shape, target_shape)
+        self.initial = layer.prior.learned_start(weight_shape)
 
     @property
     def num_learned(self) -> int:
@@ -52,13 +52,13 @@ class Settings:
     @property
     def of_prior(self) -> list[int]:
         """Which of the numbers are the prior's: the learned ones and the sampled hyper-parameters."""
-        after = self.num_learned + self.globals.num_noise
-        return [*range(self.num_learned), *range(after, self.num_learned + self.globals.num)]
+        after = self.num_learned + self.global_sites.num_noise
+        return [*range(self.num_learned), *range(after, self.num_learned + self.global_sites.num)]
 
     def start(self, like: Tensor) -> Tensor:
         """Learned hyper-parameters as the prior starts them, and u at the median of its prior."""
         learned = [value.to(like).log().flatten() for value in self.initial.values()]
-        return torch.cat([*learned, median_globals(self.globals, like)])
+        return torch.cat([*learned, median_sites(self.global_sites, like)])
 
     def learned(self, psi: Tensor) -> dict[str, Tensor]:
         """Values of the learned hyper-parameters."""
@@ -67,11 +67,11 @@ class Settings:
             name: part.exp().view(value.shape) for (name, value), part in zip(self.initial.items(), parts)
         }
 
-    def values(self, psi: Tensor) -> tuple[dict[str, Tensor], Noise, Tensor]:
+    def values(self, psi: Tensor) -> tuple[dict[str, Tensor], NoiseValues, Tensor]:
         """Hyper-parameters, noise, and ``log p(u)`` with the Jacobian of the site values."""
-        values, log_prior, log_jacobian = self.globals.constrain(psi[self.num_learned :])
-        hyper = self.learned(psi) | self.globals.hyper(values)
-        return hyper, self.globals.noise(values), log_prior + log_jacobian
+        values, log_prior, log_jacobian = self.global_sites.constrain(psi[self.num_learned :])
+        hyper = self.learned(psi) | self.global_sites.hyper(values)
+        return hyper, self.global_sites.noise(values), log_prior + log_jacobian
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,13 +108,13 @@ class LaplaceAt:
         return self.mode.log_joint + self.log_globals + constant - 0.5 * float(self.precision.log_det)
 
 
-class Evidence:
+class LaplaceEvidence:
     """The log evidence of a layer on some rows, as a function of psi."""
 
     def __init__(
         self,
         layer: LastLayer,
-        rows: Rows,
+        rows: DesignRows,
         target_shape: TargetShape,
         curvature: Curvature,
         tolerance: float,
@@ -124,7 +124,7 @@ class Evidence:
         self.tolerance, self.max_steps = tolerance, max_steps
         num_outputs = layer.likelihood.num_outputs(target_shape)
         self.weight_shape = (num_outputs, rows.frame.num_features)
-        self.settings = Settings(layer, self.weight_shape, target_shape)
+        self.settings = HyperVector(layer, self.weight_shape, target_shape)
         self.like = torch.zeros(num_outputs, rows.num_columns, dtype=torch.float64, device=rows.device)
         self.function = RowLikelihood(layer.likelihood, rows)
         self._kind = preconditioners(self.function, num_outputs)
@@ -147,7 +147,7 @@ class Evidence:
             self.curvature.add(sums, design, of_rows)
         return LaplaceAt(psi, mode, self.curvature, self.curvature.finished(sums), float(log_globals))
 
-    def _first(self, prior: PriorTerms, noise: Noise) -> Tensor:
+    def _first(self, prior: PriorTerms, noise: NoiseValues) -> Tensor:
         start = prior.loc.clone()
         if self.rows.num_rows < 2 * NUM_FIRST_ROWS:
             return start

@@ -14,12 +14,12 @@ from bll_pyro.curvatures import Curvature, Kronecker
 from bll_pyro.gaussian.precision import precision_dim
 from bll_pyro.gaussian.weights import LOG_TWO_PI
 from bll_pyro.inference.base import Inference, Trace
-from bll_pyro.inference.laplace.evidence import Evidence, LaplaceAt
+from bll_pyro.inference.laplace.evidence import LaplaceAt, LaplaceEvidence
 from bll_pyro.inference.laplace.maximize import globals_spread, maximize_evidence
-from bll_pyro.inference.laplace.quasi_newton import Summit
+from bll_pyro.inference.laplace.quasi_newton import Optimum
 from bll_pyro.inference.prior_scale import criteria
 from bll_pyro.inference.prior_scale.search import ScalePath, folds, smallest_scale
-from bll_pyro.inference.rows import Rows
+from bll_pyro.inference.rows import DesignRows
 from bll_pyro.layer import LastLayer
 from bll_pyro.likelihoods.base import TargetShape
 from bll_pyro.posterior import GaussianPosterior
@@ -73,7 +73,7 @@ class Laplace(Inference):
 
     def rotates(self, layer: LastLayer) -> bool:
         """Turn to principal axes where both curvature and prior allow it."""
-        return self.curvature.rotates and layer.prior.turns
+        return self.curvature.can_rotate and layer.prior.can_rotate
 
     def check(self, layer: LastLayer, num_outputs: int, num_columns: int) -> None:
         """Priors that are Gaussian given few hyper-parameters; a precision that fits in memory."""
@@ -114,35 +114,35 @@ class Laplace(Inference):
     def run(
         self,
         layer: LastLayer,
-        rows: Rows,
+        rows: DesignRows,
         target_shape: TargetShape,
         *,
         seed: int,
-        validation: Rows | None = None,
+        validation: DesignRows | None = None,
     ) -> tuple[GaussianPosterior, Trace]:
-        """Find the summit of the evidence, and the mode there."""
+        """Find the optimum of the evidence, and the mode there."""
         began = time.perf_counter()
-        evidence = self.evidence(layer.turned(rows.frame.rotation), rows, target_shape)
-        summit = maximize_evidence(evidence)
+        evidence = self.evidence(layer.rotated(rows.frame.rotation), rows, target_shape)
+        optimum = maximize_evidence(evidence)
         trace = Trace()
         num_learned, (num_outputs, num_columns) = evidence.settings.num_learned, evidence.like.shape
-        at = summit.point
+        at = optimum.point
         held_out = bool(num_learned) and self.scale_criterion.applies(
             layer, rows.num_rows, num_outputs, num_columns
         )
-        self._report(evidence, summit, trace, decides=not held_out)
+        self._report(evidence, optimum, trace, decides=not held_out)
         if held_out:
             at = self._held_out(evidence, at, seed, trace)
         posterior = replace(self.posterior_at(evidence, at, trace), layer=layer)
         trace.wall_time = time.perf_counter() - began
         return posterior, trace
 
-    def evidence(self, layer: LastLayer, rows: Rows, target_shape: TargetShape) -> Evidence:
+    def evidence(self, layer: LastLayer, rows: DesignRows, target_shape: TargetShape) -> LaplaceEvidence:
         """The log evidence as a function of noise and hyper-parameters; ``fit_at`` goes to one point of it."""
         tolerance = self.tolerance or TOLERANCES[rows.frame.center.dtype]
-        return Evidence(layer, rows, target_shape, self.curvature, tolerance, self.max_steps)
+        return LaplaceEvidence(layer, rows, target_shape, self.curvature, tolerance, self.max_steps)
 
-    def posterior_at(self, evidence: Evidence, at: LaplaceAt, trace: Trace) -> GaussianPosterior:
+    def posterior_at(self, evidence: LaplaceEvidence, at: LaplaceAt, trace: Trace) -> GaussianPosterior:
         """The Gaussian at one point of the evidence; the log evidence goes into the trace."""
         frame, layer, settings = evidence.rows.frame, evidence.layer, evidence.settings
         like = frame.center
@@ -171,14 +171,14 @@ class Laplace(Inference):
         shape = (layer, frame, evidence.target_shape, len(at.mode.weights), learned)
         return GaussianPosterior(*shape, latents=latents)
 
-    def _held_out(self, evidence: Evidence, at: LaplaceAt, seed: int, trace: Trace) -> LaplaceAt:
+    def _held_out(self, evidence: LaplaceEvidence, at: LaplaceAt, seed: int, trace: Trace) -> LaplaceAt:
         """The point of the lowest held-out loss among the learned scales times a common factor."""
         num_learned = evidence.settings.num_learned
         origin = at.psi[:num_learned]
         parts = folds(evidence.rows, self.scale_criterion.num_fits, seed)
         fitted = [self.evidence(evidence.layer, part.fitted, evidence.target_shape) for part in parts]
 
-        def at_scale(of: Evidence, x: float, start: LaplaceAt) -> LaplaceAt:
+        def at_scale(of: LaplaceEvidence, x: float, start: LaplaceAt) -> LaplaceAt:
             psi = torch.cat([origin + x, start.psi[num_learned:]])
             return maximize_evidence(of, psi, start.mode.weights).point
 
@@ -196,16 +196,18 @@ class Laplace(Inference):
         trace.statistics |= path.statistics(origin.exp())
         return at_scale(evidence, best, at)
 
-    def _report(self, evidence: Evidence, summit: Summit[LaplaceAt], trace: Trace, decides: bool) -> None:
-        mode = summit.point.mode
+    def _report(
+        self, evidence: LaplaceEvidence, optimum: Optimum[LaplaceAt], trace: Trace, decides: bool
+    ) -> None:
+        mode = optimum.point.mode
         trace.statistics |= {
             "log_joint": mode.log_joint,
             "distance": mode.distance,
             "num_steps": mode.num_steps,
         }
-        if len(summit.argument):
-            trace.statistics["evidence_path"] = torch.tensor(summit.values, dtype=torch.float64)
-            trace.statistics["psi_path"] = torch.stack(summit.arguments).cpu()
+        if len(optimum.argument):
+            trace.statistics["evidence_path"] = torch.tensor(optimum.values, dtype=torch.float64)
+            trace.statistics["psi_path"] = torch.stack(optimum.arguments).cpu()
         if not mode.converged:
             trace.stop(
                 f"the mode was not found within {self.max_steps} steps: it is still {mode.distance:.1e} posterior standard "
@@ -214,17 +216,17 @@ class Laplace(Inference):
             )
         if not decides:  # where the evidence is highest is only where the search for the scale starts
             return
-        if not summit.converged:
+        if not optimum.converged:
             trace.stop(
                 "the highest evidence was not found; the best point so far was kept: give a prior scale, e.g. "
                 "priors.Normal(scale=1.0), or features in double precision"
             )
         for index in range(evidence.settings.num_learned):
-            if bool(summit.at_lower[index]):
+            if bool(optimum.at_lower[index]):
                 trace.messages.append(
                     "the evidence is highest with weights of 0: these rows show nothing that the features know of the targets"
                 )
-            elif bool(summit.at_upper[index]):
+            elif bool(optimum.at_upper[index]):
                 trace.stop(
                     "the evidence grows with the prior scale without bound: look at the targets, or give a scale: "
                     "priors.Normal(scale=1.0)"

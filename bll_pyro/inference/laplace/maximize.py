@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bll_pyro.inference.laplace.evidence import Evidence, LaplaceAt
+from bll_pyro.inference.laplace.evidence import LaplaceAt, LaplaceEvidence
 from bll_pyro.inference.laplace.prior_terms import PriorTerms
-from bll_pyro.inference.laplace.quasi_newton import Summit, ascend
+from bll_pyro.inference.laplace.quasi_newton import Optimum, quasi_newton_ascent
 from bll_pyro.inference.laplace.surrogate import Surrogate
 
 ROUGH_TOLERANCE = 0.3  # distance from the mode at which the surrogate is made
@@ -19,8 +19,8 @@ DIFFERENCE = 0.02
 
 
 def maximize_evidence(
-    evidence: Evidence, start: Tensor | None = None, weights: Tensor | None = None
-) -> Summit[LaplaceAt]:
+    evidence: LaplaceEvidence, start: Tensor | None = None, weights: Tensor | None = None
+) -> Optimum[LaplaceAt]:
     """Climb from where the priors start; or hold the learned scales as in ``start``, from ``weights``, and climb with the rest."""
     settings = evidence.settings
     psi = settings.start(evidence.like[0, 0]) if start is None else start
@@ -44,13 +44,13 @@ def maximize_evidence(
 
     if not bool((bounds[0] < bounds[1]).any()):
         at = evidence.fit_at(psi, weights)
-        return Summit(psi, at, [at.log_evidence], [psi], 0.0, True, bounds)
-    tolerance = GLOBALS_TOLERANCE if settings.globals.num else LEARNED_TOLERANCE
-    return ascend(evaluate, psi, curvature, tolerance, bounds, evidence.rounding)
+        return Optimum(psi, at, [at.log_evidence], [psi], 0.0, True, bounds)
+    tolerance = GLOBALS_TOLERANCE if settings.global_sites.num else LEARNED_TOLERANCE
+    return quasi_newton_ascent(evaluate, psi, curvature, tolerance, bounds, evidence.rounding)
 
 
 def first_guess(
-    evidence: Evidence, psi: Tensor, free: list[int], bounds: tuple[Tensor, Tensor]
+    evidence: LaplaceEvidence, psi: Tensor, free: list[int], bounds: tuple[Tensor, Tensor]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Best psi of the linear Gaussian model that touches the rows' likelihood near their mode at ``psi``.
 
@@ -75,14 +75,14 @@ def first_guess(
     block = surrogate.curvature_at(at.psi, free)
     first = torch.eye(len(at.psi), dtype=at.psi.dtype, device=at.psi.device)
     first[torch.tensor(free)[:, None], torch.tensor(free)] = block
-    psi = ascend(evaluate, at.psi, first, LEARNED_TOLERANCE, bounds).argument
+    psi = quasi_newton_ascent(evaluate, at.psi, first, LEARNED_TOLERANCE, bounds).argument
     return psi, surrogate.curvature_at(psi, free), mode.weights
 
 
-def globals_spread(evidence: Evidence, at: LaplaceAt) -> tuple[Tensor, Tensor]:
+def globals_spread(evidence: LaplaceEvidence, at: LaplaceAt) -> tuple[Tensor, Tensor]:
     """Negative Hessian ``[U, U]`` of the evidence in u, and the mode's move ``dA / du`` ``[K, P, U]``, by differences."""
     num_learned = evidence.settings.num_learned
-    num_globals = evidence.settings.globals.num
+    num_globals = evidence.settings.global_sites.num
     rows, moves = [], []
     for index in range(num_learned, num_learned + num_globals):
         step = torch.zeros_like(at.psi)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from bll_pyro.inference.laplace.preconditioner import Preconditioner, Preconditioners
 from bll_pyro.inference.laplace.prior_terms import PriorTerms
-from bll_pyro.inference.row_likelihood import Noise, RowLikelihood, RowsAt
+from bll_pyro.inference.row_likelihood import NoiseValues, RowLikelihood, RowsAt
 
 Product = Callable[[Tensor], Tensor]
 
@@ -65,7 +65,7 @@ class Mode:
 def find_mode(
     function: RowLikelihood,
     prior: PriorTerms,
-    noise: Noise,
+    noise: NoiseValues,
     start: Tensor,
     kind: Preconditioners,
     tolerance: float,
@@ -100,7 +100,12 @@ def find_mode(
 
 
 def climb(
-    function: RowLikelihood, prior: PriorTerms, noise: Noise, rows: RowsAt, direction: Tensor, slope: float
+    function: RowLikelihood,
+    prior: PriorTerms,
+    noise: NoiseValues,
+    rows: RowsAt,
+    direction: Tensor,
+    slope: float,
 ) -> RowsAt | None:
     """Halve the step until the log joint density rises as it should; None where it never does.
 
@@ -116,8 +121,8 @@ def climb(
         if there >= here + 1e-4 * step * slope and math.isfinite(there):
             return moved
         if abs(there - here) <= blurred:
-            turned = inner(moved.gradient + prior.gradient(moved.weights), direction)
-            if turned >= -0.8 * slope:
+            slope_there = inner(moved.gradient + prior.gradient(moved.weights), direction)
+            if slope_there >= -0.8 * slope:
                 return moved
         step /= 2
     return None

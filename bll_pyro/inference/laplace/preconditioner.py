@@ -3,9 +3,9 @@
 ================ =========================================== ================== =====================
 preconditioner   stands for                                  numbers            used
 ================ =========================================== ================== =====================
-OutputBlocks     the precision of each output by itself,     (K + 1) P^2        while these are few
+BlockPreconditioner     the precision of each output by itself,     (K + 1) P^2        while these are few
                  and of all outputs moved alike
-ProductAxes      ``(mean L) (x) H'H + prior``, diagonal in   K^2 + P^2          else
+ProductPreconditioner      ``(mean L) (x) H'H + prior``, diagonal in   K^2 + P^2          else
                  the eigenvectors of the factors
 ================ =========================================== ================== =====================
 """
@@ -23,11 +23,11 @@ from bll_pyro.curvatures import Full
 from bll_pyro.gaussian.information import DiagonalInformation
 from bll_pyro.gaussian.precision import diagonal
 from bll_pyro.inference.laplace.prior_terms import PriorTerms
-from bll_pyro.inference.row_likelihood import Noise, RowLikelihood, RowsAt
+from bll_pyro.inference.row_likelihood import NoiseValues, RowLikelihood, RowsAt
 
 NUM_BLOCK_ROWS = 8192
 MAX_BLOCK_NUMBERS = 2**25
-MAX_TURNED_COLUMNS = 4096  # beyond these widths eigenvectors cost more than they save
+MAX_ROTATED_COLUMNS = 4096  # beyond these widths eigenvectors cost more than they save
 MAX_TURNED_OUTPUTS = 1024
 
 
@@ -38,18 +38,18 @@ class Preconditioners(ABC):
     """Makes preconditioners of one model, for any point and prior."""
 
     @abstractmethod
-    def at(self, rows: RowsAt, prior: PriorTerms, noise: Noise) -> Preconditioner:
+    def at(self, rows: RowsAt, prior: PriorTerms, noise: NoiseValues) -> Preconditioner:
         """The preconditioner at one point."""
 
 
 def preconditioners(function: RowLikelihood, num_outputs: int) -> Preconditioners:
     """The kind that suits the size."""
     if num_outputs * function.rows.num_columns**2 <= MAX_BLOCK_NUMBERS:
-        return OutputBlocks(function)
-    return ProductAxes.of(function)
+        return BlockPreconditioner(function)
+    return ProductPreconditioner.of(function)
 
 
-class OutputBlocks(Preconditioners):
+class BlockPreconditioner(Preconditioners):
     """Cholesky factors ``[K, P, P]`` of each output's precision, from up to 8,192 evenly spaced rows.
 
     A softmax hardly feels all outputs moved alike, so that the blocks say nothing of it: where outputs touch each
@@ -62,7 +62,7 @@ class OutputBlocks(Preconditioners):
         part = rows if self._is_all else rows.subset(NUM_BLOCK_ROWS)
         self._part = RowLikelihood(function.likelihood, part, function.factor * rows.num_rows / part.num_rows)
 
-    def at(self, rows: RowsAt, prior: PriorTerms, noise: Noise) -> Preconditioner:
+    def at(self, rows: RowsAt, prior: PriorTerms, noise: NoiseValues) -> Preconditioner:
         """Sum and factor the blocks."""
         num_outputs, num_columns = rows.weights.shape
         blocks = Full()
@@ -88,7 +88,7 @@ class OutputBlocks(Preconditioners):
 
 
 @dataclass(frozen=True, eq=False)
-class ProductAxes(Preconditioners):
+class ProductPreconditioner(Preconditioners):
     """Eigenvectors of ``H'H``, made once; at a point, those of the mean information beside them.
 
     Parameters
@@ -103,23 +103,23 @@ class ProductAxes(Preconditioners):
     vectors: Tensor | None
 
     @classmethod
-    def of(cls, function: RowLikelihood) -> ProductAxes:
+    def of(cls, function: RowLikelihood) -> ProductPreconditioner:
         """One pass over the rows."""
         num_columns = function.rows.num_columns
-        turned = num_columns <= MAX_TURNED_COLUMNS
-        shape = (num_columns, num_columns) if turned else (num_columns,)
+        rotated = num_columns <= MAX_ROTATED_COLUMNS
+        shape = (num_columns, num_columns) if rotated else (num_columns,)
         total = torch.zeros(shape, dtype=torch.float64, device=function.rows.device)
         for design, _ in function.blocks(1):
-            total.add_(design.mT @ design if turned else design.square().sum(0), alpha=function.factor)
-        if not turned:
+            total.add_(design.mT @ design if rotated else design.square().sum(0), alpha=function.factor)
+        if not rotated:
             return cls(total, None)
         values, vectors = torch.linalg.eigh(total)
         return cls(values.clamp_min(0), vectors)
 
-    def at(self, rows: RowsAt, prior: PriorTerms, noise: Noise) -> Preconditioner:
+    def at(self, rows: RowsAt, prior: PriorTerms, noise: NoiseValues) -> Preconditioner:
         """What is not diagonal in the eigenvectors is left out."""
         level, mixing, together = self._output_axes(rows)
-        inside = self._turn(diagonal(prior.precision), square=True)
+        inside = self._rotate(diagonal(prior.precision), square=True)
         common = (together * self.values + inside.sum(0)).reciprocal()
         if mixing is not None:
             inside = mixing.square().mT @ inside
@@ -129,18 +129,18 @@ class ProductAxes(Preconditioners):
         )  # the rows themselves shall not live as long as this
 
         def apply(vectors: Tensor) -> Tensor:
-            turned = self._turn(vectors)
+            rotated = self._rotate(vectors)
             if mixing is not None:
-                solved = mixing @ (scale * (mixing.mT @ turned))
+                solved = mixing @ (scale * (mixing.mT @ rotated))
             else:
-                solved = scale * turned
+                solved = scale * rotated
                 if not independent:
-                    solved = solved + common * turned.sum(0)
+                    solved = solved + common * rotated.sum(0)
             return solved if self.vectors is None else solved @ self.vectors.mT
 
         return apply
 
-    def _turn(self, vectors: Tensor, square: bool = False) -> Tensor:
+    def _rotate(self, vectors: Tensor, square: bool = False) -> Tensor:
         if self.vectors is None:
             return vectors
         return vectors @ (self.vectors.square() if square else self.vectors)

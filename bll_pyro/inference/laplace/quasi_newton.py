@@ -15,7 +15,7 @@ MIN_STEP = 2.0**-10
 
 
 @dataclass(frozen=True, eq=False)
-class Summit[Point]:
+class Optimum[Point]:
     """Where the climb ended.
 
     Parameters
@@ -29,7 +29,7 @@ class Summit[Point]:
     arguments
         And where.
     distance
-        ``sqrt(g' B^-1 g)`` with the slope g and the estimated curvature B: how far the summit still is.
+        ``sqrt(g' B^-1 g)`` with the slope g and the estimated curvature B: how far the optimum still is.
     converged
         Whether that is within the tolerance.
     bounds
@@ -55,20 +55,20 @@ class Summit[Point]:
         return self.argument >= self.bounds[1]
 
 
-def ascend[Point](
+def quasi_newton_ascent[Point](
     evaluate: Callable[[Tensor], tuple[float, Tensor, Point]],
     start: Tensor,
     curvature: Tensor,
     tolerance: float,
     bounds: tuple[Tensor, Tensor],
     rounding: Callable[[Point], float] = lambda point: 0.0,
-) -> Summit[Point]:
+) -> Optimum[Point]:
     """Climb from ``start [M]``; ``evaluate`` gives value, slope ``[M]`` and anything else.
 
     Parameters
     ----------
     curvature
-        First guess of the negative Hessian at the summit, ``[M, M]``.
+        First guess of the negative Hessian at the optimum, ``[M, M]``.
     tolerance
         Distance that will do.
     bounds
@@ -92,10 +92,10 @@ def ascend[Point](
             new_value, new_slope, new_point = evaluate(moved)
             values.append(new_value)
             arguments.append(moved)
-            change, turned = moved - argument, slope - new_slope
+            change, slope_change = moved - argument, slope - new_slope
             rise = float(slope @ change)
-            if float(change @ turned) > 0:
-                curvature = updated(curvature, change, turned)
+            if float(change @ slope_change) > 0:
+                curvature = updated(curvature, change, slope_change)
             accepted = math.isfinite(new_value) and new_value >= value + 1e-4 * rise - rounding(new_point)
             # the vertex of the parabola through both values and the slope, within reason
             drop = value + rise - new_value
@@ -103,7 +103,7 @@ def ascend[Point](
         if not accepted:
             break
         argument, value, slope, point = moved, new_value, new_slope, new_point
-    return Summit(argument, point, values, arguments, distance, distance <= tolerance, bounds)
+    return Optimum(argument, point, values, arguments, distance, distance <= tolerance, bounds)
 
 
 def inside(slope: Tensor, argument: Tensor, bounds: tuple[Tensor, Tensor]) -> Tensor:
@@ -112,11 +112,11 @@ def inside(slope: Tensor, argument: Tensor, bounds: tuple[Tensor, Tensor]) -> Te
     return torch.where(outward, 0.0, slope)
 
 
-def updated(curvature: Tensor, change: Tensor, turned: Tensor) -> Tensor:
-    """The update of Broyden, Fletcher, Goldfarb and Shanno: the new curvature maps ``change`` to ``turned``."""
+def updated(curvature: Tensor, change: Tensor, slope_change: Tensor) -> Tensor:
+    """The update of Broyden, Fletcher, Goldfarb and Shanno: the new curvature maps ``change`` to ``slope_change``."""
     image = curvature @ change
     return (
         curvature
         - torch.outer(image, image) / (change @ image)
-        + torch.outer(turned, turned) / (change @ turned)
+        + torch.outer(slope_change, slope_change) / (change @ slope_change)
     )

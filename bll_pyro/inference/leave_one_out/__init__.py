@@ -1,5 +1,5 @@
 """Leave-one-out predictions without refits: what a fit would say of each of its rows had it not seen that row."""
 
-from bll_pyro.inference.leave_one_out.leave_out import LeaveOneOut, leave_one_out
+from bll_pyro.inference.leave_one_out.leave_out import LeaveOneOutResult, leave_one_out
 
-__all__ = ["LeaveOneOut", "leave_one_out"]
+__all__ = ["LeaveOneOutResult", "leave_one_out"]

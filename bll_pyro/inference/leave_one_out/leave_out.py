@@ -22,9 +22,9 @@ the fit without the row is another fit, and one step from here need not reach it
 
 Where the likelihood ties K outputs, R and P take ``N K^2 P^2`` multiplications, more than the fit. With more than 16,384
 rows they are made from a sample of 4,096 rows, drawn by ``(|g|^2 + tr L) l``, so that rows with much influence are in it
-(:mod:`bll_pyro.inference.leave_one_out.row_sample`); ``l = h' (sum_n tr L_n h_n h_n')^-1 h`` is the row's leverage. A row outside loses
-``rho l |g|^2``: to first order what a row loses that is left out, with rho from the sample. On 60,000 rows of Fashion-MNIST
-(128 features, 10 classes) the ELPD is 6 nats off, at a standard error of 159, and takes a tenth of the time.
+(:mod:`bll_pyro.inference.leave_one_out.row_sample`); ``l = h' (sum_n tr L_n h_n h_n')^-1 h`` is the row's leverage. A row
+outside loses ``rho l |g|^2``: to first order what a row loses that is left out, with rho from the sample. On 60,000 rows of
+Fashion-MNIST (128 features, 10 classes) the ELPD is 6 nats off, at a standard error of 159, and takes a tenth of the time.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ from bll_pyro.gaussian import Delta, OutputGaussian, OutputMixture, WeightGaussi
 from bll_pyro.inference.exact.noise_mixture import NoiseMixturePosterior
 from bll_pyro.inference.leave_one_out.response import MAX_JOINT_COLUMNS, Response, has_ties, response
 from bll_pyro.inference.leave_one_out.row_sample import RowSample
-from bll_pyro.inference.rows import Rows
-from bll_pyro.inference.targets import Targets, known_of, values_of, weight_of
+from bll_pyro.inference.rows import DesignRows
+from bll_pyro.inference.targets import Targets, row_data, values_of, weight_of
 from bll_pyro.likelihoods import Likelihood
 from bll_pyro.posterior import GaussianPosterior, Posterior
 
@@ -61,12 +61,12 @@ MAX_KEPT_NUMBERS = 2**26  # of the curvatures of all rows
 MAX_SHARE = 0.99  # a larger share is rounding, or a likelihood that is not log-concave
 HIGH_INFLUENCE = 0.7
 
-Noise = dict[str, Tensor]
+NoiseValues = dict[str, Tensor]
 Derivatives = tuple[Tensor, Tensor]  # gradient [N, K] and negative Hessian [N, K, K]
 
 
 @dataclass(frozen=True, eq=False)
-class LeaveOneOut:
+class LeaveOneOutResult:
     """Leave-one-out densities of n of N rows, on the scale of the frame's targets.
 
     Parameters
@@ -96,8 +96,8 @@ class LeaveOneOut:
 
 @torch.no_grad()
 def leave_one_out(
-    posterior: Posterior, rows: Rows, index: Tensor | None = None, num_points: int = NUM_POINTS
-) -> LeaveOneOut:
+    posterior: Posterior, rows: DesignRows, index: Tensor | None = None, num_points: int = NUM_POINTS
+) -> LeaveOneOutResult:
     """Leave rows out of the posterior that was made from all of ``rows``, one at a time.
 
     Parameters
@@ -127,7 +127,7 @@ def leave_one_out(
             for features, targets in rows.raw_blocks(size)
         ]
         elpd, leverage, log_density = (torch.cat(values) for values in zip(*mixtures, strict=True))
-        return LeaveOneOut(elpd[chosen], leverage[chosen], log_density)
+        return LeaveOneOutResult(elpd[chosen], leverage[chosen], log_density)
     if not isinstance(posterior, GaussianPosterior):
         raise TypeError(
             f"leave_one_out: expected a posterior with Gaussian outputs, got {type(posterior).__name__}; "
@@ -143,24 +143,24 @@ def leave_one_out(
         kept = row_by_row.kept_derivatives(rows)
         answer = row_by_row.response(posterior, rows, kept)
     parts = []
-    for part, block in zip(chosen.split(rows_at_once(size)), blocks_of(rows, index, size), strict=True):
+    for part, block in zip(chosen.split(rows_in_memory(size)), row_blocks(rows, index, size), strict=True):
         own = None if kept is None else (kept[0][part], kept[1][part])
         parts.append(row_by_row.leave_out(answer, *block, own))
     elpd, influence = (torch.cat(values) for values in zip(*parts, strict=True))
     # where some rows stand for all, errors of this integration cancel in the difference
     points = num_points if index is None else min(num_points, NUM_POINTS_NEARBY)
-    whole = torch.cat([row_by_row.log_density(*block, points) for block in blocks_of(rows, None, size)])
-    return LeaveOneOut(elpd, influence, whole, answer.ties)
+    whole = torch.cat([row_by_row.log_density(*block, points) for block in row_blocks(rows, None, size)])
+    return LeaveOneOutResult(elpd, influence, whole, answer.ties)
 
 
-def _by_sample(posterior: GaussianPosterior, rows: Rows, num_points: int) -> LeaveOneOut:
+def _by_sample(posterior: GaussianPosterior, rows: DesignRows, num_points: int) -> LeaveOneOutResult:
     """All rows of many: some exactly, the others by the first order of what they lose."""
     pull, own, leverage = RowByRow.of(posterior, min(num_points, NUM_ROUGH_POINTS)).sizes(rows)
     sample = RowSample.by_size((pull + own) * leverage, NUM_SAMPLED_ROWS)
     near, part = RowByRow.of(posterior, num_points), rows.take(sample.index)
     kept = near.all_derivatives(part)
     count = sample.count.to(near.weights.loc)
-    size = rows_at_once(near.row_size)
+    size = rows_in_memory(near.row_size)
 
     def curvatures() -> Iterator[tuple[Tensor, Tensor]]:
         for (design, curvature), times in zip(near.curvatures(part, kept), count.split(size), strict=True):
@@ -170,15 +170,17 @@ def _by_sample(posterior: GaussianPosterior, rows: Rows, num_points: int) -> Lea
     found = [
         near.leave_out(answer, *block, (gradient, curvature))
         for block, gradient, curvature in zip(
-            blocks_of(part, None, near.row_size), kept[0].split(size), kept[1].split(size), strict=True
+            row_blocks(part, None, near.row_size), kept[0].split(size), kept[1].split(size), strict=True
         )
     ]
     elpd, influence = (torch.cat(values) for values in zip(*found, strict=True))
     log_density = torch.cat(
-        [near.log_density(*block, num_points) for block in blocks_of(rows, None, near.row_size)]
+        [near.log_density(*block, num_points) for block in row_blocks(rows, None, near.row_size)]
     )
     lost = sample.spread(log_density[sample.index] - elpd, pull * leverage)
-    return LeaveOneOut(log_density - lost, sample.spread(influence, own * leverage), log_density, answer.ties)
+    return LeaveOneOutResult(
+        log_density - lost, sample.spread(influence, own * leverage), log_density, answer.ties
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,7 +189,7 @@ class RowByRow:
 
     weights: WeightGaussian
     likelihood: Likelihood
-    noise: Noise
+    noise: NoiseValues
     num_points: int
 
     @classmethod
@@ -195,10 +197,10 @@ class RowByRow:
         latents, likelihood = posterior.latents, posterior.layer.likelihood
         if likelihood.noise_moves_outputs and latents.coupling is not None:
             # neither may be drawn without the other: the noise at its posterior mean, and the weights given it
-            globals_ = posterior.globals
-            at = globals_.noise(globals_.constrain(latents.globals_loc)[0])
+            sites = posterior.global_sites
+            at = sites.noise(sites.constrain(latents.globals_loc)[0])
             known = {name: value[None, None] for name, value in at.items()}
-            return cls(latents.given_first(globals_.num_noise), likelihood, known, num_points)
+            return cls(latents.given_first(sites.num_noise), likelihood, known, num_points)
         noise = {name: value[:, None] for name, value in posterior.noise(num_points).items()}
         return cls(latents.marginal_weights(), likelihood, noise, num_points)
 
@@ -208,11 +210,13 @@ class RowByRow:
         num_outputs, num_columns = self.weights.loc.shape
         return num_outputs * max(self.num_points, num_outputs, num_columns)
 
-    def response(self, posterior: GaussianPosterior, rows: Rows, kept: Derivatives | None = None) -> Response:
+    def response(
+        self, posterior: GaussianPosterior, rows: DesignRows, kept: Derivatives | None = None
+    ) -> Response:
         """How far the rows move their own outputs."""
         return response(posterior, lambda: self.curvatures(rows, kept), rows.num_rows)
 
-    def estimated_response(self, posterior: GaussianPosterior, rows: Rows, num_rows: int) -> Response:
+    def estimated_response(self, posterior: GaussianPosterior, rows: DesignRows, num_rows: int) -> Response:
         """The same from evenly spaced rows that stand for all: its relative error is about that of their mean curvature."""
         part = rows.subset(num_rows)
         factor = rows.total_weight / part.total_weight
@@ -222,7 +226,7 @@ class RowByRow:
             rows.num_rows,
         )
 
-    def can_sample(self, rows: Rows) -> bool:
+    def can_sample(self, rows: DesignRows) -> bool:
         """Whether the likelihood ties outputs, of a layer small enough to keep the ties, and all rows count the same."""
         num_outputs, num_columns = self.weights.loc.shape
         design, targets = rows[:NUM_FIRST_ROWS]
@@ -230,12 +234,12 @@ class RowByRow:
             return False
         return num_outputs > 1 and has_ties(self.derivatives(self.weights.outputs(design), targets)[1])
 
-    def sizes(self, rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
+    def sizes(self, rows: DesignRows) -> tuple[Tensor, Tensor, Tensor]:
         """``|g|^2``, ``tr L`` and leverage ``h' (sum_n tr L_n h_n h_n')^-1 h`` of all rows, each ``[N]``."""
         num_columns = self.weights.loc.shape[1]
         total = self.weights.loc.new_zeros(num_columns, num_columns, dtype=torch.float64)
         parts = []
-        for design, targets in blocks_of(rows, None, self.row_size):
+        for design, targets in row_blocks(rows, None, self.row_size):
             gradient, curvature = self.derivatives(self.weights.outputs(design), targets)
             own = curvature.diagonal(dim1=-2, dim2=-1).sum(-1).clamp_min(0)
             total += (design * own[:, None]).mT @ design
@@ -245,30 +249,32 @@ class RowByRow:
         inverse = torch.cholesky_inverse(torch.linalg.cholesky(total)).to(self.weights.loc)
         leverage = [
             ((design @ inverse) * design).sum(-1).clamp_min(0)
-            for design, _ in blocks_of(rows, None, self.row_size)
+            for design, _ in row_blocks(rows, None, self.row_size)
         ]
         return pull, own, torch.cat(leverage)
 
-    def kept_derivatives(self, rows: Rows) -> Derivatives | None:
+    def kept_derivatives(self, rows: DesignRows) -> Derivatives | None:
         """Derivatives of all rows, where they fit in memory: they are needed twice."""
         num_outputs = self.weights.loc.shape[0]
         if rows.num_rows * num_outputs**2 > MAX_KEPT_NUMBERS:
             return None
         return self.all_derivatives(rows)
 
-    def all_derivatives(self, rows: Rows) -> Derivatives:
+    def all_derivatives(self, rows: DesignRows) -> Derivatives:
         """Derivatives of all rows."""
         parts = [
             self.derivatives(self.weights.outputs(design), targets)
-            for design, targets in blocks_of(rows, None, self.row_size)
+            for design, targets in row_blocks(rows, None, self.row_size)
         ]
         gradient, curvature = zip(*parts, strict=True)
         return torch.cat(gradient), torch.cat(curvature)
 
-    def curvatures(self, rows: Rows, kept: Derivatives | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+    def curvatures(
+        self, rows: DesignRows, kept: Derivatives | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         """Design and expected negative Hessian of all rows."""
         start = 0
-        for design, targets in blocks_of(rows, None, self.row_size):
+        for design, targets in row_blocks(rows, None, self.row_size):
             stop = start + len(design)
             if kept is None:
                 yield design, self.derivatives(self.weights.outputs(design), targets)[1]
@@ -311,14 +317,16 @@ class RowByRow:
         noise = {name: value[: len(draws)] for name, value in self.noise.items()}
         weight, values = weight_of(targets), values_of(targets)
         gradient, curvature = self.likelihood.expected_derivatives(
-            draws, values, **noise, **known_of(targets)
+            draws, values, **noise, **row_data(targets)
         )
         if weight is None:
             return gradient, curvature
         return weight[:, None] * gradient, weight[:, None, None] * curvature
 
-    def _average(self, outputs: OutputGaussian, targets: Targets, noise: Noise, num_points: int) -> Tensor:
-        known = {**noise, **known_of(targets)}
+    def _average(
+        self, outputs: OutputGaussian, targets: Targets, noise: NoiseValues, num_points: int
+    ) -> Tensor:
+        known = {**noise, **row_data(targets)}
         return self.likelihood.predictive_log_prob(outputs, values_of(targets), num_points, 0, **known)
 
     def _density_without(self, outputs: OutputGaussian, targets: Targets) -> Tensor:
@@ -386,9 +394,9 @@ def mixture_without(outputs: OutputMixture, targets: Targets) -> OutputMixture:
     return replace(outputs, loc=values - (values - outputs.loc) / rest, scale=outputs.scale / rest.sqrt())
 
 
-def blocks_of(rows: Rows, index: Tensor | None, row_size: int) -> Iterator[tuple[Tensor, Targets]]:
+def row_blocks(rows: DesignRows, index: Tensor | None, row_size: int) -> Iterator[tuple[Tensor, Targets]]:
     """Design and targets of chosen rows, as many at a time as memory allows."""
-    size = rows_at_once(row_size)
+    size = rows_in_memory(row_size)
     if index is None:
         yield from rows.blocks(size)
         return
@@ -396,6 +404,6 @@ def blocks_of(rows: Rows, index: Tensor | None, row_size: int) -> Iterator[tuple
         yield rows[part.to(rows.device)]
 
 
-def rows_at_once(row_size: int) -> int:
+def rows_in_memory(row_size: int) -> int:
     """How many rows of so many numbers are held at once."""
     return max(1, CHUNK_NUMBERS // row_size)

@@ -41,7 +41,9 @@ NUM_GLOBAL_POINTS = 32
 NUM_NODES = 64
 MIN_DISTANCE = 1e-6  # of a point from the prior's centre, where a prior with a pole curves without bound
 
-Rows = Callable[[], Iterable[tuple[Tensor, Tensor]]]  # design [B, P] and curvature L [B, K, K], over all rows
+CurvatureBlocks = Callable[
+    [], Iterable[tuple[Tensor, Tensor]]
+]  # design [B, P] and curvature L [B, K, K], over all rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +84,7 @@ class Response:
 
 
 @torch.no_grad()
-def response(posterior: GaussianPosterior, rows: Rows, num_rows: int) -> Response:
+def response(posterior: GaussianPosterior, rows: CurvatureBlocks, num_rows: int) -> Response:
     """Sum the curvature over all rows; as much of it as the size of the layer allows.
 
     ============================== ================================= =====================================
@@ -151,12 +153,12 @@ def prior_precision(posterior: GaussianPosterior) -> Tensor:
 
 def global_draws(posterior: GaussianPosterior) -> list[dict[str, Tensor]]:
     """Quasi-random draws of the prior's hyper-parameters; one empty draw where it has none."""
-    globals_, latents = posterior.globals, posterior.latents
-    if not globals_.hyper_names:
+    sites, latents = posterior.global_sites, posterior.latents
+    if not sites.hyper_names:
         return [{}]
     points = normal_points(NUM_GLOBAL_POINTS, latents.num_globals).to(latents.globals_loc)
-    values = [globals_.constrain(latents.given(point)[0])[0] for point in points]
-    return [globals_.hyper(value) for value in values]
+    values = [sites.constrain(latents.given(point)[0])[0] for point in points]
+    return [sites.hyper(value) for value in values]
 
 
 def _curvature_of(
@@ -198,7 +200,7 @@ def quantile_nodes(num: int) -> Tensor:
     return torch.special.ndtri((torch.arange(num, dtype=torch.float64) + 0.5) / num)
 
 
-def _ties_outputs(rows: Rows) -> bool:
+def _ties_outputs(rows: CurvatureBlocks) -> bool:
     """Whether the likelihood's curvature has anything off the diagonal, by its first block of rows."""
     _, curvature = next(iter(rows()))
     return has_ties(curvature)

@@ -20,15 +20,15 @@ from bll_pyro.curvatures import Curvature, Diagonal, Full, Kronecker
 from bll_pyro.gaussian import Diagonal as IndependentNormals
 from bll_pyro.inference.base import Trace
 from bll_pyro.inference.expected_prior import log_prior
-from bll_pyro.inference.laplace.evidence import Evidence
+from bll_pyro.inference.laplace.evidence import LaplaceEvidence
 from bll_pyro.inference.laplace.maximize import maximize_evidence
 from bll_pyro.inference.nuts.whitening import MAX_JOINT, Whitening, whitening
 from bll_pyro.inference.row_likelihood import RowLikelihood
-from bll_pyro.inference.rows import Rows
+from bll_pyro.inference.rows import DesignRows
 from bll_pyro.inference.start import warm_start
 from bll_pyro.layer import LastLayer
 from bll_pyro.likelihoods.base import TargetShape
-from bll_pyro.model import Globals
+from bll_pyro.model import GlobalSites
 from bll_pyro.priors import GaussianPrior
 from bll_pyro.priors import Posterior as PosteriorPrior
 from bll_pyro.scope import generator
@@ -43,7 +43,7 @@ LEAST_SHARE = 1e-4  # of the precision of the approximation, which the prior has
 
 
 @dataclass(frozen=True, eq=False)
-class Origin:
+class ChainStart:
     """A Gaussian approximation: weights ``N(loc, R R')``, with everything else at a point.
 
     Parameters
@@ -67,26 +67,26 @@ class Origin:
     whitening: Whitening
 
 
-def find_origin(layer: LastLayer, rows: Rows, target_shape: TargetShape, trace: Trace) -> Origin:
+def approximate(layer: LastLayer, rows: DesignRows, target_shape: TargetShape, trace: Trace) -> ChainStart:
     """The origin for a layer on some rows; what did not go as it should goes into the trace."""
     num_outputs = layer.likelihood.num_outputs(target_shape)
     hyper = layer.prior.hyper((num_outputs, rows.frame.num_features))
     num_hyper = sum(prior.event_shape.numel() for prior in hyper.values())
     if isinstance(layer.prior, GaussianPrior) and num_hyper <= MAX_HYPER:
-        return of_evidence(layer, rows, target_shape, trace)
-    return of_bound(layer, rows, target_shape, trace)
+        return by_evidence(layer, rows, target_shape, trace)
+    return by_bound(layer, rows, target_shape, trace)
 
 
-def of_evidence(layer: LastLayer, rows: Rows, target_shape: TargetShape, trace: Trace) -> Origin:
+def by_evidence(layer: LastLayer, rows: DesignRows, target_shape: TargetShape, trace: Trace) -> ChainStart:
     """Laplace's approximation at the highest evidence."""
     num_outputs = layer.likelihood.num_outputs(target_shape)
     curvature: Curvature = Full() if num_outputs * rows.num_columns <= MAX_JOINT else Kronecker()
     if isinstance(layer.prior, PosteriorPrior) and not isinstance(curvature, Full):
         curvature = Diagonal()
-    evidence = Evidence(layer, rows, target_shape, curvature, MODE_TOLERANCE, MAX_STEPS)
-    summit = maximize_evidence(evidence)
-    at, num_learned = summit.point, evidence.settings.num_learned
-    if bool(summit.at_upper[:num_learned].any()):
+    evidence = LaplaceEvidence(layer, rows, target_shape, curvature, MODE_TOLERANCE, MAX_STEPS)
+    optimum = maximize_evidence(evidence)
+    at, num_learned = optimum.point, evidence.settings.num_learned
+    if bool(optimum.at_upper[:num_learned].any()):
         trace.stop(
             "the evidence grows with the prior scale without bound: look at the targets, or give a scale: "
             "priors.Normal(scale=1.0)"
@@ -94,19 +94,19 @@ def of_evidence(layer: LastLayer, rows: Rows, target_shape: TargetShape, trace: 
     informed, precision = list(at.mode.rows.informed()), at.mode.prior.precision
     whitened = whitening(informed, precision, layer.likelihood.independent_outputs)
     learned = evidence.settings.learned(at.psi)
-    return Origin(at.psi[num_learned:], learned, at.mode.weights, precision, whitened)
+    return ChainStart(at.psi[num_learned:], learned, at.mode.weights, precision, whitened)
 
 
-def of_bound(layer: LastLayer, rows: Rows, target_shape: TargetShape, trace: Trace) -> Origin:
+def by_bound(layer: LastLayer, rows: DesignRows, target_shape: TargetShape, trace: Trace) -> ChainStart:
     """Newton's method on the smoothed log joint density, in turns with learned hyper-parameters."""
     num_outputs, num_features = layer.likelihood.num_outputs(target_shape), rows.frame.num_features
-    globals_ = Globals(layer, (num_outputs, num_features), target_shape)
+    sites = GlobalSites(layer, (num_outputs, num_features), target_shape)
     learned = {
-        k: v.to(rows.frame.center) for k, v in layer.prior.learned((num_outputs, num_features)).items()
+        k: v.to(rows.frame.center) for k, v in layer.prior.learned_start((num_outputs, num_features)).items()
     }
-    start = warm_start(layer, globals_, rows, num_outputs, learned)
-    values = {k: v.double() for k, v in globals_.constrain(start.globals_loc)[0].items()}
-    noise, hyper = globals_.noise(values), globals_.hyper(values)
+    start = warm_start(layer, sites, rows, num_outputs, learned)
+    values = {k: v.double() for k, v in sites.constrain(start.globals_loc)[0].items()}
+    noise, hyper = sites.noise(values), sites.hyper(values)
     learned = {k: v.double() for k, v in learned.items()}
     function, independent = RowLikelihood(layer.likelihood, rows), layer.likelihood.independent_outputs
     loc, scale = start.loc.double(), start.scale.double()
@@ -129,7 +129,10 @@ def of_bound(layer: LastLayer, rows: Rows, target_shape: TargetShape, trace: Tra
         scale = whitened.variance().sqrt()
         change = 0.0
         if learned:
-            before, learned = learned, layer.prior.learn(loc[:, :num_features], scale[:, :num_features])
+            before, learned = (
+                learned,
+                layer.prior.learned_update(loc[:, :num_features], scale[:, :num_features]),
+            )
             change = max(float((learned[k] / before[k]).log().abs().max()) for k in learned)
         if distance <= START_TOLERANCE and change <= LEARNED_TOLERANCE:
             break
@@ -137,7 +140,7 @@ def of_bound(layer: LastLayer, rows: Rows, target_shape: TargetShape, trace: Tra
         trace.messages.append(
             f"the approximation in which chains start did not settle within {MAX_STEPS} steps"
         )
-    return Origin(start.globals_loc.double(), learned, loc, precision, whitened)
+    return ChainStart(start.globals_loc.double(), learned, loc, precision, whitened)
 
 
 class SmoothedPrior:

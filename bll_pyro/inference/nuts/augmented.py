@@ -13,10 +13,10 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from bll_pyro.inference.nuts.approximation import Origin
+from bll_pyro.inference.nuts.approximation import ChainStart
 from bll_pyro.layer import LastLayer
 from bll_pyro.likelihoods.base import TargetShape
-from bll_pyro.model import Globals
+from bll_pyro.model import GlobalSites
 from bll_pyro.priors import GaussianPrior, Horseshoe
 from bll_pyro.priors.base import Shape, centre, expand
 
@@ -43,8 +43,8 @@ class _LocalHorseshoe(GaussianPrior):
 
 
 def augmented(
-    layer: LastLayer, origin: Origin, num_features: int, target_shape: TargetShape
-) -> tuple[LastLayer, Origin]:
+    layer: LastLayer, origin: ChainStart, num_features: int, target_shape: TargetShape
+) -> tuple[LastLayer, ChainStart]:
     """The layer that chains run on, and the origin with a value for each unknown that it has on top.
 
     A local scale starts where the prior's variance is that of the approximation.
@@ -53,11 +53,11 @@ def augmented(
     if not isinstance(prior, Horseshoe):
         return layer, origin
     shape = (len(origin.loc), num_features)
-    values = Globals(layer, shape, target_shape).constrain(origin.u)[0]
+    values = GlobalSites(layer, shape, target_shape).constrain(origin.u)[0]
     precision = origin.prior_precision[:, :num_features]
     rest = (precision - values["c2"].reciprocal()).clamp_min(torch.finfo(precision.dtype).tiny)
     log_local = -0.5 * rest.log() - values["tau"].log()
     values["lambda"] = log_local.clamp(-MAX_LOG, MAX_LOG).exp()
     inside = replace(layer, prior=_LocalHorseshoe(prior))
-    u = Globals(inside, shape, target_shape).unconstrain(values)
+    u = GlobalSites(inside, shape, target_shape).unconstrain(values)
     return inside, replace(origin, u=u)

@@ -14,7 +14,7 @@ MAX_CUT_SHARE = 0.01
 MAX_JUDGED = 20_000  # single numbers for which R-hat and ESS are computed
 
 
-def judge(trace: Trace, draws: dict[str, Tensor], max_tree_depth: int) -> None:
+def check_chains(trace: Trace, draws: dict[str, Tensor], max_tree_depth: int) -> None:
     """Compute R-hat and ESS ``{site: [*event]}`` into ``trace.statistics``, and warn of what did not go well.
 
     Of a layer with more than 20,000 weights, evenly spaced ones are judged.
@@ -32,7 +32,7 @@ def judge(trace: Trace, draws: dict[str, Tensor], max_tree_depth: int) -> None:
             f"NUTS: {num_cut} of {num_draws} trajectories were cut at max_tree_depth={max_tree_depth}, so that draws are "
             "closer together than they need be; use more num_warmup, or a larger max_tree_depth"
         )
-    rhat, ess = diagnose(draws)
+    rhat, ess = rhat_and_ess(draws)
     trace.statistics |= {"rhat": rhat, "ess": ess}
     num_chains = stats["diverging"].shape[0]
     advice = "use more num_samples (and num_warmup)"
@@ -49,7 +49,7 @@ def judge(trace: Trace, draws: dict[str, Tensor], max_tree_depth: int) -> None:
         )
 
 
-def diagnose(draws: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def rhat_and_ess(draws: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Rank-normalised split R-hat, and bulk effective sample size, of every number of draws ``[chain, draw, *event]``."""
     from arviz_stats.base import array_stats
 

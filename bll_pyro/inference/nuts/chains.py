@@ -26,7 +26,7 @@ INTEGERS = ("n_steps", "tree_depth")
 
 
 @dataclass(frozen=True)
-class Settings:
+class ChainSettings:
     """How long and how carefully to sample; see :class:`bll_pyro.NUTS`."""
 
     num_warmup: int
@@ -46,7 +46,7 @@ class Chain:
 
 
 def run_chains(
-    density: LogDensity, seed: int, num_chains: int, settings: Settings, num_processes: int
+    density: LogDensity, seed: int, num_chains: int, settings: ChainSettings, num_processes: int
 ) -> list[Chain]:
     """Run chains with seeds derived from ``seed``, in up to ``num_processes`` processes."""
     seeds = [int(np.random.SeedSequence((seed, index)).generate_state(1)[0]) for index in range(num_chains)]
@@ -60,13 +60,13 @@ def run_chains(
         return list(pool(delayed(run_chain)(density, each, settings) for each in seeds))
 
 
-def run_chain(density: LogDensity, seed: int, settings: Settings) -> Chain:
+def run_chain(density: LogDensity, seed: int, settings: ChainSettings) -> Chain:
     """Warm up and sample one chain."""
     device = density.coordinates.loc.device
     with isolated(seed, density.dtype), one_thread(), pyro.validation_enabled(False):
         density.num_calls = 0
         start = initial_state(density, device)
-        num_globals = density.globals.num
+        num_globals = density.global_sites.num
         kernel = RecordingNUTS(
             potential_fn=density,
             step_size=FIRST_STEP * len(start["weights"]) ** -0.25,
@@ -95,7 +95,7 @@ def collect(density: LogDensity, mcmc: MCMC, potentials: list[float], num_gradie
     states = mcmc.get_samples()
     num_draws = len(states["weights"])
     weights = torch.empty(num_draws, *density.coordinates.loc.shape, dtype=density.dtype)
-    u = torch.empty(num_draws, density.globals.num, dtype=torch.float64)
+    u = torch.empty(num_draws, density.global_sites.num, dtype=torch.float64)
     stretches = np.empty(num_draws)
     for index in range(num_draws):
         place = density.place({name: values[index] for name, values in states.items()})

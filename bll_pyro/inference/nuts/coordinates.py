@@ -7,13 +7,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from bll_pyro.inference.nuts.approximation import Origin
+from bll_pyro.inference.nuts.approximation import ChainStart
 from bll_pyro.inference.nuts.density import Coordinates, LogDensity, LogPrior
 from bll_pyro.inference.nuts.row_terms import RowTerms
-from bll_pyro.inference.rows import Rows
+from bll_pyro.inference.rows import DesignRows
 from bll_pyro.layer import LastLayer
 from bll_pyro.likelihoods.base import TargetShape
-from bll_pyro.model import Globals
+from bll_pyro.model import GlobalSites
 from bll_pyro.priors import GaussianPrior
 
 DIFFERENCE = 0.01  # of an unconstrained number
@@ -21,7 +21,7 @@ MIN_PRECISION = 0.1  # logs of scales are rarely less certain a priori than a fa
 
 
 def coordinates(
-    layer: LastLayer, origin: Origin, rows: Rows, target_shape: TargetShape, terms: RowTerms
+    layer: LastLayer, origin: ChainStart, rows: DesignRows, target_shape: TargetShape, terms: RowTerms
 ) -> Coordinates:
     """Coordinates around an origin; the mass matrix that a chain adapts does the rest."""
     dtype, num_features = rows.frame.center.dtype, rows.frame.num_features
@@ -29,10 +29,10 @@ def coordinates(
     made = Coordinates(origin.u, torch.ones_like(origin.u), origin.loc, whitening)
     if not len(origin.u):
         return made
-    globals_ = Globals(layer, (len(origin.loc), num_features), target_shape)
-    if isinstance(layer.prior, GaussianPrior) and globals_.hyper_names:
+    sites = GlobalSites(layer, (len(origin.loc), num_features), target_shape)
+    if isinstance(layer.prior, GaussianPrior) and sites.hyper_names:
         prior = LogPrior(layer, num_features, origin.learned, torch.zeros_like(origin.loc))
-        there = prior.terms(globals_.hyper(globals_.constrain(origin.u)[0])).precision
+        there = prior.terms(sites.hyper(sites.constrain(origin.u)[0])).precision
         # the posterior's precision of a weight by itself, less the prior's share
         known = (origin.whitening.variance().reciprocal() - there).clamp_min(0)
         made = replace(made, known=known.detach())

@@ -32,7 +32,7 @@ from bll_pyro.inference.nuts.row_terms import RowTerms
 from bll_pyro.inference.nuts.whitening import Whitening
 from bll_pyro.layer import LastLayer
 from bll_pyro.likelihoods.base import TargetShape
-from bll_pyro.model import Globals
+from bll_pyro.model import GlobalSites
 from bll_pyro.priors import GaussianPrior, ScaleMixturePrior
 from bll_pyro.priors.base import centre
 
@@ -108,45 +108,45 @@ class LogDensity:
     ) -> None:  # fmt: skip
         self.layer, self.terms, self.coordinates, self.dtype = layer, terms, coordinates, dtype
         loc = coordinates.loc
-        self.globals = Globals(layer, (len(loc), num_features), target_shape)
+        self.global_sites = GlobalSites(layer, (len(loc), num_features), target_shape)
         self.prior = LogPrior(layer, num_features, learned, torch.zeros_like(loc))
         self.num_calls = 0
         self._quadratic: PriorTerms | None = None
-        if self.prior.fixed is not None and not self.globals.num:
+        if self.prior.fixed is not None and not self.global_sites.num:
             parts = self.prior.fixed
             self._quadratic = replace(parts, loc=parts.loc.to(dtype), precision=parts.precision.to(dtype))
             self._loc = loc.to(dtype)
         if coordinates.known is not None:
-            there = self.prior.terms(self.globals.hyper(self.globals.constrain(coordinates.u)[0]))
+            there = self.prior.terms(self.global_sites.hyper(self.global_sites.constrain(coordinates.u)[0]))
             self._precision, self._center = (coordinates.known + there.precision).detach(), there.loc
 
     @property
     def shape(self) -> dict[str, int]:
         """Sizes of the coordinates."""
-        num_globals = {"globals": self.globals.num} if self.globals.num else {}
+        num_globals = {"globals": self.global_sites.num} if self.global_sites.num else {}
         return {**num_globals, "weights": self.coordinates.loc.numel()}
 
     def place(self, state: State) -> tuple[Tensor, Tensor, Tensor]:
         """Global unknowns ``u [U]``, weights ``A [K, P]`` and ``sum log r``."""
         at = self.coordinates
         moved = at.whitening.apply(state["weights"].to(self.dtype)).to(at.loc)
-        if not self.globals.num:
+        if not self.global_sites.num:
             return at.u, at.loc + moved, at.loc.new_zeros(())
         u = at.u + at.u_scale * state["globals"]
         if at.known is None:
             return u, at.loc + moved, at.loc.new_zeros(())
-        terms = self.prior.terms(self.globals.hyper(self.globals.constrain(u)[0]))
+        terms = self.prior.terms(self.global_sites.hyper(self.global_sites.constrain(u)[0]))
         square = self._precision / (at.known + terms.precision)
         weights = self._center + square * (at.loc - self._center) + square.sqrt() * moved
         return u, weights, 0.5 * square.log().sum()
 
     def log_joint(self, u: Tensor, weights: Tensor) -> Tensor:
         """``log p(y, u, A)``, targets on the standardised scale, with the Jacobian of the global unknowns, nats."""
-        if not self.globals.num:
+        if not self.global_sites.num:
             return self.terms.log_prob(weights, {}) + self.prior(weights, {})
-        values, log_density, log_jacobian = self.globals.constrain(u)
-        rows = self.terms.log_prob(weights, self.globals.noise(values))
-        return rows + self.prior(weights, self.globals.hyper(values)) + log_density + log_jacobian
+        values, log_density, log_jacobian = self.global_sites.constrain(u)
+        rows = self.terms.log_prob(weights, self.global_sites.noise(values))
+        return rows + self.prior(weights, self.global_sites.hyper(values)) + log_density + log_jacobian
 
     def __call__(self, state: State) -> Tensor:
         """``-log p`` of the coordinates, up to a constant."""

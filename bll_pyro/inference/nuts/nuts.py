@@ -8,17 +8,17 @@ from dataclasses import dataclass, replace
 import torch
 
 from bll_pyro.inference.base import Inference, Trace
-from bll_pyro.inference.nuts.approximation import find_origin
+from bll_pyro.inference.nuts.approximation import approximate
 from bll_pyro.inference.nuts.augmented import augmented
-from bll_pyro.inference.nuts.chain_checks import judge
-from bll_pyro.inference.nuts.chains import Chain, Settings, run_chains
+from bll_pyro.inference.nuts.chain_checks import check_chains
+from bll_pyro.inference.nuts.chains import Chain, ChainSettings, run_chains
 from bll_pyro.inference.nuts.coordinates import coordinates
 from bll_pyro.inference.nuts.density import LogDensity
 from bll_pyro.inference.nuts.row_terms import row_terms
-from bll_pyro.inference.rows import Rows
+from bll_pyro.inference.rows import DesignRows
 from bll_pyro.layer import LastLayer
 from bll_pyro.likelihoods.base import TargetShape
-from bll_pyro.model import Globals
+from bll_pyro.model import GlobalSites
 from bll_pyro.posterior import Draws, DrawsPosterior, Posterior
 
 MAX_BYTES = 8 * 2**30
@@ -93,34 +93,34 @@ class NUTS(Inference):
     def run(
         self,
         layer: LastLayer,
-        rows: Rows,
+        rows: DesignRows,
         target_shape: TargetShape,
         *,
         seed: int,
-        validation: Rows | None = None,
+        validation: DesignRows | None = None,
     ) -> tuple[Posterior, Trace]:
         """Approximate, whiten, sample, judge."""
         began = time.perf_counter()
         trace, frame = Trace(), rows.frame
         layer.prior.check((layer.likelihood.num_outputs(target_shape), frame.num_features))
-        origin = find_origin(layer, rows, target_shape, trace)
+        origin = approximate(layer, rows, target_shape, trace)
         inside, start = augmented(layer, origin, frame.num_features, target_shape)
         terms = row_terms(layer.likelihood, rows, len(origin.loc))
         place = coordinates(inside, start, rows, target_shape, terms)
         dtype = frame.center.dtype
         density = LogDensity(inside, frame.num_features, target_shape, terms, origin.learned, place, dtype)
-        settings = Settings(self.num_warmup, self.num_samples, self.target_accept, self.max_tree_depth)
+        settings = ChainSettings(self.num_warmup, self.num_samples, self.target_accept, self.max_tree_depth)
         num_processes = self._num_processes(rows, trace)
         chains = run_chains(density, seed, self.num_chains, settings, num_processes)
         learned = {name: value.to(frame.center) for name, value in origin.learned.items()}
         posterior = DrawsPosterior(layer, frame, target_shape, len(origin.loc), learned)
-        posterior = replace(posterior, draws=present(posterior, density.globals, chains))
+        posterior = replace(posterior, draws=present(posterior, density.global_sites, chains))
         keep_statistics(trace, chains, posterior, rows.total_weight)
-        judge(trace, posterior.draws, self.max_tree_depth)
+        check_chains(trace, posterior.draws, self.max_tree_depth)
         trace.wall_time = time.perf_counter() - began
         return posterior, trace
 
-    def _num_processes(self, rows: Rows, trace: Trace) -> int:
+    def _num_processes(self, rows: DesignRows, trace: Trace) -> int:
         if self.num_chains == 1:
             return 1
         if rows.device.type != "cpu":
@@ -139,16 +139,16 @@ class NUTS(Inference):
         return min(wanted, self.num_chains)
 
 
-def present(posterior: DrawsPosterior, globals_: Globals, chains: list[Chain]) -> Draws:
-    """Draws ``{site: [chain, draw, *event]}`` of the sites of the layer, weights turned back from the axes of the frame."""
+def present(posterior: DrawsPosterior, sites: GlobalSites, chains: list[Chain]) -> Draws:
+    """Draws ``{site: [chain, draw, *event]}`` of the sites of the layer, weights rotated back from the axes of the frame."""
     frame = posterior.frame
     weights = torch.stack([torch.from_numpy(chain.weights) for chain in chains]).to(frame.center)
     draws = {name: value.contiguous() for name, value in frame.split(weights).items()}
-    sites = posterior.globals.priors
-    if sites:
+    names = posterior.global_sites.priors
+    if names:
         u = torch.stack([torch.from_numpy(chain.u) for chain in chains]).to(frame.center.device)
-        values = globals_.constrain(u)[0]
-        draws |= posterior._present({name: values[name].to(frame.center.dtype) for name in sites})
+        values = sites.constrain(u)[0]
+        draws |= posterior._present({name: values[name].to(frame.center.dtype) for name in names})
     return draws
 
 

@@ -22,23 +22,23 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from bll_pyro.gaussian.weights import LOG_TWO_PI
-from bll_pyro.inference.rows import Rows
+from bll_pyro.inference.rows import DesignRows
 from bll_pyro.inference.targets import log_prob, values_of, weight_of
 from bll_pyro.likelihoods import Categorical, Gaussian, Likelihood
 
 BLOCK_NUMBERS = 2**18  # numbers of a block of rows: its outputs stay in a processor's cache
-Noise = dict[str, Tensor]
-Slopes = tuple[Tensor, Tensor, Noise]  # value [], slope in the weights [K, P], slopes in the noise
+NoiseValues = dict[str, Tensor]
+Slopes = tuple[Tensor, Tensor, NoiseValues]  # value [], slope in the weights [K, P], slopes in the noise
 
 
 class RowTerms(ABC):
     """``sum_n log p(y_n | A h_n, noise)`` with its slopes: value in float64, the rest in the precision of the rows."""
 
     @abstractmethod
-    def __call__(self, weights: Tensor, noise: Noise) -> Slopes:
+    def __call__(self, weights: Tensor, noise: NoiseValues) -> Slopes:
         """Value and slopes at weights ``A [K, P]`` and noise of the likelihood's own shapes."""
 
-    def log_prob(self, weights: Tensor, noise: Noise) -> Tensor:
+    def log_prob(self, weights: Tensor, noise: NoiseValues) -> Tensor:
         """The value, differentiable once in weights and noise."""
         return _LogProb.apply(self, tuple(noise), weights, *noise.values())
 
@@ -57,7 +57,7 @@ class GaussianRows(RowTerms):
     all that the rows do, at any N, and without squaring the condition number as ``H'H`` would.
     """
 
-    def __init__(self, likelihood: Gaussian, rows: Rows) -> None:
+    def __init__(self, likelihood: Gaussian, rows: DesignRows) -> None:
         self.likelihood, self.num_rows = likelihood, rows.total_weight
         num_columns, joined = rows.num_columns, None
         for design, targets in rows.blocks():
@@ -70,7 +70,7 @@ class GaussianRows(RowTerms):
         assert joined is not None
         self.design, self.targets = joined[:, :num_columns].contiguous(), joined[:, num_columns:].contiguous()
 
-    def __call__(self, weights: Tensor, noise: Noise) -> Slopes:
+    def __call__(self, weights: Tensor, noise: NoiseValues) -> Slopes:
         residual = self.targets - self.design @ weights.to(self.design).mT
         scale = self.likelihood.scale(residual, **{k: v.to(residual) for k, v in noise.items()})
         scale = scale.reshape(-1).expand(residual.shape[1])
@@ -85,7 +85,7 @@ class GaussianRows(RowTerms):
 class SoftmaxRows(RowTerms):
     """Classes: slope ``(e_y - p) / temperature`` in the outputs, laid out ``[K, n]``, twice as fast as ``[n, K]``."""
 
-    def __init__(self, likelihood: Categorical, rows: Rows) -> None:
+    def __init__(self, likelihood: Categorical, rows: DesignRows) -> None:
         self.factor = 1.0 / likelihood.temperature
         self.blocks: list[tuple[Tensor, Tensor, Tensor]] = []
         for design, targets in rows.blocks(block_size(likelihood.num_classes, rows)):
@@ -93,7 +93,7 @@ class SoftmaxRows(RowTerms):
             # laid out [n, K] and seen as [K, n] by the slope, which this product reads fastest
             self.blocks.append((design.contiguous(), design.mT.contiguous(), hot.mT.contiguous()))
 
-    def __call__(self, weights: Tensor, noise: Noise) -> Slopes:
+    def __call__(self, weights: Tensor, noise: NoiseValues) -> Slopes:
         flat = weights.to(self.blocks[0][0])
         flat = flat if self.factor == 1.0 else flat * self.factor
         value, slope = weights.new_zeros((), dtype=torch.float64), torch.zeros_like(flat)
@@ -107,11 +107,11 @@ class SoftmaxRows(RowTerms):
 class AnyRows(RowTerms):
     """Any likelihood: its own log density, differentiated in the outputs and in the noise."""
 
-    def __init__(self, likelihood: Likelihood, rows: Rows, num_outputs: int) -> None:
+    def __init__(self, likelihood: Likelihood, rows: DesignRows, num_outputs: int) -> None:
         self.likelihood = likelihood
         self.blocks = list(rows.blocks(block_size(num_outputs, rows)))
 
-    def __call__(self, weights: Tensor, noise: Noise) -> Slopes:
+    def __call__(self, weights: Tensor, noise: NoiseValues) -> Slopes:
         flat = weights.to(self.blocks[0][0])
         value, slope = weights.new_zeros((), dtype=torch.float64), torch.zeros_like(flat)
         leaves = {name: given.detach().to(flat).requires_grad_() for name, given in noise.items()}
@@ -130,7 +130,7 @@ class AnyRows(RowTerms):
         return value, slope, totals
 
 
-def row_terms(likelihood: Likelihood, rows: Rows, num_outputs: int) -> RowTerms:
+def row_terms(likelihood: Likelihood, rows: DesignRows, num_outputs: int) -> RowTerms:
     """The terms that suit a likelihood."""
     if type(likelihood) is Gaussian:
         return GaussianRows(likelihood, rows)
@@ -139,7 +139,7 @@ def row_terms(likelihood: Likelihood, rows: Rows, num_outputs: int) -> RowTerms:
     return AnyRows(likelihood, rows, num_outputs)
 
 
-def block_size(num_outputs: int, rows: Rows) -> int:
+def block_size(num_outputs: int, rows: DesignRows) -> int:
     """Rows at a time."""
     return max(256, BLOCK_NUMBERS // max(num_outputs, rows.num_columns))
 

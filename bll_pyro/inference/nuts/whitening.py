@@ -6,9 +6,9 @@ once a gradient, so that R must cost no more than the rows do.
 ============= ====================================================== =============================
 whitening     P is taken                                             numbers, and flops, of R
 ============= ====================================================== =============================
-Joint         as it is                                               ``(K P)^2``
-OutputBlocks  block by block in output axes                          ``K P^2``
-ProductAxes   diagonal in output axes (x) column axes                ``K^2 + P^2``
+JointWhitening         as it is                                               ``(K P)^2``
+BlockWhitening  block by block in output axes                          ``K P^2``
+ProductWhitening   diagonal in output axes (x) column axes                ``K^2 + P^2``
 ============= ====================================================== =============================
 
 Output axes are the eigenvectors of the mean information of the outputs. For a softmax one of them moves all outputs
@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from bll_pyro.curvatures import Full
-from bll_pyro.curvatures.full import joint
+from bll_pyro.curvatures.full import as_matrix
 from bll_pyro.gaussian.information import Information
 from bll_pyro.gaussian.precision import diagonal
 
@@ -76,7 +76,7 @@ class Whitening(ABC):
 
 
 @dataclass(frozen=True, eq=False)
-class Joint(Whitening):
+class JointWhitening(Whitening):
     """``R [K, P, K P]``, upper triangular as a matrix ``[K P, K P]``."""
 
     root: Tensor
@@ -96,7 +96,7 @@ class Joint(Whitening):
 
 
 @dataclass(frozen=True, eq=False)
-class OutputBlocks(Whitening):
+class BlockWhitening(Whitening):
     """Output axes ``[K, K]`` and a triangle ``R_k [P, P]`` for each: ``A = Q [R_1 z_1; R_2 z_2; ...]``."""
 
     axes: Tensor
@@ -117,7 +117,7 @@ class OutputBlocks(Whitening):
 
 
 @dataclass(frozen=True, eq=False)
-class ProductAxes(Whitening):
+class ProductWhitening(Whitening):
     """Axes of outputs ``[K, K]`` and of columns ``[P, P]``, and a scale ``[K, P]``: ``A = Q (s * Z) V'``."""
 
     axes: Tensor
@@ -147,7 +147,7 @@ def whitening(informed: Informed, prior: Tensor, is_independent: bool) -> Whiten
     informed
         All rows; read more than once.
     prior
-        Precision ``[K, P]``, ``[K, P, P]`` or ``[K, P, K, P]``; beyond the joint form only its diagonal counts.
+        Precision ``[K, P]``, ``[K, P, P]`` or ``[K, P, K, P]``; beyond the as_matrix form only its diagonal counts.
     is_independent
         Whether no row ties two outputs.
     """
@@ -158,8 +158,8 @@ def whitening(informed: Informed, prior: Tensor, is_independent: bool) -> Whiten
         for design, information in informed:
             Full().add(sums, design, information)
         (total,) = sums
-        tril = torch.linalg.cholesky((total + joint(like)).reshape(num_outputs * num_columns, -1))
-        return Joint(inverse_root(tril).view(num_outputs, num_columns, -1))
+        tril = torch.linalg.cholesky((total + as_matrix(like)).reshape(num_outputs * num_columns, -1))
+        return JointWhitening(inverse_root(tril).view(num_outputs, num_columns, -1))
     total = like.new_zeros(num_outputs, num_outputs)
     for _, information in informed:
         total += information.sum()
@@ -167,7 +167,7 @@ def whitening(informed: Informed, prior: Tensor, is_independent: bool) -> Whiten
     axes = identity if is_independent else torch.linalg.eigh(total).eigenvectors
     inside = axes.square().mT @ diagonal(like)
     if num_outputs * num_columns**2 <= MAX_BLOCK_NUMBERS:
-        return OutputBlocks(axes, block_roots(informed, axes, inside))
+        return BlockWhitening(axes, block_roots(informed, axes, inside))
     gram, weight = like.new_zeros(num_columns, num_columns), 0.0
     for design, information in informed:
         trace = information.trace()
@@ -176,7 +176,7 @@ def whitening(informed: Informed, prior: Tensor, is_independent: bool) -> Whiten
     values, columns = torch.linalg.eigh(gram / weight)
     level = (axes.mT @ total @ axes).diagonal().clamp_min(0)
     precision = level[:, None] * values.clamp_min(0) + inside @ columns.square()
-    return ProductAxes(axes, columns, precision.rsqrt())
+    return ProductWhitening(axes, columns, precision.rsqrt())
 
 
 def block_roots(informed: Informed, axes: Tensor, prior: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bll_pyro.gaussian import Outputs
-from bll_pyro.inference.targets import Noise, Targets, known_of, values_of, weight_of
+from bll_pyro.inference.targets import NoiseValues, Targets, row_data, values_of, weight_of
 from bll_pyro.likelihoods import Likelihood
 from bll_pyro.posterior import Posterior
 
@@ -26,14 +26,14 @@ def total_loss(
     likelihood: Likelihood,
     outputs: Callable[[Tensor], Outputs],
     blocks: Iterable[tuple[Tensor, Targets]],
-    noise: Noise,
+    noise: NoiseValues,
     num_points: int,
 ) -> float:
     """(Weighted) negative log predictive density, nats, summed over blocks of rows; noise as draws ``[S, 1, ...]``."""
     total = 0.0
     for rows, targets in blocks:
         log_probs = likelihood.predictive_log_prob(
-            outputs(rows), values_of(targets), num_points, 0, **noise, **known_of(targets)
+            outputs(rows), values_of(targets), num_points, 0, **noise, **row_data(targets)
         )
         weight = weight_of(targets)
         total -= float((log_probs if weight is None else weight * log_probs).sum())

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bll_pyro.inference.leave_one_out.leave_out import leave_one_out
 from bll_pyro.inference.prior_scale.held_out import rows_at_once, total_loss
-from bll_pyro.inference.rows import Rows
+from bll_pyro.inference.rows import DesignRows
 from bll_pyro.inference.targets import weight_of
 from bll_pyro.posterior import GaussianPosterior
 from bll_pyro.scope import generator
@@ -28,8 +28,8 @@ NUM_POINTS = 128
 class Fold:
     """Rows that are fitted, and rows that are predicted; without the latter each row is left out by one step."""
 
-    fitted: Rows
-    held_out: Rows | None
+    fitted: DesignRows
+    held_out: DesignRows | None
 
     @torch.no_grad()
     def loss(self, posterior: GaussianPosterior) -> float:
@@ -44,14 +44,14 @@ class Fold:
         return total_loss(posterior.layer.likelihood, weights.outputs, blocks, noise, NUM_POINTS)
 
 
-def folds(rows: Rows, num_folds: int, seed: int) -> list[Fold]:
+def folds(rows: DesignRows, num_folds: int, seed: int) -> list[Fold]:
     """Random folds of equal size; with one fold all rows are fitted, and left out one at a time."""
     if num_folds == 1:
         return [Fold(rows, None)]
     return divided(rows, fold_of(rows.num_rows, num_folds, seed))
 
 
-def divided(rows: Rows, number: Tensor) -> list[Fold]:
+def divided(rows: DesignRows, number: Tensor) -> list[Fold]:
     """The folds of rows with the numbers ``[N]`` of theirs."""
     parts = [(number != k, number == k) for k in range(int(number.max()) + 1)]
     return [Fold(*(rows.take(mask.nonzero().squeeze(-1)) for mask in part)) for part in parts]
@@ -173,7 +173,7 @@ class ScalePath[State](HeldOutLosses):
         return x
 
 
-def smallest_scale(rows: Rows) -> float:
+def smallest_scale(rows: DesignRows) -> float:
     """The scale at which outputs have a prior standard deviation of ``1 / sqrt(N)``.
 
     N rows cannot tell a smaller one from 0, and a prior that knows the weights to be 0 knows no uncertainty.

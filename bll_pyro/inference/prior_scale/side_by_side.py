@@ -26,14 +26,14 @@ from bll_pyro.guides import Start
 from bll_pyro.inference.expected_prior import log_prior
 from bll_pyro.inference.prior_scale.held_out import rows_at_once, total_loss
 from bll_pyro.inference.prior_scale.search import NUM_POINTS, Fold, divided
-from bll_pyro.inference.rows import Rows
+from bll_pyro.inference.rows import DesignRows
 from bll_pyro.inference.schedule import adam, half_cosine
-from bll_pyro.inference.targets import Noise, expected_log_prob
+from bll_pyro.inference.targets import NoiseValues, expected_log_prob
 from bll_pyro.layer import LastLayer
 
 SMALLEST_SHARE = 1e-10  # of the largest eigenvalue; less is rounding
 
-StartOf = Callable[[Rows, dict[str, Tensor]], Start]
+StartOf = Callable[[DesignRows, dict[str, Tensor]], Start]
 """Where a fit of some rows at some hyper-parameters starts."""
 
 
@@ -58,9 +58,9 @@ class FoldFits:
     """
 
     layer: LastLayer
-    rows: Rows
+    rows: DesignRows
     held_out: Tensor
-    noise: Noise
+    noise: NoiseValues
     hyper: dict[str, Tensor]
     start: StartOf
     is_point: bool
@@ -154,16 +154,16 @@ class FoldFits:
         return total / self.rows.num_rows
 
 
-def principal(layer: LastLayer, rows: Rows) -> tuple[LastLayer, Rows]:
+def principal(layer: LastLayer, rows: DesignRows) -> tuple[LastLayer, DesignRows]:
     """The same in those principal axes of the rows in which they vary, where the prior is the same in all axes.
 
     Along the others no row says anything of the weights, which stay at their prior, and no row's output depends on them:
     of N rows with more features N axes are left.
     """
-    if not layer.prior.turns:
+    if not layer.prior.can_rotate:
         return layer, rows
     num_features = rows.frame.num_features
     features = torch.cat([design[:, :num_features] for design, _ in rows.blocks()]).double()
     values, vectors = torch.linalg.eigh(features.mT @ features)
     kept = vectors[:, values > SMALLEST_SHARE * values[-1]].to(rows.frame.center)
-    return layer.turned(kept), rows.turned(kept)
+    return layer.rotated(kept), rows.rotated(kept)

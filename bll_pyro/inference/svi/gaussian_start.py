@@ -24,12 +24,12 @@ from bll_pyro.gaussian import Dense, Diagonal, OutputGaussian, flatten
 from bll_pyro.gaussian.information import DenseInformation
 from bll_pyro.guides import Start
 from bll_pyro.inference.expected_prior import log_prior
-from bll_pyro.inference.rows import Rows
+from bll_pyro.inference.rows import DesignRows
 from bll_pyro.inference.start import NUM_START_ROWS
-from bll_pyro.inference.targets import Targets, known_of, values_of, weight_of
+from bll_pyro.inference.targets import Targets, row_data, values_of, weight_of
 from bll_pyro.layer import LastLayer
 from bll_pyro.likelihoods import Likelihood
-from bll_pyro.model import Globals
+from bll_pyro.model import GlobalSites
 from bll_pyro.scope import generator
 
 MAX_WEIGHTS = 4096  # beyond, factoring the precision a few times costs as much as training
@@ -47,8 +47,8 @@ NEAR = 0.1  # the same, beyond which the result is no better start than the mode
 
 
 @torch.no_grad()
-def joint_start(
-    layer: LastLayer, globals_: Globals, rows: Rows, start: Start, learned: dict[str, Tensor]
+def dense_start(
+    layer: LastLayer, sites: GlobalSites, rows: DesignRows, start: Start, learned: dict[str, Tensor]
 ) -> Start:
     """Give ``start`` means and the Cholesky factor of a covariance, from up to 4,096 rows (scaled to all).
 
@@ -58,8 +58,8 @@ def joint_start(
     if start.loc.numel() > MAX_WEIGHTS or not layer.prior.has_density or layer.prior.covers_bias:
         return start
     part = rows.subset(NUM_START_ROWS)
-    values = globals_.constrain(start.globals_loc)[0]
-    noise, hyper = globals_.noise(values), {**learned, **globals_.hyper(values)}
+    values = sites.constrain(start.globals_loc)[0]
+    noise, hyper = sites.noise(values), {**learned, **sites.hyper(values)}
     loc = start.loc.double()
     posterior: Diagonal | Dense = Diagonal(start.loc, start.scale)
     path: list[dict[str, Tensor]] = []
@@ -107,7 +107,7 @@ def joint_start(
 
 @torch.no_grad()
 def rows_at(
-    likelihood: Likelihood, rows: Rows, posterior: Diagonal | Dense, noise: dict[str, Tensor]
+    likelihood: Likelihood, rows: DesignRows, posterior: Diagonal | Dense, noise: dict[str, Tensor]
 ) -> tuple[Tensor, Tensor]:
     """``sum_n E_q[g_n] h_n' [K, P]`` and ``sum_n E_q[L_n] (x) h_n h_n' [K, P, K, P]``, float64."""
     num_outputs, num_columns = posterior.loc.shape
@@ -125,7 +125,7 @@ def derivatives(
     likelihood: Likelihood, outputs: OutputGaussian, targets: Targets, noise: dict[str, Tensor]
 ) -> tuple[Tensor, Tensor]:
     """Weighted ``E_q[g_n] [N, K]`` and ``E_q[L_n] [N, K, K]``."""
-    told = {**{name: value[None, None] for name, value in noise.items()}, **known_of(targets)}
+    told = {**{name: value[None, None] for name, value in noise.items()}, **row_data(targets)}
     draws = outputs.draws(NUM_POINTS)
     draws = draws + (outputs.mean - draws.mean(0))  # so that what is linear in the outputs is exact
     gradient, curvature = likelihood.expected_derivatives(draws, values_of(targets), **told)
@@ -157,7 +157,7 @@ def followed(
     data = (scale.square().reciprocal() - prior_at(layer, loc, scale, hyper)[1]).clamp_min(0.0)
     found: dict[str, Tensor] = {}
     for _ in range(NUM_FOLLOWED):
-        found = layer.prior.learn(loc[:, :num_features], scale[:, :num_features])
+        found = layer.prior.learned_update(loc[:, :num_features], scale[:, :num_features])
         scale = (data + prior_at(layer, loc, scale, {**hyper, **found})[1]).rsqrt()
     return found
 

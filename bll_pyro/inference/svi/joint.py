@@ -21,8 +21,8 @@ from bll_pyro.inference.base import Trace
 from bll_pyro.inference.prior_scale.held_out import held_out_loss
 from bll_pyro.inference.schedule import BETAS, half_cosine
 from bll_pyro.inference.standardization import target_moments
-from bll_pyro.inference.start import median_globals
-from bll_pyro.inference.svi.nonfinite import NUM_PASSES, culprit, finite
+from bll_pyro.inference.start import median_sites
+from bll_pyro.inference.svi.nonfinite import NUM_PASSES, all_finite, explain_nonfinite
 from bll_pyro.inference.targets import with_columns
 from bll_pyro.layer import LastLayer
 from bll_pyro.model import Model
@@ -95,7 +95,7 @@ class JointModule(nn.Module):
 
 
 @dataclass
-class Joint:
+class JointTraining:
     """One joint training run."""
 
     svi: SVI
@@ -166,7 +166,7 @@ class Joint:
         loc = model.layer.center(scale)
         if not bool(loc.any()):
             loc = torch.randn(scale.shape, generator=generator(self.seed)) / num_columns**0.5
-        return Start(median_globals(model.globals, like), loc, scale, num_features)
+        return Start(median_sites(model.global_sites, like), loc, scale, num_features)
 
     def _optimizer(self, objective: Any) -> torch.optim.Optimizer:
         moving = trainable_parameters(self.backbone)
@@ -218,9 +218,9 @@ class Joint:
                     schedule.step()
                     history.append(value.detach().float())
                 recent = history[-1]
-                if not finite([recent]):
+                if not all_finite([recent]):
                     # the state after an epoch is good only if the next loss, the first that is taken there, is finite
-                    good = latest if finite([history[first]]) else before
+                    good = latest if all_finite([history[first]]) else before
                     module.load_state_dict(good)
                     cause = self._what_went_wrong(fabric, module, frame, objective, batch_size, order, random)
                     module.load_state_dict(good)
@@ -267,7 +267,7 @@ class Joint:
 
         passes = (self._batches(self.data, batch_size, order, fabric) for _ in range(NUM_PASSES))
         attempts = (partial(attempt, *batch) for batches in passes for batch in batches)
-        return culprit(objective.guide, objective.model, optimizer, attempts)
+        return explain_nonfinite(objective.guide, objective.model, optimizer, attempts)
 
     def _batches(
         self, source: Source, batch_size: int, order: torch.Generator | None, fabric: Any
@@ -319,4 +319,4 @@ def train_jointly(
             if validation_data is None
             else read(validation_data, need_targets=True, what="validation_data")
         )
-        return Joint(svi, layer, backbone, source, seed, held_out, device).run()
+        return JointTraining(svi, layer, backbone, source, seed, held_out, device).run()

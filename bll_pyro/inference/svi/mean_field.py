@@ -27,7 +27,7 @@ from bll_pyro.gaussian import OutputGaussian
 from bll_pyro.guides.diagonal import DiagonalGuide
 from bll_pyro.inference.targets import Targets, expected_log_prob
 from bll_pyro.layer import LastLayer
-from bll_pyro.model import Globals
+from bll_pyro.model import GlobalSites
 from bll_pyro.priors import Normal
 
 LOG_TWO_PI = math.log(2 * math.pi)
@@ -36,8 +36,8 @@ LOG_TWO_PI = math.log(2 * math.pi)
 class MeanFieldStep:
     """Value and gradients of the ELBO a row from a batch; gradients are left in ``guide.parameters()``."""
 
-    def __init__(self, guide: DiagonalGuide, layer: LastLayer, globals_: Globals, num_rows: int) -> None:
-        self.guide, self.layer, self.globals, self.num_rows = guide, layer, globals_, num_rows
+    def __init__(self, guide: DiagonalGuide, layer: LastLayer, sites: GlobalSites, num_rows: int) -> None:
+        self.guide, self.layer, self.global_sites, self.num_rows = guide, layer, sites, num_rows
         self.loc, self.raw = guide.loc, guide.scale_unconstrained
         for parameter in (self.loc, self.raw):
             parameter.grad = torch.zeros_like(parameter)
@@ -49,7 +49,7 @@ class MeanFieldStep:
         self.learned, self._held = learned, True
 
     @staticmethod
-    def applies(guide: object, layer: LastLayer, globals_: Globals) -> bool:
+    def applies(guide: object, layer: LastLayer, sites: GlobalSites) -> bool:
         """Whether this guide and layer have the form above."""
         prior = layer.prior
         plain = (
@@ -59,7 +59,7 @@ class MeanFieldStep:
             and not layer.prior.hyper((1, 1))
             and layer.bias_loc is None
         )
-        return type(guide) is DiagonalGuide and plain and not globals_.hyper_names
+        return type(guide) is DiagonalGuide and plain and not sites.hyper_names
 
     def parts(self, vector: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Views of u ``[U]``, weight ``[K, D]`` and bias ``[K]`` (or nothing) in a latent vector."""
@@ -155,11 +155,11 @@ class MeanFieldStep:
                 leaves += [location, raw]
                 noise_scale = functional.softplus(raw)
                 noise = torch.randn(len(u), dtype=u.dtype, device=u.device, generator=generator)
-                values, log_prior, log_jacobian = self.globals.constrain(location + noise_scale * noise)
+                values, log_prior, log_jacobian = self.global_sites.constrain(location + noise_scale * noise)
                 total = log_prior + log_jacobian + noise_scale.log().sum() + 0.5 * len(u) * (1 + LOG_TWO_PI)
             outputs = OutputGaussian(mean, spread)
             fit = expected_log_prob(
-                self.layer.likelihood, outputs, targets, generator, self.globals.noise(values)
+                self.layer.likelihood, outputs, targets, generator, self.global_sites.noise(values)
             )
             total = total + fit.sum() * (self.num_rows / batch_size)
             gradients = torch.autograd.grad(total, leaves)

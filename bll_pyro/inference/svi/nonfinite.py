@@ -32,12 +32,12 @@ def restore(parameters: Iterable[Tensor], state: list[Tensor]) -> None:
         parameter.copy_(value)
 
 
-def finite(tensors: Iterable[Tensor | None]) -> bool:
+def all_finite(tensors: Iterable[Tensor | None]) -> bool:
     """Whether all numbers are finite."""
     return all(bool(torch.isfinite(one).all()) for one in tensors if one is not None)
 
 
-def culprit(
+def explain_nonfinite(
     guide: nn.Module, model: nn.Module, optimizer: torch.optim.Optimizer, attempts: Iterable[Attempt]
 ) -> str:
     """Step until something is not finite, and say what it is; the parameters are left as they were before that step."""
@@ -45,14 +45,14 @@ def culprit(
     for attempt in attempts:
         before = snapshot(parameters)
         loss, features, arguments = attempt()
-        if not finite([features]):
+        if not all_finite([features]):
             return "the features of the backbone are not finite: give it a smaller learning rate"
-        if not finite([loss]):
-            return f"{site(guide, model, arguments)}: use a smaller learning rate, standardize=True, or a tighter prior"
-        if not finite(p.grad for p in parameters):
-            return f"{slope(guide, model)}: use a smaller learning rate or clip_norm, or a tighter prior"
+        if not all_finite([loss]):
+            return f"{nonfinite_site(guide, model, arguments)}: use a smaller learning rate, standardize=True, or a tighter prior"
+        if not all_finite(p.grad for p in parameters):
+            return f"{nonfinite_gradient(guide, model)}: use a smaller learning rate or clip_norm, or a tighter prior"
         optimizer.step()
-        if not finite(parameters):
+        if not all_finite(parameters):
             restore(parameters, before)
             rate = optimizer.param_groups[0]["lr"]
             return f"a step with learning rate {rate:g} leaves the range of the numbers: use a smaller one"
@@ -60,7 +60,7 @@ def culprit(
 
 
 @torch.no_grad()
-def site(guide: nn.Module, model: nn.Module, arguments: tuple[Any, ...]) -> str:
+def nonfinite_site(guide: nn.Module, model: nn.Module, arguments: tuple[Any, ...]) -> str:
     """The first site of the program whose value or log density is not finite, at one draw of the guide."""
     with pyro.validation_enabled(False):
         drawn = poutine.trace(guide).get_trace(*arguments)
@@ -69,15 +69,15 @@ def site(guide: nn.Module, model: nn.Module, arguments: tuple[Any, ...]) -> str:
     for name, node in program.nodes.items():
         if node["type"] != "sample":
             continue
-        if not finite([node["value"]]):
+        if not all_finite([node["value"]]):
             return f"the value of site {name!r} is not finite"
-        if not finite([node["log_prob"]]):
+        if not all_finite([node["log_prob"]]):
             return f"the log density of site {name!r} is not finite"
     return "the log densities of all sites are finite for one draw and not for others"
 
 
-def slope(guide: nn.Module, model: nn.Module) -> str:
+def nonfinite_gradient(guide: nn.Module, model: nn.Module) -> str:
     """The first parameter whose gradient is not finite."""
     named = [*guide.named_parameters(), *model.named_parameters()]
-    name = next((name for name, p in named if not finite([p.grad])), "a weight of the backbone")
+    name = next((name for name, p in named if not all_finite([p.grad])), "a weight of the backbone")
     return f"the slope of the loss in {name!r} is not finite"

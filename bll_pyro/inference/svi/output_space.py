@@ -6,7 +6,7 @@ on paper                                   in code
 ``sum_n E_q[log p(y_n | f_n, theta)] N/B`` ``expected_log_prob`` at ``weights.outputs(h)``
 ``E_q[log p(W | hyper)]``                  ``prior.expected_log_prob`` at the marginals of W
 ``E_q[log p(b)]``                          ``bias_log_prob``
-``E_q[log p(theta, hyper)]``               ``Globals.constrain`` (with the Jacobian to u)
+``E_q[log p(theta, hyper)]``               ``GlobalSites.constrain`` (with the Jacobian to u)
 ``H[q]``                                   ``LatentGaussian.entropy``
 ========================================== =====================================================
 
@@ -22,7 +22,7 @@ from bll_pyro.gaussian import LatentGaussian, WeightGaussian
 from bll_pyro.inference.expected_prior import log_prior
 from bll_pyro.inference.targets import Targets, expected_log_prob
 from bll_pyro.layer import LastLayer
-from bll_pyro.model import Globals
+from bll_pyro.model import GlobalSites
 
 
 def log_likelihood(
@@ -39,7 +39,7 @@ def log_likelihood(
 
 def elbo(
     layer: LastLayer,
-    globals_: Globals,
+    sites: GlobalSites,
     latents: LatentGaussian,
     design: Tensor,
     targets: Targets,
@@ -63,11 +63,11 @@ def elbo(
             generator=generator,
         )
         u, weights = latents.given(draw)
-        values, log_prior_globals, log_jacobian = globals_.constrain(u)
+        values, log_prior_globals, log_jacobian = sites.constrain(u)
         total = log_prior_globals if is_point else log_prior_globals + log_jacobian
-    fit = log_likelihood(layer, weights, design, targets, globals_.noise(values), generator)
+    fit = log_likelihood(layer, weights, design, targets, sites.noise(values), generator)
     total = total + fit * (num_rows / len(design))
-    total = total + log_prior(layer, weights, {**learned, **globals_.hyper(values)}, generator)
+    total = total + log_prior(layer, weights, {**learned, **sites.hyper(values)}, generator)
     return total if is_point else total + latents.entropy()
 
 
@@ -80,4 +80,4 @@ def learn(layer: LastLayer, latents: LatentGaussian) -> dict[str, Tensor]:
     num_features = latents.weights.loc.shape[1] - int(layer.bias)
     with torch.no_grad():
         loc, scale = latents.weights.loc[:, :num_features], latents.marginal_scale()[:, :num_features]
-        return layer.prior.learn(loc, scale)
+        return layer.prior.learned_update(loc, scale)

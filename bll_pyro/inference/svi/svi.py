@@ -29,16 +29,23 @@ from bll_pyro.inference.prior_scale.search import (
     smallest_scale,
 )
 from bll_pyro.inference.prior_scale.side_by_side import FoldFits, principal
-from bll_pyro.inference.rows import Rows
+from bll_pyro.inference.rows import DesignRows
 from bll_pyro.inference.schedule import adam, default_rate, half_cosine
 from bll_pyro.inference.start import first_scales, warm_start
-from bll_pyro.inference.svi.gaussian_start import joint_start
+from bll_pyro.inference.svi.gaussian_start import dense_start
 from bll_pyro.inference.svi.guide_draws import draw_guide
 from bll_pyro.inference.svi.mean_field import MeanFieldStep
-from bll_pyro.inference.svi.nonfinite import NUM_PASSES, Attempt, culprit, finite, restore, snapshot
+from bll_pyro.inference.svi.nonfinite import (
+    NUM_PASSES,
+    Attempt,
+    all_finite,
+    explain_nonfinite,
+    restore,
+    snapshot,
+)
 from bll_pyro.inference.svi.output_space import elbo, learn
 from bll_pyro.inference.svi.plateau import PACE, Plateau
-from bll_pyro.inference.targets import Targets, known_of, values_of, weight_of
+from bll_pyro.inference.targets import Targets, row_data, values_of, weight_of
 from bll_pyro.layer import LastLayer
 from bll_pyro.likelihoods.base import TargetShape
 from bll_pyro.model import Model
@@ -146,7 +153,7 @@ class SVI(Inference):
 
     def rotates(self, layer: LastLayer) -> bool:
         """Turn to principal axes where both guide and prior allow it."""
-        return self.guide.rotates and layer.prior.turns
+        return self.guide.can_rotate and layer.prior.can_rotate
 
     def rate(self, num_features: int) -> float:
         """Learning rate for rows of D features."""
@@ -160,15 +167,15 @@ class SVI(Inference):
     def run(
         self,
         layer: LastLayer,
-        rows: Rows,
+        rows: DesignRows,
         target_shape: TargetShape,
         *,
         seed: int,
-        validation: Rows | None = None,
+        validation: DesignRows | None = None,
     ) -> tuple[Posterior, Trace]:
         """Fit on features."""
         began = time.perf_counter()
-        declared, layer = layer, layer.turned(rows.frame.rotation)
+        declared, layer = layer, layer.rotated(rows.frame.rotation)
         model = Model(layer, rows.frame.num_features, target_shape).to(rows.device)
 
         def fitted(chosen: Learned | None) -> tuple[Objective, Trace]:
@@ -189,14 +196,14 @@ class SVI(Inference):
         trace.wall_time = time.perf_counter() - began
         return posterior, trace
 
-    def _guide(self, layer: LastLayer, model: Model, rows: Rows, chosen: Learned | None) -> PyroModule:
+    def _guide(self, layer: LastLayer, model: Model, rows: DesignRows, chosen: Learned | None) -> PyroModule:
         """The guide at its start; with scales that were chosen, or where those that are learned begin."""
         learned = {k: v.detach() for k, v in model.learned.items()} if chosen is None else chosen
         if chosen is None and not isinstance(self.guide, MAP):  # a point learns no scale
             learned = first_scales(learned, model.num_features)
-        start = warm_start(layer, model.globals, rows, model.num_outputs, learned)
-        if self.guide.starts_joint:
-            start = joint_start(layer, model.globals, rows, start, learned)
+        start = warm_start(layer, model.global_sites, rows, model.num_outputs, learned)
+        if self.guide.wants_dense_start:
+            start = dense_start(layer, model.global_sites, rows, start, learned)
         return self.guide.build(model, start)
 
 
@@ -212,8 +219,8 @@ class Objective:
         self.chooses = self.closed and bool(self.learned)
         self._trace_elbo = None if self.closed else Trace_ELBO()(model, guide)
         self._step: MeanFieldStep | None = None
-        if self.closed and MeanFieldStep.applies(guide, layer, model.globals):
-            self._step = MeanFieldStep(guide, layer, model.globals, num_rows)
+        if self.closed and MeanFieldStep.applies(guide, layer, model.global_sites):
+            self._step = MeanFieldStep(guide, layer, model.global_sites, num_rows)
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -240,7 +247,7 @@ class Objective:
         (-value / self.num_rows).backward()
         return value.detach()
 
-    def prepare(self, rows: Rows) -> None:
+    def prepare(self, rows: DesignRows) -> None:
         """Run Pyro's guide once, so that its parameters exist before the optimiser asks for them."""
         if self._trace_elbo is not None:
             self._example = self.pyro_arguments(*rows[:2])
@@ -255,12 +262,12 @@ class Objective:
         if self.learns:
             self.learned = learn(self.layer, latents)
         return elbo(
-            self.layer, self.model.globals, latents, design, targets, self.num_rows, self.learned, generator,
+            self.layer, self.model.global_sites, latents, design, targets, self.num_rows, self.learned, generator,
             is_point=self.guide.is_point,
         )  # fmt: skip
 
     def pyro_arguments(self, design: Tensor, targets: Targets) -> tuple[Any, ...]:
-        features, exposure = design[:, : self.model.num_features], known_of(targets).get("exposure")
+        features, exposure = design[:, : self.model.num_features], row_data(targets).get("exposure")
         plain = features, values_of(targets), self.num_rows
         weight = weight_of(targets)
         # guide functions of the user's take what the model takes: three arguments, and more only where there is more
@@ -268,10 +275,10 @@ class Objective:
 
     def latents(self) -> LatentGaussian:
         """Gaussian over the unknowns at the current parameters."""
-        return self.guide.joint()
+        return self.guide.latents()
 
     @torch.no_grad()
-    def evaluate(self, rows: Rows, seed: int) -> float:
+    def evaluate(self, rows: DesignRows, seed: int) -> float:
         """ELBO of all rows, averaged over eight draws of each; fewer where there are so many rows that they average out."""
         random = generator(seed + 1, rows.device)
         num_outputs = self.model.num_outputs
@@ -294,7 +301,7 @@ class Objective:
         )
         common = (self.layer, frame, target_shape, self.model.num_outputs, learned)
         if isinstance(self.guide, GaussianGuide):
-            return GaussianPosterior(*common, latents=self.guide.joint().detach())
+            return GaussianPosterior(*common, latents=self.guide.latents().detach())
         draws, log_q = draw_guide(self.guide, self._example, self._free_sizes, NUM_GUIDE_DRAWS)
         if frame.rotation is not None:  # a turn keeps volumes, and so densities
             draws["weight"] = draws["weight"] @ frame.rotation.mT
@@ -305,13 +312,18 @@ class Objective:
     def _free_sizes(self) -> dict[str, int]:
         """Unconstrained numbers of each latent site."""
         model = self.model
-        sizes = dict(zip(model.globals.priors, model.globals.sizes, strict=True))
+        sizes = dict(zip(model.global_sites.priors, model.global_sites.sizes, strict=True))
         sizes["weight"] = math.prod(model.weight_shape)
         return sizes | ({"bias": model.num_outputs} if self.layer.bias else {})
 
 
 def train(
-    svi: SVI, objective: Objective, rows: Rows, target_shape: TargetShape, seed: int, validation: Rows | None
+    svi: SVI,
+    objective: Objective,
+    rows: DesignRows,
+    target_shape: TargetShape,
+    seed: int,
+    validation: DesignRows | None,
 ) -> Trace:
     """Adam with a rate that falls along a half cosine; keeps the best state where there is validation data."""
     random = generator(seed, rows.device)
@@ -340,9 +352,9 @@ def train(
                 pace = PACE
             if done >= num_steps:
                 break
-        if not finite([history[-1], *parameters]):
+        if not all_finite([history[-1], *parameters]):
             # the state after an epoch is good only if the next loss, the first that is taken there, is finite
-            good = latest if finite([history[first]]) else before
+            good = latest if all_finite([history[first]]) else before
             restore(parameters, good)
             cause = what_went_wrong(svi, objective, rows, batch_size, random)
             restore(parameters, good)
@@ -369,7 +381,7 @@ def train(
 
 
 def what_went_wrong(
-    svi: SVI, objective: Objective, rows: Rows, batch_size: int, random: torch.Generator
+    svi: SVI, objective: Objective, rows: DesignRows, batch_size: int, random: torch.Generator
 ) -> str:
     """Take some passes from the last good state, and say where they end."""
 
@@ -381,11 +393,11 @@ def what_went_wrong(
             yield from (partial(attempt, *batch) for batch in rows.batches(batch_size, random))
 
     optimizer = adam(objective.parameters, objective.learning_rate)
-    return culprit(objective.guide, objective.model, optimizer, attempts())
+    return explain_nonfinite(objective.guide, objective.model, optimizer, attempts())
 
 
 def choose_scale(
-    svi: SVI, objective: Objective, rows: Rows, target_shape: TargetShape, seed: int, trace: Trace
+    svi: SVI, objective: Objective, rows: DesignRows, target_shape: TargetShape, seed: int, trace: Trace
 ) -> tuple[Learned, dict[str, Tensor]]:
     """Hyper-parameters of the lowest held-out loss among the ELBO's times a common factor, and the losses on the way."""
     random, learned = generator(seed + 2, rows.device), objective.learned
@@ -409,24 +421,24 @@ def scaled(learned: Learned, x: float) -> Learned:
     return {name: value * math.exp(x) for name, value in learned.items()}
 
 
-def fold_fits(svi: SVI, objective: Objective, rows: Rows, held_out: Tensor, num_steps: int) -> FoldFits:
+def fold_fits(svi: SVI, objective: Objective, rows: DesignRows, held_out: Tensor, num_steps: int) -> FoldFits:
     """Fits of folds beside the one of all rows; guides with a covariance get independent weights in principal axes."""
-    globals_, is_point = objective.model.globals, isinstance(svi.guide, MAP)
+    sites, is_point = objective.model.global_sites, isinstance(svi.guide, MAP)
     plain_axes = isinstance(svi.guide, Diagonal) and not svi.guide.principal_axes
-    layer, turned = (objective.layer, rows) if plain_axes else principal(objective.layer, rows)
-    values = globals_.constrain(objective.latents().globals_loc.detach())[0]
+    layer, rotated = (objective.layer, rows) if plain_axes else principal(objective.layer, rows)
+    values = sites.constrain(objective.latents().globals_loc.detach())[0]
 
-    def start(part: Rows, learned: Learned) -> Start:
-        return warm_start(layer, globals_, part, objective.model.num_outputs, learned)
+    def start(part: DesignRows, learned: Learned) -> Start:
+        return warm_start(layer, sites, part, objective.model.num_outputs, learned)
 
     return FoldFits(
-        layer, turned, held_out.to(rows.device), globals_.noise(values), globals_.hyper(values), start, is_point,
+        layer, rotated, held_out.to(rows.device), sites.noise(values), sites.hyper(values), start, is_point,
         num_steps, min(svi.batch_size or 512, rows.num_rows), objective.learning_rate,
     )  # fmt: skip
 
 
 def left_out_path(
-    svi: SVI, objective: Objective, rows: Rows, target_shape: TargetShape, random: torch.Generator
+    svi: SVI, objective: Objective, rows: DesignRows, target_shape: TargetShape, random: torch.Generator
 ) -> ScalePath[list[Tensor]]:
     """Fits of all rows at one scale after the other, of which each row is left out by one step."""
     fold, learned = Fold(rows, None), objective.learned
@@ -442,7 +454,7 @@ def left_out_path(
     return ScalePath(fit_at=fit_at)
 
 
-def climb(svi: SVI, objective: Objective, rows: Rows, random: torch.Generator, num_steps: int) -> None:
+def climb(svi: SVI, objective: Objective, rows: DesignRows, random: torch.Generator, num_steps: int) -> None:
     """Some steps of Adam from where the parameters are."""
     optimizer = adam(objective.parameters, objective.learning_rate)
     batch_size = min(svi.batch_size or 512, rows.num_rows)

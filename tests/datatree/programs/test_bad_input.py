@@ -7,7 +7,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from datatree.pyro_models import EFFECTS, ERRORS, F64, eight_schools, number, regression
+from datatree.programs.pyro_models import EFFECTS, ERRORS, F64, eight_schools, number, regression
 from pyro.infer import MCMC, NUTS
 from pyro.infer.autoguide import AutoNormal
 

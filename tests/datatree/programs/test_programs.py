@@ -8,7 +8,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from datatree.pyro_models import (
+from datatree.programs.pyro_models import (
     EFFECTS,
     ERRORS,
     F64,

@@ -15,7 +15,7 @@ from bll_pyro.inference.leave_one_out import leave_out as module
 from bll_pyro.inference.leave_one_out import response as response_module
 from bll_pyro.inference.leave_one_out.leave_out import leave_one_out
 from bll_pyro.inference.leave_one_out.response import prior_precision, response
-from bll_pyro.inference.rows import Rows
+from bll_pyro.inference.rows import DesignRows
 from bll_pyro.posterior import DrawsPosterior
 
 
@@ -30,7 +30,7 @@ def linear_data(num_rows=60, num_features=5, num_targets=1, seed=0):
 def rows_of(fit, inputs, targets):
     """All rows in the frame of a fit."""
     checked = fit.layer.likelihood.check_targets(targets)
-    return Rows(bll.Features.from_tensors(inputs), checked, fit.posterior.frame)
+    return DesignRows(bll.Features.from_tensors(inputs), checked, fit.posterior.frame)
 
 
 def left_out(fit, inputs, targets, **options):
@@ -44,7 +44,7 @@ def refitted(fit, inputs, targets):
     result = []
     for row in range(len(inputs)):
         others = torch.arange(len(inputs)) != row
-        rows = Rows(bll.Features.from_tensors(inputs[others]), checked[others], frame)
+        rows = DesignRows(bll.Features.from_tensors(inputs[others]), checked[others], frame)
         posterior, _ = fit.inference.run(layer, rows, fit.posterior.target_shape, seed=0)
         outputs = posterior.outputs(inputs[row : row + 1])
         result.append(layer.likelihood.predictive_log_prob(outputs, frame.targets(checked[row : row + 1]), 1))

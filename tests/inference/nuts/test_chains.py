@@ -9,27 +9,27 @@ import torch
 import bll_pyro as bll
 from bll_pyro.frame import Frame
 from bll_pyro.inference.base import Trace
-from bll_pyro.inference.nuts.approximation import find_origin
-from bll_pyro.inference.nuts.chains import Settings, initial_state, run_chain, run_chains
+from bll_pyro.inference.nuts.approximation import approximate
+from bll_pyro.inference.nuts.chains import ChainSettings, initial_state, run_chain, run_chains
 from bll_pyro.inference.nuts.coordinates import coordinates
 from bll_pyro.inference.nuts.density import LogDensity
 from bll_pyro.inference.nuts.row_terms import row_terms
-from bll_pyro.inference.rows import Rows
+from bll_pyro.inference.rows import DesignRows
 from bll_pyro.scope import generator, isolated
 
 pytestmark = pytest.mark.nuts
 
-SETTINGS = Settings(num_warmup=20, num_samples=10, target_accept=0.8, max_tree_depth=4)
+SETTINGS = ChainSettings(num_warmup=20, num_samples=10, target_accept=0.8, max_tree_depth=4)
 FEATURES = torch.randn(30, 3, generator=generator(0), dtype=torch.float64)
 TARGETS = FEATURES[:, :1] + 0.3 * torch.randn(30, 1, generator=generator(1), dtype=torch.float64)
 
 
 def density(targets: torch.Tensor = TARGETS) -> LogDensity:
     layer = bll.LastLayer(bll.likelihoods.Gaussian(), bll.priors.HierarchicalNormal())
-    rows = Rows(FEATURES, TARGETS, Frame.identity(3, 1, FEATURES))
+    rows = DesignRows(FEATURES, TARGETS, Frame.identity(3, 1, FEATURES))
     with isolated(0, torch.float64):
-        origin = find_origin(layer, rows, (1,), Trace())
-        terms = row_terms(layer.likelihood, Rows(FEATURES, targets, rows.frame), 1)
+        origin = approximate(layer, rows, (1,), Trace())
+        terms = row_terms(layer.likelihood, DesignRows(FEATURES, targets, rows.frame), 1)
         place = coordinates(layer, origin, rows, (1,), row_terms(layer.likelihood, rows, 1))
         return LogDensity(layer, 3, (1,), terms, origin.learned, place, torch.float64)
 

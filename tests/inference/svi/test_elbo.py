@@ -11,7 +11,7 @@ from pyro.infer import Trace_ELBO
 import bll_pyro as bll
 from bll_pyro.frame import Frame
 from bll_pyro.guides import Start
-from bll_pyro.inference.rows import Rows
+from bll_pyro.inference.rows import DesignRows
 from bll_pyro.inference.svi.svi import Objective
 from bll_pyro.model import Model
 from bll_pyro.scope import generator, isolated
@@ -67,7 +67,7 @@ def objective(layer: bll.LastLayer, guide: bll.guides.Guide, num_rows: int, **se
     shape = (model.num_outputs, 5 + layer.bias)
     random = generator(1)
     loc, scale = torch.randn(shape, generator=random), 0.1 + torch.rand(shape, generator=random)
-    start = Start(torch.randn(model.globals.num, generator=random), loc, scale, 5)
+    start = Start(torch.randn(model.global_sites.num, generator=random), loc, scale, 5)
     svi = bll.SVI(guide=guide, **settings)
     return Objective(svi, layer, model, guide.build(model, start), num_rows)
 
@@ -81,7 +81,7 @@ def test_gradients_do_not_depend_on_the_batch_size(batch_size: int) -> None:
     features, targets = regression()
     with isolated(0, torch.float64):
         layer = conjugate_layer()
-        rows = Rows(features, targets[:, None], Frame.identity(5, 1, torch.empty(0)))
+        rows = DesignRows(features, targets[:, None], Frame.identity(5, 1, torch.empty(0)))
         subject = objective(layer, bll.guides.Diagonal(), len(features))
         whole_value = subject.gradient(*rows[:], generator(0))
         whole = [p.grad.clone() for p in subject.parameters]
@@ -111,7 +111,7 @@ def test_output_space_equals_weight_space(
     used = labels if likelihood.is_discrete else targets[:, None]
     with isolated(0, torch.float64):
         layer = bll.LastLayer(likelihood=likelihood, prior=prior)
-        rows = Rows(features / 3, used, Frame.identity(5, 1, torch.empty(0)))
+        rows = DesignRows(features / 3, used, Frame.identity(5, 1, torch.empty(0)))
         subject = objective(layer, bll.guides.Diagonal(), 60)
         design, batch_targets = rows[:]
         random = generator(2)

@@ -15,7 +15,7 @@ import bll_pyro as bll
 from bll_pyro import gaussian
 from bll_pyro.frame import Frame
 from bll_pyro.inference.laplace.maximize import maximize_evidence
-from bll_pyro.inference.rows import Rows
+from bll_pyro.inference.rows import DesignRows
 from bll_pyro.scope import generator, isolated
 
 NUM_ROWS, NUM_FEATURES = 120, 4
@@ -271,9 +271,9 @@ class TestBruteForce:
                 assert abs(found - float(slope[index])) < 1e-3 * size
 
 
-def rows_of(features: Tensor, targets: Tensor, bias: bool = True) -> Rows:
+def rows_of(features: Tensor, targets: Tensor, bias: bool = True) -> DesignRows:
     num_targets = 1 if targets.dim() == 1 else targets.shape[1]
-    return Rows(features, targets, Frame.identity(features.shape[1], num_targets, features[:0], bias))
+    return DesignRows(features, targets, Frame.identity(features.shape[1], num_targets, features[:0], bias))
 
 
 @pytest.mark.parametrize("curvature", CURVATURES, ids=repr)
@@ -365,8 +365,8 @@ class TestStructures:
         inference = bll.Laplace()
         with isolated(0, torch.float64):
             evidence = inference.evidence(layer, rows_of(FEATURES, LABELS), ())
-            summit = maximize_evidence(evidence)
-            at = evidence.fit_at(torch.tensor([math.log(0.3)]).double(), summit.point.mode.weights)
+            optimum = maximize_evidence(evidence)
+            at = evidence.fit_at(torch.tensor([math.log(0.3)]).double(), optimum.point.mode.weights)
         fixed = bll.fit(replace(layer, prior=bll.priors.Normal(0.3)), (FEATURES, LABELS), inference=inference)
         torch.testing.assert_close(at.mode.weights, fixed.posterior.latents.weights.loc, rtol=0, atol=1e-7)
         assert at.log_evidence == pytest.approx(fixed.log_evidence, abs=1e-8)

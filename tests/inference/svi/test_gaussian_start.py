@@ -10,9 +10,9 @@ import bll_pyro as bll
 from bll_pyro.frame import Frame
 from bll_pyro.gaussian import flatten
 from bll_pyro.guides import Start
-from bll_pyro.inference.rows import Rows
+from bll_pyro.inference.rows import DesignRows
 from bll_pyro.inference.start import warm_start
-from bll_pyro.inference.svi.gaussian_start import ahead, joint_start
+from bll_pyro.inference.svi.gaussian_start import ahead, dense_start
 from bll_pyro.model import Model
 from bll_pyro.scope import generator
 
@@ -23,11 +23,11 @@ def started(layer: bll.LastLayer, targets: torch.Tensor, features: torch.Tensor)
     """The warm start of a layer, and what becomes of it."""
     shape = tuple(targets.shape[1:]) if not layer.likelihood.is_discrete else ()
     frame = Frame.identity(NUM_FEATURES, layer.likelihood.num_outputs(shape), features)
-    rows = Rows(features, layer.likelihood.check_targets(targets), frame)
+    rows = DesignRows(features, layer.likelihood.check_targets(targets), frame)
     model = Model(layer, NUM_FEATURES, shape)
     learned = {name: value.detach() for name, value in model.learned.items()}
-    first = warm_start(layer, model.globals, rows, model.num_outputs, learned)
-    return first, joint_start(layer, model.globals, rows, first, learned)
+    first = warm_start(layer, model.global_sites, rows, model.num_outputs, learned)
+    return first, dense_start(layer, model.global_sites, rows, first, learned)
 
 
 def features_of(num_rows: int) -> torch.Tensor:
@@ -105,7 +105,9 @@ def test_a_learned_scale_is_where_the_evidence_is_highest() -> None:
     order = flatten(features.new_zeros(0), torch.arange(8).view(2, 4), NUM_FEATURES).long()
     scale = torch.empty(8, dtype=torch.float64)
     scale[order] = (start.tril @ start.tril.mT).diagonal().sqrt()
-    (found,) = layer.prior.learn(start.loc[:, :NUM_FEATURES], scale.view(2, 4)[:, :NUM_FEATURES]).values()
+    (found,) = layer.prior.learned_update(
+        start.loc[:, :NUM_FEATURES], scale.view(2, 4)[:, :NUM_FEATURES]
+    ).values()
     assert float(found) == pytest.approx(best, rel=0.02)
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
-from datatree.pyro_models import (
+from datatree.programs.pyro_models import (
     EFFECTS,
     ERRORS,
     F64,

@@ -7,8 +7,14 @@ import torch
 from torch import Tensor
 
 from bll_pyro.gaussian.information import DiagonalInformation, Information, SoftmaxInformation
-from bll_pyro.inference.mcmc import whitening as module
-from bll_pyro.inference.nuts.whitening import Joint, OutputBlocks, ProductAxes, Whitening, whitening
+from bll_pyro.inference.nuts import whitening as module
+from bll_pyro.inference.nuts.whitening import (
+    BlockWhitening,
+    JointWhitening,
+    ProductWhitening,
+    Whitening,
+    whitening,
+)
 from bll_pyro.scope import generator
 
 NUM_ROWS, NUM_OUTPUTS, NUM_COLUMNS = 25, 3, 4
@@ -18,7 +24,11 @@ PRIOR = 0.5 + torch.rand(NUM_OUTPUTS, NUM_COLUMNS, generator=RANDOM, dtype=torch
 PROBS = torch.randn(NUM_ROWS, NUM_OUTPUTS, generator=RANDOM, dtype=torch.float64).softmax(-1)
 SOFTMAX = torch.diag_embed(PROBS) - PROBS[:, :, None] * PROBS[:, None]
 SIZE = NUM_OUTPUTS * NUM_COLUMNS
-SIZES = {Joint: {}, OutputBlocks: {"MAX_JOINT": 0}, ProductAxes: {"MAX_JOINT": 0, "MAX_BLOCK_NUMBERS": 0}}
+SIZES = {
+    JointWhitening: {},
+    BlockWhitening: {"MAX_JOINT": 0},
+    ProductWhitening: {"MAX_JOINT": 0, "MAX_BLOCK_NUMBERS": 0},
+}
 
 
 def make(
@@ -74,7 +84,7 @@ def test_the_parts_agree(kind: type[Whitening], monkeypatch: pytest.MonkeyPatch)
 
 
 def test_joint_is_the_whole_precision(monkeypatch: pytest.MonkeyPatch) -> None:
-    root = matrix(make(Joint, SoftmaxInformation(PROBS, 0.5), PRIOR, False, monkeypatch))
+    root = matrix(make(JointWhitening, SoftmaxInformation(PROBS, 0.5), PRIOR, False, monkeypatch))
     torch.testing.assert_close(root @ root.mT, torch.linalg.inv(precision(0.5 * SOFTMAX, PRIOR)))
 
 
@@ -82,19 +92,19 @@ def test_joint_takes_a_prior_with_correlations(monkeypatch: pytest.MonkeyPatch) 
     factor = torch.randn(SIZE, SIZE, generator=generator(2), dtype=torch.float64)
     dense = factor @ factor.mT + torch.eye(SIZE, dtype=torch.float64)
     prior = dense.view(NUM_OUTPUTS, NUM_COLUMNS, NUM_OUTPUTS, NUM_COLUMNS)
-    root = matrix(make(Joint, SoftmaxInformation(PROBS), prior, False, monkeypatch))
+    root = matrix(make(JointWhitening, SoftmaxInformation(PROBS), prior, False, monkeypatch))
     expected = torch.linalg.inv(precision(SOFTMAX, torch.zeros_like(PRIOR)) + dense)
     torch.testing.assert_close(root @ root.mT, expected)
 
 
 def test_blocks_are_exact_for_independent_outputs(monkeypatch: pytest.MonkeyPatch) -> None:
     values = torch.rand(NUM_ROWS, NUM_OUTPUTS, generator=generator(3), dtype=torch.float64)
-    root = matrix(make(OutputBlocks, DiagonalInformation(values), PRIOR, True, monkeypatch))
+    root = matrix(make(BlockWhitening, DiagonalInformation(values), PRIOR, True, monkeypatch))
     expected = torch.linalg.inv(precision(torch.diag_embed(values), PRIOR))
     torch.testing.assert_close(root @ root.mT, expected)
 
 
-@pytest.mark.parametrize("kind", [OutputBlocks, ProductAxes])
+@pytest.mark.parametrize("kind", [BlockWhitening, ProductWhitening])
 def test_all_outputs_moved_alike_have_the_priors_variance(
     kind: type[Whitening], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -110,5 +120,5 @@ def test_all_outputs_moved_alike_have_the_priors_variance(
 def test_product_axes_are_exact_for_equal_information(monkeypatch: pytest.MonkeyPatch) -> None:
     """A Gaussian likelihood with one noise scale and an isotropic prior."""
     values, prior = torch.full((NUM_ROWS, NUM_OUTPUTS), 3.0, dtype=torch.float64), torch.full_like(PRIOR, 0.5)
-    root = matrix(make(ProductAxes, DiagonalInformation(values), prior, True, monkeypatch))
+    root = matrix(make(ProductWhitening, DiagonalInformation(values), prior, True, monkeypatch))
     torch.testing.assert_close(root @ root.mT, torch.linalg.inv(precision(torch.diag_embed(values), prior)))

@@ -8,7 +8,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from datatree.pyro_models import EFFECTS, ERRORS, eight_schools, number, run_nuts
+from datatree.programs.pyro_models import EFFECTS, ERRORS, eight_schools, number, run_nuts
 from pyro.infer import HMC, MCMC, NUTS
 from pyro.infer.mcmc.util import initialize_model
 

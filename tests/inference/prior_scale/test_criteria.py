@@ -206,7 +206,7 @@ def test_fits_side_by_side_are_those_of_single_fits() -> None:
     layer = bll.LastLayer(bll.likelihoods.Categorical(NUM_CLASSES), standardize=False)
     model = Model(layer, 5, ())
     fits = FoldFits(
-        layer, rows, held_out, {}, {}, lambda part, learned: warm_start(layer, model.globals, part, 3, learned),
+        layer, rows, held_out, {}, {}, lambda part, learned: warm_start(layer, model.global_sites, part, 3, learned),
         False, 1500, 512, svi.rate(5),
     )  # fmt: skip
     scales = (0.3, 1.5)
@@ -233,11 +233,11 @@ def test_axes_in_which_no_row_varies_change_nothing() -> None:
     assert torch.allclose(turned[:][0] @ turned[:][0].mT, rows[:][0] @ rows[:][0].mT, atol=1e-4)
     axes = torch.linalg.eigh((features.mT @ features).double()).eigenvectors.float()
     results = []
-    for one, part in ((turned_layer, turned), (layer, rows.turned(axes))):
+    for one, part in ((turned_layer, turned), (layer, rows.rotated(axes))):
         model = Model(one, part.frame.num_features, ())
 
         def start(part: inside.Rows, learned: dict, one=one, model=model) -> Start:
-            return warm_start(one, model.globals, part, NUM_CLASSES, learned)
+            return warm_start(one, model.global_sites, part, NUM_CLASSES, learned)
 
         fits = FoldFits(one, part, torch.arange(12) % 3, {}, {}, start, False, 300, 512, 0.02)
         results.append(fits.losses([{"tau": torch.tensor(0.7)}], generator(1))[0])

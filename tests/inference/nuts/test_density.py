@@ -12,11 +12,11 @@ from torch import Tensor
 import bll_pyro as bll
 from bll_pyro.frame import Frame
 from bll_pyro.inference.base import Trace
-from bll_pyro.inference.nuts.approximation import find_origin
+from bll_pyro.inference.nuts.approximation import approximate
 from bll_pyro.inference.nuts.coordinates import coordinates
 from bll_pyro.inference.nuts.density import LogDensity, State
 from bll_pyro.inference.nuts.row_terms import row_terms
-from bll_pyro.inference.rows import Rows
+from bll_pyro.inference.rows import DesignRows
 from bll_pyro.model import Model
 from bll_pyro.scope import generator, isolated
 
@@ -52,12 +52,12 @@ def data(layer: bll.LastLayer) -> tuple[Tensor, tuple[int, ...]]:
     ), ()
 
 
-def make(layer: bll.LastLayer) -> tuple[LogDensity, Rows, tuple[int, ...]]:
+def make(layer: bll.LastLayer) -> tuple[LogDensity, DesignRows, tuple[int, ...]]:
     targets, target_shape = data(layer)
     frame = Frame.identity(NUM_FEATURES, targets.shape[1] if targets.dim() == 2 else 1, FEATURES, layer.bias)
-    rows = Rows(FEATURES, targets, frame)
+    rows = DesignRows(FEATURES, targets, frame)
     with isolated(0, torch.float64):
-        origin = find_origin(layer, rows, target_shape, Trace())
+        origin = approximate(layer, rows, target_shape, Trace())
         terms = row_terms(layer.likelihood, rows, len(origin.loc))
         place = coordinates(layer, origin, rows, target_shape, terms)
         density = LogDensity(layer, NUM_FEATURES, target_shape, terms, origin.learned, place, torch.float64)
@@ -74,7 +74,7 @@ def by_pyro(
 ) -> Tensor:
     """Log joint density of the program at these values, with the Jacobian of the global unknowns."""
     layer = density.layer
-    values, _, log_jacobian = density.globals.constrain(u)
+    values, _, log_jacobian = density.global_sites.constrain(u)
     sites: dict[str, Any] = {**values, "weight": weights[:, :NUM_FEATURES]}
     if layer.bias:
         sites["bias"] = weights[:, -1]
@@ -151,9 +151,9 @@ def test_coordinates_are_independent_of_a_sampled_scale() -> None:
     layer = bll.LastLayer(
         L.Gaussian(0.4), P.HierarchicalNormal(per_feature=True, per_output=True, loc=CENTER), bias=False
     )
-    rows = Rows(features, VALUES, Frame.identity(NUM_FEATURES, 2, features, bias=False))
+    rows = DesignRows(features, VALUES, Frame.identity(NUM_FEATURES, 2, features, bias=False))
     with isolated(0, torch.float64):
-        origin = find_origin(layer, rows, (2,), Trace())
+        origin = approximate(layer, rows, (2,), Trace())
         terms = row_terms(layer.likelihood, rows, 2)
         place = coordinates(layer, origin, rows, (2,), terms)
         density = LogDensity(layer, NUM_FEATURES, (2,), terms, origin.learned, place, torch.float64)
@@ -199,10 +199,10 @@ def test_learned_scale_of_other_priors_is_a_fixed_point() -> None:
     """``tau`` maximises the expected log prior under the approximation itself: EM has come to rest."""
     layer = bll.LastLayer(L.Gaussian(0.4), P.Laplace())
     targets, target_shape = data(layer)
-    rows = Rows(FEATURES, targets, Frame.identity(NUM_FEATURES, 2, FEATURES))
+    rows = DesignRows(FEATURES, targets, Frame.identity(NUM_FEATURES, 2, FEATURES))
     with isolated(0, torch.float64):
-        origin = find_origin(layer, rows, target_shape, Trace())
+        origin = approximate(layer, rows, target_shape, Trace())
         scale = origin.whitening.variance().sqrt()[:, :NUM_FEATURES]
-        again = layer.prior.learn(origin.loc[:, :NUM_FEATURES], scale)["tau"]
+        again = layer.prior.learned_update(origin.loc[:, :NUM_FEATURES], scale)["tau"]
     assert math.log(float(again / origin.learned["tau"])) == pytest.approx(0, abs=0.01)
     assert float(origin.learned["tau"]) != 1.0

@@ -9,9 +9,9 @@ from torch import Tensor
 
 import bll_pyro as bll
 from bll_pyro.frame import Frame
-from bll_pyro.inference.mcmc import row_terms as module
+from bll_pyro.inference.nuts import row_terms as module
 from bll_pyro.inference.nuts.row_terms import AnyRows, GaussianRows, SoftmaxRows, row_terms
-from bll_pyro.inference.rows import Rows
+from bll_pyro.inference.rows import DesignRows
 from bll_pyro.scope import generator, isolated
 
 NUM_ROWS, NUM_FEATURES = 37, 4
@@ -38,8 +38,8 @@ MODELS = {
 
 def make(
     likelihood: bll.likelihoods.Likelihood, num_rows: int = NUM_ROWS
-) -> tuple[Rows, Tensor, dict[str, Tensor]]:
-    """Rows, weights, and noise drawn from its prior."""
+) -> tuple[DesignRows, Tensor, dict[str, Tensor]]:
+    """DesignRows, weights, and noise drawn from its prior."""
     given = MODELS[likelihood][:num_rows]
     target_shape = tuple(given.shape[1:]) if likelihood.real_valued else ()
     targets = likelihood.check_targets(given)
@@ -50,7 +50,7 @@ def make(
     ).double()
     with isolated(2, torch.float64):
         noise = {name: prior.sample() for name, prior in likelihood.sites(target_shape).items()}
-    return Rows(FEATURES[:num_rows], targets, frame), weights, noise
+    return DesignRows(FEATURES[:num_rows], targets, frame), weights, noise
 
 
 @pytest.mark.parametrize("num_rows", [NUM_ROWS, 3])  # more and fewer rows than columns
@@ -96,7 +96,7 @@ def test_single_precision_sums_in_double() -> None:
     features, labels = FEATURES.repeat(200, 1).float().double(), LABELS.repeat(200)
     frame = Frame.identity(NUM_FEATURES, 1, FEATURES.float())
     weights = make(likelihood)[1]
-    found = row_terms(likelihood, Rows(features.float(), labels, frame), 3)(weights, {})[0]
+    found = row_terms(likelihood, DesignRows(features.float(), labels, frame), 3)(weights, {})[0]
     design = torch.cat([features, torch.ones(len(features), 1)], 1)
     expected = likelihood.log_prob(design @ weights.mT, labels).sum()
     assert found.dtype == torch.float64

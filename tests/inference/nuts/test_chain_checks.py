@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from bll_pyro.inference.base import Trace
-from bll_pyro.inference.mcmc import verdict
-from bll_pyro.inference.nuts.chain_checks import diagnose, judge
+from bll_pyro.inference.nuts import chain_checks
+from bll_pyro.inference.nuts.chain_checks import check_chains, rhat_and_ess
 from bll_pyro.scope import generator
 
 NUM_CHAINS, NUM_DRAWS = 2, 400
@@ -27,7 +27,7 @@ def good() -> tuple[dict[str, Tensor], dict[str, Tensor]]:
 
 def run(stats: dict[str, Tensor], draws: dict[str, Tensor]) -> Trace:
     trace = Trace(statistics={"sample_stats": stats})
-    judge(trace, draws, max_tree_depth=10)
+    check_chains(trace, draws, max_tree_depth=10)
     return trace
 
 
@@ -95,10 +95,10 @@ def test_a_number_that_never_moves_is_not_good() -> None:
 
 
 def test_wide_layers_are_judged_by_evenly_spaced_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verdict, "MAX_JUDGED", 3)
+    monkeypatch.setattr(chain_checks, "MAX_JUDGED", 3)
     draws = good()[1]
-    rhat, ess = diagnose({"weight": draws["weight"]})
+    rhat, ess = rhat_and_ess({"weight": draws["weight"]})
     whole = draws["weight"].flatten(2)[..., ::2][..., None]
     assert rhat["weight"].shape == ess["weight"].shape == (3,)
     monkeypatch.undo()
-    torch.testing.assert_close(ess["weight"], diagnose({"weight": whole})[1]["weight"].squeeze(-1))
+    torch.testing.assert_close(ess["weight"], rhat_and_ess({"weight": whole})[1]["weight"].squeeze(-1))

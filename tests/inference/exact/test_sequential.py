@@ -13,7 +13,7 @@ from bll_pyro.declaration import from_plain, to_plain
 from bll_pyro.gaussian import Dense, MatrixNormal
 from bll_pyro.inference.exact.gaussian_prior import condition
 from bll_pyro.inference.exact.statistics import SufficientStatistics
-from bll_pyro.inference.rows import Rows
+from bll_pyro.inference.rows import DesignRows
 from bll_pyro.posterior import GaussianPosterior
 
 KNOWN = bll.likelihoods.Gaussian(noise_scale=(0.4, 0.7))
@@ -84,7 +84,7 @@ def test_update_keeps_the_frame_of_the_first_rows() -> None:
     frame = replace(first.posterior.frame, rotation=None)
     for name, value in frame.tensors.items():
         assert torch.equal(updated.posterior.frame.tensors[name], value)
-    posterior, trace = bll.Exact().run(layer, Rows(FEATURES, TARGETS, frame), (2,), seed=0)
+    posterior, trace = bll.Exact().run(layer, DesignRows(FEATURES, TARGETS, frame), (2,), seed=0)
     shift = 60 * float(frame.target_scale.log().sum())
     assert updated.log_evidence == pytest.approx(trace.statistics["log_evidence"] - shift, rel=1e-10)
     torch.testing.assert_close(

@@ -6,7 +6,7 @@ import torch
 import bll_pyro as bll
 from bll_pyro.frame import Frame
 from bll_pyro.guides import Start
-from bll_pyro.inference.rows import Rows
+from bll_pyro.inference.rows import DesignRows
 from bll_pyro.inference.svi.mean_field import MeanFieldStep
 from bll_pyro.inference.svi.svi import Objective
 from bll_pyro.model import Model
@@ -20,7 +20,7 @@ def objective(layer: bll.LastLayer, target_shape: tuple[int, ...], **svi: object
     shape = (model.num_outputs, NUM_FEATURES + layer.bias)
     random = generator(1)
     start = Start(
-        torch.randn(model.globals.num, generator=random),
+        torch.randn(model.global_sites.num, generator=random),
         torch.randn(shape, generator=random),
         0.1 + torch.rand(shape, generator=random),
         NUM_FEATURES,
@@ -52,12 +52,12 @@ def test_gradients_equal_automatic_ones(
     layer = bll.LastLayer(likelihood=likelihood, prior=prior, bias=bias)
     with isolated(0, torch.float64):
         like = torch.empty(0)
-        rows = Rows(features, targets, Frame.identity(NUM_FEATURES, 2, like, bias))
+        rows = DesignRows(features, targets, Frame.identity(NUM_FEATURES, 2, like, bias))
         subject = objective(layer, shape)
         parameters = [subject.guide.loc, subject.guide.scale_unconstrained]
         value = subject(*rows[:], generator(3))
         expected = torch.autograd.grad(-value / NUM_ROWS, parameters)
-        assert MeanFieldStep.applies(subject.guide, layer, subject.model.globals)
+        assert MeanFieldStep.applies(subject.guide, layer, subject.model.global_sites)
         found = subject.gradient(*rows[:], generator(3))
         assert torch.allclose(found, value.detach(), rtol=1e-12)
         for parameter, gradient in zip(parameters, expected, strict=True):

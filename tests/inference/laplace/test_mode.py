@@ -10,9 +10,9 @@ from bll_pyro.frame import Frame
 from bll_pyro.inference import row_likelihood as row_likelihood_file
 from bll_pyro.inference.laplace import evidence as evidence_file
 from bll_pyro.inference.laplace import preconditioner as preconditioner_file
-from bll_pyro.inference.laplace.evidence import Evidence
+from bll_pyro.inference.laplace.evidence import LaplaceEvidence
 from bll_pyro.inference.laplace.mode import conjugate_gradients
-from bll_pyro.inference.rows import Rows
+from bll_pyro.inference.rows import DesignRows
 from bll_pyro.scope import generator, isolated
 
 NUM_ROWS, NUM_FEATURES = 150, 4
@@ -53,16 +53,16 @@ def evidence_of(
     prior: bll.priors.Prior,
     curvature: bll.curvatures.Curvature | None = None,
     tolerance: float = 1e-8,
-) -> Evidence:
+) -> LaplaceEvidence:
     layer = bll.LastLayer(likelihood=likelihood, prior=prior, bias_scale=3.0)
     frame = Frame.identity(
         NUM_FEATURES, targets.dim() if targets.dim() == 1 else targets.shape[1], VALUES[:0]
     )
-    rows = Rows(FEATURES, targets, frame)
-    return Evidence(layer, rows, shape, curvature or bll.curvatures.Kronecker(), tolerance, 100)
+    rows = DesignRows(FEATURES, targets, frame)
+    return LaplaceEvidence(layer, rows, shape, curvature or bll.curvatures.Kronecker(), tolerance, 100)
 
 
-def some_psi(evidence: Evidence) -> Tensor:
+def some_psi(evidence: LaplaceEvidence) -> Tensor:
     with isolated(3, torch.float64):
         start = evidence.settings.start(evidence.like[0, 0])
     return start + 0.3 * random(len(start), seed=4)
@@ -81,7 +81,7 @@ def test_pyro_finds_no_slope_at_the_mode(
         model = bll.Model(evidence.layer, NUM_FEATURES, shape)
         for name, value in evidence.settings.learned(psi).items():
             setattr(model, name, value)
-        sites = evidence.settings.globals.constrain(psi[evidence.settings.num_learned :])[0]
+        sites = evidence.settings.global_sites.constrain(psi[evidence.settings.num_learned :])[0]
 
         def log_joint(weights: Tensor) -> Tensor:
             known = {**sites, "weight": weights[:, :-1], "bias": weights[:, -1]}
@@ -96,7 +96,7 @@ def test_pyro_finds_no_slope_at_the_mode(
     assert float((slope * steps).sum().clamp_min(0).sqrt()) < 1e-6
     log_globals = sum(
         float(distribution.log_prob(sites[name]))
-        for name, distribution in evidence.settings.globals.priors.items()
+        for name, distribution in evidence.settings.global_sites.priors.items()
     )
     assert at.mode.log_joint + log_globals == pytest.approx(float(value.detach()), abs=1e-7)
 

@@ -12,7 +12,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 import xarray as xr
-from datatree.pyro_models import (
+from datatree.programs.pyro_models import (
     EFFECTS,
     ERRORS,
     SCHOOLS,
