@@ -27,8 +27,8 @@ from bll_pyro.diagnostics.study import Study
 from bll_pyro.diagnostics.verdicts import Check
 from bll_pyro.gaussian.precision import covariance_times
 from bll_pyro.inference.expected_prior import log_prior
-from bll_pyro.inference.leave_one_out.leave_out import row_blocks
 from bll_pyro.inference.leave_one_out.response import global_draws
+from bll_pyro.inference.leave_one_out.row_by_row import row_blocks
 from bll_pyro.inference.svi.svi import SVI
 from bll_pyro.scope import generator
 

@@ -14,7 +14,7 @@ from bll_pyro.diagnostics.study import Study
 from bll_pyro.diagnostics.verdicts import Check
 from bll_pyro.gaussian import Outputs
 from bll_pyro.inference.exact.noise_mixture import NoiseMixturePosterior
-from bll_pyro.inference.leave_one_out.leave_out import mixture_without
+from bll_pyro.inference.leave_one_out.mixtures import mixture_without
 from bll_pyro.posterior import DrawsPosterior
 from bll_pyro.prediction import ClassPrediction, LabelPrediction, Prediction, ValuePrediction, predict_outputs
 from bll_pyro.scope import generator

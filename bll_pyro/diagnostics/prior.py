@@ -15,7 +15,7 @@ from bll_pyro.diagnostics.study import MIN_DRAWS, Study
 from bll_pyro.diagnostics.verdicts import Check
 from bll_pyro.gaussian import Delta
 from bll_pyro.gaussian.precision import covariance_times
-from bll_pyro.inference.leave_one_out.leave_out import row_blocks
+from bll_pyro.inference.leave_one_out.row_by_row import row_blocks
 
 MAX_PRIOR_NUMBERS = 2e7
 NUM_PRIOR_DRAWS = 1000

@@ -14,8 +14,8 @@ from bll_pyro.elpd import loo
 from bll_pyro.features.columns import NO_COLUMNS, Columns, Data
 from bll_pyro.features.store import Features
 from bll_pyro.fitting import Fit
-from bll_pyro.inference.leave_one_out.leave_out import RowByRow
 from bll_pyro.inference.leave_one_out.response import Response
+from bll_pyro.inference.leave_one_out.row_by_row import RowByRow
 from bll_pyro.inference.rows import DesignRows
 from bll_pyro.posterior import DrawsPosterior, GaussianPosterior, Posterior
 from bll_pyro.scope import generator

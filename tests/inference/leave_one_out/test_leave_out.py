@@ -13,6 +13,7 @@ import bll_pyro as bll
 from bll_pyro.gaussian import Delta, Dense, LatentGaussian
 from bll_pyro.inference.leave_one_out import leave_out as module
 from bll_pyro.inference.leave_one_out import response as response_module
+from bll_pyro.inference.leave_one_out import row_by_row
 from bll_pyro.inference.leave_one_out.leave_out import leave_one_out
 from bll_pyro.inference.leave_one_out.response import prior_precision, response
 from bll_pyro.inference.rows import DesignRows
@@ -239,7 +240,7 @@ def test_chosen_rows_equal_the_same_of_all_and_chunks_change_nothing(monkeypatch
     some = left_out(fit, inputs, labels, index=index)
     assert torch.allclose(some.elpd, whole.elpd[index], atol=1e-5)
     assert len(some.log_density) == len(labels)
-    monkeypatch.setattr(module, "CHUNK_NUMBERS", 4000)
+    monkeypatch.setattr(row_by_row, "CHUNK_NUMBERS", 4000)
     parts = left_out(fit, inputs, labels)
     assert torch.allclose(parts.elpd, whole.elpd, atol=1e-4)
     assert torch.allclose(parts.influence, whole.influence, atol=1e-4)
