@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from bll_pyro.declaration import Declaration
 from bll_pyro.frame import Frame
+from bll_pyro.gaussian import WeightGaussian
 from bll_pyro.likelihoods import Likelihood
 from bll_pyro.priors import Normal, Prior
 from bll_pyro.priors.base import check_loc, positive
@@ -130,6 +132,32 @@ class LastLayer(Declaration):
         if rotation is None or self.prior.frame is not None:
             return self
         return replace(self, prior=self.prior.rotated(rotation))
+
+    def expected_log_prior(
+        self,
+        weights: WeightGaussian,
+        hyper: dict[str, Tensor],
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """``E_q[log p(W, b | hyper)]`` in nats for Gaussian weights q ``[K, P]``, given the hyper-parameters.
+
+        In closed form, or at one draw of the weights where the prior knows none.
+        """
+        if self.prior.covers_bias:
+            return self.prior.expected_log_prob_of(weights)
+        loc, scale = weights.loc, weights.marginal_scale()
+        num_features = loc.shape[1] - int(self.bias)
+        weight_loc, weight_scale = loc[:, :num_features], scale[:, :num_features]
+        draw = None
+        if self.prior.needs_noise:
+            draw = torch.randn(weight_loc.shape, dtype=loc.dtype, device=loc.device, generator=generator)
+        total = self.prior.expected_log_prob(weight_loc, weight_scale, draw, **hyper)
+        if not self.bias:
+            return total
+        bias = loc[:, -1]
+        second_moment = (bias - self.bias_center(bias)).square() + scale[:, -1].square()
+        constant = math.log(self.bias_scale) + 0.5 * math.log(2 * math.pi)
+        return total - 0.5 * second_moment.sum() / self.bias_scale**2 - constant * len(loc)
 
     def bias_center(self, like: Tensor) -> Tensor:
         """Centre of the bias, in the shape ``[..., K]``, dtype and device of a tensor."""

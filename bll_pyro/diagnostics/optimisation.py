@@ -26,7 +26,6 @@ from torch import Tensor
 from bll_pyro.diagnostics.study import Study
 from bll_pyro.diagnostics.verdicts import Check
 from bll_pyro.gaussian.precision import covariance_times
-from bll_pyro.inference.expected_prior import log_prior
 from bll_pyro.inference.leave_one_out.response import global_draws
 from bll_pyro.inference.leave_one_out.row_by_row import row_blocks
 from bll_pyro.inference.svi.svi import SVI
@@ -126,7 +125,7 @@ def prior_slope(study: Study) -> Tensor:
         loc = weights.loc.detach().clone().requires_grad_()
         for hyper in draws:
             random = generator(study.seed, loc.device)
-            term = log_prior(layer, replace(weights, loc=loc), {**posterior.learned, **hyper}, random)
+            term = layer.expected_log_prior(replace(weights, loc=loc), {**posterior.learned, **hyper}, random)
             total = total + torch.autograd.grad(term / len(draws), loc)[0]
     return total
 

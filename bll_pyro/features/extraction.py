@@ -62,28 +62,43 @@ def extract(
     ValueError
         When the output is not ``[N, D]``, a feature is NaN or infinite, or the store is damaged. Nothing is kept then.
     """
+    with isolated():  # datasets and loaders may draw from the global random state, which is the caller's
+        source = read(data, need_targets=False, num_workers=num_workers)
+        return extract_source(
+            backbone, source, store=store, batch_size=batch_size, device=device, dtype=dtype
+        )
+
+
+def extract_source(
+    backbone: nn.Module | None,
+    source: Source,
+    *,
+    store: str | Path | None = None,
+    batch_size: int = 256,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Features:
+    """:func:`extract` for data that was read already; random numbers come from the global state."""
     if batch_size < 1:
         raise ValueError(f"batch_size: expected at least 1, got {batch_size}; 256 suits most networks")
     if not dtype.is_floating_point:
         raise ValueError(f"dtype: expected a floating-point type, got {dtype}; use torch.float32")
-    with isolated():  # datasets and loaders may draw from the global random state, which is the caller's
-        source = read(data, need_targets=False, num_workers=num_workers)
-        if store is None:
-            memory = MemoryWriter(source.num_rows)
-            _run(backbone, source, memory.append, batch_size, device, dtype)
-            return memory.close()
-        inputs_hash, targets = source.scan()
-        key = features_key(backbone, inputs_hash, dtype)
-        path = Path(store) / key
-        if path.exists():
-            features = _open(path, key)
-        else:
-            before = _attributes(backbone)
-            with ShardWriter(path, source.num_rows, key=key) as writer:
-                _run(backbone, source, writer.append, batch_size, device, dtype)
-                _note_records(backbone, before)
-                key = features_key(backbone, inputs_hash, dtype)
-                features = writer.close(Path(store) / key, key)
+    if store is None:
+        memory = MemoryWriter(source.num_rows)
+        _run(backbone, source, memory.append, batch_size, device, dtype)
+        return memory.close()
+    inputs_hash, targets = source.scan()
+    key = features_key(backbone, inputs_hash, dtype)
+    path = Path(store) / key
+    if path.exists():
+        features = _open(path, key)
+    else:
+        before = _attributes(backbone)
+        with ShardWriter(path, source.num_rows, key=key) as writer:
+            _run(backbone, source, writer.append, batch_size, device, dtype)
+            _note_records(backbone, before)
+            key = features_key(backbone, inputs_hash, dtype)
+            features = writer.close(Path(store) / key, key)
     return features if source.shuffled else features.with_targets(targets)
 
 

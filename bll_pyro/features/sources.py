@@ -28,6 +28,8 @@ class Source(ABC):
         True when the rows come in another order than that of the data, by the will of a user's DataLoader.
     columns
         Weights and exposures of the rows, in the order of the data.
+    stored
+        The store of features that the rows are, with their targets; None for other rows.
     own_order
         True when the rows come in an order of the data's own, whatever generator a pass is given.
     """
@@ -36,6 +38,7 @@ class Source(ABC):
     shuffled: bool = False
     columns: Columns = NO_COLUMNS
     own_order: bool = False
+    stored: Features | None = None
 
     @property
     @abstractmethod
@@ -122,6 +125,7 @@ class FeaturesSource(Source):
     def __init__(self, features: Features, targets: Tensor | None) -> None:
         self._features, self._targets = features, targets
         self.num_rows = features.num_rows
+        self.stored = features if targets is features.targets else features.with_targets(targets)
 
     @property
     def has_targets(self) -> bool:

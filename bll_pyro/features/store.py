@@ -62,6 +62,11 @@ class Features:
         self.num_features = self._features.parts[0].shape[1]
         self.dtype = self._features.parts[0].dtype
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows N and width D."""
+        return self.num_rows, self.num_features
+
     @classmethod
     def from_tensors(
         cls, features: Tensor, targets: Tensor | None = None, *, key: str | None = None

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from bll_pyro.declaration import Declaration
 from bll_pyro.inference.rows import DesignRows
+from bll_pyro.inference.training_data import TrainingData
 from bll_pyro.layer import LastLayer
 from bll_pyro.likelihoods.base import TargetShape
 from bll_pyro.posterior import Posterior
@@ -74,13 +75,19 @@ class Inference(Declaration):
         return False
 
     def train_backbone(
-        self, layer: LastLayer, backbone: nn.Module, data: Any, seed: int, validation_data: Any, device: Any
-    ) -> tuple[Posterior | None, Trace]:
-        """Train the backbone in place; no posterior where a final stage (:meth:`on_features`) is to follow."""
+        self,
+        layer: LastLayer,
+        backbone: nn.Module,
+        data: TrainingData,
+        seed: int,
+        validation: TrainingData | None,
+        device: str | torch.device | None,
+    ) -> tuple[Posterior, Trace]:
+        """Train the backbone in place, and the last layer with it."""
         raise NotImplementedError(f"{type(self).__name__} leaves the backbone as it is")
 
-    def on_features(self) -> Inference:
-        """The inference for the final stage, on the features of the trained backbone."""
+    def on_features(self) -> Inference | None:
+        """The inference of a final stage, on the frozen features of the trained backbone; None without such a stage."""
         return self
 
     def rotates(self, layer: LastLayer) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -27,6 +27,12 @@ def in_memory_bytes(device: torch.device) -> float:
 
 class FeatureRows(Protocol):
     """What rows are read from: a ``Features`` store, or a tensor."""
+
+    @property
+    def shape(self) -> Sequence[int]: ...
+
+    @property
+    def dtype(self) -> torch.dtype: ...
 
     def __getitem__(self, index: Tensor | slice) -> Tensor: ...
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import reduce
@@ -11,10 +12,10 @@ import torch
 from torch import Tensor
 
 from bll_pyro.features.columns import NO_COLUMNS, Columns
-from bll_pyro.features.sources import Source
 from bll_pyro.features.standardize import Moments
-from bll_pyro.features.store import Features
 from bll_pyro.frame import Frame
+from bll_pyro.inference.rows import FeatureRows
+from bll_pyro.inference.training_data import TrainingData
 from bll_pyro.layer import LastLayer
 
 NUM_AXES_ROWS = (
@@ -25,7 +26,7 @@ SAME_UNITS_RATIO = 10.0
 
 def make_frame(
     layer: LastLayer,
-    features: Features,
+    features: FeatureRows,
     targets: Tensor,
     rotates: bool,
     dtype: torch.dtype,
@@ -40,10 +41,11 @@ def make_frame(
     num_targets = 1 if targets.dim() == 1 else targets.shape[1]
     like = torch.empty(0, dtype=dtype)
     if layer.prior.frame is not None:
-        return brought_frame(layer, layer.prior.frame, features.num_features, num_targets, dtype)
-    frame = Frame.identity(features.num_features, num_targets, like, layer.bias)
+        return brought_frame(layer, layer.prior.frame, features.shape[1], num_targets, dtype)
+    frame = Frame.identity(features.shape[1], num_targets, like, layer.bias)
     if layer.standardize:
-        moments = weighted_moments((batch for batch, _ in features.batches(8192)), columns.weight)
+        every = evenly_spaced(len(features), len(features), 8192)
+        moments = weighted_moments((features[rows] for rows in every), columns.weight)
         frame = replace(frame, center=moments.mean.to(dtype), scale=feature_scale(moments).to(dtype))
         if layer.likelihood.real_valued:
             center, spread = target_scale(weighted_moments([targets], columns.weight))
@@ -86,17 +88,12 @@ def target_scale(moments: Moments) -> tuple[Tensor, Tensor]:
     return moments.mean, torch.where(moments.constant, torch.ones_like(scale), scale)
 
 
-def target_moments(layer: LastLayer, source: Source) -> tuple[int, Tensor, Tensor]:
-    """Number T of targets, and their centre and scale, in one pass over a source (labels keep 0 and 1)."""
+def target_moments(layer: LastLayer, data: TrainingData) -> tuple[int, Tensor, Tensor]:
+    """Number T of targets, and their centre and scale, in one pass over the data (labels keep 0 and 1)."""
     if not (layer.likelihood.real_valued and layer.standardize):
-        _, targets = source.example()
-        assert targets is not None
-        num_targets = 1 if targets.dim() == 1 or layer.likelihood.is_discrete else targets.shape[1]
+        num_targets = math.prod(data.target_shape)
         return num_targets, torch.zeros(num_targets), torch.ones(num_targets)
-    whole = source.tensors()
-    batches = [whole] if whole is not None else source.batches(1024)
-    checked = (layer.likelihood.check_targets(t) for _, t in batches if t is not None)
-    moments = weighted_moments(checked, source.columns.weight)
+    moments = weighted_moments(data.all_targets(), data.columns.weight)
     return len(moments.mean), *target_scale(moments)
 
 
@@ -113,7 +110,7 @@ def feature_scale(moments: Moments) -> Tensor:
     return torch.where(varies, scale, torch.ones_like(scale))
 
 
-def principal_axes(features: Features, frame: Frame, weight: Tensor | None = None) -> Tensor:
+def principal_axes(features: FeatureRows, frame: Frame, weight: Tensor | None = None) -> Tensor:
     """Eigenvectors ``[D, D]`` of ``H'H`` of the standardised features."""
     gram = torch.zeros(frame.num_features, frame.num_features, dtype=torch.float64)
     for part in evenly_spaced(len(features), NUM_AXES_ROWS, 8192):
@@ -130,3 +127,12 @@ def evenly_spaced(num_rows: int, most: int, size: int) -> Iterator[Tensor | slic
         yield from (slice(start, start + size) for start in range(0, num_rows, size))
     else:
         yield from torch.linspace(0, num_rows - 1, most).round().long().split(size)
+
+
+def log_densities_in_user_units(trace: Trace, frame: Frame, num_rows: float) -> None:
+    """Bring log densities of N targets (by weight) from the standardised scale to the user's: ``- N sum_t log scale_t``."""
+    shift = num_rows * float(frame.target_scale.double().log().sum())
+    trace.elbo = None if trace.elbo is None else trace.elbo - shift
+    for name in ("elbo", "log_evidence", "evidence_path"):
+        if name in trace.statistics:
+            trace.statistics[name] = trace.statistics[name] - shift

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from bll_pyro.gaussian import Delta, Diagonal
 from bll_pyro.guides import Start
-from bll_pyro.inference.expected_prior import log_prior
 from bll_pyro.inference.rows import DesignRows
 from bll_pyro.inference.targets import log_prob, output_curvature, values_of
 from bll_pyro.layer import LastLayer
@@ -67,7 +66,7 @@ def warm_start(
     def log_joint() -> Tensor:
         values, log_globals, _ = sites.constrain(u)
         fit = log_prob(layer.likelihood, design @ loc.mT, targets, sites.noise(values)).sum() * factor
-        return fit + log_prior(layer, Delta(loc), {**learned, **sites.hyper(values)}) + log_globals
+        return fit + layer.expected_log_prior(Delta(loc), {**learned, **sites.hyper(values)}) + log_globals
 
     if prior.has_density and (rows.num_rows <= NUM_START_ROWS or part.num_rows >= num_weights):
         maximise(log_joint, [loc, u] if len(u) else [loc], rows.num_rows)
@@ -102,7 +101,7 @@ def prior_precision(layer: LastLayer, loc: Tensor, hyper: dict[str, Tensor]) -> 
     if not layer.prior.has_density:
         return torch.ones_like(loc)
     scale = torch.ones_like(loc, requires_grad=True)
-    term = log_prior(layer, Diagonal(loc, scale), hyper, generator(0, loc.device))
+    term = layer.expected_log_prior(Diagonal(loc, scale), hyper, generator(0, loc.device))
     return -torch.autograd.grad(term, scale)[0].clamp_max(-1e-4)
 
 
@@ -186,7 +185,7 @@ class CoordinateAscent:
 
     def _log_prior(self, layer: LastLayer, loc: Tensor, scale: Tensor, hyper: dict[str, Tensor]) -> Tensor:
         # the same draws every time, where there is no closed form: L-BFGS needs a fixed objective
-        return log_prior(layer, Diagonal(loc, scale), hyper, generator(0, loc.device))
+        return layer.expected_log_prior(Diagonal(loc, scale), hyper, generator(0, loc.device))
 
     def _move_means(self, layer: LastLayer, noise: dict[str, Tensor], hyper: dict[str, Tensor]) -> None:
         loc = self.loc.clone().requires_grad_()

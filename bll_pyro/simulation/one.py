@@ -63,13 +63,19 @@ def simulate(task: Task, number: int) -> Ranked:
     """Run simulation ``number``: it depends on the seed of the task and on its number, and on nothing else."""
     truth, targets = draw_from_model(task, derived_seed(task.seed, number, 0))
     features = Features.from_tensors(task.features, targets)
+    checked = task.layer.likelihood.check_targets(targets)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)  # kept as messages
             posterior, trace = fit_features(
-                task.layer, features, task.inference, derived_seed(task.seed, number, 1)
+                task.layer,
+                task.features,
+                checked,
+                task.inference,
+                task.target_shape,
+                derived_seed(task.seed, number, 1),
             )
         draws = posterior.sample(task.num_draws, derived_seed(task.seed, number, 2))
         return rank(

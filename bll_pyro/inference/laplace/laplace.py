@@ -17,8 +17,9 @@ from bll_pyro.inference.base import Inference, Trace
 from bll_pyro.inference.laplace.evidence import LaplaceAt, LaplaceEvidence
 from bll_pyro.inference.laplace.maximize import globals_spread, maximize_evidence
 from bll_pyro.inference.laplace.quasi_newton import Optimum
+from bll_pyro.inference.laplace.refit import LaplaceRefit
 from bll_pyro.inference.prior_scale import criteria
-from bll_pyro.inference.prior_scale.search import ScalePath, folds, smallest_scale
+from bll_pyro.inference.prior_scale.choose import choose_scale
 from bll_pyro.inference.rows import DesignRows
 from bll_pyro.layer import LastLayer
 from bll_pyro.likelihoods.base import TargetShape
@@ -132,7 +133,10 @@ class Laplace(Inference):
         )
         self._report(evidence, optimum, trace, decides=not held_out)
         if held_out:
-            at = self._held_out(evidence, at, seed, trace)
+            refit = LaplaceRefit(self, evidence, at)
+            x, path = choose_scale(self.scale_criterion, refit, rows, seed)
+            trace.statistics |= path
+            at = refit.at_scale(evidence, x, at)
         posterior = replace(self.posterior_at(evidence, at, trace), layer=layer)
         trace.wall_time = time.perf_counter() - began
         return posterior, trace
@@ -170,31 +174,6 @@ class Laplace(Inference):
         learned = {name: value.to(like) for name, value in settings.learned(at.psi).items()}
         shape = (layer, frame, evidence.target_shape, len(at.mode.weights), learned)
         return GaussianPosterior(*shape, latents=latents)
-
-    def _held_out(self, evidence: LaplaceEvidence, at: LaplaceAt, seed: int, trace: Trace) -> LaplaceAt:
-        """The point of the lowest held-out loss among the learned scales times a common factor."""
-        num_learned = evidence.settings.num_learned
-        origin = at.psi[:num_learned]
-        parts = folds(evidence.rows, self.scale_criterion.num_fits, seed)
-        fitted = [self.evidence(evidence.layer, part.fitted, evidence.target_shape) for part in parts]
-
-        def at_scale(of: LaplaceEvidence, x: float, start: LaplaceAt) -> LaplaceAt:
-            psi = torch.cat([origin + x, start.psi[num_learned:]])
-            return maximize_evidence(of, psi, start.mode.weights).point
-
-        def fit_at(x: float, states: list[LaplaceAt]) -> tuple[float, list[LaplaceAt]]:
-            points = [at_scale(one, x, state) for one, state in zip(fitted, states, strict=True)]
-            losses = [
-                part.loss(self.posterior_at(one, point, Trace()))
-                for part, one, point in zip(parts, fitted, points, strict=True)
-            ]
-            return sum(losses) / evidence.rows.num_rows, points
-
-        path = ScalePath(fit_at=fit_at)
-        lower = math.log(smallest_scale(evidence.rows)) - float(origin.mean())
-        best = path.search([at] * len(parts), lower)
-        trace.statistics |= path.statistics(origin.exp())
-        return at_scale(evidence, best, at)
 
     def _report(
         self, evidence: LaplaceEvidence, optimum: Optimum[LaplaceAt], trace: Trace, decides: bool

@@ -19,7 +19,6 @@ from torch import Tensor
 from bll_pyro.curvatures import Curvature, Diagonal, Full, Kronecker
 from bll_pyro.gaussian import Diagonal as IndependentNormals
 from bll_pyro.inference.base import Trace
-from bll_pyro.inference.expected_prior import log_prior
 from bll_pyro.inference.laplace.evidence import LaplaceEvidence
 from bll_pyro.inference.laplace.maximize import maximize_evidence
 from bll_pyro.inference.nuts.whitening import MAX_JOINT, Whitening, whitening
@@ -170,6 +169,6 @@ class SmoothedPrior:
         with torch.enable_grad():
             # the same draws every time, where there is no closed form
             normals = IndependentNormals(loc, scale)
-            value = log_prior(self.layer, normals, self.hyper, generator(0, loc.device))
+            value = self.layer.expected_log_prior(normals, self.hyper, generator(0, loc.device))
             (slope,) = torch.autograd.grad(value, scale if of_scale else loc)
         return float(value.detach()), slope

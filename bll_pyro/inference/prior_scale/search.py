@@ -1,4 +1,4 @@
-"""The prior scale of the lowest held-out loss, among doublings: one after the other, or side by side."""
+"""The search for the prior scale of the lowest held-out loss: among doublings, one after the other or side by side."""
 
 from __future__ import annotations
 
@@ -9,59 +9,16 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from bll_pyro.inference.leave_one_out.leave_out import leave_one_out
-from bll_pyro.inference.prior_scale.held_out import rows_at_once, total_loss
-from bll_pyro.inference.rows import DesignRows
-from bll_pyro.inference.targets import weight_of
-from bll_pyro.posterior import GaussianPosterior
-from bll_pyro.scope import generator
-
 STEP = math.log(2.0)
-MAX_STEPS = 8  # either way
-MIN_GAIN = 2e-3  # of the loss: a doubling that gains less is not followed further
-MIN_RISE = 0.02  # of the loss, to both sides together: where it is flatter a visit between them is not worth its time
-NUM_DOUBLINGS, MAX_DOUBLINGS = 4, 12  # upwards at first: the evidence's scale is too small, if anything
-NUM_POINTS = 128
-
-
-@dataclass(frozen=True)
-class Fold:
-    """Rows that are fitted, and rows that are predicted; without the latter each row is left out by one step."""
-
-    fitted: DesignRows
-    held_out: DesignRows | None
-
-    @torch.no_grad()
-    def loss(self, posterior: GaussianPosterior) -> float:
-        """Negative log predictive density of the rows that are predicted, nats, summed."""
-        if self.held_out is None:
-            elpd = leave_one_out(posterior, self.fitted, num_points=NUM_POINTS).elpd
-            weight = weight_of(self.fitted.targets)
-            return -float((elpd if weight is None else weight * elpd).sum())
-        weights = posterior.latents.marginal_weights()
-        noise = {name: value[:, None] for name, value in posterior.noise(NUM_POINTS).items()}
-        blocks = self.held_out.blocks(rows_at_once(NUM_POINTS, len(weights.loc)))
-        return total_loss(posterior.layer.likelihood, weights.outputs, blocks, noise, NUM_POINTS)
-
-
-def folds(rows: DesignRows, num_folds: int, seed: int) -> list[Fold]:
-    """Random folds of equal size; with one fold all rows are fitted, and left out one at a time."""
-    if num_folds == 1:
-        return [Fold(rows, None)]
-    return divided(rows, fold_of(rows.num_rows, num_folds, seed))
-
-
-def divided(rows: DesignRows, number: Tensor) -> list[Fold]:
-    """The folds of rows with the numbers ``[N]`` of theirs."""
-    parts = [(number != k, number == k) for k in range(int(number.max()) + 1)]
-    return [Fold(*(rows.take(mask.nonzero().squeeze(-1)) for mask in part)) for part in parts]
-
-
-def fold_of(num_rows: int, num_folds: int, seed: int) -> Tensor:
-    """Number of the fold of each row, ``[N]``: random, of equal size."""
-    number = torch.empty(num_rows, dtype=torch.long)
-    number[torch.randperm(num_rows, generator=generator(seed))] = torch.arange(num_rows) % num_folds
-    return number
+MAX_STEPS = 8  # most doublings of a path, in either direction
+MIN_GAIN = 2e-3  # a path ends at a doubling that lowers the loss by a smaller share
+MIN_RISE = (
+    0.02  # where the loss rises by a smaller share to both sides together, no scale between them is tried
+)
+NUM_DOUBLINGS, MAX_DOUBLINGS = (
+    4,
+    12,
+)  # of a grid, at first and at most: upwards, since the evidence tends to small scales
 
 
 @dataclass(eq=False, kw_only=True)
@@ -171,13 +128,3 @@ class ScalePath[State](HeldOutLosses):
             if gain < MIN_GAIN * abs(loss):
                 break
         return x
-
-
-def smallest_scale(rows: DesignRows) -> float:
-    """The scale at which outputs have a prior standard deviation of ``1 / sqrt(N)``.
-
-    N rows cannot tell a smaller one from 0, and a prior that knows the weights to be 0 knows no uncertainty.
-    """
-    num_features = rows.frame.num_features
-    square = sum(float(design[:, :num_features].square().sum()) for design, _ in rows.blocks())
-    return max(square, torch.finfo(torch.float32).tiny) ** -0.5

@@ -23,7 +23,6 @@ from bll_pyro.curvatures import Full
 from bll_pyro.gaussian import Dense, Diagonal, OutputGaussian, flatten
 from bll_pyro.gaussian.information import DenseInformation
 from bll_pyro.guides import Start
-from bll_pyro.inference.expected_prior import log_prior
 from bll_pyro.inference.rows import DesignRows
 from bll_pyro.inference.start import NUM_START_ROWS
 from bll_pyro.inference.targets import Targets, row_data, values_of, weight_of
@@ -139,7 +138,7 @@ def prior_at(layer: LastLayer, loc: Tensor, scale: Tensor, hyper: dict[str, Tens
     """Expected slope and precision of the log prior; the second as ``-(d/ds E_q[log p]) / s`` (Price's theorem)."""
     point, spread = loc.detach().requires_grad_(), scale.detach().requires_grad_()
     with torch.enable_grad():
-        value = log_prior(layer, Diagonal(point, spread), hyper, generator(0, loc.device))
+        value = layer.expected_log_prior(Diagonal(point, spread), hyper, generator(0, loc.device))
         slope, pull = torch.autograd.grad(value, (point, spread))
     # heavy tails curve upwards: a little of the posterior's own precision is then the least
     return slope, (-pull / scale).maximum(1e-4 * scale.square().reciprocal())

@@ -1,7 +1,8 @@
-"""Which site a loss that is not finite comes from: the fit goes on from its last good state, looked at after every step.
+"""The site from which a loss comes that is not finite.
 
-While a fit runs it is not looked at in every step, since that would wait for the device each time. Once it is lost, its
-parameters are all NaN, and every site with them; so the way there has to be gone again.
+A fit does not look at every step, since that would wait for the device each time. When the loss is found not finite, all
+parameters are NaN already, and so is every site. The training therefore goes on from its last good state, and every step is
+looked at.
 """
 
 from __future__ import annotations
@@ -14,27 +15,12 @@ import torch
 from pyro import poutine
 from torch import Tensor, nn
 
-NUM_PASSES = 3  # over the rows, at most
+from bll_pyro.inference.svi.schedule import all_finite, restore, snapshot
+
+NUM_PASSES = 3  # most passes over the rows
 
 Attempt = Callable[[], tuple[Tensor, Tensor, tuple[Any, ...]]]
-"""Puts gradients into the parameters; gives the loss, the features, and what the Pyro program takes."""
-
-
-def snapshot(parameters: Iterable[Tensor]) -> list[Tensor]:
-    """Copy of the parameters."""
-    return [p.detach().clone() for p in parameters]
-
-
-@torch.no_grad()
-def restore(parameters: Iterable[Tensor], state: list[Tensor]) -> None:
-    """Put a copy back."""
-    for parameter, value in zip(parameters, state, strict=True):
-        parameter.copy_(value)
-
-
-def all_finite(tensors: Iterable[Tensor | None]) -> bool:
-    """Whether all numbers are finite."""
-    return all(bool(torch.isfinite(one).all()) for one in tensors if one is not None)
+"""Puts gradients into the parameters; returns the ELBO estimate, the features, and what the Pyro program takes."""
 
 
 def explain_nonfinite(
@@ -56,7 +42,7 @@ def explain_nonfinite(
             restore(parameters, before)
             rate = optimizer.param_groups[0]["lr"]
             return f"a step with learning rate {rate:g} leaves the range of the numbers: use a smaller one"
-    return "it did not come again from there: use a smaller learning rate or clip_norm"
+    return "it stayed finite when training went on from there: use a smaller learning rate or clip_norm"
 
 
 @torch.no_grad()

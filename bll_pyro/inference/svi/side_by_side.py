@@ -13,7 +13,7 @@ that fit as it is, and not for an ideal one. Noise and sampled hyper-parameters 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -23,11 +23,10 @@ from torch.nn import functional
 
 from bll_pyro.gaussian import Delta, Diagonal, OutputGaussian
 from bll_pyro.guides import Start
-from bll_pyro.inference.expected_prior import log_prior
+from bll_pyro.inference.prior_scale.folds import NUM_POINTS, Fold, divided
 from bll_pyro.inference.prior_scale.held_out import rows_at_once, total_loss
-from bll_pyro.inference.prior_scale.search import NUM_POINTS, Fold, divided
 from bll_pyro.inference.rows import DesignRows
-from bll_pyro.inference.schedule import adam, half_cosine
+from bll_pyro.inference.svi.schedule import Stepper, adam
 from bll_pyro.inference.targets import NoiseValues, expected_log_prob
 from bll_pyro.layer import LastLayer
 
@@ -92,25 +91,33 @@ class FoldFits:
             for name in learned[0]
         }
         optimizer = adam([loc] if self.is_point else [loc, raw], self.learning_rate)
-        index = torch.arange(self.rows.num_rows, device=self.rows.device)
-        order = index[:0]
-        for step in range(self.num_steps):
-            optimizer.param_groups[0]["lr"] = self.learning_rate * half_cosine(step / self.num_steps)
-            if len(order) == 0:
-                order = torch.randperm(len(index), generator=generator, device=generator.device).to(index)
-            batch, order = (index, order[:0]) if self.batch_size >= len(index) else (
-                order[: self.batch_size], order[self.batch_size :],
-            )  # fmt: skip
+        num_rows = self.rows.num_rows
+
+        def gradient(batch: Tensor) -> Tensor:
             scale = functional.softplus(raw)
             value = self._log_prior(loc, scale, shared)
             if not self.is_point:
                 value = value + scale.log().sum()
             fit = (self._log_likelihood(loc, scale, batch, generator) * masks[:, batch]).sum()
-            value = value + fit * (len(index) / len(batch))
+            value = value + fit * (num_rows / len(batch))
             optimizer.zero_grad()
-            (-value / len(index)).backward()
-            optimizer.step()
+            (-value / num_rows).backward()
+            return value.detach()
+
+        stepper, batches = Stepper(optimizer, self.num_steps), self._batches(generator)
+        for _ in range(self.num_steps):
+            stepper.step(gradient, next(batches))
         return loc.detach(), functional.softplus(raw).detach()
+
+    def _batches(self, generator: torch.Generator) -> Iterator[Tensor]:
+        """Row numbers of one batch after the other, without end; a new random order whenever all rows were seen."""
+        index = torch.arange(self.rows.num_rows, device=self.rows.device)
+        while True:
+            order = torch.randperm(len(index), generator=generator, device=generator.device).to(index)
+            if self.batch_size >= len(index):
+                yield index
+            else:
+                yield from order.split(self.batch_size)
 
     def _outputs(self, loc: Tensor, scale: Tensor, design: Tensor) -> OutputGaussian:
         """Outputs of all fits, ``[F n, K]``."""
@@ -136,7 +143,7 @@ class FoldFits:
 
         def one(loc: Tensor, scale: Tensor, learned: dict[str, Tensor]) -> Tensor:
             weights = Delta(loc) if self.is_point else Diagonal(loc, scale)
-            return log_prior(self.layer, weights, {**learned, **self.hyper})
+            return self.layer.expected_log_prior(weights, {**learned, **self.hyper})
 
         total: Tensor = torch.vmap(one, randomness="different")(loc, scale, learned)
         return total.sum()

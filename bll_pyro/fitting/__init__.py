@@ -1,0 +1,6 @@
+"""``fit()`` and ``Fit``: the one entry, the one result."""
+
+from bll_pyro.fitting.entry import fit, fit_features
+from bll_pyro.fitting.result import Fit, load
+
+__all__ = ["Fit", "fit", "fit_features", "load"]

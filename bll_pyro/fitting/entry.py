@@ -1,0 +1,151 @@
+"""``fit``: the one entry."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bll_pyro.features.columns import NO_COLUMNS, Columns
+from bll_pyro.fitting.prepare import bundled, features_of, prepare
+from bll_pyro.fitting.result import Fit
+from bll_pyro.inference import SVI, Inference, Trace
+from bll_pyro.inference.rows import DesignRows, FeatureRows
+from bll_pyro.inference.standardization import log_densities_in_user_units, make_frame
+from bll_pyro.layer import LastLayer
+from bll_pyro.likelihoods.base import TargetShape
+from bll_pyro.posterior import Posterior
+from bll_pyro.scope import isolated
+
+DEFAULT = SVI()
+
+
+def fit(
+    layer: LastLayer,
+    data: Any,
+    backbone: nn.Module | None = None,
+    inference: Inference | None = None,
+    *,
+    sample_weight: Any = None,
+    exposure: Any = None,
+    seed: int = 0,
+    validation_data: Any = None,
+    store: str | Path | None = None,
+    device: str | torch.device | None = None,
+    batch_size: int = 256,
+) -> Fit:
+    """Fit a Bayesian last layer.
+
+    Parameters
+    ----------
+    layer
+        The declaration: prior x likelihood.
+    data
+        A pair ``(inputs, targets)`` of arrays or tensors, a torch ``Dataset`` or ``DataLoader``, or a ``Features``
+        store. Inputs are features ``[N, D]`` where there is no backbone.
+    backbone
+        Module from inputs to features ``[N, D]``. Frozen (evaluation mode, nothing of it changes) unless the inference
+        trains it along; then a copy is trained, which the fit holds.
+    inference
+        How to get from declaration and data to a posterior; by default ``SVI()``.
+    sample_weight, exposure
+        A weight, and for counts an exposure, for each row ``[N]``; short for ``bll.Data(data, sample_weight, exposure)``.
+    seed
+        Same seed, same fit. The caller's random state is not touched.
+    validation_data
+        Like ``data``; used for early stopping where the inference knows it.
+    store
+        Folder for extracted features; with it the backbone runs once a row over fit, predict and tree.
+    device
+        Where to compute; by default where the backbone lies, else the CPU.
+    batch_size
+        Rows at a time through the backbone.
+    """
+    inference = DEFAULT if inference is None else inference
+    _check_types(layer, backbone, inference)
+    if inference.trains_backbone:
+        _check_joint(layer, backbone)
+    rows = prepare(layer, bundled(data, sample_weight, exposure))
+    held_out = None
+    if validation_data is not None:
+        held_out = prepare(layer, validation_data, "validation_data", training=False)
+    folder = None if store is None else Path(store)
+    stage, earlier = inference, None  # what runs on frozen features, and the trace of what ran before it
+    if inference.trains_backbone:
+        # the caller's network, and earlier fits that hold it, stay as they are
+        backbone = copy.deepcopy(backbone)
+        assert backbone is not None
+        posterior, trace = inference.train_backbone(layer, backbone, rows, seed, held_out, device)
+        log_densities_in_user_units(trace, posterior.frame, rows.columns.total_weight(rows.num_rows))
+        final_stage = inference.on_features()
+        if final_stage is None:
+            return Fit(layer, posterior, inference, trace, seed, rows.num_rows, backbone, folder)
+        stage, earlier = final_stage, trace
+    with isolated(seed):
+        features, targets = features_of(rows, backbone, folder, device, batch_size)
+        validation = None
+        if held_out is not None:
+            made = features_of(held_out, backbone, folder, device, batch_size, training=False)
+            validation = *made, held_out.columns
+    posterior, trace = fit_features(
+        layer, features, targets, stage, rows.target_shape, seed, rows.columns, validation, device
+    )
+    if earlier is not None:
+        trace.statistics["joint"] = earlier
+    return Fit(layer, posterior, inference, trace, seed, rows.num_rows, backbone, folder)
+
+
+def fit_features(
+    layer: LastLayer,
+    features: FeatureRows,
+    targets: Tensor,
+    inference: Inference,
+    target_shape: TargetShape,
+    seed: int = 0,
+    columns: Columns = NO_COLUMNS,
+    validation: tuple[FeatureRows, Tensor, Columns] | None = None,
+    device: str | torch.device | None = None,
+) -> tuple[Posterior, Trace]:
+    """Fit on features ``[N, D]`` and targets as the likelihood uses them.
+
+    Makes the frame of the training rows, brings the declaration into its units, and runs the inference.
+    """
+    num_outputs, num_features = layer.likelihood.num_outputs(target_shape), features.shape[1]
+    layer.prior.check((num_outputs, num_features))
+    inference.check(layer, num_outputs, num_features + int(layer.bias))
+    dtype = torch.float64 if features.dtype == torch.float64 else torch.float32
+    with isolated(seed, dtype):
+        frame = make_frame(layer, features, targets, inference.rotates(layer), dtype, columns)
+        rows = DesignRows(features, targets, frame, device or "cpu", columns)
+        held_out = None
+        if validation is not None:
+            held_out = DesignRows(*validation[:2], frame, device or "cpu", validation[2])
+        posterior, trace = inference.run(
+            layer.in_frame(frame), rows, target_shape, seed=seed, validation=held_out
+        )
+    log_densities_in_user_units(trace, posterior.frame, rows.total_weight)
+    return posterior, trace
+
+
+def _check_types(layer: Any, backbone: Any, inference: Any) -> None:
+    if not isinstance(layer, LastLayer):
+        raise TypeError(f"layer: expected bll.LastLayer(likelihood=...), got {type(layer).__name__}")
+    if not isinstance(inference, Inference):
+        raise TypeError(f"inference: expected an inference such as bll.SVI(), got {type(inference).__name__}")
+    if backbone is not None and not isinstance(backbone, nn.Module):
+        raise TypeError(f"backbone: expected a torch.nn.Module or None, got {type(backbone).__name__}")
+
+
+def _check_joint(layer: LastLayer, backbone: nn.Module | None) -> None:
+    if layer.prior.frame is not None:
+        raise ValueError(
+            f"{type(layer.prior).__name__}: expected frozen features, in whose coordinates the prior is, got "
+            "a backbone to train along; leave backbone_learning_rate at None"
+        )
+    if backbone is None:
+        raise ValueError(
+            "expected a backbone to train along, got none; pass fit(..., backbone=...) or freeze it"
+        )

@@ -1,0 +1,251 @@
+"""``Fit``: the one result, with what it can do; ``load`` reads one that was saved."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from bll_pyro import archive, priors
+from bll_pyro.features.columns import NO_COLUMNS, Columns, Data
+from bll_pyro.features.data import check_finite, read
+from bll_pyro.features.extraction import extract
+from bll_pyro.features.forward import compute_features
+from bll_pyro.features.freezing import frozen
+from bll_pyro.features.store import Features
+from bll_pyro.fitting.prepare import bundled, check_exposure
+from bll_pyro.fitting.updating import update
+from bll_pyro.inference import Inference, Trace
+from bll_pyro.layer import LastLayer
+from bll_pyro.ood import Detector, View
+from bll_pyro.posterior import Posterior
+from bll_pyro.prediction import Integration, Prediction, QuasiMonteCarlo, Recalibration, predict
+from bll_pyro.prediction.base import gathered
+from bll_pyro.scope import isolated
+
+if TYPE_CHECKING:
+    import xarray
+
+PREDICTION_ROWS = 2048  # a batch of 8,192 leaves the cache between one step and the next
+
+
+@dataclass(frozen=True, eq=False)
+class Fit:
+    """A fitted Bayesian last layer.
+
+    Parameters
+    ----------
+    layer
+        The declaration, in the user's units.
+    posterior
+        Posterior of weights and outputs.
+    inference, seed, num_rows
+        How it was made, and the number N of training rows.
+    trace
+        What happened on the way.
+    backbone
+        Module from inputs to features; None where inputs are features.
+    store
+        Folder for extracted features, reused by every later call on the same data; None keeps none.
+    recalibration
+        What :func:`bll_pyro.calibrate` found on held-out rows; it changes predictions and not the posterior.
+    detector
+        A calibrated detector, whose verdict comes with every prediction; see :meth:`with_detector`.
+    """
+
+    layer: LastLayer
+    posterior: Posterior
+    inference: Inference
+    trace: Trace
+    seed: int
+    num_rows: int
+    backbone: nn.Module | None = None
+    store: Path | None = None
+    recalibration: Recalibration | None = None
+    detector: Detector | None = None
+
+    def predict(
+        self,
+        inputs: Any,
+        *,
+        exposure: Any = None,
+        integration: Integration | None = None,
+        batch_size: int = 256,
+    ) -> Prediction:
+        """Posterior predictive for inputs (arrays, tensors, a dataset, a loader, or a ``Features`` store).
+
+        ``integration`` is ``bll.QuasiMonteCarlo(num_points=256)`` by default; ``bll.Probit()`` is a cheap approximation for
+        classes and labels. Works in batches: beyond the prediction itself, memory does not grow with the number of rows.
+        ``exposure``: of the rows of a fit of counts, ``[N]``; without it, of 1. With a detector its verdict is in ``.ood``;
+        the detector's scores always take the default integration, as in its calibration.
+        """
+        inputs = bundled(inputs, None, exposure)
+        columns, scores = self.columns(inputs), []
+
+        def predictions() -> Iterator[Prediction]:
+            start = 0
+            for features, _ in self._features(inputs, batch_size):
+                exposed = columns[start : start + len(features)].exposure
+                part = predict(self.posterior, features, integration, exposed, self.recalibration)
+                start += len(features)
+                if self.detector is not None:
+                    view = View(features, self.posterior, self.recalibration)
+                    if integration in (None, QuasiMonteCarlo()) and exposed is None:
+                        view.prediction = part
+                    with torch.no_grad():
+                        scores.append(self.detector.score.of(view))
+                yield part
+
+        prediction = gathered(predictions())
+        if self.detector is None:
+            return prediction
+        return replace(prediction, ood=self.detector.judge(torch.cat(scores)))
+
+    def with_detector(self, detector: Detector | None) -> Self:
+        """The same fit with a detector that was calibrated on it (None: without); it is saved along.
+
+        Raises
+        ------
+        ValueError
+            When the detector was not calibrated, or on another fit.
+        """
+        if detector is None:
+            return replace(self, detector=None)
+        if not isinstance(detector, Detector):
+            raise TypeError(f"with_detector: expected a bll.ood.Detector, got {type(detector).__name__}")
+        return replace(self, detector=detector.bound(self))
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 of posterior and recalibration: what was calibrated on this fit is for this fit alone."""
+        return archive.fingerprint([self.posterior, self.recalibration])
+
+    def to_datatree(self, inputs: Any, targets: Any = None, **options: Any) -> xarray.DataTree:
+        """Draws, log likelihood and data as an ``xarray.DataTree`` for ArviZ; see :func:`bll_pyro.datatree.to_datatree`."""
+        from bll_pyro.datatree import to_datatree
+
+        return to_datatree(self, inputs, targets, **options)
+
+    def save(self, path: str | Path) -> None:
+        """Write the fit into a folder (safetensors and JSON, no pickle, no training rows); see :func:`bll_pyro.load`."""
+        names = ("layer", "posterior", "inference", "trace", "seed", "num_rows", "recalibration", "detector")
+        archive.save_parts(path, {name: getattr(self, name) for name in names}, self.backbone)
+
+    def update(self, data: Any) -> Self:
+        """The fit of the earlier rows and of new ``data`` (exact inference): equal to one fit on all rows.
+
+        The earlier rows are not needed. Centre and scale stay those of the first fit; learned scales and noise are
+        found anew for all rows.
+        """
+        if self.detector is not None or self.recalibration is not None:
+            raise ValueError(
+                "update: expected a fit as it was fitted, got one with a detector or a recalibration, which would be of the "
+                "earlier posterior; update first, then calibrate anew"
+            )
+        return replace(self, **update(self, data))
+
+    def as_prior(self) -> priors.Posterior:
+        """The posterior of weight and bias as the prior of other data (for every Gaussian posterior).
+
+        It brings centre and scale of this fit along. The noise of a likelihood keeps its declared prior.
+        """
+        return self.posterior.as_prior()
+
+    @property
+    def head(self) -> Self:
+        """The same fit without its backbone, for inputs that already are features."""
+        return replace(self, backbone=None, store=None)
+
+    @property
+    def elbo(self) -> float:
+        """ELBO of the training targets, in the user's units, at the end, nats (log joint density for MAP)."""
+        return self._statistic("elbo", "SVI")
+
+    @property
+    def log_evidence(self) -> float:
+        """Log evidence (marginal likelihood) of the training targets, in the user's units, nats."""
+        return self._statistic("log_evidence", "Exact and Laplace")
+
+    def features(self, inputs: Any, *, need_targets: bool = False, batch_size: int = 256) -> Features:
+        """Features ``[N, D]`` of inputs, through the backbone (and the store) where there is one; widths are checked."""
+        parts = list(self._features(inputs, batch_size, need_targets))
+        targets = [t for _, t in parts if t is not None]
+        return Features.from_tensors(
+            torch.cat([h for h, _ in parts]), torch.cat(targets) if targets else None
+        )
+
+    def columns(self, data: Any) -> Columns:
+        """Weights and exposures of data, checked against the likelihood."""
+        if not isinstance(data, Data):
+            return NO_COLUMNS
+        columns = read(data, need_targets=False, what="inputs").columns
+        check_exposure(self.layer, columns, tuple(self.posterior.target_shape))
+        return columns
+
+    def _features(
+        self, inputs: Any, batch_size: int, need_targets: bool = False
+    ) -> Iterator[tuple[Tensor, Tensor | None]]:
+        if self.backbone is None:
+            yield from self._checked(
+                read(inputs, need_targets=need_targets, what="inputs").batches(PREDICTION_ROWS)
+            )
+        elif self.store is not None:
+            stored = extract(self.backbone, inputs, store=self.store, batch_size=batch_size)
+            yield from self._checked(stored.batches(PREDICTION_ROWS))
+        else:
+            yield from self._checked(self._backbone_batches(inputs, batch_size))
+
+    def _backbone_batches(self, inputs: Any, batch_size: int) -> Iterator[tuple[Tensor, Tensor | None]]:
+        assert self.backbone is not None
+        with isolated(), frozen(self.backbone), torch.no_grad():
+            for batch, targets in read(inputs, need_targets=False, what="inputs").batches(batch_size):
+                yield compute_features(self.backbone, batch), targets
+
+    def _checked(
+        self, batches: Iterator[tuple[Tensor, Tensor | None]]
+    ) -> Iterator[tuple[Tensor, Tensor | None]]:
+        for features, targets in batches:
+            self._check(features)
+            yield features if features.is_floating_point() else features.float(), targets
+
+    def _check(self, features: Tensor) -> None:
+        expected = self.posterior.frame.num_features
+        if features.dim() != 2 or features.shape[1] != expected:
+            remedy = "use the features that the fit was made with"
+            if self.backbone is None and features.dim() > 2:
+                remedy = "this fit has no backbone: pass features, or fit with backbone=..."
+            raise ValueError(
+                f"inputs: expected features of shape [N, {expected}], got {list(features.shape)}; {remedy}"
+            )
+        check_finite(features, "inputs")
+
+    def _statistic(self, name: str, owner: str) -> float:
+        value = self.trace.statistics.get(name)
+        if value is None:
+            raise AttributeError(f"{name} is given by {owner}, not by {type(self.inference).__name__}")
+        return float(value)
+
+
+def load(path: str | Path, *, backbone: nn.Module | None = None, head_only: bool = False) -> Fit:
+    """Read a fit that :meth:`Fit.save` wrote.
+
+    Parameters
+    ----------
+    path
+        The folder.
+    backbone
+        A module of the same architecture as the saved backbone, to be filled with the saved weights. timm backbones are
+        rebuilt by themselves; other code is never stored, so other modules have to be given.
+    head_only
+        Leave the backbone out: the fit then takes features.
+
+    Raises
+    ------
+    ValueError
+        When a file is missing, cut or altered, or the backbone does not fit.
+    """
+    return Fit(**archive.load_parts(path, backbone=backbone, head_only=head_only))

@@ -1,0 +1,36 @@
+"""``update``: a fit that has seen more rows, by inferences that keep what they need of the earlier ones."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from bll_pyro.inference.rows import DesignRows
+from bll_pyro.inference.standardization import log_densities_in_user_units
+from bll_pyro.scope import isolated
+
+if TYPE_CHECKING:
+    from bll_pyro.fitting.result import Fit
+
+
+def update(fit: Fit, data: Any) -> dict[str, Any]:
+    """What changes in a fit when it has seen ``data`` too: posterior, trace and number of rows."""
+    earlier = fit.posterior
+    features = fit.features(data, need_targets=True)
+    assert features.targets is not None
+    targets = fit.layer.likelihood.check_targets(features.targets)
+    target_shape = () if fit.layer.likelihood.is_discrete else tuple(features.targets.shape[1:])
+    if target_shape != tuple(earlier.target_shape):
+        raise ValueError(
+            f"update: expected targets of the shape of the fit, {['N', *earlier.target_shape]}, got "
+            f"{['N', *target_shape]}; reshape them"
+        )
+    # without the axes that the inference chose itself; those of a prior belong to its coordinates
+    frame = earlier.frame if fit.layer.prior.frame is not None else replace(earlier.frame, rotation=None)
+    with isolated(fit.seed, frame.center.dtype):
+        inside = fit.layer.in_frame(frame)
+        rows = DesignRows(features, targets, frame, frame.center.device, fit.columns(data))
+        posterior, trace = fit.inference.update(inside, rows, target_shape, fit.trace)
+    num_rows = fit.num_rows + len(features)
+    log_densities_in_user_units(trace, posterior.frame, trace.statistics["sums"].weight)
+    return {"posterior": posterior, "trace": trace, "num_rows": num_rows}
