@@ -44,7 +44,7 @@ from bll_pyro.features.store import Features
 from bll_pyro.inference import start
 from bll_pyro.inference.rows import DesignRows
 from bll_pyro.inference.standardization import make_frame
-from bll_pyro.inference.svi import gaussian_start, svi
+from bll_pyro.inference.svi import gaussian_start, objective, svi
 from bll_pyro.model import Model
 from bll_pyro.scope import generator, isolated
 
@@ -283,7 +283,7 @@ def cheap(monkeypatch: pytest.MonkeyPatch) -> None:
     """One step of each kind in the warm start, one draw for the reported ELBO, few draws of guides."""
     for room, name, value in (
         (start, "NUM_STEPS", 1), (start, "NUM_SCALE_STEPS", 1), (start, "NUM_ROUNDS", 2), (start, "MAX_EASY_ROUNDS", 1),
-        (gaussian_start, "MAX_ROUNDS", 1), (svi, "NUM_DRAWS", 1), (svi, "NUM_GUIDE_DRAWS", 8),
+        (gaussian_start, "MAX_ROUNDS", 1), (objective, "NUM_DRAWS", 1), (objective, "NUM_GUIDE_DRAWS", 8),
     ):  # fmt: skip
         monkeypatch.setattr(room, name, value)
 

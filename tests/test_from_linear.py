@@ -16,7 +16,7 @@ from bll_pyro.features.store import Features
 from bll_pyro.frame import Frame
 from bll_pyro.guides import Start
 from bll_pyro.inference.standardization import make_frame
-from bll_pyro.inference.svi.svi import Objective
+from bll_pyro.inference.svi.objective import Objective
 from bll_pyro.model import Model
 from bll_pyro.scope import generator, isolated
 
@@ -158,7 +158,7 @@ def test_output_space_elbo_is_pyros(guide: bll.guides.Guide) -> None:
         model = Model(layer, NUM_FEATURES)
         scale = torch.full((3, NUM_FEATURES + 1), 0.1)
         start = Start(torch.zeros(0), layer.center(scale) + 0.3, scale, NUM_FEATURES)
-        objective = Objective(bll.SVI(guide=guide), layer, model, guide.build(model, start), 20)
+        objective = Objective(layer, model, guide.build(model, start), 20)
         design, random = torch.cat([features, torch.ones(20, 1)], 1), generator(5)
         pyros = Trace_ELBO(num_particles=100, vectorize_particles=True)(model, objective.guide)
         with torch.no_grad():

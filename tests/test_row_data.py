@@ -125,7 +125,7 @@ def test_log_joint_of_the_objective_and_of_nuts(name: str) -> None:
 def test_whole_weights_repeat_rows_in_expectation_svi(name: str, output_space: bool) -> None:
     """The ELBO of one state, averaged over draws, is that of repeated rows."""
     from bll_pyro.inference.start import warm_start
-    from bll_pyro.inference.svi.svi import Objective
+    from bll_pyro.inference.svi.objective import Objective
     from bll_pyro.model import Model
 
     likelihood, targets = TARGETS[name]
@@ -141,7 +141,7 @@ def test_whole_weights_repeat_rows_in_expectation_svi(name: str, output_space: b
         for rows in (DesignRows(FEATURES, checked, frame, columns=columns), plain):
             model = Model(layer, 3, ())
             guide = svi.guide.build(model, warm_start(layer, model.global_sites, rows, model.num_outputs, {}))
-            objective = Objective(svi, layer, model, guide, rows.num_rows)
+            objective = Objective(layer, model, guide, rows.num_rows, output_space)
             random = generator(4)
             with torch.no_grad():
                 values.append(torch.stack([objective(*rows[:], random) for _ in range(200)]))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ def in_memory_bytes(device: torch.device) -> float:
     return IN_MEMORY_BYTES
 
 
+@runtime_checkable
 class FeatureRows(Protocol):
     """What rows are read from: a ``Features`` store, or a tensor."""
 

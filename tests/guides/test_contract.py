@@ -11,7 +11,7 @@ from torch import Tensor
 
 import bll_pyro as bll
 from bll_pyro.guides import GaussianGuide, Start
-from bll_pyro.inference.svi.svi import Objective
+from bll_pyro.inference.svi.objective import Objective
 from bll_pyro.model import Model
 from bll_pyro.posterior import GaussianPosterior
 from bll_pyro.scope import generator, isolated
@@ -63,9 +63,8 @@ def program(name: str, guide: bll.guides.Guide, **settings: object) -> tuple[Obj
     scale = 0.1 + 0.3 * torch.rand(size, generator=random)
     loc = 0.5 * torch.randn(size, generator=random)
     start = Start(0.3 * torch.randn(model.global_sites.num, generator=random), loc, scale, NUM_FEATURES)
-    svi = bll.SVI(guide=guide, **settings)
     used = layer.likelihood.check_targets(targets)
-    return Objective(svi, layer, model, guide.build(model, start), NUM_ROWS), features, used
+    return Objective(layer, model, guide.build(model, start), NUM_ROWS, **settings), features, used
 
 
 def batch(objective: Objective, features: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import bll_pyro as bll
 from bll_pyro.frame import Frame
 from bll_pyro.guides import Start
 from bll_pyro.inference.rows import DesignRows
-from bll_pyro.inference.svi.svi import Objective
+from bll_pyro.inference.svi.objective import Objective
 from bll_pyro.model import Model
 from bll_pyro.scope import generator, isolated
 
@@ -65,8 +65,7 @@ def test_a_step_asks_for_no_number(likelihood: bll.likelihoods.Likelihood, guide
             4,
         )
         rows = DesignRows(features, targets, Frame.identity(4, 2, torch.empty(0)))
-        settings = bll.SVI(guide=guide)
-        subject = Objective(settings, layer, model, guide.build(model, start), 30)
+        subject = Objective(layer, model, guide.build(model, start), 30)
         subject.gradient(*rows[:], random)  # what is made once
         optimizer = torch.optim.Adam(subject.parameters, fused=True)
         with Synchronisations() as counter:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from bll_pyro.inference.prior_scale.search import HeldOutLosses, ScaleGrid, Scal
 from bll_pyro.inference.rows import DesignRows
 
 
+@runtime_checkable
 class Refit[State](Protocol):
     """What the choice needs of an inference: fits at the learned scales times ``exp(x)``."""
 

@@ -17,9 +17,11 @@ from bll_pyro.declaration import from_plain, to_plain
 from bll_pyro.frame import Frame
 from bll_pyro.guides import Start
 from bll_pyro.inference import rows as inside
-from bll_pyro.inference.prior_scale.search import ScaleGrid, ScalePath, folds, smallest_scale
-from bll_pyro.inference.prior_scale.side_by_side import FoldFits, principal
+from bll_pyro.inference.prior_scale.choose import smallest_scale
+from bll_pyro.inference.prior_scale.folds import divided, fold_of
+from bll_pyro.inference.prior_scale.search import ScaleGrid, ScalePath
 from bll_pyro.inference.start import warm_start
+from bll_pyro.inference.svi.side_by_side import FoldFits, principal
 from bll_pyro.model import Model
 from bll_pyro.scope import generator
 
@@ -140,8 +142,8 @@ def test_the_lowest_point_of_a_path_is_found() -> None:
 
 def test_folds_hold_every_row_once() -> None:
     features, targets = torch.randn(23, 4, generator=generator(0)), torch.arange(23)
-    rows = inside.Rows(features, targets, Frame.identity(4, 1, features[:0], True))
-    parts = folds(rows, 5, seed=0)
+    rows = inside.DesignRows(features, targets, Frame.identity(4, 1, features[:0], True))
+    parts = divided(rows, fold_of(rows.num_rows, 5, seed=0))
     assert sorted(int(t) for part in parts for t in part.held_out.targets) == list(range(23))  # type: ignore[union-attr]
     assert all(part.fitted.num_rows + part.held_out.num_rows == 23 for part in parts)  # type: ignore[union-attr]
     assert smallest_scale(rows) == pytest.approx(float(features.square().sum()) ** -0.5, rel=1e-5)
@@ -202,7 +204,7 @@ def test_fits_side_by_side_are_those_of_single_fits() -> None:
     (features, labels), _ = classes(60, 4, 5, 4.0, 6)
     held_out = torch.arange(60) % 2
     svi = bll.SVI(scale_criterion=bll.criteria.Evidence())
-    rows = inside.Rows(features, labels, Frame.identity(5, 1, features[:0], True))
+    rows = inside.DesignRows(features, labels, Frame.identity(5, 1, features[:0], True))
     layer = bll.LastLayer(bll.likelihoods.Categorical(NUM_CLASSES), standardize=False)
     model = Model(layer, 5, ())
     fits = FoldFits(
@@ -226,7 +228,7 @@ def test_fits_side_by_side_are_those_of_single_fits() -> None:
 def test_axes_in_which_no_row_varies_change_nothing() -> None:
     """With 12 rows of 30 features the fits see 12 columns, and predict as the fits of all 30 in principal axes do."""
     (features, labels), _ = classes(12, 3, 30, 4.0, 7)
-    rows = inside.Rows(features, labels, Frame.identity(30, 1, features[:0], True))
+    rows = inside.DesignRows(features, labels, Frame.identity(30, 1, features[:0], True))
     layer = bll.LastLayer(bll.likelihoods.Categorical(NUM_CLASSES), standardize=False)
     turned_layer, turned = principal(layer, rows)
     assert turned.num_columns == 13
@@ -236,7 +238,7 @@ def test_axes_in_which_no_row_varies_change_nothing() -> None:
     for one, part in ((turned_layer, turned), (layer, rows.rotated(axes))):
         model = Model(one, part.frame.num_features, ())
 
-        def start(part: inside.Rows, learned: dict, one=one, model=model) -> Start:
+        def start(part: inside.DesignRows, learned: dict, one=one, model=model) -> Start:
             return warm_start(one, model.global_sites, part, NUM_CLASSES, learned)
 
         fits = FoldFits(one, part, torch.arange(12) % 3, {}, {}, start, False, 300, 512, 0.02)

@@ -12,7 +12,7 @@ import bll_pyro as bll
 from bll_pyro.frame import Frame
 from bll_pyro.guides import Start
 from bll_pyro.inference.rows import DesignRows
-from bll_pyro.inference.svi.svi import Objective
+from bll_pyro.inference.svi.objective import Objective
 from bll_pyro.model import Model
 from bll_pyro.scope import generator, isolated
 
@@ -68,8 +68,7 @@ def objective(layer: bll.LastLayer, guide: bll.guides.Guide, num_rows: int, **se
     random = generator(1)
     loc, scale = torch.randn(shape, generator=random), 0.1 + torch.rand(shape, generator=random)
     start = Start(torch.randn(model.global_sites.num, generator=random), loc, scale, 5)
-    svi = bll.SVI(guide=guide, **settings)
-    return Objective(svi, layer, model, guide.build(model, start), num_rows)
+    return Objective(layer, model, guide.build(model, start), num_rows, **settings)
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 40])

@@ -8,7 +8,7 @@ from bll_pyro.frame import Frame
 from bll_pyro.guides import Start
 from bll_pyro.inference.rows import DesignRows
 from bll_pyro.inference.svi.mean_field import MeanFieldStep
-from bll_pyro.inference.svi.svi import Objective
+from bll_pyro.inference.svi.objective import Objective
 from bll_pyro.model import Model
 from bll_pyro.scope import generator, isolated
 
@@ -26,7 +26,8 @@ def objective(layer: bll.LastLayer, target_shape: tuple[int, ...], **svi: object
         NUM_FEATURES,
     )
     settings = bll.SVI(**svi)
-    return Objective(settings, layer, model, settings.guide.build(model, start), NUM_ROWS)
+    guide = settings.guide.build(model, start)
+    return Objective(layer, model, guide, NUM_ROWS, settings.output_space)
 
 
 @pytest.mark.parametrize("bias", [True, False])
