@@ -99,6 +99,8 @@ class Frame:
 
     def to(self, device: torch.device | str | torch.dtype) -> Frame:
         """Move the constants to a device, or to another dtype."""
+        if device == self.center.dtype or str(device) == str(self.center.device):
+            return self
         return Frame(**{k: v.to(device) for k, v in self.tensors.items()}, bias=self.bias)
 
     @property

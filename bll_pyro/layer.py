@@ -103,7 +103,8 @@ class LastLayer(Declaration):
 
         ``W h + b`` of raw features is ``(W s) z + (b + W c)`` of ``z = (h - c) / s``, and targets are standardised on top.
         """
-        layer = replace(self, likelihood=self.likelihood.in_units(frame.target_scale))
+        likelihood = self.likelihood.in_units(frame.target_scale)
+        layer = self if likelihood is self.likelihood else replace(self, likelihood=likelihood)
         if not self.raw_center:
             return layer
         weight: Tensor = self.prior.loc.to(frame.center)  # type: ignore[attr-defined]  # checked when declared
@@ -131,7 +132,8 @@ class LastLayer(Declaration):
         """The same layer for features rotated into other axes, ``h @ rotation``; a prior with a frame is in its axes."""
         if rotation is None or self.prior.frame is not None:
             return self
-        return replace(self, prior=self.prior.rotated(rotation))
+        prior = self.prior.rotated(rotation)
+        return self if prior is self.prior else replace(self, prior=prior)
 
     def expected_log_prior(
         self,

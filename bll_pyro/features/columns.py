@@ -57,7 +57,7 @@ class Data:
         if exposure is not None:
             _check_range(exposure, exposure <= 0, "exposure", "positive numbers", what)
             exposure = exposure[:, None] if exposure.dim() == 1 else exposure
-        return Columns(weight, exposure)
+        return NO_COLUMNS if weight is None and exposure is None else Columns(weight, exposure)
 
 
 @dataclass(frozen=True, eq=False)

@@ -68,7 +68,9 @@ def fit(
     _check_types(layer, backbone, inference)
     if inference.trains_backbone:
         _check_joint(layer, backbone)
-    rows = prepare(layer, bundled(data, sample_weight, exposure))
+    if sample_weight is not None or exposure is not None:
+        data = bundled(data, sample_weight, exposure)
+    rows = prepare(layer, data)
     held_out = None
     if validation_data is not None:
         held_out = prepare(layer, validation_data, "validation_data", training=False)
@@ -79,7 +81,7 @@ def fit(
         backbone = copy.deepcopy(backbone)
         assert backbone is not None
         posterior, trace = inference.train_backbone(layer, backbone, rows, seed, held_out, device)
-        log_densities_in_user_units(trace, posterior.frame, rows.columns.total_weight(rows.num_rows))
+        log_densities_in_user_units(trace, posterior.frame, rows.source.columns.total_weight(rows.num_rows))
         final_stage = inference.on_features()
         if final_stage is None:
             return Fit(layer, posterior, inference, trace, seed, rows.num_rows, backbone, folder)
@@ -91,11 +93,11 @@ def fit(
             made = features_of(held_out, backbone, folder, device, batch_size, training=False)
             validation = *made, held_out.columns
     posterior, trace = fit_features(
-        layer, features, targets, stage, rows.target_shape, seed, rows.columns, validation, device
+        layer, features, targets, stage, rows.target_shape, seed, rows.source.columns, validation, device
     )
     if earlier is not None:
         trace.statistics["joint"] = earlier
-    return Fit(layer, posterior, inference, trace, seed, rows.num_rows, backbone, folder)
+    return Fit(layer, posterior, inference, trace, seed, len(features), backbone, folder)
 
 
 def fit_features(

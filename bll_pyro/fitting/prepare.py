@@ -74,7 +74,8 @@ def prepare(layer: LastLayer, data: Any, what: str = "data", training: bool = Tr
         _, given = source.example()
         assert given is not None
     target_shape = () if layer.likelihood.is_discrete else tuple(given.shape[1:])
-    check_exposure(layer, source.columns, target_shape)
+    if source.columns.exposure is not None:
+        check_exposure(layer, source.columns, target_shape)
     return TrainingData(source, layer.likelihood, target_shape, whole)
 
 

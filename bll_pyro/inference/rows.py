@@ -9,7 +9,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from bll_pyro.features.columns import Columns
+from bll_pyro.features.columns import NO_COLUMNS, Columns
 from bll_pyro.frame import Frame
 from bll_pyro.inference.targets import Targets, with_columns
 
@@ -47,35 +47,40 @@ class DesignRows:
     batch by batch from the stored features. Rows with weights or exposures have them with their targets.
     """
 
-    targets: Targets
-
     def __init__(
         self,
         features: FeatureRows,
         targets: Tensor,
         frame: Frame,
         device: torch.device | str = "cpu",
-        columns: Columns | None = None,
+        columns: Columns = NO_COLUMNS,
     ) -> None:
-        self.frame = frame.to(device)
-        self.device = torch.device(device)
-        own = self.frame.targets(targets.to(device))
-        self.targets = with_columns(own, columns.to(self.frame.center)) if columns else own
-        self._features = features
+        frame = frame.to(device)
+        own = frame.targets(targets.to(device))
+        weighted = own if columns is NO_COLUMNS else with_columns(own, columns.to(frame.center))
         num_bytes = len(features) * (frame.num_features + 1) * frame.center.element_size()
-        self._design = self._whole_design() if num_bytes <= in_memory_bytes(self.device) else None
+        design = None
+        if num_bytes <= in_memory_bytes(torch.device(device)):
+            design = frame.center.new_empty(len(features), frame.num_features + int(frame.bias))
+            for start in range(
+                0, len(features), BLOCK_ROWS
+            ):  # in blocks: what is read again is still in the cache
+                part = slice(start, start + BLOCK_ROWS)
+                design[part] = frame.design(features[part].to(device))
+        self._set(frame, torch.device(device), features, design, weighted)
 
-    def _whole_design(self) -> Tensor:
-        """The design matrix, made in blocks: what is read again is still in the cache."""
-        design = self.frame.center.new_empty(len(self._features), self.num_columns)
-        for block, (features, _) in zip(design.split(BLOCK_ROWS), self.raw_blocks(BLOCK_ROWS), strict=True):
-            block.copy_(self.frame.design(features))
-        return design
-
-    @property
-    def num_rows(self) -> int:
-        """N."""
-        return len(self.targets)
+    def _set(
+        self,
+        frame: Frame,
+        device: torch.device,
+        features: FeatureRows,
+        design: Tensor | None,
+        targets: Targets,
+    ) -> None:
+        self.frame, self.device, self._features = frame, device, features
+        self._design, self.targets = design, targets
+        self.num_rows = len(targets)  # N
+        self.num_columns = frame.num_features + int(frame.bias)  # P
 
     @property
     def total_weight(self) -> float:
@@ -83,11 +88,6 @@ class DesignRows:
         if isinstance(self.targets, Tensor):
             return float(self.num_rows)
         return self.targets.columns.total_weight(self.num_rows)
-
-    @property
-    def num_columns(self) -> int:
-        """P."""
-        return self.frame.num_features + int(self.frame.bias)
 
     def __getitem__(self, index: Tensor | slice) -> tuple[Tensor, Targets]:
         """Design matrix and targets of some rows."""
@@ -124,19 +124,18 @@ class DesignRows:
 
     def take(self, index: Tensor) -> DesignRows:
         """Some rows, in memory; for their design matrix and targets only."""
+        design, targets = self[index.to(self.device)]
         part = object.__new__(DesignRows)
-        part.frame, part.device = self.frame, self.device
-        part._design, part.targets = self[index.to(self.device)]
-        part._features = part._design
+        part._set(self.frame, self.device, design, design, targets)
         return part
 
     def rotated(self, rotation: Tensor) -> DesignRows:
         """The same rows with features ``h @ rotation``, ``rotation [D, R]``; for their design matrix and targets only."""
         part = self.take(torch.arange(self.num_rows))
-        design, _ = part[:]
+        design, targets = part[:]
         num_features, frame = self.frame.num_features, self.frame
-        part._design = torch.cat([design[:, :num_features] @ rotation, design[:, num_features:]], -1)
-        part._features = part._design
+        design = torch.cat([design[:, :num_features] @ rotation, design[:, num_features:]], -1)
         own = Frame.identity(rotation.shape[1], len(frame.target_center), frame.center, frame.bias)
-        part.frame = replace(own, target_center=frame.target_center, target_scale=frame.target_scale)
+        own = replace(own, target_center=frame.target_center, target_scale=frame.target_scale)
+        part._set(own, self.device, design, design, targets)
         return part

@@ -102,18 +102,22 @@ class Objective:
 
     def prepare(self, rows: DesignRows) -> None:
         """Run Pyro's guide once, so that its parameters exist before the optimizer asks for them."""
-        if self._trace_elbo is not None:
-            self._example = self.pyro_arguments(*rows[:2])
-            with torch.no_grad():
-                self.guide(*self._example)
+        self._example = self.pyro_arguments(*rows[:2])
+        with torch.no_grad():
+            self.guide(*self._example)
 
     def __call__(self, design: Tensor, targets: Targets, generator: torch.Generator | None) -> Tensor:
         """Estimate of the ELBO in nats from a batch."""
         if self._trace_elbo is not None:
             return -self._trace_elbo(*self.pyro_arguments(design, targets))
-        latents = self.latents()
+        latents = self.guide.latents()
         if self.learns:
-            self.learned = learn(self.layer, latents)
+            # at their best values for these weights, in closed form: by the envelope theorem, the gradient with them held there
+            # is the gradient of the ELBO maximised over them
+            num_features = self.model.num_features
+            with torch.no_grad():
+                loc, scale = latents.weights.loc[:, :num_features], latents.marginal_scale()[:, :num_features]
+                self.learned = self.layer.prior.learned_update(loc, scale)
         return elbo(
             self.layer, self.model.global_sites, latents, design, targets, self.num_rows, self.learned, generator,
             is_point=self.guide.is_point,
@@ -126,10 +130,6 @@ class Objective:
         weight = weight_of(targets)
         # guide functions of the user's take what the model takes: three arguments, and more only where there is more
         return plain if weight is None and exposure is None else (*plain, weight, exposure)
-
-    def latents(self) -> LatentGaussian:
-        """Gaussian over the unknowns at the current parameters."""
-        return self.guide.latents()
 
     @torch.no_grad()
     def evaluate(self, rows: DesignRows, seed: int) -> float:
@@ -204,15 +204,3 @@ def elbo(
     total = total + fit * (num_rows / len(design))
     total = total + layer.expected_log_prior(weights, {**learned, **sites.hyper(values)}, generator)
     return total if is_point else total + latents.entropy()
-
-
-def learn(layer: LastLayer, latents: LatentGaussian) -> dict[str, Tensor]:
-    """Learned hyper-parameters at their best values for these weights, global unknowns integrated out (closed form).
-
-    By the envelope theorem, following the gradient with them held at their best is the gradient of the ELBO
-    maximised over them.
-    """
-    num_features = latents.weights.loc.shape[1] - int(layer.bias)
-    with torch.no_grad():
-        loc, scale = latents.weights.loc[:, :num_features], latents.marginal_scale()[:, :num_features]
-        return layer.prior.learned_update(loc, scale)

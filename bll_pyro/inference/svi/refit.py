@@ -69,7 +69,7 @@ class SVIRefit:
         sites, layer = objective.model.global_sites, objective.layer
         if not (isinstance(self.guide, Diagonal) and not self.guide.principal_axes):
             layer, rows = principal(layer, rows)
-        values = sites.constrain(objective.latents().globals_loc.detach())[0]
+        values = sites.constrain(objective.guide.latents().globals_loc.detach())[0]
 
         def start(part: DesignRows, learned: Learned) -> Start:
             return warm_start(layer, sites, part, objective.model.num_outputs, learned)

@@ -31,11 +31,6 @@ def adam(parameters: Iterable[Tensor], learning_rate: float) -> torch.optim.Adam
     return torch.optim.Adam(parameters, lr=learning_rate, betas=BETAS, fused=True)
 
 
-def half_cosine(share: float) -> float:
-    """Factor of the learning rate after a share of all steps: from 1 to 0 along half a cosine."""
-    return 0.5 * (1 + math.cos(math.pi * min(share, 1.0)))
-
-
 @dataclass
 class Stepper:
     """Takes the steps of one fit.
@@ -52,6 +47,8 @@ class Stepper:
         Steps of the schedule that are done.
     pace
         How many steps of the schedule one step counts for.
+    rates, parameters
+        Learning rates at the start, by group, and all that the optimizer moves.
     """
 
     optimizer: torch.optim.Optimizer
@@ -60,18 +57,16 @@ class Stepper:
     done: int = 0
     pace: int = 1
     rates: list[float] = field(init=False)
+    parameters: list[Tensor] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.rates = [group["lr"] for group in self.optimizer.param_groups]
-
-    @property
-    def parameters(self) -> list[Tensor]:
-        """What the optimizer moves."""
-        return [p for group in self.optimizer.param_groups for p in group["params"]]
+        groups = self.optimizer.param_groups
+        self.rates = [group["lr"] for group in groups]
+        self.parameters = [p for group in groups for p in group["params"]]
 
     def step(self, gradient: Callable[..., Tensor], *batch: object) -> Tensor:
         """Have ``gradient(*batch)`` put gradients into the parameters, and take a step; return what it returns."""
-        factor = half_cosine(self.done / self.num_steps)
+        factor = 0.5 * (1 + math.cos(math.pi * min(self.done / self.num_steps, 1.0)))
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * factor
         value = gradient(*batch)

@@ -75,7 +75,8 @@ class FeatureTraining(Training):
         self.objective, self.rows, self.batch_size = objective, rows, batch_size
         self.learning_rate, self.random = learning_rate, random
         self.validation: Callable[[], float] | None = None
-        objective.prepare(rows)
+        if not objective.closed:
+            objective.prepare(rows)
 
     def optimizer(self) -> torch.optim.Optimizer:
         """Adam."""
@@ -158,8 +159,11 @@ def train(
                 break
         if stepper.pace > 1 and stepper.done >= stepper.num_steps:
             break
-    if plateau is not None:
-        conclude(trace, plateau)
+    if plateau is not None and plateau.step is not None:
+        trace.statistics["plateau"] = plateau.step
+    elif plateau is not None and trace.converged:  # a fit that was cut short has its own message already
+        trace.converged = not plateau.can_tell
+        trace.messages.append(plateau.verdict())
     if trace.validation:
         training.restore(best)
     trace.elbo = torch.stack(history).cpu()
@@ -178,12 +182,3 @@ def what_went_wrong(training: Training) -> str:
     cause = explain_nonfinite(objective.guide, objective.model, training.optimizer(), attempts())
     training.restore(state)
     return cause
-
-
-def conclude(trace: Trace, plateau: Plateau) -> None:
-    """Keep what was seen of the ELBO's rise; a fit that was cut short has its own message already."""
-    if plateau.step is not None:
-        trace.statistics["plateau"] = plateau.step
-    elif trace.converged:
-        trace.converged = not plateau.can_tell
-        trace.messages.append(plateau.verdict())
