@@ -1,4 +1,4 @@
-"""The architecture page is of this tree: its tables list what exists, its drawings are of their sources and name real files."""
+"""The architecture page is of this tree: its tables and drawings name what exists, and so do the other pages."""
 
 import hashlib
 import re
@@ -9,6 +9,12 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "bll_pyro"
 PAGE = (ROOT / "docs" / "architecture.md").read_text()
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    *sorted((ROOT / "docs").glob("[!_]*/*.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
+]
 SOURCES = sorted((ROOT / "docs" / "architecture").glob("*.dot"))
 
 
@@ -77,3 +83,11 @@ def test_drawing_names_files_that_exist(source: Path) -> None:
     paths = [path for names in label.findall(source.read_text()) for path in names.split(", ")]
     assert len(paths) > 8
     assert not [path for path in paths if not (PACKAGE / path).exists()]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_files_named_in_prose_exist(page: Path) -> None:
+    """A path in backticks is one of the repository, of the package, or of the documentation."""
+    text = re.sub(r"This is `[^`]+`", "", page.read_text())  # files that CONTRIBUTING.md adds
+    paths = re.findall(r"`([\w.-]+/[\w./-]+\.(?:py|md|dot|json|txt))`", text)
+    assert not [p for p in paths if not any((root / p).exists() for root in (ROOT, PACKAGE, ROOT / "docs"))]
