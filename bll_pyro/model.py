@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import math
 from typing import Any
 
 import pyro
@@ -11,11 +9,11 @@ import pyro.distributions as dist
 import torch
 from pyro.nn import PyroModule, PyroParam
 from torch import Tensor, nn
-from torch.distributions import biject_to, constraints
+from torch.distributions import constraints
 
+from bll_pyro.global_sites import GlobalSites
 from bll_pyro.layer import LastLayer
 from bll_pyro.likelihoods.base import TargetShape
-from bll_pyro.scope import isolated
 
 
 class Model(PyroModule):
@@ -128,93 +126,3 @@ def linear(features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         weight = weight.squeeze(-3)
     outputs = features @ weight.to(features).mT  # a prior of the user's may draw in another precision
     return outputs if bias is None else outputs + bias
-
-
-def unchecked[D: torch.distributions.Distribution](prior: D) -> D:
-    """The same distribution without checks of its values, which a transform has put in the support already.
-
-    Each check asks the device for a number, and a step would wait for it.
-    """
-    prior = copy.copy(prior)
-    prior._validate_args = False
-    if hasattr(prior, "base_dist"):
-        prior.base_dist = unchecked(prior.base_dist)
-    return prior
-
-
-class GlobalSites:
-    """The global unknowns beside W and b (noise, hyper-parameters) as one unconstrained vector ``u [U]``.
-
-    They come first in the program and so in the latent vector of Pyro's autoguides: u, then W, then b.
-    """
-
-    def __init__(self, layer: LastLayer, weight_shape: tuple[int, int], target_shape: TargetShape) -> None:
-        noise, hyper = layer.likelihood.sites(target_shape), layer.prior.hyper(weight_shape)
-        self.priors: dict[str, dist.Distribution] = {k: unchecked(v) for k, v in {**noise, **hyper}.items()}
-        self.noise_names, self.hyper_names = tuple(noise), tuple(hyper)
-        self.transforms = {name: biject_to(prior.support) for name, prior in self.priors.items()}
-        # not transform.inverse_shape: torch's first call of it imports SymPy, which takes longer than many a fit
-        shapes = {k: prior.event_shape for k, prior in self.priors.items()}
-        self.shapes = {k: t.inv(torch.full(shapes[k], 0.5)).shape for k, t in self.transforms.items()}
-        self.sizes = [math.prod(shape) for shape in self.shapes.values()]
-
-    @property
-    def num(self) -> int:
-        """Length U of the vector."""
-        return sum(self.sizes)
-
-    @property
-    def num_noise(self) -> int:
-        """How many of them are the noise's; they come first."""
-        return sum(self.sizes[: len(self.noise_names)])
-
-    def constrain(self, u: Tensor) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-        """Values of all sites at ``u [..., U]``, their log prior density, and ``log |d value / d u|``, both ``[...]``."""
-        values: dict[str, Tensor] = {}
-        log_prior, log_jacobian = u.new_zeros(u.shape[:-1]), u.new_zeros(u.shape[:-1])
-        for (name, transform), part in zip(self.transforms.items(), u.split(self.sizes, -1), strict=True):
-            free = part.reshape((*u.shape[:-1], *self.shapes[name]))
-            values[name] = value = transform(free)
-            log_prior = log_prior + self.priors[name].log_prob(value)
-            log_jacobian = log_jacobian + sum_event(transform.log_abs_det_jacobian(free, value), u.dim() - 1)
-        return values, log_prior, log_jacobian
-
-    def unconstrain(self, values: dict[str, Tensor]) -> Tensor:
-        """Inverse of :meth:`constrain`: the vector ``[..., U]``."""
-        parts = []
-        for name, transform in self.transforms.items():
-            free, event_dim = transform.inv(values[name]), len(self.shapes[name])
-            parts.append(free.flatten(-event_dim) if event_dim else free[..., None])
-        if not parts:
-            raise ValueError("expected global unknowns, got a layer that has none")
-        return torch.cat(parts, -1)
-
-    def medians(self) -> dict[str, Tensor]:
-        """The median of each site's prior."""
-        return {name: median(prior) for name, prior in self.priors.items()}
-
-    def noise(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The likelihood's share of the values."""
-        return {name: values[name] for name in self.noise_names}
-
-    def hyper(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The prior's share of the values."""
-        return {name: values[name] for name in self.hyper_names}
-
-
-def sum_event(values: Tensor, num_batch_dims: int) -> Tensor:
-    """Sum over all but the first ``num_batch_dims`` axes."""
-    return values.flatten(num_batch_dims).sum(-1) if values.dim() > num_batch_dims else values
-
-
-def median(prior: dist.Distribution) -> Tensor:
-    """Median of each number of a distribution; of up to 100,001 draws where its quantile function is not known."""
-    base = prior
-    while isinstance(base, dist.Independent):
-        base = base.base_dist
-    try:
-        return base.icdf(torch.full(base.batch_shape + base.event_shape, 0.5))
-    except NotImplementedError:
-        num_draws = min(max(10_000_000 // max(base.batch_shape.numel(), 1), 1001), 100_001)
-        with isolated(seed=0):
-            return prior.sample((num_draws,)).median(0).values

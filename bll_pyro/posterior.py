@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,9 +21,9 @@ from bll_pyro.gaussian import (
     WeightGaussian,
     noise_points,
 )
+from bll_pyro.global_sites import GlobalSites
 from bll_pyro.layer import LastLayer
 from bll_pyro.likelihoods.base import TargetShape
-from bll_pyro.model import GlobalSites
 from bll_pyro.priors import Posterior as PosteriorPrior
 from bll_pyro.scope import generator
 
@@ -54,8 +56,14 @@ class Posterior(ABC):
 
     @property
     def global_sites(self) -> GlobalSites:
-        """Layout of noise and hyper-parameters."""
-        return GlobalSites(self.layer, (self.num_outputs, self.frame.num_features), self.target_shape)
+        """Noise and hyper-parameters; made once for each default dtype of torch, which their constants have."""
+        kept: dict[torch.dtype, GlobalSites] = self.__dict__.setdefault("_global_sites", {})
+        dtype = torch.get_default_dtype()
+        if dtype not in kept:
+            with torch.inference_mode(False):  # what is kept must serve later calls that need gradients
+                shape = (self.num_outputs, self.frame.num_features)
+                kept[dtype] = GlobalSites(self.layer, shape, self.target_shape)
+        return kept[dtype]
 
     @property
     def independent_draws(self) -> bool:
@@ -92,30 +100,22 @@ class Posterior(ABC):
         outputs = standardized @ weight.mT
         return outputs + draws["bias"].flatten(0, 1).to(standardized)[:, None] if self.layer.bias else outputs
 
-    def _present(self, values: Draws) -> Draws:
-        """One number for each target is a vector inside; show it as a number where targets are numbers."""
-        if self.target_shape:
-            return values
-        noise = set(self.global_sites.noise_names)
-        single = {k for k in noise if k in values and tuple(self.global_sites.priors[k].event_shape) == (1,)}
-        return {k: v.squeeze(-1) if k in single else v for k, v in values.items()}
-
-    def _internal(self, values: Draws) -> Draws:
-        """Inverse of :meth:`_present`."""
-        shapes = {k: tuple(p.event_shape) for k, p in self.global_sites.priors.items()}
-        single = (
-            {k for k in self.global_sites.noise_names if shapes[k] == (1,)}
-            if not self.target_shape
-            else set()
-        )
-        return {k: v[..., None] if k in single else v for k, v in values.items()}
+    def __getstate__(self) -> dict[str, Any]:
+        """The fields alone: copies and pickles leave out what was kept for later calls."""
+        return {part.name: getattr(self, part.name) for part in fields(self)}
 
 
 @dataclass(frozen=True, eq=False)
 class GaussianPosterior(Posterior):
-    """A posterior whose weights (and unconstrained global unknowns) are Gaussian: outputs are Gaussian too."""
+    """A posterior whose weights and unconstrained global unknowns are Gaussian, and so its outputs.
 
-    latents: LatentGaussian = None  # type: ignore[assignment]
+    Parameters
+    ----------
+    latents
+        The Gaussian, in the coordinates of the frame.
+    """
+
+    latents: LatentGaussian = field(kw_only=True)
 
     def sample(self, num_draws: int = 1000, seed: int = 0) -> Draws:
         """Independent draws, one chain."""
@@ -123,7 +123,7 @@ class GaussianPosterior(Posterior):
         u, weights = self.latents.rsample(num_draws, random)
         values = self.frame.split(weights)
         if self.latents.num_globals:
-            values |= self._present(self.global_sites.constrain(u)[0])
+            values |= self.global_sites.to_user(self.global_sites.constrain(u)[0])
         return {name: value[None] for name, value in values.items()}
 
     def log_prob(self, draws: Draws) -> Tensor:
@@ -132,7 +132,7 @@ class GaussianPosterior(Posterior):
             raise ValueError(
                 "a point estimate (MAP) has no density; fit a guide with a covariance, e.g. Diagonal()"
             )
-        flat = {k: v.flatten(0, 1) for k, v in self._internal(draws).items()}
+        flat = {k: v.flatten(0, 1) for k, v in self.global_sites.from_user(draws).items()}
         weights = self.frame.join(flat["weight"], flat.get("bias"))
         u, log_jacobian = weights.new_zeros(len(weights), 0), weights.new_zeros(len(weights))
         if self.latents.num_globals:
@@ -170,13 +170,9 @@ class GaussianPosterior(Posterior):
             )
         return PosteriorPrior.of(self._marginal, self.frame)
 
-    @property
+    @cached_property
     def _marginal(self) -> WeightGaussian:
-        cached = self.__dict__.get("_marginal_weights")
-        if cached is None:
-            cached = self.latents.marginal_weights()
-            object.__setattr__(self, "_marginal_weights", cached)
-        return cached
+        return self.latents.marginal_weights()
 
 
 @dataclass(frozen=True, eq=False)
@@ -224,5 +220,5 @@ class DrawsPosterior(Posterior):
 
     def noise(self, num_draws: int, seed: int = 0) -> Draws:
         """Noise of every stored draw, in the order of the outputs."""
-        flat = {k: v.flatten(0, 1) for k, v in self._internal(self.draws).items()}
+        flat = {k: v.flatten(0, 1) for k, v in self.global_sites.from_user(self.draws).items()}
         return self.global_sites.noise(flat) if self.global_sites.noise_names else {}

@@ -54,7 +54,7 @@ def test_predictions_agree(likelihood: bll.likelihoods.Likelihood, guide: bll.gu
     assert bool(((outputs.var(0) - closed.variance).abs() < spread).all())
     noise = {
         k: v[0, :, None]
-        for k, v in posterior._internal(draws).items()
+        for k, v in posterior.global_sites.from_user(draws).items()
         if k in posterior.global_sites.noise_names
     }
     inside = posterior.layer.likelihood

@@ -22,7 +22,10 @@ def log_prior_of_draws(posterior: Posterior, draws: Draws) -> Draws:
         return posterior.log_prior(draws)
     layer, shape = posterior.layer, draws["weight"].shape[:2]
     with isolated(seed=0, dtype=torch.float64):
-        flat = {name: value.flatten(0, 1).double() for name, value in posterior._internal(draws).items()}
+        flat = {
+            name: value.flatten(0, 1).double()
+            for name, value in posterior.global_sites.from_user(draws).items()
+        }
         parts = {name: prior.log_prob(flat[name]) for name, prior in posterior.global_sites.priors.items()}
         hyper = {**in_float64(posterior.learned), **posterior.global_sites.hyper(flat)}
         if isinstance(layer.prior, PosteriorPrior):
@@ -59,7 +62,7 @@ def sample_prior(posterior: Posterior, num_draws: int, seed: int) -> Draws:
             if layer.bias:
                 noise = torch.randn(num_draws, shape[0])
                 values["bias"] = layer.bias_center(noise) + layer.bias_scale * noise
-    return {name: value.to(like)[None] for name, value in posterior._present(values).items()}
+    return {name: value.to(like)[None] for name, value in posterior.global_sites.to_user(values).items()}
 
 
 def weight_shape(posterior: Posterior) -> tuple[int, int]:

@@ -187,7 +187,7 @@ class RowEvaluator:
 
     def _outputs(self, draws: Draws) -> Iterator[tuple[slice, Tensor, Draws]]:
         """Blocks of rows, their outputs ``[S, n, K]``, and noise ``[S, 1, *event]`` (and their exposure)."""
-        flat = self.posterior._internal(in_float64(draws))
+        flat = self.posterior.global_sites.from_user(in_float64(draws))
         noise_names = self.posterior.global_sites.noise_names
         noise = {name: value.flatten(0, 1)[:, None] for name, value in flat.items() if name in noise_names}
         num_draws = math.prod(draws["weight"].shape[:2])

@@ -179,7 +179,7 @@ def _of_draws(study: Study) -> Check:
     weights = (weights / weights.sum(-1, keepdim=True)).mT  # [S, n]
     sites = {name: torch.from_numpy(value.values) for name, value in study.tree["posterior"].items()}
     sites = {k: v.to(posterior.frame.center) for k, v in sites.items()}
-    inner = posterior._internal(sites)
+    inner = posterior.global_sites.from_user(sites)
     noise = {k: inner[k].flatten(0, 1)[:, None] for k in posterior.global_sites.noise_names}
     likelihood, parts = posterior.layer.likelihood, []
     for rows, chosen in zip(weights.split(BLOCK_ROWS, 1), index.split(BLOCK_ROWS), strict=True):

@@ -105,7 +105,7 @@ def draw_from_model(task: Task, seed: int) -> tuple[Draws, Tensor]:
 
 def rank(posterior: Posterior, features: Features, truth: Draws, draws: Draws, message: str) -> Ranked:
     """Rank the truth among the draws, number by number, and so the joint density of truth and data."""
-    shown = posterior._present({name: value[None, None] for name, value in truth.items()})
+    shown = posterior.global_sites.to_user({name: value[None, None] for name, value in truth.items()})
     flat = {name: value.flatten(0, 1) for name, value in draws.items()}
     ranks = {name: (flat[name] < shown[name][0].to(flat[name])).sum(0).numpy() for name in flat}
     num_draws = len(flat["weight"])

@@ -97,7 +97,7 @@ def test_density_of_draws_averages_to_the_entropy(guide: bll.guides.Guide, name:
     assert log_prob.shape == (1, 2000)
     entropy = posterior.latents.entropy()
     if posterior.global_sites.num:
-        values = {k: v.flatten(0, 1) for k, v in posterior._internal(draws).items()}
+        values = {k: v.flatten(0, 1) for k, v in posterior.global_sites.from_user(draws).items()}
         entropy = (
             entropy + posterior.global_sites.constrain(posterior.global_sites.unconstrain(values))[2].mean()
         )

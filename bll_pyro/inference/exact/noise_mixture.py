@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -36,9 +36,9 @@ class NoiseMixturePosterior(Posterior):
         Prior scale of the weights of each target ``[T]``.
     """
 
-    model: LinearGaussian = None  # type: ignore[assignment]
-    noise_model: NoiseTreatment = None  # type: ignore[assignment]
-    prior_scale: Tensor = None  # type: ignore[assignment]
+    model: LinearGaussian = field(kw_only=True)
+    noise_model: NoiseTreatment = field(kw_only=True)
+    prior_scale: Tensor = field(kw_only=True)
 
     def sample(self, num_draws: int = 1000, seed: int = 0) -> Draws:
         """Independent draws, one chain: the noise first, then the weights given it."""
@@ -47,12 +47,14 @@ class NoiseMixturePosterior(Posterior):
         noise = self.noise_posterior.quantile(uniform)
         weights = self.model.given(noise, self.prior_scale).rsample(1, random)
         weights = weights.view(num_draws, self.num_outputs, -1)
-        values = self.frame.split(self._own(weights)) | self._present({"noise_scale": self._own(noise)})
+        values = self.frame.split(self._own(weights)) | self.global_sites.to_user(
+            {"noise_scale": self._own(noise)}
+        )
         return {name: value[None] for name, value in values.items()}
 
     def log_prob(self, draws: Draws) -> Tensor:
         """Log density ``[chain, draw]`` of weight, bias and noise scale."""
-        flat = {k: v.flatten(0, 1) for k, v in self._internal(draws).items()}
+        flat = {k: v.flatten(0, 1) for k, v in self.global_sites.from_user(draws).items()}
         weights = self.frame.join(flat["weight"], flat.get("bias")).double().cpu()
         noise = flat["noise_scale"].double().cpu()
         given = self.model.given(noise, self.prior_scale)
@@ -74,7 +76,7 @@ class NoiseMixturePosterior(Posterior):
         With ``noises.Conjugate`` that is not the declared one: scales are multiples of the noise, which has a prior of
         its own.
         """
-        internal = {name: value.double().cpu() for name, value in self._internal(draws).items()}
+        internal = {name: value.double().cpu() for name, value in self.global_sites.from_user(draws).items()}
         noise = internal["noise_scale"]
         factor = noise if self.model.relative else torch.ones_like(noise)
         scale = (self.prior_scale * factor)[..., None]

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from bll_pyro.global_sites import GlobalSites
 from bll_pyro.inference.base import Inference, Trace
 from bll_pyro.inference.nuts.approximation import approximate
 from bll_pyro.inference.nuts.augmented import augmented
@@ -18,7 +19,6 @@ from bll_pyro.inference.nuts.row_terms import row_terms
 from bll_pyro.inference.rows import DesignRows
 from bll_pyro.layer import LastLayer
 from bll_pyro.likelihoods.base import TargetShape
-from bll_pyro.model import GlobalSites
 from bll_pyro.posterior import Draws, DrawsPosterior, Posterior
 
 MAX_BYTES = 8 * 2**30
@@ -148,7 +148,7 @@ def present(posterior: DrawsPosterior, sites: GlobalSites, chains: list[Chain]) 
     if names:
         u = torch.stack([torch.from_numpy(chain.u) for chain in chains]).to(frame.center.device)
         values = sites.constrain(u)[0]
-        draws |= posterior._present({name: values[name].to(frame.center.dtype) for name in names})
+        draws |= posterior.global_sites.to_user({name: values[name].to(frame.center.dtype) for name in names})
     return draws
 
 

@@ -24,10 +24,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from bll_pyro.gaussian import OutputGaussian
+from bll_pyro.global_sites import GlobalSites
 from bll_pyro.guides.diagonal import DiagonalGuide
 from bll_pyro.inference.targets import Targets, expected_log_prob
 from bll_pyro.layer import LastLayer
-from bll_pyro.model import GlobalSites
 from bll_pyro.priors import Normal
 
 LOG_TWO_PI = math.log(2 * math.pi)

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from bll_pyro.frame import Frame
 from bll_pyro.gaussian import LatentGaussian
+from bll_pyro.global_sites import GlobalSites
 from bll_pyro.guides import GaussianGuide
 from bll_pyro.inference.rows import DesignRows
 from bll_pyro.inference.svi.guide_draws import draw_guide
@@ -35,7 +36,7 @@ from bll_pyro.inference.svi.mean_field import MeanFieldStep
 from bll_pyro.inference.targets import Targets, expected_log_prob, row_data, values_of, weight_of
 from bll_pyro.layer import LastLayer
 from bll_pyro.likelihoods.base import TargetShape
-from bll_pyro.model import GlobalSites, Model
+from bll_pyro.model import Model
 from bll_pyro.posterior import DrawsPosterior, GaussianPosterior, Posterior
 from bll_pyro.scope import generator
 
@@ -160,7 +161,7 @@ class Objective:
         if frame.rotation is not None:  # a rotation keeps volumes, and so densities
             draws["weight"] = draws["weight"] @ frame.rotation.mT
         posterior = DrawsPosterior(*common, markov_chain=False, log_q=log_q)
-        return replace(posterior, draws=posterior._present(draws))
+        return replace(posterior, draws=posterior.global_sites.to_user(draws))
 
     @property
     def _free_sizes(self) -> dict[str, int]:
