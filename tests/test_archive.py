@@ -59,7 +59,7 @@ def test_interrupted_save_leaves_the_earlier_model(tmp_path: Path, monkeypatch: 
     other = bll.fit(
         bll.LastLayer(likelihood=bll.likelihoods.Categorical(3)), (FEATURES, LABELS), inference=SHORT, seed=7
     )
-    for room, name in ((archive.tensorfile, "write"), (archive, "_write_and_sync")):
+    for room, name in ((archive.tensorfile, "write_tensors"), (archive, "_write_and_sync")):
         with monkeypatch.context() as patch:
 
             def fail(*_: object) -> None:

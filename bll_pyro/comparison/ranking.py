@@ -167,7 +167,7 @@ def _num_flagged(result: ELPDData) -> int:
 
 
 def _seconds(fit: Fit) -> float:
-    joint = fit.trace.statistics.get("joint")
+    joint = fit.trace.joint
     return fit.trace.wall_time + (0.0 if joint is None else joint.wall_time)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -11,17 +12,22 @@ import torch
 import yaml
 from torch import Tensor
 
-from bll_pyro.datatree.fit_groups import Kept, yaml_of
-from bll_pyro.datatree.fit_prior import sample_prior
-from bll_pyro.datatree.layout import make_layout
-from bll_pyro.datatree.row_evaluation import RowEvaluator, derived_seed, in_double, scored_size
-from bll_pyro.datatree.tree import SAMPLE_DIMS, make_tree
+from bll_pyro.datatree.fit_tree import yaml_of
+from bll_pyro.datatree.layout import Parts, joined, make_layout
+from bll_pyro.datatree.row_evaluation import (
+    RowEvaluator,
+    derived_seed,
+    draws_at_once,
+    in_double,
+    sample_prior,
+)
+from bll_pyro.datatree.tree import make_tree
 from bll_pyro.features.data import check_finite, read
 from bll_pyro.features.store import Features
 from bll_pyro.inference.standardization import make_frame
 from bll_pyro.layer import LastLayer
 from bll_pyro.model import Model
-from bll_pyro.posterior import DrawsPosterior, Posterior
+from bll_pyro.posterior import Draws, DrawsPosterior, Posterior
 from bll_pyro.scope import isolated
 
 if TYPE_CHECKING:
@@ -102,16 +108,12 @@ def prior_predictive(
     rows = _rows(layer, features, targets, learned)
     _check_memory(rows, num_draws)
     posterior = rows.posterior
-    layout = make_layout(posterior, rows.target_shape, class_names, output_names, feature_names)
-    kept = _draw(rows, num_draws, seed, weights)
-    arrays, datasets = kept.arrays(), {}
+    layout = make_layout(posterior, class_names, output_names, feature_names)
+    arrays, draws = _draw(rows, num_draws, seed, weights)
+    datasets = {}
     if "prior" in arrays:
-        datasets["prior"] = layout.of_sites(arrays["prior"], kept.shapes)
-    last = {"f": ("output",), "class_probs": ("class",), "y": layout.target_dims}
-    last["label_probs"] = layout.target_dims
-    last["entropy"] = layout.target_dims if layer.likelihood.is_binary else ()
-    predictive = {k: ([*SAMPLE_DIMS, "obs", *last[k]], v) for k, v in arrays["prior_predictive"].items()}
-    datasets["prior_predictive"] = layout.dataset(predictive)
+        datasets["prior"] = layout.of_sites(arrays["prior"], draws)
+    datasets["prior_predictive"] = layout.of_draws(arrays["prior_predictive"])
     if targets is not None or (isinstance(features, Features) and features.targets is not None):
         datasets["observed_data"] = layout.dataset({"y": (("obs", *layout.target_dims), rows.given)})
     values = {name: value.tolist() for name, value in posterior.learned.items()}
@@ -164,7 +166,8 @@ def _rows(layer: LastLayer, features: Any, targets: Any, learned: Mapping[str, A
         values = _learned(layer, {k: v.detach() for k, v in model.learned.items()}, learned or {})
     posterior = DrawsPosterior(inside, frame, shape, model.num_outputs, values)
     shown = (given.long() if given.dtype == torch.bool else given).cpu().numpy()
-    return RowEvaluator(posterior, stored, checked, shown, source.columns)
+    columns = source.columns
+    return RowEvaluator(posterior, inputs.detach(), checked, shown, columns.weight, columns.exposure)
 
 
 def _learned(layer: LastLayer, start: dict[str, Tensor], given: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -184,40 +187,43 @@ def _learned(layer: LastLayer, start: dict[str, Tensor], given: Mapping[str, Any
     return start
 
 
-def _draw(rows: RowEvaluator, num_draws: int, seed: int, weights: bool) -> Kept:
-    """Draws of all sites, chunk by chunk, and what follows from them."""
-    posterior, kept, scored = rows.posterior, Kept(), in_double(rows.posterior)
-    rows = replace(rows, posterior=scored)
-    likelihood, size = posterior.layer.likelihood, scored_size(posterior)
+def _draw(
+    rows: RowEvaluator, num_draws: int, seed: int, weights: bool
+) -> tuple[dict[str, dict[str, np.ndarray]], Draws]:
+    """Arrays by group and name, and the last chunk of draws of the sites, which shows their shapes."""
+    posterior, draws = rows.posterior, {}
+    parts: Parts = defaultdict(list)
+    rows = replace(rows, posterior=in_double(posterior))
+    likelihood, size = posterior.layer.likelihood, draws_at_once(posterior)
     for start in range(0, num_draws, size):
         draws = sample_prior(posterior, min(size, num_draws - start), derived_seed(seed, 2, start))
         for name, value in draws.items():
             if weights or name not in ("weight", "bias"):
-                kept.shapes[name] = tuple(value.shape[2:])
-                kept.add("prior", name, value.numpy())
-        kept.add("prior_predictive", "f", rows.outputs(draws))
+                parts["prior", name].append(value.numpy())
+        parts["prior_predictive", "f"].append(rows.outputs(draws))
         probs: np.ndarray | None = None
         if likelihood.is_discrete:
             probs = rows.class_probs(draws)
-            kept.add("prior_predictive", "class_probs", probs)
+            parts["prior_predictive", "class_probs"].append(probs)
         elif likelihood.is_binary:
             one = rows.label_probs(draws)
-            kept.add("prior_predictive", "label_probs", one)
+            parts["prior_predictive", "label_probs"].append(one)
             probs = np.stack([1 - one, one], -1)
         if probs is not None:
-            entropy = torch.special.entr(torch.as_tensor(probs)).sum(-1).numpy()
-            kept.add("prior_predictive", "entropy", entropy)
-        kept.add("prior_predictive", "y", rows.new_targets(draws, derived_seed(seed, 3, start)))
-    return kept
+            parts["prior_predictive", "entropy"].append(
+                torch.special.entr(torch.as_tensor(probs)).sum(-1).numpy()
+            )
+        parts["prior_predictive", "y"].append(rows.new_targets(draws, derived_seed(seed, 3, start)))
+    return joined(parts), draws
 
 
 def _check_memory(rows: RowEvaluator, num_draws: int) -> None:
     posterior: Posterior = rows.posterior
     numbers = posterior.num_outputs * (2 if posterior.layer.likelihood.is_discrete else 1) + 2
-    num_bytes = 4 * num_draws * rows.num_rows * numbers
+    num_bytes = 4 * num_draws * len(rows.targets) * numbers
     if num_bytes > MAX_BYTES:
         raise ValueError(
             f"prior_predictive: expected a result that fits in {MAX_BYTES / 2**30:.0f} GiB, got {num_draws} draws x "
-            f"{rows.num_rows} rows x {posterior.num_outputs} outputs, which take {num_bytes / 2**30:.1f} GiB; some hundred rows "
-            "show what a prior says"
+            f"{len(rows.targets)} rows x {posterior.num_outputs} outputs, which take {num_bytes / 2**30:.1f} GiB; a few "
+            "hundred rows show what a prior says"
         )

@@ -2,23 +2,39 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+import yaml
+from torch import Tensor
 
-from bll_pyro.datatree.fit_groups import FitGroups
-from bll_pyro.datatree.layout import make_layout
-from bll_pyro.datatree.row_evaluation import RowEvaluator, in_double
+from bll_pyro.datatree.layout import Layout, Parts, joined, make_layout
+from bll_pyro.datatree.row_evaluation import (
+    RowEvaluator,
+    derived_seed,
+    draws_at_once,
+    in_double,
+    in_float64,
+    log_prior_of_draws,
+    sample_prior,
+    scored_draws,
+    stored_index,
+)
 from bll_pyro.datatree.tree import make_tree
+from bll_pyro.declaration import to_plain
 from bll_pyro.features.data import check_finite
-from bll_pyro.features.store import Features
+from bll_pyro.posterior import DrawsPosterior
 
 if TYPE_CHECKING:
     import xarray as xr
 
     from bll_pyro.fitting import Fit
+
+UNITS = "standardised: weights, hyper-parameters, noise (see constant_data); as given: y and its densities"
 
 
 def to_datatree(
@@ -105,9 +121,7 @@ def to_datatree(
         raise ValueError(
             f"to_datatree(class_probs=True): expected a fit of classes, got {type(likelihood).__name__}"
         )
-    layout = make_layout(
-        posterior, rows.target_shape, class_names, output_names, feature_names, outputs, features
-    )
+    layout = make_layout(posterior, class_names, output_names, feature_names, outputs, features)
     groups = FitGroups(fit, rows, layout, seed)
     groups.add_posterior(num_draws, thin, posterior_predictive, log_likelihood, log_prior, class_probs)
     if prior:
@@ -125,12 +139,13 @@ def _check_numbers(num_draws: int | None, thin: int, prior: bool | int) -> None:
 
 
 def _rows(fit: Fit, inputs: Any, targets: Any) -> RowEvaluator:
-    features: Features = fit.features(inputs)
-    given = features.targets if targets is None else torch.as_tensor(np.asarray(targets))
-    if given is None:
+    parts = list(fit.feature_batches(inputs))
+    features, found = torch.cat([part for part, _ in parts]), [part for _, part in parts if part is not None]
+    if targets is None and not found:
         raise ValueError(
             "to_datatree: expected targets, got inputs alone; pass to_datatree(inputs, targets), or data that has both"
         )
+    given = torch.cat(found) if targets is None else torch.as_tensor(np.asarray(targets))
     if len(given) != len(features):
         raise ValueError(f"to_datatree: expected {len(features)} targets, one for each row, got {len(given)}")
     check_finite(given, "targets")
@@ -140,5 +155,135 @@ def _rows(fit: Fit, inputs: Any, targets: Any) -> RowEvaluator:
         raise ValueError(
             f"to_datatree: expected targets of shape {['N', *target_shape]}, as in the fit, got {list(given.shape)}"
         )
-    shown = (given.long() if given.dtype == torch.bool else given).cpu().numpy()
-    return RowEvaluator(in_double(fit.posterior), features, checked, shown, fit.columns(inputs))
+    shown = (given.long() if given.dtype == torch.bool else given).detach().cpu().numpy()
+    columns = fit.columns(inputs)
+    posterior = in_double(fit.posterior)
+    return RowEvaluator(posterior, features.detach(), checked, shown, columns.weight, columns.exposure)
+
+
+@dataclass
+class FitGroups:
+    """The groups of a fit's tree that were made so far, and its attributes."""
+
+    fit: Fit
+    rows: RowEvaluator
+    layout: Layout
+    seed: int
+    datasets: dict[str, Any] = field(default_factory=dict)
+    attrs: dict[str, Any] = field(default_factory=dict)
+    num_draws: int = 0
+
+    def __post_init__(self) -> None:
+        fit = self.fit
+        learned = {name: value.tolist() for name, value in fit.posterior.learned.items()}
+        self.attrs |= {
+            "declaration": yaml_of(fit.layer),
+            "inference": yaml_of(fit.inference),
+            "seed": self.seed,
+            "fit_seed": fit.seed,
+            "learned": yaml.safe_dump(learned, sort_keys=False) if learned else "",
+            "independent_draws": int(fit.posterior.independent_draws),
+            "num_training_rows": fit.num_rows,
+            "units": UNITS,
+        }
+
+    def add_posterior(
+        self,
+        num_draws: int | None,
+        thin: int,
+        posterior_predictive: bool,
+        log_likelihood: bool,
+        log_prior: bool,
+        class_probs: bool,
+    ) -> None:
+        """Go through the draws once, and keep what is asked for of each chunk."""
+        posterior, rows, number = self.fit.posterior, self.rows, 0
+        kept: Parts = defaultdict(list)
+        for draws in scored_draws(posterior, num_draws, thin, self.seed):
+            self.layout.keep_sites(kept, "posterior", draws)
+            if log_prior:
+                for name, value in log_prior_of_draws(rows.posterior, draws).items():
+                    kept["log_prior", name].append(value.cpu().numpy())
+            if log_likelihood:
+                kept["log_likelihood", "y"].append(rows.log_likelihood(draws))
+            if posterior_predictive:
+                new = rows.new_targets(draws, derived_seed(self.seed, 1, number))
+                kept["posterior_predictive", "y"].append(new)
+            if class_probs:
+                kept["posterior_predictive", "class_probs"].append(rows.class_probs(draws))
+            try:
+                log_q = rows.posterior.log_prob(in_float64(draws))
+                kept["sample_stats", "log_q"].append(log_q.cpu().numpy())
+            except ValueError as error:  # a point or a set of draws has no density
+                self.attrs["log_q_missing"] = str(error)
+            number += draws["weight"].shape[1]
+        arrays = joined(kept)
+        self.num_draws = number * len(arrays["posterior"]["weight"])
+        self.datasets["posterior"] = self.layout.of_sites(arrays["posterior"], draws)
+        for group in ("log_likelihood", "posterior_predictive"):
+            if group in arrays:
+                self.datasets[group] = self.layout.of_draws(arrays[group])
+        if log_prior:
+            self.datasets["log_prior"] = self.layout.of_draws(arrays["log_prior"])
+        stats = arrays.get("sample_stats", {})
+        if log_prior and log_likelihood:
+            by_row = arrays["log_likelihood"]["y"]
+            log_p = by_row.reshape(*by_row.shape[:2], -1).sum(-1) + sum(arrays["log_prior"].values())
+            stats = {"log_p": log_p, **stats}
+        if isinstance(posterior, DrawsPosterior):
+            stats |= self._sampler_stats(posterior, num_draws, thin)
+        if stats:
+            self.datasets["sample_stats"] = self.layout.of_draws(stats)
+
+    def add_prior(self, num_draws: int) -> None:
+        """Draw sites from the prior, and targets given them."""
+        posterior, size = self.fit.posterior, draws_at_once(self.fit.posterior)
+        kept: Parts = defaultdict(list)
+        for start in range(0, num_draws, size):
+            draws = sample_prior(posterior, min(size, num_draws - start), derived_seed(self.seed, 2, start))
+            self.layout.keep_sites(kept, "prior", draws)
+            new = self.rows.new_targets(draws, derived_seed(self.seed, 3, start))
+            kept["prior_predictive", "y"].append(new)
+        arrays = joined(kept)
+        self.datasets["prior"] = self.layout.of_sites(arrays["prior"], draws)
+        self.datasets["prior_predictive"] = self.layout.of_draws(arrays["prior_predictive"])
+
+    def add_data(self, include_features: bool) -> None:
+        """Targets, constants of the standardisation, tensors of the declaration."""
+        frame, dims = self.fit.posterior.frame, self.layout.target_dims
+        self.datasets["observed_data"] = self.layout.dataset({"y": (("obs", *dims), self.rows.given)})
+        constants: dict[str, tuple[Sequence[str], np.ndarray]] = {
+            "feature_center": (["feature"], frame.center.cpu().numpy()),
+            "feature_scale": (["feature"], frame.scale.cpu().numpy()),
+        }
+        if self.fit.posterior.layer.likelihood.real_valued:
+            for name in ("target_center", "target_scale"):
+                value = getattr(frame, name).reshape(self.rows.given.shape[1:])
+                constants[name] = (list(dims), value.cpu().numpy())
+        if include_features:
+            constants["features"] = (["obs", "feature"], self.rows.features.cpu().numpy())
+        for name, column in (("sample_weight", self.rows.weight), ("exposure", self.rows.exposure)):
+            if column is not None:
+                flat = column.squeeze(-1) if column.dim() == 2 and column.shape[1] == 1 else column
+                constants[name] = (["obs", *dims][: flat.dim()], flat.cpu().numpy())
+        tensors: dict[str, Tensor] = {}
+        to_plain(self.fit.layer, tensors, "layer")
+        for name, value in tensors.items():
+            constants[name] = (self.layout.event_dims(name, tuple(value.shape)), value.cpu().numpy())
+        self.datasets["constant_data"] = self.layout.dataset(constants)
+
+    def _sampler_stats(
+        self, posterior: DrawsPosterior, num_draws: int | None, thin: int
+    ) -> dict[str, np.ndarray]:
+        """What a sampler kept of each draw, for the draws that are taken."""
+        values = dict(self.fit.trace.by_draw)
+        if posterior.log_q is not None:
+            values["log_q"] = posterior.log_q.double()
+            self.attrs.pop("log_q_missing", None)
+        index = stored_index(posterior, num_draws, thin)
+        return {name: torch.as_tensor(value)[:, index].cpu().numpy() for name, value in values.items()}
+
+
+def yaml_of(declaration: Any) -> str:
+    """A declaration as YAML; functions in it, which cannot be written, are named."""
+    return yaml.safe_dump(to_plain(declaration, {}, functions=True), sort_keys=False)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from bll_pyro.datatree.tree import SAMPLE_DIMS
@@ -17,6 +18,16 @@ if TYPE_CHECKING:
     from bll_pyro.posterior import Posterior
 
 Names = Sequence[Any]
+Parts = dict[tuple[str, str], list[np.ndarray]]
+"""Arrays of each chunk of draws ``[chain, c, ...]``, by group and name."""
+
+
+def joined(parts: Parts) -> dict[str, dict[str, np.ndarray]]:
+    """Arrays of all draws ``[chain, draw, ...]``, by group and by name."""
+    result: dict[str, dict[str, np.ndarray]] = {}
+    for (group, name), chunks in parts.items():
+        result.setdefault(group, {})[name] = np.concatenate(chunks, 1)
+    return result
 
 
 @dataclass(frozen=True)
@@ -27,11 +38,14 @@ class Axis:
     ----------
     labels
         Coordinate of every entry.
+    kept_labels
+        Coordinate of the entries that are kept.
     chosen
-        Positions that are kept; None keeps all.
+        Their positions; None keeps all.
     """
 
     labels: np.ndarray
+    kept_labels: np.ndarray
     chosen: np.ndarray | None = None
 
     @classmethod
@@ -44,17 +58,12 @@ class Axis:
                 "give one for each, in order"
             )
         if selection is None:
-            return cls(labels)
+            return cls(labels, labels)
         places = {label: place for place, label in enumerate(labels.tolist())}
         chosen = [_position(what, one, places, size) for one in selection]
         if not chosen:
             raise ValueError(f"{what}s: expected at least one to keep, got none; None keeps all")
-        return cls(labels, np.array(chosen))
-
-    @property
-    def coordinate(self) -> np.ndarray:
-        """Labels of the entries that are kept."""
-        return self.labels if self.chosen is None else self.labels[self.chosen]
+        return cls(labels, labels[chosen], np.array(chosen))
 
 
 def _position(what: str, one: Any, places: Mapping[Any, int], size: int) -> int:
@@ -86,15 +95,9 @@ class Layout:
 
     axes: Mapping[str, Axis]
     num_targets: int | None
+    target_dims: tuple[str, ...] = ()
     noise_names: tuple[str, ...] = ()
     pair_names: tuple[str, ...] = ()
-
-    @property
-    def target_dims(self) -> tuple[str, ...]:
-        """Dims of one row's target."""
-        if self.num_targets is None:
-            return ()
-        return ("output",) if self.num_targets == len(self.axes["output"].labels) else ("target",)
 
     def event_dims(self, name: str, shape: tuple[int, ...]) -> list[str]:
         """Names of the axes of one value of a site."""
@@ -112,19 +115,27 @@ class Layout:
                     return [dim]
         return [f"{name}_dim_{place}" for place in range(len(shape))]
 
-    def select(self, name: str, value: Tensor) -> np.ndarray:
-        """Entries of a site's draws ``[chain, draw, *event]`` that are kept."""
-        result = value.detach().cpu()
-        for place, dim in enumerate(self.event_dims(name, tuple(value.shape[2:]))):
-            chosen = self.axes[dim].chosen if dim in self.axes else None
-            if chosen is not None:
-                result = result.index_select(2 + place, _index(chosen))
-        return result.numpy()
+    def keep_sites(self, parts: Parts, group: str, draws: Mapping[str, Tensor]) -> None:
+        """Add the entries of draws ``{site: [chain, c, *event]}`` that are kept to the chunks of their group."""
+        for name, value in draws.items():
+            result = value.detach().cpu()
+            for place, dim in enumerate(self.event_dims(name, value.shape[2:])):
+                chosen = self.axes[dim].chosen if dim in self.axes else None
+                if chosen is not None:
+                    result = result.index_select(2 + place, torch.as_tensor(chosen))
+            parts[group, name].append(result.numpy())
 
-    def of_sites(self, arrays: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]]) -> xr.Dataset:
-        """Dataset of draws ``[chain, draw, *event]``, already selected; ``shapes`` are those of whole values."""
-        dims = {name: [*SAMPLE_DIMS, *self.event_dims(name, shapes[name])] for name in arrays}
+    def of_sites(self, arrays: Mapping[str, np.ndarray], draws: Mapping[str, Tensor]) -> xr.Dataset:
+        """Dataset of the entries that are kept, ``[chain, draw, *event]``; some whole ``draws`` show the sites' shapes."""
+        dims = {name: (*SAMPLE_DIMS, *self.event_dims(name, draws[name].shape[2:])) for name in arrays}
         return self.dataset({name: (dims[name], array) for name, array in arrays.items()}, selected=True)
+
+    def of_draws(self, arrays: Mapping[str, np.ndarray]) -> xr.Dataset:
+        """Dataset of one value of each draw ``[chain, draw]``, or of each draw and row ``[chain, draw, obs, ...]``."""
+        last = {"f": ("output",), "class_probs": ("class",)}
+        dims = {name: (*SAMPLE_DIMS, "obs", *last.get(name, self.target_dims)) for name in arrays}
+        # a value of the whole row, such as the log density of targets that depend on each other, has no last axis
+        return self.dataset({name: (dims[name][: array.ndim], array) for name, array in arrays.items()})
 
     def dataset(
         self, variables: Mapping[str, tuple[Sequence[str], np.ndarray]], selected: bool = False
@@ -136,14 +147,13 @@ class Layout:
         for dims, array in variables.values():
             for dim, size in zip(dims, array.shape, strict=True):
                 axis = self.axes.get(dim)
-                labels = None if axis is None else (axis.coordinate if selected else axis.labels)
+                labels = None if axis is None else (axis.kept_labels if selected else axis.labels)
                 coords[dim] = np.arange(size) if labels is None else labels
         return xr.Dataset(dict(variables), coords=coords)
 
 
 def make_layout(
     posterior: Posterior,
-    target_shape: tuple[int, ...],
     class_names: Names | None = None,
     output_names: Names | None = None,
     feature_names: Names | None = None,
@@ -151,7 +161,7 @@ def make_layout(
     features: Names | None = None,
 ) -> Layout:
     """Axes of a layer, with the names given; outputs are called like the classes where there is one for each."""
-    likelihood, axes = posterior.layer.likelihood, {}
+    likelihood, target_shape, axes = posterior.layer.likelihood, posterior.target_shape, {}
     if likelihood.is_discrete:
         num_classes: int = likelihood.num_classes  # type: ignore[attr-defined]
         axes["class"] = Axis.of("class", num_classes, class_names, None)
@@ -164,14 +174,11 @@ def make_layout(
     axes["output"] = Axis.of("output", posterior.num_outputs, output_names, outputs)
     axes["feature"] = Axis.of("feature", posterior.frame.num_features, feature_names, features)
     num_targets = target_shape[0] if target_shape else None
+    target_dims: tuple[str, ...] = ()
+    if num_targets is not None:
+        target_dims = ("output",) if num_targets == posterior.num_outputs else ("target",)
     if likelihood.pair_sites and num_targets is not None:
         names = axes["output"].labels.tolist()
         pairs = [f"{names[column]}-{names[row]}" for row in range(num_targets) for column in range(row)]
         axes["pair"] = Axis.of("pair", len(pairs), pairs, None)
-    return Layout(axes, num_targets, posterior.global_sites.noise_names, likelihood.pair_sites)
-
-
-def _index(chosen: np.ndarray) -> Tensor:
-    import torch
-
-    return torch.as_tensor(chosen, dtype=torch.long)
+    return Layout(axes, num_targets, target_dims, posterior.global_sites.noise_names, likelihood.pair_sites)

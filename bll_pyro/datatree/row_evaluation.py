@@ -1,46 +1,61 @@
-"""Passes over the draws of a fit, in chunks: their densities, and data drawn at them.
+"""Draws of a fit's sites and what follows from them: their prior densities, the densities of rows, new targets.
 
-Nothing of size draws x outputs x features is held beyond a chunk, except what is kept in the end.
+Work is done in chunks of draws and blocks of rows, so that nothing of size draws x outputs x features is held beyond a
+chunk, except what is kept in the end.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
 import numpy as np
+import pyro.distributions as dist
 import torch
+from jaxtyping import Float
+from pyro import poutine
 from torch import Tensor
 
-from bll_pyro.datatree.fit_prior import in_float64
-from bll_pyro.features.columns import NO_COLUMNS, Columns
-from bll_pyro.features.store import Features
-from bll_pyro.gaussian import LatentGaussian
-from bll_pyro.gaussian.precision import weights_in_double
+from bll_pyro.inference.exact.noise_mixture import NoiseMixturePosterior
 from bll_pyro.posterior import Draws, DrawsPosterior, GaussianPosterior, Posterior
+from bll_pyro.priors import Posterior as PosteriorPrior
 from bll_pyro.scope import isolated
 
-WEIGHT_NUMBERS = 2**26  # weights of the draws that are made at once
-SCORED_NUMBERS = 2**20  # weights of the draws that are scored at once: mixtures take some fifty times as much
-OUTPUT_NUMBERS = 2**22  # outputs of draws and rows that are held at once
+MADE_AT_ONCE = 2**26  # weights of the draws that are made together
+SCORED_AT_ONCE = (
+    2**20
+)  # weights of the draws that are scored together: mixtures take about fifty times as much memory
+OUTPUTS_AT_ONCE = 2**22  # outputs of draws and rows that are held together
 
 
-def posterior_draws(posterior: Posterior, num_draws: int | None, thin: int, seed: int) -> Iterator[Draws]:
-    """Draws ``{site: [chain, c, *event]}`` in chunks along the draw axis.
+def scored_draws(posterior: Posterior, num_draws: int | None, thin: int, seed: int) -> Iterator[Draws]:
+    """Draws ``{site: [chain, c, *event]}`` in chunks along the draw axis that are small enough to be scored.
 
-    Independent draws are made chunk by chunk; the first chunk, and the only one of a layer of moderate size, is
-    ``posterior.sample(num_draws, seed)``. Stored draws are thinned, and then taken evenly.
+    The independent draws of a layer of moderate size are ``posterior.sample(num_draws, seed)``; those of larger layers
+    are made in parts with further seeds. Stored draws are thinned, and then taken evenly.
     """
+    made = max(1, MADE_AT_ONCE // (posterior.num_outputs * posterior.frame.num_features))
     if isinstance(posterior, DrawsPosterior):
-        for part in stored_index(posterior, num_draws, thin).split(_size(posterior, WEIGHT_NUMBERS)):
-            yield {name: value[:, part] for name, value in posterior.draws.items()}
-        return
-    total = -(-(num_draws or 1000) // thin)
-    size = _size(posterior, WEIGHT_NUMBERS)
-    for start in range(0, total, size):
-        yield posterior.sample(min(size, total - start), seed if start == 0 else derived_seed(seed, start))
+        index, draws = stored_index(posterior, num_draws, thin), posterior.draws
+        chunks = ({name: value[:, part] for name, value in draws.items()} for part in index.split(made))
+    else:
+        total = -(-(num_draws or 1000) // thin)
+        chunks = (
+            posterior.sample(min(made, total - start), seed if start == 0 else derived_seed(seed, start))
+            for start in range(0, total, made)
+        )
+    for chunk in chunks:
+        num_chains, num_made = chunk["weight"].shape[:2]
+        scored = draws_at_once(posterior, num_chains)
+        for start in range(0, num_made, scored):
+            yield {name: value[:, start : start + scored] for name, value in chunk.items()}
+
+
+def draws_at_once(posterior: Posterior, num_chains: int = 1) -> int:
+    """Number of draws of each chain that are scored together."""
+    return max(1, SCORED_AT_ONCE // (num_chains * posterior.num_outputs * posterior.frame.num_features))
 
 
 def stored_index(posterior: DrawsPosterior, num_draws: int | None, thin: int) -> Tensor:
@@ -52,49 +67,83 @@ def stored_index(posterior: DrawsPosterior, num_draws: int | None, thin: int) ->
     return index[torch.linspace(0, len(index) - 1, max(1, num_draws // num_chains)).round().long()]
 
 
-def parts_of(draws: Draws, size: int) -> Iterator[Draws]:
-    """Split draws along the draw axis."""
-    num_draws = draws["weight"].shape[1]
-    for start in range(0, num_draws, size):
-        yield {name: value[:, start : start + size] for name, value in draws.items()}
-
-
-def scored_size(posterior: Posterior, num_chains: int = 1) -> int:
-    """How many draws of a chain are scored at once."""
-    return _size(posterior, SCORED_NUMBERS, num_chains)
-
-
-def _size(posterior: Posterior, numbers: int, num_chains: int = 1) -> int:
-    return max(1, numbers // (num_chains * posterior.num_outputs * posterior.frame.num_features))
-
-
 def derived_seed(*seeds: int) -> int:
     """A seed that depends on all of these."""
     return int(np.random.SeedSequence(seeds).generate_state(1)[0])
 
 
+def in_float64(value: Any) -> Any:
+    """The same with all its tensors in float64, at any depth: a tensor, a dictionary, a frame, a Gaussian."""
+    if isinstance(value, Tensor):
+        return value.double()
+    if isinstance(value, dict):
+        return {name: in_float64(part) for name, part in value.items()}
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{f.name: in_float64(getattr(value, f.name)) for f in fields(value)})
+    return value
+
+
 def in_double(posterior: Posterior) -> Posterior:
-    """The same posterior with its constants in float64, to score draws; not for sampling (its draws differ)."""
-    constants: dict[str, Any] = in_float64(posterior.frame.tensors)
-    changes: dict[str, Any] = {
-        "frame": replace(posterior.frame, **constants),
-        "learned": in_float64(posterior.learned),
-    }
-    if isinstance(posterior, GaussianPosterior):
-        latents = posterior.latents
-        coupling = None if latents.coupling is None else latents.coupling.double()
-        changes["latents"] = LatentGaussian(
-            weights_in_double(latents.weights),
-            latents.globals_loc.double(),
-            latents.globals_factor.double(),
-            coupling,
-        )
-    return replace(posterior, **changes)
+    """The same posterior with its constants in float64, to score draws; not for sampling, since its draws differ."""
+    names = ("frame", "learned", *(("latents",) if isinstance(posterior, GaussianPosterior) else ()))
+    return replace(posterior, **{name: in_float64(getattr(posterior, name)) for name in names})
+
+
+def log_prior_of_draws(posterior: Posterior, draws: Draws) -> Draws:
+    """Log density ``{site: [chain, draw]}`` of draws ``{site: [chain, draw, *event]}``, nats, in float64.
+
+    All numbers of a site are summed. Learned hyper-parameters have no prior: they are taken at their values.
+    """
+    if isinstance(posterior, NoiseMixturePosterior):
+        return posterior.log_prior(draws)
+    layer, shape = posterior.layer, draws["weight"].shape[:2]
+    with isolated(seed=0, dtype=torch.float64):
+        flat = {
+            name: value.flatten(0, 1).double()
+            for name, value in posterior.global_sites.from_user(draws).items()
+        }
+        parts = {name: prior.log_prob(flat[name]) for name, prior in posterior.global_sites.priors.items()}
+        hyper = {**in_float64(posterior.learned), **posterior.global_sites.hyper(flat)}
+        if isinstance(layer.prior, PosteriorPrior):
+            parts |= _joint(posterior, layer.prior, flat)
+        else:
+            if layer.prior.has_density:
+                given = layer.prior.distribution(posterior.global_sites.weight_shape, **hyper)
+                parts["weight"] = given.log_prob(flat["weight"]).sum((-2, -1))
+            else:
+                parts["weight"] = _by_program(posterior, flat, hyper)
+            if layer.bias:
+                center = layer.bias_center(flat["bias"][0])
+                parts["bias"] = dist.Normal(center, layer.bias_scale).log_prob(flat["bias"]).sum(-1)
+    return {name: value.reshape(shape) for name, value in parts.items()}
+
+
+def sample_prior(posterior: Posterior, num_draws: int, seed: int) -> Draws:
+    """Independent draws ``{site: [1, S, *event]}`` from the prior of all sites."""
+    layer, sites, shape = posterior.layer, posterior.global_sites, posterior.global_sites.weight_shape
+    like = posterior.frame.center
+    with isolated(seed, dtype=like.dtype):
+        values = {name: prior.sample((num_draws,)) for name, prior in sites.priors.items()}
+        if isinstance(posterior, NoiseMixturePosterior):
+            values |= _mixture_sites(posterior, num_draws)
+        elif isinstance(layer.prior, PosteriorPrior):
+            values |= posterior.frame.split(layer.prior.weights.rsample(num_draws).to(like))
+        else:
+            hyper = {**posterior.learned, **sites.hyper(values)}
+            if layer.prior.has_density:
+                given = layer.prior.distribution(shape, **hyper)
+                values["weight"] = given.expand((num_draws, *shape)).sample()
+            else:
+                values |= _program_draws(posterior, num_draws)
+            if layer.bias:
+                noise = torch.randn(num_draws, shape[0])
+                values["bias"] = layer.bias_center(noise) + layer.bias_scale * noise
+    return {name: value.to(like)[None] for name, value in posterior.global_sites.to_user(values).items()}
 
 
 @dataclass(frozen=True, eq=False)
 class RowEvaluator:
-    """What is made of draws and rows together: outputs, log likelihood, new targets.
+    """What follows from draws and rows together: outputs, log likelihood, new targets.
 
     Parameters
     ----------
@@ -106,25 +155,18 @@ class RowEvaluator:
         As the likelihood uses them, in the user's units.
     given
         As the user gave them, ``[N]`` or ``[N, T]``.
-    columns
-        Weights and exposures.
+    weight
+        Weights ``[N]``; None where rows have none.
+    exposure
+        Exposures ``[N, 1]`` or ``[N, T]`` of counts; None where rows have none.
     """
 
     posterior: Posterior
-    features: Features
+    features: Float[Tensor, "N D"]
     targets: Tensor
     given: np.ndarray
-    columns: Columns = NO_COLUMNS
-
-    @property
-    def target_shape(self) -> tuple[int, ...]:
-        """Shape of one row's target."""
-        return self.given.shape[1:]
-
-    @property
-    def num_rows(self) -> int:
-        """N."""
-        return len(self.targets)
+    weight: Float[Tensor, " N"] | None = None
+    exposure: Float[Tensor, "N T"] | None = None
 
     def log_likelihood(self, draws: Draws) -> np.ndarray:
         """Log density in the user's units, nats, times the weight: ``[chain, c, N]``.
@@ -132,9 +174,9 @@ class RowEvaluator:
         ``[chain, c, N, T]`` by target where there are several, unless the likelihood ties those of a row.
         """
         frame, likelihood = self.posterior.frame, self.posterior.layer.likelihood
-        shape = self.target_shape if likelihood.independent_targets else ()
+        shape = self.posterior.target_shape if likelihood.independent_targets else ()
         spread = frame.target_scale.log() if likelihood.real_valued else torch.zeros(())
-        result = np.empty((*draws["weight"].shape[:2], self.num_rows, *shape))
+        result = np.empty((*draws["weight"].shape[:2], len(self.targets), *shape))
         for rows, outputs, noise in self._outputs(draws):
             targets = self.targets[rows]
             if likelihood.real_valued:
@@ -145,9 +187,8 @@ class RowEvaluator:
                 values = likelihood.marginals(outputs, **noise).log_prob(targets) - spread
             else:
                 values = likelihood.log_prob(outputs, targets, **noise) - spread.sum()
-            weight = self.columns[rows].weight
-            if weight is not None:
-                values = values * weight.to(values).reshape(-1, *[1] * (values.dim() - 2))
+            if self.weight is not None:
+                values = values * self.weight[rows].to(values).reshape(-1, *[1] * (values.dim() - 2))
             result[:, :, rows] = values.reshape(*result.shape[:2], *values.shape[1:]).cpu().numpy()
         return result
 
@@ -160,7 +201,7 @@ class RowEvaluator:
                 values = likelihood.distribution(outputs, **noise).sample()
             if likelihood.real_valued:
                 values = values * frame.target_scale + frame.target_center
-            flat = values.reshape(*draws["weight"].shape[:2], outputs.shape[1], *self.target_shape)
+            flat = values.reshape(*draws["weight"].shape[:2], outputs.shape[1], *self.posterior.target_shape)
             parts.append(flat.cpu().numpy().astype(self.given.dtype))
         return np.concatenate(parts, 2)
 
@@ -171,7 +212,7 @@ class RowEvaluator:
     def label_probs(self, draws: Draws) -> np.ndarray:
         """Probabilities ``[chain, c, N]`` or ``[chain, c, N, T]`` of labels 1 given the draws."""
         probs = self._of_outputs(draws, self.posterior.layer.likelihood.label_probs)
-        return probs.reshape(*probs.shape[:3], *self.target_shape)
+        return probs.reshape(*probs.shape[:3], *self.posterior.target_shape)
 
     def outputs(self, draws: Draws) -> np.ndarray:
         """Outputs ``[chain, c, N, K]`` of the draws, for standardised targets."""
@@ -187,14 +228,60 @@ class RowEvaluator:
 
     def _outputs(self, draws: Draws) -> Iterator[tuple[slice, Tensor, Draws]]:
         """Blocks of rows, their outputs ``[S, n, K]``, and noise ``[S, 1, *event]`` (and their exposure)."""
-        flat = self.posterior.global_sites.from_user(in_float64(draws))
-        noise_names = self.posterior.global_sites.noise_names
-        noise = {name: value.flatten(0, 1)[:, None] for name, value in flat.items() if name in noise_names}
+        exact = in_float64(draws)
+        flat, names = self.posterior.global_sites.from_user(exact), self.posterior.global_sites.noise_names
+        known = {name: flat[name].flatten(0, 1)[:, None] for name in flat if name in names}
         num_draws = math.prod(draws["weight"].shape[:2])
-        size = max(1, OUTPUT_NUMBERS // (num_draws * self.posterior.num_outputs))
-        for start in range(0, self.num_rows, size):
-            rows = slice(start, min(start + size, self.num_rows))
+        size = max(1, OUTPUTS_AT_ONCE // (num_draws * self.posterior.num_outputs))
+        for start in range(0, len(self.targets), size):
+            rows = slice(start, min(start + size, len(self.targets)))
             features = self.features[rows].double()
-            exposure = self.columns[rows].exposure
-            known = noise if exposure is None else {**noise, "exposure": exposure.to(features)}
-            yield rows, self.posterior.draw_outputs(in_float64(draws), features), known
+            if self.exposure is not None:
+                known["exposure"] = self.exposure[rows].to(features)
+            yield rows, self.posterior.draw_outputs(exact, features), dict(known)
+
+
+def _joint(posterior: Posterior, prior: PosteriorPrior, flat: Draws) -> Draws:
+    """One Gaussian over weight and bias, in the frame's axes: weight from its marginal, bias given the weight."""
+    values = posterior.frame.join(flat["weight"], flat.get("bias"))
+    joint = prior.log_prob(values)
+    if not prior.bias:
+        return {"weight": joint}
+    loc, covariance = prior.bias_given(values[..., :-1])
+    bias = dist.MultivariateNormal(loc, covariance).log_prob(flat["bias"])
+    return {"weight": joint - bias, "bias": bias}
+
+
+def _by_program(posterior: Posterior, flat: Draws, hyper: Draws) -> Tensor:
+    """Density of the weight by running the prior's own program on each draw; further sites are its own business."""
+    prior, shape, results = posterior.layer.prior, posterior.global_sites.weight_shape, []
+    for index in range(len(flat["weight"])):
+        values = {name: flat[name][index] for name in ("weight", *posterior.global_sites.hyper_names)}
+        learned = {name: hyper[name] for name in posterior.learned}
+        trace = poutine.trace(poutine.condition(prior.sample, values)).get_trace(shape, **learned)
+        results.append(trace.nodes["weight"]["fn"].log_prob(values["weight"]).sum())
+    return torch.stack(results)
+
+
+def _program_draws(posterior: Posterior, num_draws: int) -> Draws:
+    prior, shape = posterior.layer.prior, posterior.global_sites.weight_shape
+    names = ("weight", *posterior.global_sites.hyper_names)
+    drawn: list[Draws] = []
+    for _ in range(num_draws):
+        trace = poutine.trace(prior.sample).get_trace(shape, **posterior.learned)
+        drawn.append({name: trace.nodes[name]["value"] for name in names})
+    return {name: torch.stack([values[name] for values in drawn]) for name in names}
+
+
+def _mixture_sites(posterior: NoiseMixturePosterior, num_draws: int) -> Draws:
+    """Weight, bias and noise under the model that exact inference used, whose scales may be multiples of the noise."""
+    model, num_outputs = posterior.model, posterior.num_outputs
+    noise = posterior.noise_prior.distribution.expand((num_outputs,)).sample((num_draws,)).double()
+    factor = noise if model.relative else torch.ones_like(noise)
+    rotation = posterior.frame.rotation
+    loc = model.loc if rotation is None else model.loc @ rotation.double().mT
+    spread = torch.randn(num_draws, *loc.shape, dtype=torch.float64)
+    values = {"noise_scale": noise, "weight": loc + (posterior.prior_scale * factor)[..., None] * spread}
+    if posterior.layer.bias:
+        values["bias"] = torch.randn(num_draws, num_outputs, dtype=torch.float64) * model.bias_scale * factor
+    return values

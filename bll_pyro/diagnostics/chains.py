@@ -20,10 +20,9 @@ def chains(study: Study) -> list[Check]:
         return [
             Check.skipped("chains", "draws are independent: R-hat, ESS and divergences would say nothing")
         ]
-    statistics = study.fit.trace.statistics
-    if "rhat" in statistics:
-        rhat, ess = statistics["rhat"], statistics["ess"]
-    else:
+    trace = study.fit.trace
+    rhat, ess = trace.rhat, trace.ess
+    if rhat is None or ess is None:
         rhat, ess = rhat_and_ess(posterior.draws)
     worst, where = max((float(v.nan_to_num(nan=math.inf).max()), k) for k, v in rhat.items())
     fewest, site = min((float(v.nan_to_num(nan=0.0).min()), k) for k, v in ess.items())
@@ -41,9 +40,8 @@ def chains(study: Study) -> list[Check]:
             MORE_DRAWS,
         ),
     ]
-    stats = statistics.get("sample_stats", {})
-    if "diverging" in stats:
-        diverging = stats["diverging"]
+    if "diverging" in trace.by_draw:
+        diverging = trace.by_draw["diverging"]
         number, share = int(diverging.sum()), float(diverging.double().mean())
         target = study.fit.inference.target_accept if isinstance(study.fit.inference, NUTS) else math.nan
         checks.append(

@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from bll_pyro.datatree.fit_prior import log_prior_of_draws, sample_prior
-from bll_pyro.datatree.row_evaluation import in_double
+from bll_pyro.datatree.row_evaluation import in_double, log_prior_of_draws, sample_prior
 from bll_pyro.diagnostics.optimisation import prior_slope
 from bll_pyro.diagnostics.study import MIN_DRAWS, Study
 from bll_pyro.diagnostics.verdicts import Check

@@ -88,7 +88,7 @@ class Fit:
 
         def predictions() -> Iterator[Prediction]:
             start = 0
-            for features, _ in self._features(inputs, batch_size):
+            for features, _ in self.feature_batches(inputs, batch_size):
                 exposed = columns[start : start + len(features)].exposure
                 part = predict(self.posterior, features, integration, exposed, self.recalibration)
                 start += len(features)
@@ -172,7 +172,7 @@ class Fit:
 
     def features(self, inputs: Any, *, need_targets: bool = False, batch_size: int = 256) -> Features:
         """Features ``[N, D]`` of inputs, through the backbone (and the store) where there is one; widths are checked."""
-        parts = list(self._features(inputs, batch_size, need_targets))
+        parts = list(self.feature_batches(inputs, batch_size, need_targets))
         targets = [t for _, t in parts if t is not None]
         return Features.from_tensors(
             torch.cat([h for h, _ in parts]), torch.cat(targets) if targets else None
@@ -186,9 +186,10 @@ class Fit:
         check_exposure(self.layer, columns, tuple(self.posterior.target_shape))
         return columns
 
-    def _features(
-        self, inputs: Any, batch_size: int, need_targets: bool = False
+    def feature_batches(
+        self, inputs: Any, batch_size: int = 256, need_targets: bool = False
     ) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Features ``[n, D]`` and targets of inputs, batch by batch; :meth:`features` joins them."""
         if self.backbone is None:
             yield from self._checked(
                 read(inputs, need_targets=need_targets, what="inputs").batches(PREDICTION_ROWS)

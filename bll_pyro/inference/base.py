@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from abc import abstractmethod
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,9 @@ from bll_pyro.inference.training_data import TrainingData
 from bll_pyro.layer import LastLayer
 from bll_pyro.likelihoods.base import TargetShape
 from bll_pyro.posterior import Posterior
+
+if TYPE_CHECKING:
+    from bll_pyro.inference.exact.statistics import SufficientStatistics
 
 
 @dataclass
@@ -33,7 +36,7 @@ class Trace:
     converged
         Whether the stopping test passed; ``messages`` say what did not.
     statistics
-        What else the inference keeps: acceptance, divergences, log evidence, ...
+        What else the inference keeps, by name. What other parts of the library read has a property below.
     """
 
     elbo: Tensor | None = None
@@ -48,6 +51,43 @@ class Trace:
         self.converged = False
         self.messages.append(message)
         warnings.warn(message, RuntimeWarning, stacklevel=3)
+
+    @property
+    def final_elbo(self) -> float | None:
+        """ELBO of the result on all rows, nats (SVI)."""
+        value = self.statistics.get("elbo")
+        return None if value is None else float(value)
+
+    @property
+    def log_evidence(self) -> float | None:
+        """Log evidence of the training targets, nats (Exact, Laplace)."""
+        value = self.statistics.get("log_evidence")
+        return None if value is None else float(value)
+
+    @property
+    def sums(self) -> SufficientStatistics | None:
+        """Sums over the training rows, with which a fit can be updated (Exact)."""
+        return self.statistics.get("sums")
+
+    @property
+    def joint(self) -> Trace | None:
+        """Trace of the joint training with the backbone, where a final stage followed it."""
+        return self.statistics.get("joint")
+
+    @property
+    def by_draw(self) -> dict[str, Any]:
+        """What a sampler kept of each draw, arrays or tensors ``{name: [chain, draw]}``; empty for other inferences."""
+        return self.statistics.get("sample_stats", {})
+
+    @property
+    def rhat(self) -> dict[str, Tensor] | None:
+        """R-hat of each number, ``{site: [*event]}`` (NUTS)."""
+        return self.statistics.get("rhat")
+
+    @property
+    def ess(self) -> dict[str, Tensor] | None:
+        """Effective number of draws of each number, ``{site: [*event]}`` (NUTS)."""
+        return self.statistics.get("ess")
 
     @property
     def finite(self) -> bool:

@@ -48,8 +48,8 @@ def elbo_trace(
     steps = np.arange(1, len(elbo) + 1)
     axes.plot(steps, elbo, color=SKY, linewidth=0.6, alpha=0.7, label="each step")
     axes.plot(steps[width - 1 :], mean, color=BLUE, linewidth=1.8, label=f"mean of {width} steps")
-    if "elbo" in fit.trace.statistics:
-        final = float(fit.trace.statistics["elbo"]) / fit.num_rows
+    if fit.trace.final_elbo is not None:
+        final = fit.trace.final_elbo / fit.num_rows
         axes.axhline(final, color=GREY, linewidth=1, linestyle="--", label=f"result: {final:.3f}")
     noise = 3 * float(np.std(elbo[len(elbo) // 2 :]))
     low, high = mean.min() - noise, max(mean.max(), elbo[len(elbo) // 2 :].max()) + noise / 3

@@ -11,8 +11,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from bll_pyro.datatree.fit_prior import log_prior_of_draws
-from bll_pyro.datatree.row_evaluation import RowEvaluator, derived_seed, in_double
+from bll_pyro.datatree.row_evaluation import RowEvaluator, derived_seed, in_double, log_prior_of_draws
 from bll_pyro.features.store import Features
 from bll_pyro.fitting import fit_features
 from bll_pyro.inference import Inference
@@ -124,7 +123,7 @@ def log_joint(posterior: Posterior, features: Features, draws: Draws) -> np.ndar
     scored = in_double(posterior)
     assert features.targets is not None
     checked = posterior.layer.likelihood.check_targets(features.targets)
-    rows = RowEvaluator(scored, features, checked, features.targets.numpy())
+    rows = RowEvaluator(scored, features.tensor(), checked, features.targets.numpy())
     by_row = rows.log_likelihood(draws)
     prior = sum(value.double().numpy() for value in log_prior_of_draws(scored, draws).values())
     return np.asarray(by_row.reshape(*by_row.shape[:2], -1).sum(-1) + prior)

@@ -151,8 +151,8 @@ def test_selected_weights_are_a_part_of_all(fit, outputs):
 
 def test_chunks_change_no_density(fit, monkeypatch):
     whole = fit.to_datatree(*data(), num_draws=37)
-    monkeypatch.setattr(passes, "SCORED_NUMBERS", 5 * NUM_CLASSES * NUM_FEATURES)
-    monkeypatch.setattr(passes, "OUTPUT_NUMBERS", 100)
+    monkeypatch.setattr(passes, "SCORED_AT_ONCE", 5 * NUM_CLASSES * NUM_FEATURES)
+    monkeypatch.setattr(passes, "OUTPUTS_AT_ONCE", 100)
     parts = fit.to_datatree(*data(), num_draws=37)
     assert parts["posterior"].equals(whole["posterior"])
     for group in ("log_likelihood", "log_prior", "sample_stats"):
@@ -169,7 +169,7 @@ def test_a_big_layer_is_drawn_in_chunks(fit, monkeypatch):
         asked.append(num_draws * NUM_CLASSES * NUM_FEATURES)
         return sample(self, num_draws, seed)
 
-    monkeypatch.setattr(passes, "WEIGHT_NUMBERS", limit)
+    monkeypatch.setattr(passes, "MADE_AT_ONCE", limit)
     monkeypatch.setattr(GaussianPosterior, "sample", counted)
     tree = fit.to_datatree(*data(), num_draws=30, features=[0])
     assert len(asked) == 4 and max(asked) <= limit
@@ -268,7 +268,8 @@ def stored(fit, num_chains=2, num_stored=30):
         for name in ("layer", "frame", "target_shape", "num_outputs", "learned")
     }
     trace = replace(
-        fit.trace, statistics={"diverging": torch.rand(num_chains, num_stored) > 0.9, "elbo": 1.0}
+        fit.trace,
+        statistics={"sample_stats": {"diverging": torch.rand(num_chains, num_stored) > 0.9}, "elbo": 1.0},
     )
     return replace(fit, posterior=DrawsPosterior(**common, draws=draws), trace=trace)
 
@@ -279,7 +280,7 @@ def test_stored_draws_keep_their_chains_and_statistics(fit):
     assert tree["posterior"].sizes["chain"] == 2 and tree["posterior"].sizes["draw"] == 30
     assert tree.attrs["independent_draws"] == 0
     assert "density" in tree.attrs["log_q_missing"] and "log_q" not in tree["sample_stats"]
-    diverging = sampled.trace.statistics["diverging"].numpy()
+    diverging = sampled.trace.by_draw["diverging"].numpy()
     assert np.array_equal(tree["sample_stats"]["diverging"].values, diverging)
     assert "elbo" not in tree["sample_stats"]
     thin = sampled.to_datatree(*data(), thin=4)
