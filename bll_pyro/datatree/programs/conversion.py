@@ -9,13 +9,17 @@ from typing import TYPE_CHECKING, Any
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bll_pyro.datatree.programs.densities import Densities, guide_density, unconstrained
+from bll_pyro.datatree.programs.densities import (
+    Densities,
+    check_rows,
+    guide_density,
+    unconstrained,
+    without_followers,
+)
 from bll_pyro.datatree.programs.groups import Coords, Dims, Groups
-from bll_pyro.datatree.programs.marginal import check_rows, without_followers
-from bll_pyro.datatree.programs.program import Program, Survey, survey
+from bll_pyro.datatree.programs.program import Program, Survey, survey, undisturbed
 from bll_pyro.datatree.programs.runs import Key, Runner, Runs
 from bll_pyro.datatree.programs.source import DrawSource
-from bll_pyro.datatree.programs.world import undisturbed
 from bll_pyro.datatree.tree import make_tree, of_draws
 
 if TYPE_CHECKING:

@@ -9,13 +9,12 @@ import numpy as np
 
 from bll_pyro.datatree.programs.conversion import Conversion
 from bll_pyro.datatree.programs.groups import Coords, Dims
-from bll_pyro.datatree.programs.program import Program
+from bll_pyro.datatree.programs.program import Program, undisturbed
 from bll_pyro.datatree.programs.source import DrawSource, from_guide, from_mcmc, from_samples
-from bll_pyro.datatree.programs.world import undisturbed
+from bll_pyro.datatree.tree import SAMPLE_DIMS
 
 if TYPE_CHECKING:
     import xarray as xr
-from bll_pyro.datatree.tree import SAMPLE_DIMS
 
 
 def from_pyro(

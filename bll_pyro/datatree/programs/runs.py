@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,12 +13,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
-from bll_pyro.datatree.programs.blocks import join
 from bll_pyro.datatree.programs.program import Program, Survey
-from bll_pyro.datatree.programs.sites import Site, site_log_prob
+from bll_pyro.datatree.programs.sites import Site, join, site_log_prob
 from bll_pyro.datatree.programs.substitute import Substitute
-from bll_pyro.datatree.programs.vectorised import vectorised
 
 Key = tuple[str, str]
 """``("value", site)`` or ``("log_prob", site)``."""
@@ -157,7 +158,7 @@ class Runner:
 
         numbers = sum(math.prod(s.value_shape) + math.prod(s.batch_shape) for s in self.sites.values())
         chunk = min(num_draws, max(1, NUMBERS_AT_ONCE // max(1, numbers)))
-        with vectorised():
+        with _vectorised():
             mapped = torch.vmap(one, randomness="different", chunk_size=chunk)
             result = mapped(torch.arange(num_draws), dict(values))
         return {key: result[" ".join(key)] for key in keys}
@@ -203,3 +204,40 @@ class Runner:
                     f"the {key[0]} of site {key[1]!r} differs between a run of all draws and runs one by one"
                 )
         return ""
+
+
+class _FreshNumbers(TorchFunctionMode):
+    """Make the random generators that fill a tensor in place return a fresh tensor instead.
+
+    Distributions draw through ``torch.empty(shape).normal_()`` and its like. Inside ``torch.vmap`` such a tensor is
+    shared by all draws and may not be filled; a fresh one belongs to each draw.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func not in _FILLERS:
+            return func(*args, **kwargs)
+        like, *rest = args
+        return _FILLERS[func](
+            lambda draw: draw(like.shape, dtype=like.dtype, device=like.device), *rest, **kwargs
+        )
+
+
+_FILLERS: dict[Any, Callable[..., Tensor]] = {
+    torch.Tensor.normal_: lambda new, mean=0.0, std=1.0: mean + std * new(torch.randn),
+    torch.Tensor.uniform_: lambda new, low=0.0, high=1.0: low + (high - low) * new(torch.rand),
+    torch.Tensor.exponential_: lambda new, rate=1.0: -torch.log1p(-new(torch.rand)) / rate,
+    torch.Tensor.cauchy_: lambda new, median=0.0, scale=1.0: (
+        median + scale * torch.tan(math.pi * (new(torch.rand) - 0.5))
+    ),
+}
+
+
+@contextmanager
+def _vectorised() -> Iterator[None]:
+    """Set what ``torch.vmap`` needs: random numbers of its own for each draw, and no word about speed."""
+    with warnings.catch_warnings(), _FreshNumbers():
+        warnings.filterwarnings("ignore", message="There is a performance drop", category=UserWarning)
+        yield

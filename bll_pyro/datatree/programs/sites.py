@@ -1,13 +1,16 @@
-"""``Site``: what one run of a program shows of a site: its kind, its plates, its shapes, its log-density."""
+"""``Site``: what one run of a program shows of a site; and arrays over its full plates, joined from blocks of rows."""
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine.util import site_is_factor
 from torch import Tensor
@@ -172,6 +175,33 @@ def _num_free(fn: Any, shape: Sequence[int]) -> int:
     return math.prod(transform.inverse_shape(torch.Size(shape)))
 
 
-def plain_site(name: str, shape: tuple[int, ...]) -> Site:
-    """Describe a site of which only the shape of its values is known."""
-    return Site(name, "latent", (), len(shape), shape, (), is_point=False, num_free=0, weight=1.0)
+def blocks_of(subsampled: Mapping[str, tuple[int, int]]) -> list[dict[str, Tensor]]:
+    """Blocks of rows that cover every subsampled plate; the last of a plate overlaps the one before where it must."""
+    choices = []
+    for name, (num_rows, size) in subsampled.items():
+        starts = [*range(0, size - num_rows, num_rows), size - num_rows]
+        choices.append([(name, torch.arange(start, start + num_rows)) for start in starts])
+    return [dict(choice) for choice in itertools.product(*choices)]
+
+
+def join(
+    full: NDArray[Any] | None, part: NDArray[Any], site: Site, what: str, rows: Mapping[str, Tensor]
+) -> NDArray[Any]:
+    """Put one block's part of a value, log-density or mask ``[draw, ...]`` into the array over the full plates."""
+    if not site.in_any(rows):
+        if full is not None and not np.allclose(full, part, rtol=1e-4, atol=1e-6, equal_nan=True):
+            raise ValueError(
+                f"site {site.name!r} lies outside the subsampled plates {sorted(rows)} but its {what} changes with "
+                "the rows that they choose. Move it inside the plate (for pyro.deterministic also give event_dim)."
+            )
+        return part if full is None else full
+    event_dim = site.event_dim if what == "value" else 0
+    shape = site.value_shape if what == "value" else site.batch_shape
+    if full is None:
+        full = np.empty((len(part), *shape), dtype=part.dtype)
+    index: list[NDArray[Any]] = [np.arange(size) for size in full.shape]
+    for plate in site.plates:
+        if plate.name in rows:
+            index[full.ndim + plate.axis - event_dim] = rows[plate.name].numpy()
+    full[np.ix_(*index)] = part
+    return full

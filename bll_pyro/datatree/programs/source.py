@@ -14,8 +14,9 @@ from torch import Tensor
 
 from bll_pyro.datatree.programs.program import Program, Survey, survey
 from bll_pyro.datatree.programs.runs import Key, Runner, Runs
-from bll_pyro.datatree.programs.sampler_stats import sampler_stats
 from bll_pyro.datatree.tree import SAMPLE_DIMS
+
+_DTYPES = {"n_steps": np.int64, "tree_depth": np.int64, "reached_max_treedepth": np.bool_}
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ def from_mcmc(mcmc: Any) -> DrawSource:
         )
     samples = mcmc.get_samples(group_by_chain=True)
     draws = {name: value.detach().cpu().numpy() for name, value in samples.items()}
-    stats, attrs = sampler_stats(mcmc)
+    stats, attrs = _sampler_stats(mcmc)
     attrs["inference"] = type(mcmc.kernel).__name__
     transforms = {name: transform for name, transform in (mcmc.transforms or {}).items() if name in draws}
     device = next(iter(samples.values())).device
@@ -149,3 +150,29 @@ def _checked(draws: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
 def _name_of(guide: Any) -> str:
     """Name of a guide: its class, or of a function its name."""
     return getattr(guide, "__name__", None) or type(guide).__name__
+
+
+def _sampler_stats(mcmc: Any) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+    """Return the statistics ``[chain, draw]`` that a run of MCMC kept; as attributes, what it knows of whole chains.
+
+    Every HMC and NUTS run has ``diverging`` and the share of accepted transitions in each chain; a run with
+    :class:`bll_pyro.datatree.RecordingNUTS` has the statistics of every draw.
+    """
+    # not mcmc.diagnostics(), which adds R-hat and ESS: ArviZ computes them
+    chains = [chain or {} for chain in mcmc._diagnostics]
+    shape = (len(chains), mcmc.num_samples)
+    stats: dict[str, NDArray[Any]] = {}
+    attrs: dict[str, Any] = {}
+    if all("divergences" in chain for chain in chains):
+        stats["diverging"] = np.zeros(shape, dtype=bool)
+        for row, chain in zip(stats["diverging"], chains):
+            row[np.asarray(chain["divergences"], dtype=int)] = True
+    if all("acceptance rate" in chain for chain in chains):
+        attrs["accepted_transitions"] = [float(chain["acceptance rate"]) for chain in chains]
+    records = [chain.get("statistics") or {} for chain in chains]
+    for name in records[0]:
+        if all(len(record.get(name, ())) == shape[1] for record in records):
+            stats[name] = np.asarray(
+                [record[name] for record in records], dtype=_DTYPES.get(name, np.float64)
+            )
+    return stats, attrs
