@@ -7,6 +7,7 @@ import math
 
 import pyro.distributions as dist
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from torch.distributions import biject_to
 
@@ -61,7 +62,9 @@ class GlobalSites:
         """Length of the noise's part of the vector, which comes first."""
         return sum(self.sizes[: len(self.noise_names)])
 
-    def constrain(self, u: Tensor) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+    def constrain(
+        self, u: Float[Tensor, "*batch U"]
+    ) -> tuple[dict[str, Tensor], Float[Tensor, "*batch"], Float[Tensor, "*batch"]]:
         """Values of all sites at ``u [..., U]``, their log prior density, and ``log |d value / d u|``, both ``[...]``."""
         values: dict[str, Tensor] = {}
         log_prior, log_jacobian = u.new_zeros(u.shape[:-1]), u.new_zeros(u.shape[:-1])
@@ -72,7 +75,7 @@ class GlobalSites:
             log_jacobian = log_jacobian + sum_event(transform.log_abs_det_jacobian(free, value), u.dim() - 1)
         return values, log_prior, log_jacobian
 
-    def unconstrain(self, values: dict[str, Tensor]) -> Tensor:
+    def unconstrain(self, values: dict[str, Tensor]) -> Float[Tensor, "*batch U"]:
         """Inverse of :meth:`constrain`: the vector ``[..., U]``."""
         parts = []
         for name, transform in self.transforms.items():

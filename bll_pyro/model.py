@@ -1,4 +1,4 @@
-"""``Model``: the last layer as a Pyro program, for frozen features and for a backbone that is trained along."""
+"""``Model``: the last layer as a Pyro program, for frozen features and for training together with a backbone."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 import pyro
 import pyro.distributions as dist
 import torch
+from jaxtyping import Float
 from pyro.nn import PyroModule, PyroParam
 from torch import Tensor, nn
 from torch.distributions import constraints
@@ -75,9 +76,9 @@ class Model(PyroModule):
         inputs: Any,
         targets: Tensor | None = None,
         num_rows: int | None = None,
-        row_weight: Tensor | None = None,
-        exposure: Tensor | None = None,
-    ) -> Tensor:
+        row_weight: Float[Tensor, " B"] | None = None,
+        exposure: Float[Tensor, "B T"] | None = None,
+    ) -> Float[Tensor, "*draws B K"]:
         """Run the program on a batch; return outputs ``[B, K]``.
 
         Parameters
@@ -100,11 +101,11 @@ class Model(PyroModule):
         bias = self._sample_bias(weight)
         features = inputs if self.backbone is None else self.backbone(inputs)
         batch_size = len(features)
-        # the plate scales the batch's log likelihood by N/B; handing it indices keeps it from drawing N of its own
+        # the plate scales the batch's log likelihood by N/B; with given indices it does not draw its own
         rows = torch.arange(batch_size, device=features.device)
         with pyro.plate("data", num_rows or batch_size, subsample=rows, dim=-1):
             outputs = linear(features, weight, bias)
-            # Pyro takes no scale of 0; this one comes as near as its log density can tell
+            # Pyro takes no scale of 0; with the smallest positive number the log density is the same
             scale = 1.0 if row_weight is None else row_weight.clamp_min(torch.finfo(row_weight.dtype).tiny)
             with pyro.poutine.scale(scale=scale):
                 pyro.sample("y", likelihood.distribution(outputs, **noise, **known), obs=targets)
@@ -120,7 +121,11 @@ class Model(PyroModule):
         return pyro.sample("bias", prior.to_event(1))
 
 
-def linear(features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def linear(
+    features: Float[Tensor, "*rows D"],
+    weight: Float[Tensor, "*draws K D"],
+    bias: Float[Tensor, "*draws K"] | None,
+) -> Tensor:
     """Outputs ``[..., N, K]`` of features ``[N, D]`` and weights ``[K, D]`` or, vectorised, ``[..., 1, K, D]``."""
     if weight.dim() > 2:  # the axis of the data plate, of size 1 outside it
         weight = weight.squeeze(-3)

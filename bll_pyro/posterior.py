@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from bll_pyro.frame import Frame
@@ -75,11 +76,11 @@ class Posterior(ABC):
         """Draw all sites: ``{site: [chain, draw, *event]}``. The caller's random state is left alone."""
 
     @abstractmethod
-    def log_prob(self, draws: Draws) -> Tensor:
+    def log_prob(self, draws: Draws) -> Float[Tensor, "chain draw"]:
         """Log density ``[chain, draw]`` of draws of all sites, in the sites' own (constrained) space, in nats."""
 
     @abstractmethod
-    def outputs(self, features: Tensor) -> Outputs:
+    def outputs(self, features: Float[Tensor, "N D"]) -> Outputs:
         """Distribution of the outputs ``f = W h + b`` for features ``[N, D]`` (targets' standardised scale)."""
 
     @abstractmethod
@@ -93,7 +94,7 @@ class Posterior(ABC):
             "Laplace, or Exact with known noise (or noises.Maximized()); to add rows to Exact use fit.update(...)"
         )
 
-    def draw_outputs(self, draws: Draws, features: Tensor) -> Tensor:
+    def draw_outputs(self, draws: Draws, features: Float[Tensor, "N D"]) -> Float[Tensor, "S N K"]:
         """Outputs ``[S, N, K]`` of given draws (chains joined) for features ``[N, D]``."""
         standardized = self.frame.standardized(features)
         weight = draws["weight"].flatten(0, 1).to(standardized)
@@ -126,8 +127,8 @@ class GaussianPosterior(Posterior):
             values |= self.global_sites.to_user(self.global_sites.constrain(u)[0])
         return {name: value[None] for name, value in values.items()}
 
-    def log_prob(self, draws: Draws) -> Tensor:
-        """Log density ``[chain, draw]``; the turn to principal axes keeps volumes, so it needs no correction."""
+    def log_prob(self, draws: Draws) -> Float[Tensor, "chain draw"]:
+        """Log density ``[chain, draw]``. The rotation to principal axes keeps volumes, so it needs no correction."""
         if isinstance(self.latents.weights, Delta):
             raise ValueError(
                 "a point estimate (MAP) has no density; fit a guide with a covariance, e.g. Diagonal()"
@@ -140,8 +141,8 @@ class GaussianPosterior(Posterior):
             log_jacobian = self.global_sites.constrain(u)[2]
         return (self.latents.log_prob(u, weights) - log_jacobian).view(draws["weight"].shape[:2])
 
-    def outputs(self, features: Tensor) -> OutputGaussian | OutputCoupled:
-        """Gaussian outputs in closed form; tied to the noise where likelihood and posterior tie them."""
+    def outputs(self, features: Float[Tensor, "N D"]) -> OutputGaussian | OutputCoupled:
+        """Gaussian outputs in closed form; given the noise where posterior and likelihood make them depend on it."""
         design = self.frame.design(features, reuse_memory=not torch.is_grad_enabled())
         if self.latents.coupling is None or not self.layer.likelihood.noise_moves_outputs:
             return self._marginal.outputs(design)
@@ -152,7 +153,7 @@ class GaussianPosterior(Posterior):
         )
 
     def noise(self, num_draws: int, seed: int = 0) -> Draws:
-        """Quasi-random draws of the noise parameters, in other dimensions than those of the outputs."""
+        """Quasi-random draws of the noise parameters, in dimensions that the points of the outputs do not use."""
         if not self.global_sites.noise_names:
             return {}
         factor, num_noise = self.latents.globals_factor, self.global_sites.num_noise
@@ -166,7 +167,7 @@ class GaussianPosterior(Posterior):
         """The Gaussian of weight and bias, with unknown noise and hyper-parameters integrated out."""
         if isinstance(self.latents.weights, Delta):
             raise TypeError(
-                "as_prior: expected a posterior with a spread, got a point (MAP); use a guide with a covariance"
+                "as_prior: expected a posterior with a covariance, got a point (MAP); use a guide such as Diagonal()"
             )
         return PosteriorPrior.of(self._marginal, self.frame)
 
@@ -184,14 +185,14 @@ class DrawsPosterior(Posterior):
     draws
         The draws.
     markov_chain
-        Whether they are draws of Markov chains, and so not independent.
+        Whether they are draws of Markov chains, which are not independent.
     log_q
-        Log density ``[chain, draw]`` of the draws themselves, nats, where what made them knows it (flows).
+        Log density of the draws, nats, where the guide that made them has one (flows).
     """
 
     draws: Draws = field(default_factory=dict)
     markov_chain: bool = True
-    log_q: Tensor | None = None
+    log_q: Float[Tensor, "chain draw"] | None = None
 
     @property
     def independent_draws(self) -> bool:
@@ -208,14 +209,14 @@ class DrawsPosterior(Posterior):
         index = torch.linspace(0, num_stored - 1, each).round().long()
         return {name: value[:, index] for name, value in self.draws.items()}
 
-    def log_prob(self, draws: Draws) -> Tensor:
+    def log_prob(self, draws: Draws) -> Float[Tensor, "chain draw"]:
         """Draws have no density."""
         raise ValueError(
             "this posterior is a set of draws and has no density; use an inference with a Gaussian posterior"
         )
 
-    def outputs(self, features: Tensor) -> OutputDraws:
-        """Outputs of every stored draw; callers pass rows in chunks."""
+    def outputs(self, features: Float[Tensor, "N D"]) -> OutputDraws:
+        """Outputs of every stored draw; pass the rows in chunks, since the result is ``[S, N, K]``."""
         return OutputDraws(self.draw_outputs(self.draws, features))
 
     def noise(self, num_draws: int, seed: int = 0) -> Draws:

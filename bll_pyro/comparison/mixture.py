@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from bll_pyro.prediction import ClassPrediction, LabelPrediction, Prediction, ValuePrediction
@@ -27,19 +28,21 @@ if TYPE_CHECKING:
 NUM_BISECTIONS = 60
 
 
-def weighted_average(values: Sequence[Tensor], weights: Tensor) -> Tensor:
+def weighted_average(
+    values: Sequence[Float[Tensor, "*shape"]], weights: Float[Tensor, " M"]
+) -> Float[Tensor, "*shape"]:
     """Weighted mean of tensors of one shape."""
     return torch.einsum("m,m...->...", weights.to(values[0]), torch.stack(list(values)))
 
 
-def mix_classes(parts: Sequence[ClassPrediction], weights: Tensor) -> ClassPrediction:
+def mix_classes(parts: Sequence[ClassPrediction], weights: Float[Tensor, " M"]) -> ClassPrediction:
     """Mixture over classes: again a prediction of classes."""
     probs = weighted_average([part.probs for part in parts], weights)
     total = torch.special.entr(probs).sum(-1)
     expected = weighted_average([part.aleatoric for part in parts], weights)
     epistemic = (total - expected).clamp_min(0.0)
     kinds = {type(part) for part in parts}
-    kind = kinds.pop() if len(kinds) == 1 else ClassPrediction  # ordered classes stay so
+    kind = kinds.pop() if len(kinds) == 1 else ClassPrediction  # ordered classes remain ordered
     return kind(total, total - epistemic, epistemic, probs, parts[0].likelihood)
 
 
@@ -56,7 +59,7 @@ class _Mixture(Prediction):
     parts: Sequence[Any]
     weights: Tensor
 
-    def log_prob(self, targets: Any) -> Tensor:
+    def log_prob(self, targets: Any) -> Float[Tensor, " N"]:
         """Log density or probability of the mixture, jointly over the targets of a row, nats ``[N]``."""
         log_probs = torch.stack([part.log_prob(targets) for part in self.parts])
         return (log_probs + self.weights.to(log_probs).log()[:, None]).logsumexp(0)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pyro.distributions as dist
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from pyro import poutine
 from torch import Tensor
 
@@ -168,7 +168,7 @@ class RowEvaluator:
     weight: Float[Tensor, " N"] | None = None
     exposure: Float[Tensor, "N T"] | None = None
 
-    def log_likelihood(self, draws: Draws) -> np.ndarray:
+    def log_likelihood(self, draws: Draws) -> Float[np.ndarray, "chain draw N ..."]:
         """Log density in the user's units, nats, times the weight: ``[chain, c, N]``.
 
         ``[chain, c, N, T]`` by target where there are several, unless the likelihood ties those of a row.
@@ -192,7 +192,7 @@ class RowEvaluator:
             result[:, :, rows] = values.reshape(*result.shape[:2], *values.shape[1:]).cpu().numpy()
         return result
 
-    def new_targets(self, draws: Draws, seed: int) -> np.ndarray:
+    def new_targets(self, draws: Draws, seed: int) -> Shaped[np.ndarray, "chain draw N ..."]:
         """Targets ``[chain, c, N]`` or ``[chain, c, N, T]`` drawn given the draws, in the user's units."""
         frame, likelihood = self.posterior.frame, self.posterior.layer.likelihood
         parts = []
@@ -205,16 +205,16 @@ class RowEvaluator:
             parts.append(flat.cpu().numpy().astype(self.given.dtype))
         return np.concatenate(parts, 2)
 
-    def class_probs(self, draws: Draws) -> np.ndarray:
+    def class_probs(self, draws: Draws) -> Float[np.ndarray, "chain draw N C"]:
         """Class probabilities ``[chain, c, N, C]`` given the draws."""
         return self._of_outputs(draws, self.posterior.layer.likelihood.class_probs)
 
-    def label_probs(self, draws: Draws) -> np.ndarray:
+    def label_probs(self, draws: Draws) -> Float[np.ndarray, "chain draw N ..."]:
         """Probabilities ``[chain, c, N]`` or ``[chain, c, N, T]`` of labels 1 given the draws."""
         probs = self._of_outputs(draws, self.posterior.layer.likelihood.label_probs)
         return probs.reshape(*probs.shape[:3], *self.posterior.target_shape)
 
-    def outputs(self, draws: Draws) -> np.ndarray:
+    def outputs(self, draws: Draws) -> Float[np.ndarray, "chain draw N K"]:
         """Outputs ``[chain, c, N, K]`` of the draws, for standardised targets."""
         return self._of_outputs(draws, lambda outputs, **noise: outputs)
 
@@ -253,7 +253,7 @@ def _joint(posterior: Posterior, prior: PosteriorPrior, flat: Draws) -> Draws:
 
 
 def _by_program(posterior: Posterior, flat: Draws, hyper: Draws) -> Tensor:
-    """Density of the weight by running the prior's own program on each draw; further sites are its own business."""
+    """Density of the weight, by running the prior's program on each draw; other sites of the program do not count."""
     prior, shape, results = posterior.layer.prior, posterior.global_sites.weight_shape, []
     for index in range(len(flat["weight"])):
         values = {name: flat[name][index] for name in ("weight", *posterior.global_sites.hyper_names)}

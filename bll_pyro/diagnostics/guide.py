@@ -68,7 +68,7 @@ def gap(study: Study) -> Check:
             math.inf, GAP_LIMITS, "a guide with a covariance, such as Diagonal()",
         )  # fmt: skip
     if not study.response.ties:
-        return Check.skipped(name, "the layer is too large for the ties between its weights")
+        return Check.skipped(name, "the layer is too large for the correlations between its outputs")
     nats = nats_to_full_rank(study)
     each = max(nats, 0.0) / study.num_weights
     finding = f"the ELBO is {nats:.3g} nats below that of a full-rank guide, {each:.2g} for each of {study.num_weights} weights"

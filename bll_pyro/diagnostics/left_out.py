@@ -1,4 +1,4 @@
-"""Leave-one-out: how many rows decide for themselves what the fit says of them, and whether it is to be believed."""
+"""Leave-one-out: how many rows have much influence on their own prediction, and whether the estimate can be trusted."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Bool
+from torch import Tensor
 
 from bll_pyro.diagnostics.study import Study
 from bll_pyro.diagnostics.verdicts import Check, Grade
@@ -84,7 +86,7 @@ def backbone(study: Study, seen: Any) -> Check:
     return Check(name, Grade.LOOK, finding, share, (0.0, 1.0), UNSEEN)
 
 
-def seen_mask(seen: Any, num_rows: int) -> torch.Tensor:
+def seen_mask(seen: Any, num_rows: int) -> Bool[Tensor, " N"]:
     """``[N]``, from True, False, a mask or numbers of rows."""
     if isinstance(seen, bool):
         return torch.full((num_rows,), seen)

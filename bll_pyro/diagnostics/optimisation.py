@@ -1,8 +1,8 @@
-"""Whether the ELBO has converged: its slope against its noise, and how far the result is from the best of its kind.
+"""Whether the ELBO has converged: its slope against its noise, and the distance of the result from the optimum.
 
-The learning rate falls to zero, so that the ELBO flattens at the end whether or not it has arrived. So the second check
-does not look at the way but at the place: at the optimum the slope of the ELBO in the means of the weights is zero. With
-slope g and curvature P (:mod:`bll_pyro.inference.leave_one_out.response`) the means are still ``P^-1 g`` away, and
+The learning rate falls to zero, so that the ELBO flattens at the end whether or not it has converged. The second check
+therefore looks at the result itself: at the optimum the gradient of the ELBO in the means of the weights is zero. With
+gradient g and curvature P (:mod:`bll_pyro.inference.leave_one_out.response`) the means are ``P^-1 g`` away from it, and
 
 ========================= ===========================================
 on paper                  in code
@@ -21,6 +21,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from bll_pyro.diagnostics.study import Study
@@ -42,7 +43,7 @@ LOWER_RATE = "a lower learning rate"
 
 
 def messages(study: Study) -> Check:
-    """What the inference itself had to say."""
+    """What the inference itself warned of."""
     trace = study.fit.trace
     if trace.converged:
         return Check.graded("inference", 0, (0, 1), "the inference reported no trouble", "")
@@ -70,7 +71,7 @@ def elbo_slope(study: Study) -> Check:
     return Check.graded(name, value, SLOPE_LIMITS, finding, _cure(study))
 
 
-def rise_of(values: np.ndarray) -> tuple[float, float]:
+def rise_of(values: Float[np.ndarray, " steps"]) -> tuple[float, float]:
     """Rise of the straight line through values at even distances, from the first to the last, and its standard error."""
     steps = np.arange(len(values)) - (len(values) - 1) / 2
     square = float((steps**2).sum())
@@ -103,7 +104,7 @@ def distance_to_optimum(study: Study) -> tuple[float, float]:
     return math.sqrt(max(square, 0.0) / slope.numel()), square / 2
 
 
-def slope_of_means(study: Study) -> Tensor:
+def slope_of_means(study: Study) -> Float[Tensor, "K P"]:
     """Slope of the ELBO in the means of the weights ``[K, P]``, over all rows."""
     posterior, row_by_row = study.gaussian, study.row_by_row
     assert posterior is not None
@@ -115,7 +116,7 @@ def slope_of_means(study: Study) -> Tensor:
     return total + prior_slope(study)
 
 
-def prior_slope(study: Study) -> Tensor:
+def prior_slope(study: Study) -> Float[Tensor, "K P"]:
     """Slope of ``E_q[log p(W, b)]`` in the means of the weights ``[K, P]``."""
     posterior, weights = study.gaussian, study.row_by_row.weights
     assert posterior is not None

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from bll_pyro.features.data import Data, check_finite
@@ -90,8 +91,8 @@ def loo(fit: Fit, data: Any, num_rows: int | None = None, seed: int = 0) -> ELPD
     result = leave_one_out(fit.posterior, rows, index)
     if not result.ties:
         warnings.warn(
-            "loo: the layer is too large for the ties between its outputs; rows are left out as if each output stood "
-            "alone, and the ELPD is a little too low",
+            "loo: the layer is too large for the correlations between its outputs; rows are left out as if outputs "
+            "were independent, and the ELPD is a little too low",
             RuntimeWarning,
             stacklevel=2,
         )
@@ -115,7 +116,9 @@ def _rows_of(fit: Fit, data: Any) -> tuple[Features, Tensor]:
     return features, fit.layer.likelihood.check_targets(features.targets)
 
 
-def _of_all(elpd: np.ndarray, influence: np.ndarray, whole: np.ndarray) -> ELPDDataLOO:
+def _of_all(
+    elpd: Float[np.ndarray, " N"], influence: Float[np.ndarray, " N"], whole: Float[np.ndarray, " N"]
+) -> ELPDDataLOO:
     from bll_pyro.elpd.result import OutputSpaceLOO
 
     return OutputSpaceLOO(
@@ -132,7 +135,12 @@ def _of_all(elpd: np.ndarray, influence: np.ndarray, whole: np.ndarray) -> ELPDD
     )
 
 
-def _of_some(index: np.ndarray, elpd: np.ndarray, influence: np.ndarray, whole: np.ndarray) -> ELPDDataLOO:
+def _of_some(
+    index: Int[np.ndarray, " n"],
+    elpd: Float[np.ndarray, " n"],
+    influence: Float[np.ndarray, " n"],
+    whole: Float[np.ndarray, " N"],
+) -> ELPDDataLOO:
     """Difference estimator of Magnusson, Vehtari, Jonasson and Andersen (2020), equations 7 to 10."""
     from bll_pyro.elpd.result import OutputSpaceLOOSubsample
 

@@ -163,12 +163,12 @@ class Fit:
     @property
     def elbo(self) -> float:
         """ELBO of the training targets, in the user's units, at the end, nats (log joint density for MAP)."""
-        return self._statistic("elbo", "SVI")
+        return self._given(self.trace.final_elbo, "elbo", "SVI")
 
     @property
     def log_evidence(self) -> float:
         """Log evidence (marginal likelihood) of the training targets, in the user's units, nats."""
-        return self._statistic("log_evidence", "Exact and Laplace")
+        return self._given(self.trace.log_evidence, "log_evidence", "Exact and Laplace")
 
     def features(self, inputs: Any, *, need_targets: bool = False, batch_size: int = 256) -> Features:
         """Features ``[N, D]`` of inputs, through the backbone (and the store) where there is one; widths are checked."""
@@ -224,11 +224,10 @@ class Fit:
             )
         check_finite(features, "inputs")
 
-    def _statistic(self, name: str, owner: str) -> float:
-        value = self.trace.statistics.get(name)
+    def _given(self, value: float | None, name: str, owner: str) -> float:
         if value is None:
             raise AttributeError(f"{name} is given by {owner}, not by {type(self.inference).__name__}")
-        return float(value)
+        return value
 
 
 def load(path: str | Path, *, backbone: nn.Module | None = None, head_only: bool = False) -> Fit:

@@ -32,5 +32,6 @@ def update(fit: Fit, data: Any) -> dict[str, Any]:
         rows = DesignRows(features, targets, frame, frame.center.device, fit.columns(data))
         posterior, trace = fit.inference.update(inside, rows, target_shape, fit.trace)
     num_rows = fit.num_rows + len(features)
-    log_densities_in_user_units(trace, posterior.frame, trace.statistics["sums"].weight)
+    assert trace.sums is not None  # an inference that can be updated keeps them
+    log_densities_in_user_units(trace, posterior.frame, trace.sums.weight)
     return {"posterior": posterior, "trace": trace, "num_rows": num_rows}

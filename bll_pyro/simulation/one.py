@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from pyro import poutine
 from torch import Tensor
 
@@ -30,7 +31,7 @@ class Task:
 
     layer: LastLayer
     inference: Inference
-    features: Tensor
+    features: Float[Tensor, "N D"]
     target_shape: TargetShape
     num_draws: int
     seed: int
@@ -114,11 +115,11 @@ def rank(posterior: Posterior, features: Features, truth: Draws, draws: Draws, m
     }
     density = log_joint(posterior, features, both)[0]
     ranks[LOG_JOINT] = np.asarray((density[1:] < density[0]).sum())
-    told: dict[str, Any] = {name: shown[name][0, 0].numpy() for name in flat}
-    return Ranked(ranks, told | {LOG_JOINT: np.asarray(density[0])}, num_draws, message)
+    truths: dict[str, Any] = {name: shown[name][0, 0].numpy() for name in flat}
+    return Ranked(ranks, truths | {LOG_JOINT: np.asarray(density[0])}, num_draws, message)
 
 
-def log_joint(posterior: Posterior, features: Features, draws: Draws) -> np.ndarray:
+def log_joint(posterior: Posterior, features: Features, draws: Draws) -> Float[np.ndarray, "chain draw"]:
     """``log p(y, all sites)`` of draws, ``[chain, draw]``: a test quantity that sees the data (Modrak et al. 2023)."""
     scored = in_double(posterior)
     assert features.targets is not None

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from bll_pyro.features.data import read
@@ -42,8 +43,8 @@ def sbc(
 
     Each simulation draws weights, noise and hyper-parameters from the prior, targets for the given features from the
     likelihood, fits, and ranks the truth among L draws of the posterior. If the inference is right the ranks are uniform on
-    ``0 .. L``: a U says that posteriors are too narrow, a hump too wide, a slope that they are biased. Besides every site
-    the joint density ``log p(y, weights, ...)`` is ranked, which sees what single weights don't (Modrak et al. 2023).
+    ``0 .. L``: a U shape means that posteriors are too narrow, a hump that they are too wide, a slope that they are biased. The
+    joint density ``log p(y, weights, ...)`` is ranked too: it finds errors that no single weight shows (Modrak et al. 2023).
 
     Features are standardised once where the layer says so. Targets are not, since the truth would then depend on them: the
     check is of the model on the scale on which its weights live.
@@ -106,7 +107,7 @@ def sbc(
     return ranks_tree(results, layer, inference, seed)
 
 
-def in_own_frame(layer: LastLayer, features: Tensor) -> tuple[LastLayer, Tensor]:
+def in_own_frame(layer: LastLayer, features: Float[Tensor, "N D"]) -> tuple[LastLayer, Float[Tensor, "N D"]]:
     """The layer and the features on the scale on which the weights live."""
     if not layer.standardize:
         return layer, features
@@ -159,10 +160,10 @@ def _check(
     if not isinstance(inference, Inference):
         raise TypeError(f"sbc: expected an inference such as bll.SVI(), got {type(inference).__name__}")
     if inference.trains_backbone:
-        raise ValueError("sbc: expected an inference on features, got one that trains a backbone along")
+        raise ValueError("sbc: expected an inference on features, got one that also trains a backbone")
     if layer.prior.frame is not None:
         raise ValueError(
-            f"sbc: expected a declared prior, got {type(layer.prior).__name__}, which brings the coordinates of other data along"
+            f"sbc: expected a declared prior, got {type(layer.prior).__name__}, which is in the coordinates of other data"
         )
     for name, value, least in (
         ("num_simulations", num_simulations, 10),

@@ -186,7 +186,7 @@ def test_draws_are_left_to_psis(num_targets, markov_chain):
 
 def test_a_layer_too_large_for_its_ties_says_so(fit, monkeypatch):
     monkeypatch.setattr(response_module, "MAX_JOINT_COLUMNS", 0)
-    with pytest.warns(RuntimeWarning, match="too large for the ties"):
+    with pytest.warns(RuntimeWarning, match="too large for the correlations"):
         bll.loo(fit, classes())
 
 

@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from bll_pyro.gaussian import CentredDiagonal, OutputMixture, normal_points
@@ -29,16 +30,16 @@ class NoiseMixturePosterior(Posterior):
     Parameters
     ----------
     model
-        What the data say, in the frame of the fit (whose rotation are the eigenvectors).
+        Likelihood and prior in the frame of the fit, whose rotation are the eigenvectors of the features' covariance.
     noise_model
-        How the noise is treated, and so its prior.
+        How the noise is treated, which decides its prior.
     prior_scale
-        Prior scale of the weights of each target ``[T]``.
+        Prior scale of the weights of each target.
     """
 
     model: LinearGaussian = field(kw_only=True)
     noise_model: NoiseTreatment = field(kw_only=True)
-    prior_scale: Tensor = field(kw_only=True)
+    prior_scale: Float[Tensor, " T"] = field(kw_only=True)
 
     def sample(self, num_draws: int = 1000, seed: int = 0) -> Draws:
         """Independent draws, one chain: the noise first, then the weights given it."""
@@ -52,7 +53,7 @@ class NoiseMixturePosterior(Posterior):
         )
         return {name: value[None] for name, value in values.items()}
 
-    def log_prob(self, draws: Draws) -> Tensor:
+    def log_prob(self, draws: Draws) -> Float[Tensor, "chain draw"]:
         """Log density ``[chain, draw]`` of weight, bias and noise scale."""
         flat = {k: v.flatten(0, 1) for k, v in self.global_sites.from_user(draws).items()}
         weights = self.frame.join(flat["weight"], flat.get("bias")).double().cpu()
@@ -73,8 +74,8 @@ class NoiseMixturePosterior(Posterior):
     def log_prior(self, draws: Draws) -> Draws:
         """Log prior density ``[chain, draw]`` of each site at draws, under the model that was used.
 
-        With ``noises.Conjugate`` that is not the declared one: scales are multiples of the noise, which has a prior of
-        its own.
+        With ``noises.Conjugate`` it differs from the declared prior: prior scales are multiples of the noise scale, and
+        the noise has the conjugate prior.
         """
         internal = {name: value.double().cpu() for name, value in self.global_sites.from_user(draws).items()}
         noise = internal["noise_scale"]
@@ -94,7 +95,7 @@ class NoiseMixturePosterior(Posterior):
             parts["bias"] = bias.log_prob(internal["bias"]).sum(-1)
         return parts
 
-    def outputs(self, features: Tensor) -> OutputMixture:
+    def outputs(self, features: Float[Tensor, "N D"]) -> OutputMixture:
         """Outputs given the noise in closed form, one component for each of its values."""
         design = self.frame.design(features, reuse_memory=not torch.is_grad_enabled())
         weights = self._component_weights
@@ -119,7 +120,7 @@ class NoiseMixturePosterior(Posterior):
 
     @cached_property
     def components(self) -> Components:
-        """Values of the noise that stand for its posterior."""
+        """Values of the noise that represent its posterior: the nodes of the quadrature."""
         return self.noise_model.components(self.model, self.prior_scale, self.noise_prior)
 
     @cached_property
@@ -129,7 +130,7 @@ class NoiseMixturePosterior(Posterior):
 
     @cached_property
     def _component_weights(self) -> Any:
-        """Gaussian of the weights for each component, all beside each other as outputs, in the frame's precision."""
+        """Gaussian of the weights for each component, in the frame's precision; components are further outputs."""
         given = self.model.given(self.components.noise, self.prior_scale)
         return type(given)(**{name: self._own(value) for name, value in given.tensors.items()})
 
