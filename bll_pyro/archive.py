@@ -137,13 +137,13 @@ def unpack(value: Any, tensors: dict[str, Tensor]) -> Any:
 
 
 def fingerprint(value: Any) -> str:
-    """sha256 of a part of a fit: the same after saving and loading, and other for any other content."""
+    """sha256 of a part of a fit: the same after saving and loading, different for different content."""
     tensors: dict[str, Tensor] = {}
     return content_hash(pack(value, tensors, "part"), tensors)
 
 
 def torch_tensor(value: Tensor | np.ndarray) -> Tensor:
-    """A contiguous tensor on the CPU with memory of its own, as safetensors wants it."""
+    """A contiguous copy of the tensor on the CPU, as safetensors needs it."""
     tensor = value if isinstance(value, Tensor) else torch.as_tensor(value)
     return tensor.detach().cpu().contiguous().clone()
 

@@ -1,4 +1,4 @@
-"""Which of several fits predicts best, by how much, how sure that is, and what they are worth together."""
+"""Comparison of fits by leave-one-out, with standard errors, and their stack."""
 
 from bll_pyro.comparison.ranking import Comparison, compare
 from bll_pyro.comparison.stack import Stack

@@ -34,8 +34,8 @@ class Comparison:
     ----------
     table
         One line for each fit, as ``az.compare`` gives it (``elpd``, ``p``, ``elpd_diff`` from the best and its standard error
-        ``dse``, stacking ``weight``, ...), and besides: ``flagged``, the number of rows whose leave-one-out density is not to
-        be trusted; ``seconds`` that the fit took; on held-out rows ``new_nll`` (nats a row) with its standard error
+        ``dse``, stacking ``weight``, ...), and besides: ``flagged``, the number of rows whose leave-one-out density is not
+        reliable; ``seconds`` that the fit took; on held-out rows ``new_nll`` (nats a row) with its standard error
         ``new_nll_se``, and ``new_ece`` of classes and labels, or ``new_rmse`` and ``new_coverage`` of the 90 % interval of
         numbers.
     loos
@@ -98,7 +98,7 @@ def compare(
     The expected log predictive density of each fit is that of :func:`bll_pyro.loo`: in output space where the posterior
     is Gaussian, by PSIS where it is made of draws. Differences are paired row by row, and so are their standard errors
     (Vehtari, Gelman and Gabry 2017). Stacking weights maximise the leave-one-out density of the mixture (Yao et al. 2018).
-    A difference below about 4 nats, or below twice its standard error, says little (Sivula et al. 2020).
+    A difference below about 4 nats, or below twice its standard error, is not evidence (Sivula et al. 2020).
 
     Parameters
     ----------
@@ -124,7 +124,7 @@ def compare(
 
     loos, targets = {}, None
     with warnings.catch_warnings():
-        # the column `flagged` says it
+        # the column `flagged` reports it
         warnings.filterwarnings("ignore", "Estimated shape parameter of Pareto", UserWarning)
         for name, fit in fits.items():
             features, own, given = _rows(fit, data_of[name])
@@ -140,7 +140,7 @@ def compare(
 
 
 def _with_new_rows(result: Comparison, data_of: Mapping[str, Any]) -> Comparison:
-    """Add what held-out rows say of each fit, and of all together."""
+    """Add the scores of each fit, and of the stack, on held-out rows."""
     predictions: dict[str, Prediction] = {}
     targets = None
     for name in result.table.index:

@@ -12,7 +12,7 @@ from bll_pyro.features.store import Features
 from bll_pyro.fitting import Fit
 from bll_pyro.inference.exact.exact import Exact
 
-TOLERANCE = 1e-3  # of a standard deviation: how far the centre of the rows may be from that of the fit
+TOLERANCE = 1e-3  # standard deviations: largest distance between the centre of the rows and that of the fit
 
 
 def check_fits(fits: Mapping[str, Fit]) -> None:
@@ -21,7 +21,7 @@ def check_fits(fits: Mapping[str, Fit]) -> None:
         raise TypeError(f'compare: expected fits by name, {{"normal": fit, ...}}, got {type(fits).__name__}')
     if len(fits) < 2:
         raise ValueError(
-            f"compare: expected at least two fits, got {len(fits)}; bll.loo(fit, data) judges one"
+            f"compare: expected at least two fits, got {len(fits)}; use bll.loo(fit, data) for one fit"
         )
     _check_kind(fits)
     num_rows = {name: fit.num_rows for name, fit in fits.items()}
@@ -49,7 +49,7 @@ def check_trained_on(name: str, fit: Fit, features: Features) -> None:
             "new_data"
         )
     layer, frame = fit.layer, fit.posterior.frame
-    # frames that need not be those of these rows: given by the prior, running averages, of the rows before an update
+    # these frames need not be the mean and scale of the rows: the prior's, that of the rows before an update
     if not layer.standardize or layer.prior.frame is not None or isinstance(fit.inference, Exact):
         return
     if fit.inference.trains_backbone:

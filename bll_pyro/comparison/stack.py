@@ -13,7 +13,7 @@ from bll_pyro.fitting import Fit
 from bll_pyro.prediction import ClassPrediction, LabelPrediction, Prediction, ValuePrediction
 from bll_pyro.prediction.integration import Integration
 
-NEGLIGIBLE = 1e-6  # a fit with a smaller weight is not asked
+NEGLIGIBLE = 1e-6  # a fit with a smaller weight is left out
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,7 +25,7 @@ class Stack:
     fits
         The fits by name.
     weights
-        Their weights: not negative, and 1 in sum.
+        Their weights: not negative, with sum 1.
     """
 
     fits: Mapping[str, Fit]
@@ -53,13 +53,13 @@ class Stack:
         """Mixture of the predictions for inputs that every fit takes.
 
         Of classes a :class:`~bll_pyro.prediction.ClassPrediction` like that of a fit; of labels and numbers a mixture with
-        the same attributes. What the fits disagree about counts as epistemic.
+        the same attributes. Disagreement between the fits is epistemic uncertainty.
         """
-        asked = {name: fit for name, fit in self.fits.items() if self.weights[name] > NEGLIGIBLE}
+        used = {name: fit for name, fit in self.fits.items() if self.weights[name] > NEGLIGIBLE}
         return self.mix(
             {
                 name: fit.predict(inputs, exposure=exposure, integration=integration, batch_size=batch_size)
-                for name, fit in asked.items()
+                for name, fit in used.items()
             }
         )
 

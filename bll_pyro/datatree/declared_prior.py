@@ -1,4 +1,4 @@
-"""``prior_predictive``: what a declaration says before it has seen a target, as outputs, probabilities, entropies and targets."""
+"""``prior_predictive``: draws from the prior of a declaration, as outputs, probabilities, entropies and targets."""
 
 from __future__ import annotations
 
@@ -50,11 +50,11 @@ def prior_predictive(
     output_names: Sequence[Any] | None = None,
     feature_names: Sequence[Any] | None = None,
 ) -> xr.DataTree:
-    """Draw from the prior of a last layer, and look at it where it can be judged: in outputs and targets.
+    """Draw from the prior of a last layer, as outputs and targets of given features.
 
-    A prior on thousands of weights says little to the eye, but what it makes of real features does. With independent
-    weights of scale s, an output has the standard deviation ``s |h|``: with 2,048 raw features of size 1 a unit prior
-    means outputs of size 45, and so a softmax that is certain of a class before it has seen one label.
+    A prior on thousands of weights is hard to judge; its outputs for real features are not. With independent weights of
+    scale s, an output has the standard deviation ``s |h|``: with 2,048 raw features of size 1 a unit prior gives outputs
+    of size 45, and so a softmax that is certain of one class before it has seen any label.
 
     ========================== ======================================= =========================================
     variable                   what it is                              dims
@@ -79,8 +79,8 @@ def prior_predictive(
         Features ``[N, D]`` of some rows (an array, a tensor, a ``Features`` store, or ``Data``). With ``standardize=True`` they are
         also what is standardised by.
     targets
-        Their targets. A standardised real-valued likelihood needs them, for centre and scale; else they tell their
-        number in a row, and are kept to compare with. No prior depends on them beyond that.
+        Their targets. A standardised real-valued likelihood needs them, for centre and scale; else they give the
+        number of targets of a row, and are kept for comparison. No prior depends on them beyond that.
     num_draws
         Number of draws of all weights.
     seed
@@ -127,7 +127,7 @@ def prior_predictive(
 
 
 def _rows(layer: LastLayer, features: Any, targets: Any, learned: Mapping[str, Any] | None) -> RowEvaluator:
-    """Rows of a posterior that has seen nothing: the frame of the features, and hyper-parameters at given values."""
+    """Rows, and a posterior without draws: the frame of the features, and hyper-parameters at given values."""
     source = read(features if targets is None else (features, targets), need_targets=False, what="features")
     whole = source.tensors()
     if whole is None:

@@ -1,4 +1,4 @@
-"""Names of the axes of a last layer's sites, their coordinates, and the selection of outputs and features."""
+"""``Layout``: names and coordinates of the axes of a last layer's sites, and the selection of outputs and features."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ def make_layout(
     outputs: Names | None = None,
     features: Names | None = None,
 ) -> Layout:
-    """Axes of a layer, with the names given; outputs are called like the classes where there is one for each."""
+    """Axes of a layer, with the names given; outputs have the names of the classes where there is one for each."""
     likelihood, target_shape, axes = posterior.layer.likelihood, posterior.target_shape, {}
     if likelihood.is_discrete:
         num_classes: int = likelihood.num_classes  # type: ignore[attr-defined]

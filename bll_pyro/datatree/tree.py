@@ -1,4 +1,4 @@
-"""The tree: its groups in ArviZ's order, and the attributes that say how it was made."""
+"""``make_tree``: groups in ArviZ's order, with attributes that tell how they were made."""
 
 from __future__ import annotations
 

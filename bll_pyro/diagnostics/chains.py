@@ -1,4 +1,4 @@
-"""Whether Markov chains have mixed: R-hat, effective sample size, divergences. Never shown for independent draws."""
+"""Convergence of Markov chains: R-hat, effective sample size, divergences. Not computed for independent draws."""
 
 from __future__ import annotations
 
@@ -17,9 +17,7 @@ def chains(study: Study) -> list[Check]:
     """R-hat, ESS and divergences of the chains."""
     posterior = study.posterior
     if not isinstance(posterior, DrawsPosterior) or posterior.independent_draws:
-        return [
-            Check.skipped("chains", "draws are independent: R-hat, ESS and divergences would say nothing")
-        ]
+        return [Check.skipped("chains", "draws are independent: R-hat, ESS and divergences have no meaning")]
     trace = study.fit.trace
     rhat, ess = trace.rhat, trace.ess
     if rhat is None or ess is None:
@@ -36,7 +34,7 @@ def chains(study: Study) -> list[Check]:
             "effective draws",
             enough / max(fewest, 1e-9),
             (1.0, 4.0),
-            f"the smallest effective sample size is {fewest:.0f} (in {site}); {enough} are wanted",
+            f"the smallest effective sample size is {fewest:.0f} (in {site}); at least {enough} are needed",
             MORE_DRAWS,
         ),
     ]
@@ -50,8 +48,8 @@ def chains(study: Study) -> list[Check]:
                 share,
                 (0.0, 0.01),
                 f"{number} of {diverging.numel()} transitions diverged",
-                f"a larger target_accept (now {target:g}, up to 0.99) or a prior with lighter tails: a part of the "
-                "posterior may be missing",
+                f"a larger target_accept (now {target:g}, up to 0.99) or a prior with lighter tails: the chains may "
+                "have missed a part of the posterior",
             )
         )
     return checks

@@ -27,7 +27,7 @@ def diagnose(
     num_rows: int = 2000,
     seed: int = 0,
 ) -> Diagnosis:
-    """Check a fit on the rows that it was made from, and say in plain words what to trust and what to try.
+    """Check a fit on the rows that it was made from, and report in plain words what can be trusted and what to try.
 
     ========================= ==========================================================================================
     check                     looks at
@@ -37,7 +37,7 @@ def diagnose(
     ``optimum``               how far the means are from the optimum of the ELBO, in posterior standard deviations
     ``R-hat``, ...            chains only: R-hat, effective draws, divergences
     ``k-hat of the guide``    Pareto k-hat of the density ratio of posterior and guide
-    ``gap to full rank``      what correlations that the guide cannot express cost, by linear response
+    ``gap to full rank``      ELBO lost to correlations that the guide cannot express, by linear response
     ``leave-one-out``         ELPD, effective parameters, rows with much influence (see :func:`bll_pyro.loo`)
     ``rows of the backbone``  whether leave-one-out is optimistic, since the backbone has seen the rows
     ``predictive (...)``      PIT of numbers, calibration of events; each row is left out of its own prediction
@@ -45,8 +45,8 @@ def diagnose(
     ``prior sensitivity``     whether the result moves when the prior is made stronger or weaker
     ========================= ==========================================================================================
 
-    Each check says ``ok``, ``look`` (think about it, and read what it says) or ``wrong`` (do not use the fit for this
-    before it is mended), or why it does not apply. Limits that have no source are choices: they are in the dataset.
+    Each check is ``ok``, ``look`` (read its finding and judge for yourself) or ``wrong`` (do not use the fit for this
+    before it is repaired), or tells why it does not apply. Limits without a source are our choices; the dataset has them.
 
     Parameters
     ----------
@@ -57,7 +57,7 @@ def diagnose(
         None.
     seen_by_backbone
         Which of the rows the backbone was trained on: True (all), False (none), a mask ``[N]`` or row numbers. Where the
-        fit trained its backbone itself, all. None says nothing about it.
+        fit trained its backbone itself, all. None if it is not known.
     num_draws
         Draws of the weights, for the checks in weight space.
     num_rows
@@ -84,14 +84,14 @@ def diagnose(
     columns = fit.columns(data)
     if len(features) != fit.num_rows:
         raise ValueError(
-            f"diagnose: expected the {fit.num_rows} rows that the fit was made from, got {len(features)}; on other rows judge its "
-            "predictions, by bll.metrics"
+            f"diagnose: expected the {fit.num_rows} rows that the fit was made from, got {len(features)}; on other rows "
+            "evaluate its predictions with bll.metrics"
         )
     assert features.targets is not None
     check_finite(features.targets, "targets of data")
     seen = True if seen_by_backbone is None and fit.inference.trains_backbone else seen_by_backbone
     if seen is not None:
-        seen_mask(seen, len(features))  # complain before work starts
+        seen_mask(seen, len(features))  # raise before any work starts
     checked = fit.layer.likelihood.check_targets(features.targets)
     study = Study(fit.head, features, checked, num_draws, num_rows, seed, columns)
     checks = [

@@ -1,4 +1,4 @@
-"""How near the approximation is to the posterior: as a density (k-hat), and in nats of the ELBO."""
+"""Distance of the guide from the posterior: k-hat of their density ratio, and nats of the ELBO."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from bll_pyro.inference.svi.svi import SVI
 from bll_pyro.scope import generator
 
 KHAT_LIMITS = (0.7, 1.0)  # Yao et al. 2018; Vehtari et al. 2024
-FEW_UNKNOWNS = 100  # of more, the joint density of a good guide has a high k-hat too (Yao et al. 2018)
+FEW_UNKNOWNS = 100  # with more, k-hat is high for good guides too (Yao et al. 2018)
 GAP_LIMITS = (0.1, 0.5)  # nats a weight: two weights with correlation 0.57, 0.93
 NUM_DRAWS = 256
 EQUAL_RATIOS = 1e-3  # nats
@@ -31,7 +31,7 @@ def khat(study: Study) -> Check:
     if study.tree is None:
         return Check.skipped(
             name,
-            f"{MIN_DRAWS} draws of {study.num_weights} weights on {len(study.targets)} rows cost too much, and with so many "
+            f"{MIN_DRAWS} draws of {study.num_weights} weights on {len(study.targets)} rows cost too much, and with this many "
             "weights k-hat is high for good guides too",
         )
     stats = study.tree["sample_stats"]
@@ -64,7 +64,7 @@ def gap(study: Study) -> Check:
         return Check.skipped(name, "the posterior is not one Gaussian over the weights")
     if isinstance(posterior.latents.weights, Delta):
         return Check(
-            name, Grade.LOOK, "a point estimate has no spread: nothing is said about what is not known",
+            name, Grade.LOOK, "a point estimate has no covariance: it says nothing about the uncertainty of the weights",
             math.inf, GAP_LIMITS, "a guide with a covariance, such as Diagonal()",
         )  # fmt: skip
     if not study.response.ties:
@@ -75,7 +75,9 @@ def gap(study: Study) -> Check:
     remedy = f"{RICHER}; or Diagonal(principal_axes=True) where the prior allows it"
     inference = study.fit.inference
     if isinstance(inference, SVI) and isinstance(inference.guide, FullRank):
-        remedy = "more steps (num_epochs): a full-rank guide can express them, and has not learned them yet"
+        remedy = (
+            "more steps (num_epochs): a full-rank guide can express the correlations, but has not converged"
+        )
     if not isinstance(inference, SVI):
         remedy = "bll.SVI() with a guide that has correlations, or bll.NUTS() as a referee"
     return Check.graded(name, each, GAP_LIMITS, finding, remedy)

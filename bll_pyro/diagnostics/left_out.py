@@ -28,7 +28,7 @@ def influence_check(study: Study) -> Check:
     num_rows = len(study.targets)
     finding = (
         f"ELPD {result.elpd / num_rows:.3f} ± {result.se / num_rows:.3f} nats a row, {result.p:.1f} effective parameters; "
-        f"{100 * share:.1f} % of rows have much influence on what is said of them"
+        f"{100 * share:.1f} % of rows have much influence on their own prediction"
     )
     by_row = {"elpd_loo": np.asarray(result.elpd_i)}
     by_row["pareto_k" if isinstance(study.posterior, DrawsPosterior) else "influence"] = values
@@ -39,7 +39,7 @@ def influence_check(study: Study) -> Check:
             f"; by importance sampling in weight space {elpd / num_rows:.3f}, largest Pareto k {worst:.2f}"
         )
     remedy = (
-        "fits without these rows (flagged in bll.loo), or a tighter prior: many weights rest on single rows"
+        "fits without these rows (flagged in bll.loo), or a tighter prior: many weights depend on single rows"
     )
     return Check.graded("leave-one-out", share, FLAGGED_LIMITS, finding, remedy, by_row=by_row)
 
@@ -66,7 +66,7 @@ def backbone(study: Study, seen: Any) -> Check:
     name = "rows of the backbone"
     if seen is None:
         return Check.skipped(
-            name, "say which rows the backbone was trained on: seen_by_backbone=True, False or a mask"
+            name, "tell which rows the backbone was trained on: seen_by_backbone=True, False or a mask"
         )
     mask = seen_mask(seen, len(study.targets))
     share = float(mask.double().mean())
@@ -74,7 +74,7 @@ def backbone(study: Study, seen: Any) -> Check:
         return Check.graded(name, 0.0, (0.0, 0.5), "the backbone has seen none of the rows", "")
     finding = (
         f"the backbone was trained on {100 * share:.0f} % of the rows: its features are too good there, and leave-one-out, which "
-        "keeps the backbone, is optimistic"
+        "holds the backbone fixed, is optimistic"
     )
     if share < 1 and not study.stuck:
         elpd = torch.from_numpy(np.asarray(study.loo.elpd_i))

@@ -56,10 +56,10 @@ def elbo_slope(study: Study) -> Check:
     """The ELBO over the last third of the steps."""
     name, elbo = "ELBO trace", study.fit.trace.elbo
     if elbo is None:
-        return Check.skipped(name, f"{type(study.fit.inference).__name__} raises no ELBO step by step")
+        return Check.skipped(name, f"{type(study.fit.inference).__name__} has no ELBO of each step")
     values = elbo.double().cpu().numpy() / study.fit.num_rows
     if len(values) < MIN_STEPS:
-        return Check.skipped(name, f"{len(values)} steps are too few to see a slope in their noise")
+        return Check.skipped(name, f"{len(values)} steps are too few to tell a slope from noise")
     last = values[-(len(values) // 3) :]
     rise, error = rise_of(last)
     significant = abs(rise) > MIN_STANDARD_ERRORS * error
@@ -85,7 +85,7 @@ def optimum(study: Study) -> Check:
     """How far the means are from the optimum of the ELBO."""
     name = "optimum"
     if not isinstance(study.fit.inference, SVI):
-        return Check.skipped(name, f"{type(study.fit.inference).__name__} does not raise an ELBO")
+        return Check.skipped(name, f"{type(study.fit.inference).__name__} does not maximise an ELBO")
     if study.gaussian is None:
         return Check.skipped(name, "the guide is not one Gaussian over the weights")
     distance, gain = distance_to_optimum(study)
@@ -144,5 +144,5 @@ def _cure(study: Study) -> str:
     noise = float(np.std(np.diff(values[-(len(values) // 3) :]))) / math.sqrt(2)
     if running.min() < values[0] - FALL * noise:
         rate = study.fit.inference.rate(study.fit.posterior.frame.num_features)
-        return f"{LOWER_RATE} than {rate:g}, since the ELBO fell far below its start before it rose; then {MORE_STEPS}"
+        return f"{LOWER_RATE} than {rate:g}, since the ELBO first fell far below its start; then {MORE_STEPS}"
     return f"{MORE_STEPS}; there were {len(values)}"

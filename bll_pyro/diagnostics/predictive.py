@@ -1,4 +1,4 @@
-"""Whether what is predicted happens, row by row without the row itself: PIT of numbers, calibration of events."""
+"""Calibration of leave-one-out predictions: PIT of numbers, calibration error of classes and labels."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from bll_pyro.scope import generator
 BLOCK_ROWS = 512
 NUM_BINS = 15
 NUM_SIMULATED = 500
-MAX_P_VALUE = 0.01  # above it, chance will do as an explanation
+MAX_P_VALUE = 0.01  # above it, the deviation may be due to chance
 PIT_LIMITS = (
     0.05,
     0.1,
@@ -47,7 +47,7 @@ def predictive(study: Study) -> Check:
 
 @dataclass(frozen=True, eq=False)
 class Judgement:
-    """PIT values of numbers, or said probabilities and what happened, ``[n, T]``."""
+    """PIT values of numbers, or predicted probabilities and what happened, ``[n, T]``."""
 
     pit: np.ndarray | None = None
     said: np.ndarray | None = None
@@ -109,8 +109,8 @@ def _pit(study: Study, values: np.ndarray) -> Check:
     worst = int(np.argmax([one.statistic for one in judged]))
     shape = _shape(values[:, worst])
     finding = (
-        f"PIT values of {len(values)} rows are {100 * distance:.1f} % off uniform at most (p = {p_value:.2g})"
-        + (f": {shape}" if p_value < MAX_P_VALUE else ", as chance would have it")
+        f"PIT values of {len(values)} rows differ from uniform by {100 * distance:.1f} % at most (p = {p_value:.2g})"
+        + (f": {shape}" if p_value < MAX_P_VALUE else ", which may be chance")
     )
     value = distance if p_value < MAX_P_VALUE else 0.0
     remedy = "another likelihood: StudentT for outliers, HeteroscedasticGaussian for changing noise, NegativeBinomial for counts"
@@ -121,7 +121,7 @@ def _pit(study: Study, values: np.ndarray) -> Check:
 
 
 def _shape(values: np.ndarray) -> str:
-    """What the histogram of PIT values looks like, in words."""
+    """The form of the histogram of PIT values, in words."""
     middle = float(((values > 0.25) & (values < 0.75)).mean())
     lean = float(values.mean() - 0.5)
     if abs(lean) > abs(middle - 0.5) / 2:
@@ -140,15 +140,15 @@ def _events(study: Study, said: np.ndarray, happened: np.ndarray) -> Check:
     p_value = float((1 + (chance >= found).sum()) / (NUM_SIMULATED + 1))
     gap = float(happened.mean() - said.mean())
     finding = (
-        f"calibration error {found:.3f} where right probabilities would have {chance.mean():.3f} (p = {p_value:.2g}); events said "
-        f"with probability {said.mean():.3f} happened in {100 * happened.mean():.1f} % of cases"
+        f"calibration error {found:.3f} where right probabilities would have {chance.mean():.3f} (p = {p_value:.2g}); events "
+        f"predicted with probability {said.mean():.3f} happened in {100 * happened.mean():.1f} % of cases"
     )
     value = max(found - float(chance.mean()), 0.0) if p_value < MAX_P_VALUE else 0.0
     remedy = (
         "calibration on held-out rows, a richer guide, or a prior scale chosen by leave-one-out (bll.compare)"
     )
     if gap > 0:
-        remedy = "a richer guide or a larger prior scale (the fit is too timid); " + remedy
+        remedy = "a richer guide or a larger prior scale (the fit is underconfident); " + remedy
     return Check.graded("predictive (events)", value, EVENT_LIMITS, finding, remedy)
 
 
@@ -165,7 +165,7 @@ def _spread_out(study: Study, values: np.ndarray) -> np.ndarray:
 
 
 def _of_draws(study: Study) -> Check:
-    """Draws of a Markov chain or a flow, weighted for each row as if it had not been there (PSIS)."""
+    """Draws of a Markov chain or a flow, with weights that leave each row out (PSIS)."""
     from arviz_stats.base import array_stats
 
     posterior = study.posterior

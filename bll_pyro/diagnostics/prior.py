@@ -1,4 +1,4 @@
-"""What the prior does: whether the data contradict it, and whether the result hangs on it."""
+"""The prior: whether the posterior is improbable under it, and whether the result depends on it."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ NUM_PRIOR_DRAWS = 1000
 CONFLICT_LIMITS = (
     0.95,
     0.99,
-)  # share of prior draws that are more probable under the prior than the posterior's
+)  # share of prior draws that are more probable under the prior than the posterior's draws are
 SENSITIVITY_LIMIT = 0.05  # Kallioinen et al. 2024
 SHIFT_LIMIT = 0.3  # standard deviations; for a Normal the same as the limit above
 MAX_SCALING_NOISE = 0.02
 MAX_JUDGED = 200  # weights whose sensitivity is computed
-COMPARE = "fits with priors twice as wide and as narrow (bll.compare): do they change what you would do?"
+COMPARE = "fits with priors twice as wide and half as wide (bll.compare): do they change your conclusions?"
 WIDER = (
     "a wider prior, one with a learned scale (scale=None), or one with heavier tails (StudentT, Horseshoe)"
 )
@@ -43,7 +43,7 @@ def conflict(study: Study) -> Check:
     num_draws = int(min(NUM_PRIOR_DRAWS, MAX_PRIOR_NUMBERS / study.num_weights))
     if num_draws < MIN_DRAWS:
         return Check.skipped(
-            name, f"{study.num_weights} weights are too many to draw them from the prior often enough"
+            name, f"{study.num_weights} weights are too many: memory allows too few draws from the prior"
         )
     if not posterior.layer.prior.has_density:
         return Check.skipped(name, "the prior is a program without a density of its own")
@@ -66,7 +66,7 @@ def conflict(study: Study) -> Check:
 
 
 def sensitivity(study: Study) -> Check:
-    """Power scaling of the prior: by ArviZ on the draws, or by linear response where their noise would drown it."""
+    """Power scaling of the prior: by ArviZ on the draws, or by linear response where the draws would be too noisy."""
     name = "prior sensitivity"
     if study.gaussian is not None and isinstance(study.gaussian.latents.weights, Delta):
         return Check.skipped(name, "a point estimate has no draws to weight")
@@ -80,7 +80,7 @@ def sensitivity(study: Study) -> Check:
 
 
 def _noise_of_scaling(study: Study) -> float:
-    """About the sensitivity that ArviZ finds where there is none.
+    """Approximate sensitivity that ArviZ finds by chance, where the true one is zero.
 
     Weights of the importance sampling have the relative standard deviation ``0.01 sd(log p(W))``, which moves a distribution
     function by that over ``2 sqrt(S)`` at random, and a distance is divided by ``2 log2(1.01)``.
@@ -109,7 +109,7 @@ def _by_importance(study: Study, name: str) -> Check:
     part = xr.DataTree.from_dict({"posterior": xr.Dataset(judged), **groups})
     logger = logging.getLogger("arviz_stats.psense")
     level = logger.level
-    logger.setLevel(logging.ERROR)  # the check says it
+    logger.setLevel(logging.ERROR)  # the check reports it
     try:
         table = azs.psense_summary(part, threshold=SENSITIVITY_LIMIT, round_to=6)
     finally:
@@ -123,7 +123,7 @@ def _by_importance(study: Study, name: str) -> Check:
     )
     both = moved & (by_data > SENSITIVITY_LIMIT)
     if both.any():
-        finding += f"; {int(both.sum())} move with that of the likelihood too: prior and data pull against each other"
+        finding += f"; {int(both.sum())} move with that of the likelihood too: prior and data are in conflict"
     return Check.graded(name, largest, (SENSITIVITY_LIMIT, math.inf), finding, COMPARE)
 
 

@@ -1,4 +1,4 @@
-"""``Study``: a fit, the rows that it was made from, and what several checks need of both, computed once."""
+"""``Study``: a fit, its training rows, and quantities that several checks need, computed once."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class Study:
 
     @property
     def num_outcomes(self) -> int:
-        """Number of numbers that the targets hold."""
+        """Number of entries of the targets."""
         return self.targets.numel()
 
     @cached_property
@@ -114,7 +114,7 @@ class Study:
 
     @cached_property
     def response(self) -> Response:
-        """Covariance that the data and the prior leave, by linear response (Gaussian posteriors)."""
+        """Covariance of the weights by linear response (Gaussian posteriors)."""
         assert self.gaussian is not None
         return self.row_by_row.response(self.gaussian, self.rows)
 
@@ -122,7 +122,7 @@ class Study:
     def loo(self) -> ELPDData:
         """Leave-one-out, of the chosen rows."""
         with warnings.catch_warnings():
-            # the checks say it
+            # the checks report it
             warnings.filterwarnings("ignore", "Estimated shape parameter of Pareto", UserWarning)
             warnings.filterwarnings("ignore", "loo: the layer is too large", RuntimeWarning)
             num_rows = None if self.num_rows >= len(self.targets) else self.num_rows

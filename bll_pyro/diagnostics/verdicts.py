@@ -1,4 +1,4 @@
-"""What a diagnosis is: checks, each with a number, a verdict, what it means and what to try."""
+"""``Diagnosis``: checks, each with a number, a verdict, what it means and what to try."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ WIDTH = 118
 
 
 class Grade(StrEnum):
-    """What a check says."""
+    """Result of a check."""
 
     OK = "ok"
     LOOK = "look"
@@ -35,7 +35,7 @@ class Check:
     name
         What was checked.
     verdict
-        What came of it.
+        Its result.
     finding
         The same in words.
     value
@@ -85,7 +85,7 @@ class Diagnosis:
 
     @property
     def flagged(self) -> list[str]:
-        """Names of the checks that say ``look`` or ``wrong``."""
+        """Names of the checks that are ``look`` or ``wrong``."""
         return [check.name for check in self.checks if check.verdict in (Grade.LOOK, Grade.WRONG)]
 
     def __getitem__(self, name: str) -> Check:
@@ -110,7 +110,7 @@ class Diagnosis:
         return pd.DataFrame(table, index=pd.Index([check.name for check in self.checks], name="check"))
 
     def to_dataset(self) -> xr.Dataset:
-        """Verdicts, values, limits and words by ``check``; what the checks say of single rows by ``obs``."""
+        """Verdicts, values, limits and words by ``check``; values of single rows by ``obs``."""
         import xarray as xr
 
         table = self.to_pandas()

@@ -34,16 +34,16 @@ def loo(fit: Fit, data: Any, num_rows: int | None = None, seed: int = 0) -> ELPD
     hyper-parameters, and the backbone: rows that the backbone was trained on look better than new ones would.
 
     Costs about as much as ``N (K P)^2`` multiplications with K outputs, P features and N rows (``N K P^2`` where the
-    likelihood ties no outputs), and ``(K P)^2`` numbers of memory. Beyond ``K P = 8192`` ties between outputs are left
-    out (``N K P^2``), and beyond ``N K P^2 = 2e13`` those between features too; a warning says so, and the ELPD is then
-    too low by some percent where rows have much influence. In any case a row takes ``K^2`` numbers and ``K^3``
-    multiplications: with a thousand classes choose ``num_rows``.
+    likelihood treats outputs as independent), and ``(K P)^2`` numbers of memory. Beyond ``K P = 8192`` correlations
+    between outputs are left out (``N K P^2``), and beyond ``N K P^2 = 2e13`` those between features too, with a warning;
+    the ELPD is then a few percent too low where rows have much influence. In any case a row takes ``K^2`` numbers and
+    ``K^3`` multiplications: with a thousand classes choose ``num_rows``.
 
-    Above 16,384 rows of classes (or of another likelihood that ties outputs) that cost is paid for 4,096 rows only, those
-    with the most influence among them. The other rows get their density under the whole posterior less what they lose to
-    first order, scaled so that it is right on average in the sample: on 60,000 rows of Fashion-MNIST 0.04 standard errors
-    from leaving out all, in less time than the fit. Likelihoods without such ties, the Gaussian among them, and rows with
-    weights are always left out one by one.
+    Above 16,384 rows of classes (or of another likelihood with dependent outputs) that cost is paid for 4,096 rows only,
+    those with the most influence among them. The other rows get their density under the whole posterior less what they
+    lose to first order, scaled so that it is right on average in the sample: on 60,000 rows of Fashion-MNIST 0.04 standard
+    errors from leaving out all, in less time than the fit. With independent outputs, as in the Gaussian, and with weights
+    of the rows all rows are left out one by one.
 
     Posteriors that are draws (NUTS, flows) have no Gaussian outputs: for them PSIS is run by ``az.loo``.
 
@@ -67,7 +67,7 @@ def loo(fit: Fit, data: Any, num_rows: int | None = None, seed: int = 0) -> ELPD
         ``elpd``, ``se``, ``p`` (effective number of parameters) in nats, for targets in the user's units; ``elpd_i``
         by row (the T targets of a row are left out together), in order; ``pareto_k`` holds each row's ``influence``, the share of
         its precision that is its own. From ``good_k = 0.7`` rows count as ``flagged``, like those with a high Pareto k:
-        what the fit would say without them is extrapolated.
+        the prediction without them is an extrapolation.
 
     Raises
     ------

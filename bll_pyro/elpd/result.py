@@ -11,7 +11,7 @@ from arviz_stats.utils import ELPDDataLOO, ELPDDataLOOSubsample
 _TABLE = """
 ------
 
-Share of each row's precision that is the row's own (its influence; takes the place of Pareto k):
+Influence: share of each row's precision that comes from the row itself (instead of Pareto k):
 {:<22} {:>8} {:>7}
 {:<22} {:>8} {:>6.1f}%
 {:<22} {:>8} {:>6.1f}%
@@ -19,7 +19,7 @@ Share of each row's precision that is the row's own (its influence; takes the pl
 
 
 class _Influence:
-    """The part that both results share: names of what takes the place of Pareto k, and how it is shown."""
+    """Base of both results: influence takes the place of Pareto k, and has its own table."""
 
     pareto_k: Any
     good_k: float

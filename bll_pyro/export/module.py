@@ -48,7 +48,7 @@ def as_module(fit: Fit, *, integration: QuasiMonteCarlo | None = None) -> Predic
     if not isinstance(fit.layer.likelihood, Categorical | Ordinal):
         raise TypeError(
             f"as_module: expected the Categorical or Ordinal likelihood, got {fit.layer.likelihood!r}; "
-            "others are not exported yet: use fit.predict"
+            "other likelihoods cannot be exported yet: use fit.predict"
         )
     if not isinstance(fit.posterior, GaussianPosterior):
         raise TypeError(
@@ -83,7 +83,7 @@ class PredictiveModule(nn.Module):
         )
         self.recalibration = recalibration
         example, like = posterior.outputs(posterior.frame.center[None]), posterior.frame.center
-        # outputs need no more than the weights, and the noise where it moves them along
+        # outputs need the weights, and the noise where outputs depend on it
         is_coupled = isinstance(example, OutputCoupled)
         latents = posterior.latents.first(posterior.global_sites.num_noise if is_coupled else 0)
         given = example.given if isinstance(example, OutputCoupled) else example

@@ -1,4 +1,4 @@
-"""Simulation-based calibration: whether an inference finds what it should, on data whose truth is known."""
+"""Simulation-based calibration: whether an inference recovers known parameters from simulated data."""
 
 from bll_pyro.simulation.sbc_run import sbc
 

@@ -286,7 +286,7 @@ def test_timid_class_probabilities_are_flagged():
     inputs, labels = classes()
     fit = fitted(layer, (inputs, labels), bll.SVI(num_epochs=200))
     found = bll.diagnose(fit, inputs, labels)["predictive (events)"]
-    assert found.verdict is Grade.WRONG and "too timid" in found.remedy, found
+    assert found.verdict is Grade.WRONG and "underconfident" in found.remedy, found
 
 
 def test_labels_and_several_targets_are_judged():

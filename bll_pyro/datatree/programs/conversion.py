@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 class Conversion:
     """A model, the draws of its posterior, and the groups that were made so far.
 
-    Every pass runs the model in a world of its own, with a seed of its own, so that a group does not depend on which
-    others are made.
+    Every pass runs the model in isolation and with its own seed, so that a group does not depend on which other groups
+    are made.
     """
 
     program: Program
@@ -187,7 +187,7 @@ class Conversion:
     def _run(
         self, runner: Runner, keys: Sequence[Key], draws: Mapping[str, Tensor], num_draws: int | None = None
     ) -> Runs:
-        """Run, and remember why it went one by one."""
+        """Run, and record why draws were run one by one."""
         shape = self._source.shape if num_draws is None else (1, num_draws)
         runs = runner.run(keys, shape[0] * shape[1], draws)
         if runs.loop_reason:
@@ -203,7 +203,7 @@ class Conversion:
         seed: int,
         num_draws: int | None = None,
     ) -> dict[str, NDArray[Any]]:
-        """Draw sites, with the observations let go."""
+        """Draw sites, with the observed sites sampled too."""
         keys: list[Key] = [("value", name) for name in names]
         with undisturbed([*self.watched, program], seed):
             try:

@@ -1,4 +1,4 @@
-"""``Program``: a Pyro model or guide with its arguments, the survey of its sites, and a world for its runs."""
+"""``Program``: a Pyro model or guide with its arguments, the survey of its sites, and a context for its runs."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Program:
 
     @property
     def modules(self) -> list[nn.Module]:
-        """Torch modules that the callable visibly stands on: itself, its owner, and what handlers wrap."""
+        """Torch modules that the callable uses visibly: itself, its owner, and what handlers wrap."""
         call = poutine.unwrap(self.call)
         owners = [self.call, call, getattr(call, "__self__", None), getattr(self.call, "__self__", None)]
         return [owner for owner in owners if isinstance(owner, nn.Module)]
@@ -107,7 +107,7 @@ def survey(
 
 @contextmanager
 def undisturbed(programs: Sequence[Program], seed: int) -> Iterator[None]:
-    """Run programs without leaving a trace: caller's parameters inside, caller's world unchanged outside.
+    """Run programs without side effects: the caller's parameters inside, the caller's state unchanged outside.
 
     The parameter store holds the caller's entries, so that trained values are found; random generators are seeded and
     put back; modules of the programs are in eval mode; distributions don't check their arguments, since draws at the
@@ -173,18 +173,18 @@ def _add_data(
 
 
 def _check_support(node: Mapping[str, Any], value: Tensor, batch: tuple[int, ...]) -> None:
-    """Refuse data that the distribution cannot have made, NaN among them; rows under a mask may hold anything."""
+    """Refuse data outside of the distribution's support, such as NaN; masked rows may hold anything."""
     try:
         good = node["fn"].support.check(value).expand(batch)
     except NotImplementedError:
-        return  # a distribution that does not tell its support
+        return  # a distribution without a known support
     mask = mask_of(node, batch)
     bad = ~good.cpu() if mask is None else ~good.cpu() & mask
     if bad.any():
         row = tuple(int(i) for i in bad.nonzero()[0])
         raise ValueError(
             f"the data of site {node['name']!r} lie outside the support {node['fn'].support} of its "
-            f"{type(node['fn']).__name__} in {int(bad.sum())} rows, the first of them {row}. Mend the data, mask these "
+            f"{type(node['fn']).__name__} in {int(bad.sum())} rows, the first of them {row}. Correct the data, mask these "
             "rows (poutine.mask or obs_mask), or use another likelihood."
         )
 

@@ -237,7 +237,7 @@ _FILLERS: dict[Any, Callable[..., Tensor]] = {
 
 @contextmanager
 def _vectorised() -> Iterator[None]:
-    """Set what ``torch.vmap`` needs: random numbers of its own for each draw, and no word about speed."""
+    """Set what ``torch.vmap`` needs: each draw has its own random numbers, and no warning about speed."""
     with warnings.catch_warnings(), _FreshNumbers():
         warnings.filterwarnings("ignore", message="There is a performance drop", category=UserWarning)
         yield

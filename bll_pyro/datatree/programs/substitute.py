@@ -1,4 +1,4 @@
-"""``Substitute``: the Pyro handler that runs a program on given values, on given rows, or with its observations let go."""
+"""``Substitute``: the Pyro handler that runs a program on given values, on given rows, or without its observations."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def is_delta(distribution: Any) -> bool:
 
 
 class Substitute(Messenger):
-    """Give the sites of one run their values, and see to it that a run can be told its rows.
+    """Give the sites of one run their values, and the plates of the run their rows.
 
     A plate that subsamples takes the rows it is told. Its sites get those rows of their values, so that runs over
     all blocks of rows together are one run on the full data, without a change to the program.
@@ -41,7 +41,7 @@ class Substitute(Messenger):
     rows
         Row numbers by subsampled plate. A plate that is not named takes its first rows.
     release
-        Let go of the observations: observed sites are sampled, unless ``values`` has them.
+        Ignore the observations: observed sites are sampled, unless ``values`` has them.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class Substitute(Messenger):
         message["value"], message["is_observed"], message["done"] = None, False, False
 
     def _choose_rows(self, message: Any) -> None:
-        """Tell a plate which rows it sees."""
+        """Give a plate its rows."""
         name, size, num_rows = message["name"], message["fn"].size, message["fn"].subsample_size
         given = message["value"]
         if given is not None:
