@@ -9,12 +9,13 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
+from bll_pyro.checks import positive_or_none, switch
 from bll_pyro.declaration import Declaration
 from bll_pyro.frame import Frame
 from bll_pyro.gaussian import WeightGaussian
 from bll_pyro.likelihoods import Likelihood
 from bll_pyro.priors import Normal, Prior
-from bll_pyro.priors.base import check_loc, positive
+from bll_pyro.priors.base import IS_DEVIATION, check_loc
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,10 +62,9 @@ class LastLayer(Declaration):
                 f"LastLayer(prior=...): expected a prior such as bll.priors.Normal(scale=1.0), got {self.prior!r}; "
                 "a Pyro distribution goes into bll.priors.Distribution"
             )
-        positive(self.bias_scale, "bias_scale", "LastLayer")
+        positive_or_none(self.bias_scale, "bias_scale", "LastLayer", IS_DEVIATION)
         for name in ("bias", "standardize", "raw_center"):
-            if not isinstance(getattr(self, name), bool):
-                raise TypeError(f"LastLayer({name}=...): expected True or False, got {getattr(self, name)!r}")
+            switch(getattr(self, name), name, "LastLayer")
         self._check_center()
 
     @classmethod

@@ -19,6 +19,7 @@ from pyro.nn import AutoRegressiveNN
 from torch import Tensor, nn
 from torch.distributions import constraints
 
+from bll_pyro.checks import count, positive
 from bll_pyro.declaration import Declaration
 from bll_pyro.guides.base import Guide, Start
 
@@ -69,12 +70,6 @@ def check_width(width: int | None, size: int, owner: str) -> int:
     return width
 
 
-def positive_integer(value: Any, name: str, owner: str) -> None:
-    """Raise if a number is not a whole number >= 1."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{owner}({name}=...): expected a whole number >= 1, got {value!r}")
-
-
 @dataclass(frozen=True, eq=False)
 class InverseAutoregressive(Bijection):
     """``y_i = m_i(x_{<i}) + s_i(x_{<i}) x_i`` (Kingma et al. 2016), in a random order of the unknowns.
@@ -89,7 +84,7 @@ class InverseAutoregressive(Bijection):
 
     def __post_init__(self) -> None:
         if self.hidden_width is not None:
-            positive_integer(self.hidden_width, "hidden_width", "InverseAutoregressive")
+            count(self.hidden_width, "hidden_width", "InverseAutoregressive")
 
     def make(self, size: int) -> TransformModule:
         """The layer; it starts at the identity."""
@@ -121,10 +116,9 @@ class Spline(Bijection):
 
     def __post_init__(self) -> None:
         if self.hidden_width is not None:
-            positive_integer(self.hidden_width, "hidden_width", "Spline")
-        positive_integer(self.num_bins, "num_bins", "Spline")
-        if not (isinstance(self.bound, (int, float)) and 0 < self.bound < float("inf")):
-            raise ValueError(f"Spline(bound=...): expected a positive number, got {self.bound!r}")
+            count(self.hidden_width, "hidden_width", "Spline")
+        count(self.num_bins, "num_bins", "Spline")
+        positive(self.bound, "bound", "Spline")
 
     @property
     def _sizes(self) -> list[int]:
@@ -203,7 +197,7 @@ class Flow(Guide):
     layer: Bijection = InverseAutoregressive()
 
     def __post_init__(self) -> None:
-        positive_integer(self.num_layers, "num_layers", "Flow")
+        count(self.num_layers, "num_layers", "Flow")
         if not isinstance(self.layer, Bijection):
             raise TypeError(
                 f"Flow(layer=...): expected a bijection such as bll.guides.InverseAutoregressive(), got {self.layer!r}"

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from bll_pyro import gaussian
+from bll_pyro.checks import count, switch
 from bll_pyro.guides.base import Guide, LatentGaussianGuide, Start
 from bll_pyro.scope import generator
 
@@ -47,14 +48,8 @@ class LowRank(Guide):
     principal_axes: bool = True
 
     def __post_init__(self) -> None:
-        if not isinstance(self.rank, int) or isinstance(self.rank, bool) or self.rank < 1:
-            raise ValueError(
-                f"LowRank(rank=...): expected a whole number >= 1, got {self.rank!r}; without directions use Diagonal()"
-            )
-        if not isinstance(self.principal_axes, bool):
-            raise TypeError(
-                f"LowRank(principal_axes=...): expected True or False, got {self.principal_axes!r}"
-            )
+        count(self.rank, "rank", "LowRank", remedy="without directions use Diagonal()")
+        switch(self.principal_axes, "principal_axes", "LowRank")
 
     @property
     def can_rotate(self) -> bool:

@@ -305,8 +305,3 @@ def integer_targets(targets: Tensor, num_classes: int, owner: str) -> Tensor:
             f"({int(outside.sum())} rows out of range); set num_classes to the number of classes or renumber the labels"
         )
     return labels
-
-
-def describe(value: Any) -> str:
-    """Short description of a wrong value for an error."""
-    return f"{type(value).__name__} {value!r}"

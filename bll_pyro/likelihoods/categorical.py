@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from bll_pyro.checks import count, positive
 from bll_pyro.gaussian import Outputs
 from bll_pyro.gaussian.information import SoftmaxInformation
 from bll_pyro.gaussian.scratch import scratch
-from bll_pyro.likelihoods.base import Likelihood, TargetShape, describe, halves, integer_targets, joined
+from bll_pyro.likelihoods.base import Likelihood, TargetShape, halves, integer_targets, joined
 
 MAX_LOG_ODDS = 80.0  # whose exponential is still a float32
 # Draws are turned into logarithms of base 2: torch leaves exp to a library that some processors run four times slower than
@@ -41,18 +42,8 @@ class Categorical(Likelihood):
     has_slope: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if (
-            not isinstance(self.num_classes, int)
-            or isinstance(self.num_classes, bool)
-            or self.num_classes < 2
-        ):
-            raise ValueError(
-                f"Categorical(num_classes=...): expected an integer >= 2, got {describe(self.num_classes)}"
-            )
-        if not (isinstance(self.temperature, (int, float)) and 0 < self.temperature < float("inf")):
-            raise ValueError(
-                f"Categorical(temperature=...): expected a positive number, got {describe(self.temperature)}"
-            )
+        count(self.num_classes, "num_classes", "Categorical", 2)
+        positive(self.temperature, "temperature", "Categorical")
 
     def num_outputs(self, target_shape: TargetShape) -> int:
         """One output for each class."""

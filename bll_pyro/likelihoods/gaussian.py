@@ -10,8 +10,9 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from bll_pyro.checks import is_number
 from bll_pyro.gaussian import OutputGaussian, OutputMixture, Outputs
-from bll_pyro.likelihoods.base import Likelihood, TargetShape, describe, scale_site
+from bll_pyro.likelihoods.base import Likelihood, TargetShape, scale_site
 from bll_pyro.likelihoods.gaussian_noise import GaussianNoise
 
 
@@ -39,10 +40,10 @@ class Gaussian(GaussianNoise):
         if value is None or isinstance(value, torch.distributions.Distribution):
             return
         numbers = value if isinstance(value, tuple) else (value,)
-        if not numbers or not all(isinstance(v, (int, float)) and 0 < v < math.inf for v in numbers):
+        if not numbers or not all(is_number(v) for v in numbers):
             raise ValueError(
                 f"Gaussian(noise_scale=...): expected a positive number, one for each target, a Pyro distribution "
-                f"or None, got {describe(value)}; it is a standard deviation"
+                f"or None, got {value!r}; it is a standard deviation"
             )
 
     @property

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
+from bll_pyro.checks import positive
 from bll_pyro.gaussian import OutputGaussian, Outputs
 from bll_pyro.gaussian.information import DenseInformation
-from bll_pyro.likelihoods.base import Likelihood, TargetShape, describe, scale_site
+from bll_pyro.likelihoods.base import Likelihood, TargetShape, scale_site
 from bll_pyro.likelihoods.gaussian_noise import GaussianNoise
 
 SYMMETRY_TOLERANCE = 1e-6  # of the largest number
@@ -63,16 +64,13 @@ class MultivariateGaussian(GaussianNoise):
     def __post_init__(self) -> None:
         if self.covariance is not None:
             object.__setattr__(self, "covariance", checked_covariance(self.covariance))
-        if not (isinstance(self.concentration, (int, float)) and 0 < self.concentration < math.inf):
-            raise ValueError(
-                f"MultivariateGaussian(concentration=...): expected a positive number, got {describe(self.concentration)}"
-            )
+        positive(self.concentration, "concentration", "MultivariateGaussian")
         if self.noise_scale is None:
             return
         if not isinstance(self.noise_scale, torch.distributions.Distribution):
             raise ValueError(
                 "MultivariateGaussian(noise_scale=...): expected a Pyro distribution or None, got "
-                f"{describe(self.noise_scale)}; known noise is covariance=[[...], ...], variances on its diagonal"
+                f"{self.noise_scale!r}; known noise is covariance=[[...], ...], variances on its diagonal"
             )
         if self.covariance is not None:
             raise ValueError(
@@ -217,7 +215,7 @@ def checked_covariance(value: Any) -> tuple[tuple[float, ...], ...]:
     try:
         matrix = torch.as_tensor(value, dtype=torch.float64)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{owner}: expected a square matrix of numbers, got {describe(value)}") from error
+        raise ValueError(f"{owner}: expected a square matrix of numbers, got {value!r}") from error
     if matrix.dim() != 2 or matrix.shape[0] != matrix.shape[1] or not len(matrix):
         raise ValueError(
             f"{owner}: expected a square matrix [T, T] for T targets, got shape {list(matrix.shape)}; independent noise is "

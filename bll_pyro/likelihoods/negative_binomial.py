@@ -10,7 +10,8 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from bll_pyro.likelihoods.base import Likelihood, TargetShape, count_targets, describe, exposed
+from bll_pyro.checks import is_number
+from bll_pyro.likelihoods.base import Likelihood, TargetShape, count_targets, exposed
 
 
 class NegativeBinomialCounts(dist.NegativeBinomial):
@@ -46,11 +47,11 @@ class NegativeBinomial(Likelihood):
 
     def __post_init__(self) -> None:
         value = self.concentration
-        known = isinstance(value, (int, float)) and 0 < value < math.inf
+        known = is_number(value)
         if not (known or value is None or isinstance(value, torch.distributions.Distribution)):
             raise ValueError(
                 "NegativeBinomial(concentration=...): expected a positive number, a Pyro distribution or None, "
-                f"got {describe(value)}"
+                f"got {value!r}"
             )
 
     def num_outputs(self, target_shape: TargetShape) -> int:

@@ -9,7 +9,8 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from bll_pyro.likelihoods.base import Likelihood, TargetShape, describe, integer_targets
+from bll_pyro.checks import count, positive
+from bll_pyro.likelihoods.base import Likelihood, TargetShape, integer_targets
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,19 +34,8 @@ class Ordinal(Likelihood):
     noise_moves_outputs: ClassVar[bool] = True  # a bias moves the outputs as cutpoints move against them
 
     def __post_init__(self) -> None:
-        if (
-            not isinstance(self.num_classes, int)
-            or isinstance(self.num_classes, bool)
-            or self.num_classes < 3
-        ):
-            raise ValueError(
-                f"Ordinal(num_classes=...): expected an integer >= 3, got {describe(self.num_classes)}; two classes have "
-                "no order: use Bernoulli()"
-            )
-        if not (isinstance(self.cutpoint_scale, (int, float)) and 0 < self.cutpoint_scale < float("inf")):
-            raise ValueError(
-                f"Ordinal(cutpoint_scale=...): expected a positive number, got {describe(self.cutpoint_scale)}"
-            )
+        count(self.num_classes, "num_classes", "Ordinal", 3, "two classes have no order: use Bernoulli()")
+        positive(self.cutpoint_scale, "cutpoint_scale", "Ordinal")
 
     def num_outputs(self, target_shape: TargetShape) -> int:
         """One output places a row on the scale."""

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
+from bll_pyro.checks import is_number
 from bll_pyro.gaussian import Outputs
-from bll_pyro.likelihoods.base import Likelihood, TargetShape, describe, float_targets, scale_site
+from bll_pyro.likelihoods.base import Likelihood, TargetShape, float_targets, scale_site
 
 
 class StudentTValues(dist.StudentT):
@@ -52,14 +53,14 @@ class StudentT(Likelihood):
     real_valued: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if self.df is not None and not (isinstance(self.df, (int, float)) and 2 < self.df < math.inf):
-            raise ValueError(f"StudentT(df=...): expected a number > 2 or None, got {describe(self.df)}")
+        if self.df is not None and not is_number(self.df, above=2.0):
+            raise ValueError(f"StudentT(df=...): expected a number > 2 or None, got {self.df!r}")
         value = self.noise_scale
-        known = isinstance(value, (int, float)) and 0 < value < math.inf
+        known = is_number(value)
         if not (known or value is None or isinstance(value, torch.distributions.Distribution)):
             raise ValueError(
                 "StudentT(noise_scale=...): expected a positive number, a Pyro distribution or None, "
-                f"got {describe(value)}"
+                f"got {value!r}"
             )
 
     def num_outputs(self, target_shape: TargetShape) -> int:

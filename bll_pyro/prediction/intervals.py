@@ -12,12 +12,6 @@ from bll_pyro.scope import generator
 IntervalKind = Literal["equal_tailed", "hdi"]
 
 
-def check_probability(what: str, value: float) -> None:
-    """Strictly between 0 and 1."""
-    if not isinstance(value, (int, float)) or not 0 < value < 1:
-        raise ValueError(f"{what}: expected a probability between 0 and 1, got {value!r}")
-
-
 def check_kind(kind: str) -> str:
     """One of the two kinds."""
     if kind not in ("equal_tailed", "hdi"):

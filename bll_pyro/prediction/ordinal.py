@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bll_pyro.checks import share
 from bll_pyro.prediction.base import as_targets
 from bll_pyro.prediction.classes import ClassPrediction
-from bll_pyro.prediction.intervals import IntervalKind, check_kind, check_probability, randomised_pit
+from bll_pyro.prediction.intervals import IntervalKind, check_kind, randomised_pit
 
 ROUNDING = 1e-6  # of a sum of probabilities
 
@@ -32,7 +33,7 @@ class OrdinalPrediction(ClassPrediction):
 
     def quantile(self, q: float) -> Tensor:
         """Smallest class whose distribution function reaches ``q``, ``[N]``."""
-        check_probability("quantile", q)
+        share(q, "q", "quantile")
         return (self.cumulative < q - ROUNDING).sum(-1).clamp_max(self.probs.shape[1] - 1)
 
     def interval(self, prob: float = 0.9, kind: IntervalKind = "equal_tailed") -> tuple[Tensor, Tensor]:
@@ -40,7 +41,7 @@ class OrdinalPrediction(ClassPrediction):
 
         ``"equal_tailed"``: between two quantiles; ``"hdi"``: the fewest, and of equals the most probable ones.
         """
-        check_probability("interval", prob)
+        share(prob, "prob", "interval")
         if check_kind(kind) == "equal_tailed":
             return self.quantile((1 - prob) / 2), self.quantile((1 + prob) / 2)
         num_classes = self.probs.shape[1]

@@ -11,6 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from bll_pyro.checks import positive
 from bll_pyro.declaration import Declaration
 
 
@@ -36,7 +37,7 @@ class PredictiveTemperature(Recalibration):
     temperature: float
 
     def __post_init__(self) -> None:
-        _check_positive(self, "temperature", self.temperature)
+        positive(self.temperature, "temperature", "PredictiveTemperature")
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,12 +53,7 @@ class NoiseFactor(Recalibration):
     factor: float
 
     def __post_init__(self) -> None:
-        _check_positive(self, "factor", self.factor)
-
-
-def _check_positive(owner: Recalibration, name: str, value: float) -> None:
-    if not (isinstance(value, (int, float)) and 0 < value < float("inf")):
-        raise ValueError(f"{type(owner).__name__}({name}=...): expected a positive number, got {value!r}")
+        positive(self.factor, "factor", "NoiseFactor")
 
 
 def class_entropy(probs: Tensor) -> Tensor:

@@ -10,12 +10,13 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from bll_pyro.checks import share
 from bll_pyro.gaussian import OutputMixture, Outputs
 from bll_pyro.likelihoods import Likelihood
 from bll_pyro.likelihoods.base import joined
 from bll_pyro.prediction.base import Prediction, as_targets
 from bll_pyro.prediction.integration import QuasiMonteCarlo
-from bll_pyro.prediction.intervals import IntervalKind, check_kind, check_probability, randomised_pit
+from bll_pyro.prediction.intervals import IntervalKind, check_kind, randomised_pit
 from bll_pyro.prediction.mixtures import (
     average,
     count_crps,
@@ -133,7 +134,7 @@ class ValuePrediction(Prediction):
 
         For counts it is the smallest whole number whose distribution function reaches ``q``.
         """
-        check_probability("quantile", q)
+        share(q, "q", "quantile")
         return self._in_units(
             self._map(lambda parts, v, weights: mixture_quantile(parts, q, v, weights), self.mean)
         )
@@ -150,7 +151,7 @@ class ValuePrediction(Prediction):
             ``"equal_tailed"``: between two quantiles, with as much below as above. ``"hdi"``: the shortest one, which for
             one mode is that of highest density; for counts the fewest neighbouring whole numbers.
         """
-        check_probability("interval", prob)
+        share(prob, "prob", "interval")
         if check_kind(kind) == "equal_tailed":
             return self.quantile((1 - prob) / 2), self.quantile((1 + prob) / 2)
         shortest = shortest_range if self.mixture.likelihood.is_count else shortest_interval

@@ -18,6 +18,7 @@ from bll_pyro.gaussian import WeightGaussian
 from bll_pyro.gaussian.strata import stratified_square
 
 Shape = tuple[int, int]
+IS_DEVIATION = "a scale is a standard deviation"  # remedy of every check of a scale
 
 
 class Prior(Declaration):
@@ -238,14 +239,6 @@ def check_hyper_prior(value: object, owner: str, upper: float = math.inf) -> Non
         expected = "positive numbers" if upper == math.inf else f"numbers between 0 and {upper:g}"
         raise ValueError(
             f"{owner}: expected a distribution of {expected}, got {type(value).__name__} with support {support}"
-        )
-
-
-def positive(value: float | None, name: str, owner: str) -> None:
-    """Raise if a scale is neither None nor a positive finite number."""
-    if value is not None and not (isinstance(value, (int, float)) and 0 < value < float("inf")):
-        raise ValueError(
-            f"{owner}({name}=...): expected a positive number, got {value!r}; a scale is a standard deviation"
         )
 
 

@@ -9,6 +9,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from bll_pyro.checks import switch
 from bll_pyro.priors.base import GaussianPrior, Shape, centre, check_hyper_prior, check_loc, expand
 
 
@@ -43,10 +44,7 @@ class HierarchicalNormal(GaussianPrior):
 
     def __post_init__(self) -> None:
         for name in ("per_output", "per_feature"):
-            if not isinstance(getattr(self, name), bool):
-                raise TypeError(
-                    f"HierarchicalNormal({name}=...): expected True or False, got {getattr(self, name)!r}"
-                )
+            switch(getattr(self, name), name, "HierarchicalNormal")
         if self.hyper_prior is not None:
             check_hyper_prior(self.hyper_prior, "HierarchicalNormal(hyper_prior=...)")
         check_loc(self.loc, "HierarchicalNormal")

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from bll_pyro.checks import positive
 from bll_pyro.priors.base import MixtureOfNormals, ScaleMixturePrior, Shape, centre, check_loc, expand
 
 LOG_TWO_PI = math.log(2 * math.pi)
@@ -67,8 +68,7 @@ class Horseshoe(ScaleMixturePrior):
             value = getattr(self, name)
             if value is None and name in ("num_relevant", "global_scale"):
                 continue
-            if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < math.inf:
-                raise ValueError(f"Horseshoe({name}=...): expected a positive number, got {value!r}")
+            positive(value, name, "Horseshoe", strict=True)
         if self.num_relevant is not None and self.global_scale is not None:
             raise ValueError(
                 "Horseshoe: expected num_relevant or global_scale, got both; drop one of the two"

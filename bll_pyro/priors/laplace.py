@@ -9,7 +9,8 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from bll_pyro.priors.base import Prior, Shape, centre, check_loc, expand, positive
+from bll_pyro.checks import positive_or_none
+from bll_pyro.priors.base import IS_DEVIATION, Prior, Shape, centre, check_loc, expand
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +30,7 @@ class Laplace(Prior):
     loc: Tensor | None = None
 
     def __post_init__(self) -> None:
-        positive(self.scale, "scale", "Laplace")
+        positive_or_none(self.scale, "scale", "Laplace", IS_DEVIATION)
         check_loc(self.loc, "Laplace")
 
     def learned_start(self, shape: Shape) -> dict[str, Tensor]:

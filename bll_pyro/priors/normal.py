@@ -9,7 +9,8 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from bll_pyro.priors.base import GaussianPrior, Shape, centre, check_loc, expand, positive
+from bll_pyro.checks import positive_or_none
+from bll_pyro.priors.base import IS_DEVIATION, GaussianPrior, Shape, centre, check_loc, expand
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +33,7 @@ class Normal(GaussianPrior):
     loc: Tensor | None = None
 
     def __post_init__(self) -> None:
-        positive(self.scale, "scale", "Normal")
+        positive_or_none(self.scale, "scale", "Normal", IS_DEVIATION)
         check_loc(self.loc, "Normal")
         if self.per_output and self.scale is not None:
             raise ValueError(

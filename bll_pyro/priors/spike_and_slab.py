@@ -10,7 +10,9 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from bll_pyro.checks import is_number, positive_or_none
 from bll_pyro.priors.base import (
+    IS_DEVIATION,
     MixtureOfNormals,
     ScaleMixturePrior,
     Shape,
@@ -18,7 +20,6 @@ from bll_pyro.priors.base import (
     check_hyper_prior,
     check_loc,
     expand,
-    positive,
 )
 
 LOG_TWO_PI = math.log(2 * math.pi)
@@ -49,7 +50,7 @@ class SpikeAndSlab(ScaleMixturePrior):
     loc: Tensor | None = None
 
     def __post_init__(self) -> None:
-        positive(self.spike_scale, "spike_scale", "SpikeAndSlab")
+        positive_or_none(self.spike_scale, "spike_scale", "SpikeAndSlab", IS_DEVIATION)
         check_loc(self.loc, "SpikeAndSlab")
         check_number_or_prior(self.slab_scale, math.inf, "SpikeAndSlab(slab_scale=...)")
         check_number_or_prior(self.slab_prob, 1.0, "SpikeAndSlab(slab_prob=...)")
@@ -128,6 +129,6 @@ def check_number_or_prior(value: object, upper: float, owner: str) -> None:
         return
     if isinstance(value, torch.distributions.Distribution):
         check_hyper_prior(value, owner, upper)
-    elif not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < upper:
+    elif isinstance(value, bool) or not is_number(value, 0.0, upper):
         expected = "a positive number" if upper == math.inf else f"a number between 0 and {upper:g}"
         raise ValueError(f"{owner}: expected {expected} or a Pyro distribution of one, got {value!r}")

@@ -9,8 +9,9 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from bll_pyro.checks import is_number, positive_or_none
 from bll_pyro.gaussian.strata import stratified_square
-from bll_pyro.priors.base import ScaleMixturePrior, Shape, centre, check_loc, expand, positive
+from bll_pyro.priors.base import IS_DEVIATION, ScaleMixturePrior, Shape, centre, check_loc, expand
 
 MAX_NEWTON_STEPS = 50
 
@@ -36,12 +37,12 @@ class StudentT(ScaleMixturePrior):
     loc: Tensor | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.df, (int, float)) or not 2 < self.df < math.inf:
+        if not is_number(self.df, above=2.0):
             raise ValueError(
                 f"StudentT(df=...): expected a number above 2, where a standard deviation exists, got {self.df!r}; "
                 "for heavier tails use Horseshoe() or Distribution(pyro.distributions.StudentT(df, 0.0, scale))"
             )
-        positive(self.scale, "scale", "StudentT")
+        positive_or_none(self.scale, "scale", "StudentT", IS_DEVIATION)
         check_loc(self.loc, "StudentT")
 
     @property

@@ -21,10 +21,10 @@ import torch
 from torch import Tensor
 from torch.distributions import biject_to, constraints
 
+from bll_pyro.checks import positive
 from bll_pyro.declaration import Declaration
 from bll_pyro.inference.exact.linear_gaussian import LinearGaussian
 from bll_pyro.inference.exact.one_dimension import Nodes, maximize, quadrature
-from bll_pyro.priors.base import positive
 
 __all__ = ["Conjugate", "Integrated", "Maximized"]
 
@@ -158,8 +158,6 @@ class Conjugate(Integrated):
 
     def __post_init__(self) -> None:
         for name in ("shape", "rate"):
-            if getattr(self, name) is None:
-                raise ValueError(f"Conjugate({name}=...): expected a positive number, got None")
             positive(getattr(self, name), name, "Conjugate")
 
     def prior(self, declared: dist.Distribution) -> NoisePrior:

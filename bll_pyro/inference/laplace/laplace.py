@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from bll_pyro import gaussian
+from bll_pyro.checks import count, positive_or_none
 from bll_pyro.curvatures import Curvature, Kronecker
 from bll_pyro.gaussian.precision import precision_dim
 from bll_pyro.gaussian.weights import LOG_TWO_PI
@@ -26,7 +27,6 @@ from bll_pyro.likelihoods.base import TargetShape
 from bll_pyro.posterior import GaussianPosterior
 from bll_pyro.priors import GaussianPrior
 from bll_pyro.priors import Posterior as PosteriorPrior
-from bll_pyro.priors.base import positive
 
 MAX_GLOBALS = 100  # each global unknown costs two more modes
 TOLERANCES = {torch.float32: 1e-3, torch.float64: 1e-8}
@@ -68,9 +68,8 @@ class Laplace(Inference):
             raise TypeError(
                 f"Laplace(curvature=...): expected a curvature such as bll.curvatures.Kronecker(), got {self.curvature!r}"
             )
-        positive(self.tolerance, "tolerance", "Laplace")
-        if not isinstance(self.max_steps, int) or self.max_steps < 1:
-            raise ValueError(f"Laplace(max_steps=...): expected a whole number >= 1, got {self.max_steps!r}")
+        positive_or_none(self.tolerance, "tolerance", "Laplace")
+        count(self.max_steps, "max_steps", "Laplace")
 
     def rotates(self, layer: LastLayer) -> bool:
         """Turn to principal axes where both curvature and prior allow it."""

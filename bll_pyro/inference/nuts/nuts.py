@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from bll_pyro.global_sites import GlobalSites
+from bll_pyro.checks import count, share
 from bll_pyro.inference.base import Inference, Trace
 from bll_pyro.inference.nuts.approximation import approximate
 from bll_pyro.inference.nuts.augmented import augmented
@@ -68,12 +69,8 @@ class NUTS(Inference):
             value = getattr(self, name)
             if value is None and name == "num_processes":
                 continue
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise ValueError(f"NUTS({name}=...): expected a whole number >= {least}, got {value!r}")
-        if not isinstance(self.target_accept, (int, float)) or not 0 < self.target_accept < 1:
-            raise ValueError(
-                f"NUTS(target_accept=...): expected a number between 0 and 1, got {self.target_accept!r}"
-            )
+            count(value, name, "NUTS", least)
+        share(self.target_accept, "target_accept", "NUTS")
 
     def check(self, layer: LastLayer, num_outputs: int, num_columns: int) -> None:
         """Priors with a density; draws that fit in memory."""

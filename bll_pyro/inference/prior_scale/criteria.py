@@ -22,10 +22,10 @@ from abc import abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
+from bll_pyro.checks import count, positive_or_none
 from bll_pyro.declaration import Declaration
 from bll_pyro.layer import LastLayer
 from bll_pyro.likelihoods.gaussian_noise import GaussianNoise
-from bll_pyro.priors.base import positive
 
 __all__ = ["Criterion", "CrossValidation", "Evidence", "LeaveOneOut"]
 
@@ -82,11 +82,8 @@ class CrossValidation(Criterion):
     max_rows_per_column: float = 5.0
 
     def __post_init__(self) -> None:
-        if not isinstance(self.num_folds, int) or isinstance(self.num_folds, bool) or self.num_folds < 2:
-            raise ValueError(
-                f"CrossValidation(num_folds=...): expected a whole number >= 2, got {self.num_folds!r}"
-            )
-        positive(self.max_rows_per_column, "max_rows_per_column", "CrossValidation")
+        count(self.num_folds, "num_folds", "CrossValidation", 2)
+        positive_or_none(self.max_rows_per_column, "max_rows_per_column", "CrossValidation")
 
     @property
     def num_fits(self) -> int:
@@ -119,7 +116,7 @@ class LeaveOneOut(Criterion):
     max_rows_per_column: float = 20.0
 
     def __post_init__(self) -> None:
-        positive(self.max_rows_per_column, "max_rows_per_column", "LeaveOneOut")
+        positive_or_none(self.max_rows_per_column, "max_rows_per_column", "LeaveOneOut")
 
     def applies(self, layer: LastLayer, num_rows: int, num_outputs: int, num_columns: int) -> bool:
         """As for :class:`CrossValidation`."""
