@@ -1,7 +1,8 @@
-"""Quasi-random standard normals: one small fixed set of points, shared by all rows."""
+"""Quasi-random standard normals: one small fixed set of points, shared by all rows; averages over it, and their errors."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import lru_cache
 
 import torch
@@ -36,3 +37,22 @@ def normal_points(num_points: int, dim: int, seed: int = 0, skip: int = 0) -> Te
     # the scrambled points are multiples of 2^-30 and may be 0; half a cell keeps the quantile finite
     tiny = 2.0**-31
     return torch.special.ndtri(uniform.clamp(tiny, 1 - tiny)).float()
+
+
+def halves(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean over the points ``[S, ...]``, and an estimate of its error: half the distance of the means over two halves.
+
+    For independent draws its mean square is the variance of the mean. Two halves of a Sobol set are such sets
+    themselves, and their errors cancel in part when they are joined: there the estimate is on the safe side.
+    """
+    if len(values) < 2:
+        return values.mean(0), torch.full_like(values[0], float("nan"))
+    middle = len(values) // 2
+    first, second = values[:middle].mean(0), values[middle:].mean(0)
+    return torch.lerp(second, first, middle / len(values)), (first - second).abs() / 2
+
+
+def joined(parts: Iterable[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
+    """Three answers for all rows, from those for some rows each."""
+    first, second, third = zip(*parts, strict=True)
+    return torch.cat(first), torch.cat(second), torch.cat(third)

@@ -15,6 +15,7 @@ from torch import Tensor
 from bll_pyro.declaration import Declaration
 from bll_pyro.gaussian import OutputGaussian, Outputs
 from bll_pyro.gaussian.information import DiagonalInformation, Information
+from bll_pyro.gaussian.points import halves, joined
 
 TargetShape = tuple[
     int, ...
@@ -219,89 +220,12 @@ class Likelihood(Declaration):
         return type(self).information is Likelihood.information
 
 
-def halves(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean over the points ``[S, ...]``, and an estimate of its error: half the distance of the means over two halves.
-
-    For independent draws its mean square is the variance of the mean. Two halves of a Sobol set are such sets
-    themselves, and their errors cancel in part when they are joined: there the estimate is on the safe side.
-    """
-    if len(values) < 2:
-        return values.mean(0), torch.full_like(values[0], float("nan"))
-    middle = len(values) // 2
-    first, second = values[:middle].mean(0), values[middle:].mean(0)
-    return torch.lerp(second, first, middle / len(values)), (first - second).abs() / 2
-
-
-def joined(parts: Iterable[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
-    """Three answers for all rows, from those for some rows each."""
-    first, second, third = zip(*parts, strict=True)
-    return torch.cat(first), torch.cat(second), torch.cat(third)
-
-
 def scale_site(prior: dist.Distribution | None, num_targets: int) -> dist.Distribution:
     """Prior of a noise scale for each target, ``[T]``: the given one, of one target or of all, or ``HalfNormal(1)``."""
     given: Any = dist.HalfNormal(torch.tensor(1.0)) if prior is None else prior
     return given if given.event_shape else given.expand((num_targets,)).to_event(1)
 
 
-def float_targets(targets: Tensor, owner: str, what: str = "real numbers") -> Tensor:
-    """Check that targets are finite numbers of shape ``[N]`` or ``[N, T]``; return ``[N, T]``."""
-    if targets.dim() not in (1, 2):
-        raise ValueError(
-            f"{owner}: expected targets of shape [N] or [N, T], got {list(targets.shape)}; reshape them"
-        )
-    values = targets if targets.is_floating_point() else targets.to(torch.get_default_dtype())
-    finite = torch.isfinite(values).reshape(len(values), -1).all(-1)
-    if not bool(finite.all()):
-        row = int((~finite).nonzero()[0])
-        raise ValueError(
-            f"{owner}: expected {what}, got {int((~finite).sum())} rows with NaN or infinite targets (first: row {row}); "
-            "drop or repair these rows"
-        )
-    return values[:, None] if values.dim() == 1 else values
-
-
-def count_targets(targets: Tensor, owner: str) -> Tensor:
-    """Check that targets are whole numbers >= 0 of shape ``[N]`` or ``[N, T]``; return ``[N, T]`` as floats."""
-    values = float_targets(targets, owner, "counts")
-    wrong = ((values < 0) | (values != values.round())).any(-1)
-    if bool(wrong.any()):
-        row = int(wrong.nonzero()[0])
-        raise ValueError(
-            f"{owner}: expected counts (whole numbers >= 0), got {values[row].tolist()} in row {row} ({int(wrong.sum())} "
-            "such rows); use Gaussian or StudentT for real values"
-        )
-    return values
-
-
 def exposed(outputs: Tensor, exposure: Tensor | None) -> Tensor:
     """Log means of counts: outputs plus the offset ``log(exposure)``."""
     return outputs if exposure is None else outputs + exposure.to(outputs).log()
-
-
-def integer_targets(targets: Tensor, num_classes: int, owner: str) -> Tensor:
-    """Check that targets are labels ``[N]`` in ``0 .. num_classes - 1``; return them as int64."""
-    if targets.dim() != 1:
-        raise ValueError(
-            f"{owner}: expected labels of shape [N], got {list(targets.shape)}; "
-            "turn one-hot rows into labels with targets.argmax(-1), or squeeze a trailing axis of size 1"
-        )
-    if targets.dtype == torch.bool or targets.is_complex():
-        raise ValueError(f"{owner}: expected integer labels, got {targets.dtype}; convert them with .long()")
-    if targets.is_floating_point():
-        whole = torch.isfinite(targets) & (targets == targets.round())
-        if not bool(whole.all()):
-            row = int((~whole).nonzero()[0])
-            raise ValueError(
-                f"{owner}: expected integer labels, got {float(targets[row])!r} in row {row}; "
-                "use a Gaussian likelihood for real-valued targets"
-            )
-    labels = targets.long()
-    outside = (labels < 0) | (labels >= num_classes)
-    if bool(outside.any()):
-        row = int(outside.nonzero()[0])
-        raise ValueError(
-            f"{owner}: expected labels from 0 to {num_classes - 1}, got {int(labels[row])} in row {row} "
-            f"({int(outside.sum())} rows out of range); set num_classes to the number of classes or renumber the labels"
-        )
-    return labels

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from bll_pyro.likelihoods.base import Likelihood, TargetShape, float_targets
+from bll_pyro.likelihoods.base import Likelihood, TargetShape
+from bll_pyro.likelihoods.targets import float_targets
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from bll_pyro.gaussian import OutputGaussian, Outputs
-from bll_pyro.likelihoods.base import Likelihood, TargetShape, float_targets
+from bll_pyro.likelihoods.base import Likelihood, TargetShape
+from bll_pyro.likelihoods.targets import float_targets
 
 
 class GaussianNoise(Likelihood):

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from bll_pyro.checks import is_number
-from bll_pyro.likelihoods.base import Likelihood, TargetShape, count_targets, exposed
+from bll_pyro.likelihoods.base import Likelihood, TargetShape, exposed
+from bll_pyro.likelihoods.targets import count_targets
 
 
 class NegativeBinomialCounts(dist.NegativeBinomial):

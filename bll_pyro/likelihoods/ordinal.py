@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from bll_pyro.checks import count, positive
-from bll_pyro.likelihoods.base import Likelihood, TargetShape, integer_targets
+from bll_pyro.likelihoods.base import Likelihood, TargetShape
+from bll_pyro.likelihoods.targets import integer_targets
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,7 +13,8 @@ from torch.distributions import constraints
 
 from bll_pyro.checks import is_number
 from bll_pyro.gaussian import Outputs
-from bll_pyro.likelihoods.base import Likelihood, TargetShape, float_targets, scale_site
+from bll_pyro.likelihoods.base import Likelihood, TargetShape, scale_site
+from bll_pyro.likelihoods.targets import float_targets
 
 
 class StudentTValues(dist.StudentT):

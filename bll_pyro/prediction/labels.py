@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from bll_pyro.gaussian import Outputs
+from bll_pyro.gaussian.points import halves, joined
 from bll_pyro.likelihoods import Likelihood
-from bll_pyro.likelihoods.base import halves, joined
 from bll_pyro.prediction.base import Prediction, as_targets
 from bll_pyro.prediction.integration import Integration
 from bll_pyro.prediction.probit import Probit

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from bll_pyro.checks import share
 from bll_pyro.gaussian import OutputMixture, Outputs
+from bll_pyro.gaussian.points import joined
 from bll_pyro.likelihoods import Likelihood
-from bll_pyro.likelihoods.base import joined
 from bll_pyro.prediction.base import Prediction, as_targets
 from bll_pyro.prediction.integration import QuasiMonteCarlo
 from bll_pyro.prediction.intervals import IntervalKind, check_kind, randomised_pit

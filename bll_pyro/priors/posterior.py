@@ -13,10 +13,9 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from bll_pyro.frame import Frame
-from bll_pyro.gaussian import BlockDiagonal, Dense, WeightGaussian
+from bll_pyro.gaussian import WeightGaussian
 from bll_pyro.gaussian.precision import (
     expected_quadratic,
-    independent_outputs,
     num_precision_numbers,
     precision,
     quadratic,
@@ -151,31 +150,6 @@ class Posterior(GaussianPrior):
                 f"priors.Posterior: expected a weight of shape {list(expected)} (outputs, features), got "
                 f"{list(shape)}; use the backbone and likelihood of the fit that it comes from"
             )
-
-    def in_plain_axes(self) -> Self:
-        """The same prior for weights turned back from the frame's axes, as draws are shown."""
-        rotation = self.frame.rotation
-        if rotation is None:
-            return self
-        turn = rotation.double()
-        if self.bias:
-            turn = torch.block_diag(turn, turn.new_ones(1, 1))
-        loc = self.weights.loc.double() @ turn.mT
-        matrix = self._precision[torch.float64]
-        if matrix.dim() == 2:
-            matrix = torch.diag_embed(matrix)
-        constants = {name: value for name, value in self.constants.items() if name != "rotation"}
-        like = self.weights.loc
-        if independent_outputs(self.weights):
-            tril = torch.linalg.cholesky(torch.linalg.inv(turn @ matrix @ turn.mT))
-            turned: WeightGaussian = BlockDiagonal(loc.to(like), tril.to(like))
-        else:
-            size = loc.numel()
-            joint = torch.einsum("ap,kplq,bq->kalb", turn, matrix, turn).reshape(size, size)
-            tril = torch.linalg.cholesky(torch.linalg.inv(joint))
-            log_det = tril.diagonal().log().sum()
-            turned = Dense(loc.to(like), tril.view(*loc.shape, size).to(like), log_det.to(like))
-        return type(self)(type(turned).__name__, turned.tensors, constants, self.bias)
 
 
 def bias_precision(matrix: Tensor) -> Tensor:

@@ -114,7 +114,7 @@ def test_the_reported_error_of_the_integration_is_honest(num_points: int) -> Non
 
 def test_the_reported_error_of_draws_is_their_standard_error() -> None:
     """For independent draws the mean square of half the distance of two halves is the variance of the mean."""
-    from bll_pyro.likelihoods.base import halves
+    from bll_pyro.gaussian.points import halves
 
     values = torch.randn(50, 4000, generator=generator(5))
     mean, error = halves(values)

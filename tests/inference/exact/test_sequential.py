@@ -134,12 +134,10 @@ def test_exact_posterior_as_prior_equals_one_fit(bias: bool, standardize: bool) 
     assert_same_predictions(third, second.update(FIRST), 1e-8)
     assert_same_predictions(third, whole.update(FIRST), 1e-8)
     for fit in (first, second):
-        draws, density = fit.posterior.sample(4, seed=1), fit.as_prior().in_plain_axes()
-        flat = (
-            torch.cat([draws["weight"][0], draws["bias"][0, ..., None]], -1) if bias else draws["weight"][0]
-        )
+        draws, density = fit.posterior.sample(4, seed=1), fit.as_prior()
+        values = density.frame.join(draws["weight"][0], draws["bias"][0] if bias else None)
         torch.testing.assert_close(
-            density.log_prob(flat), fit.posterior.log_prob(draws)[0], rtol=1e-8, atol=1e-8
+            density.log_prob(values), fit.posterior.log_prob(draws)[0], rtol=1e-8, atol=1e-8
         )
 
 
@@ -210,8 +208,8 @@ def test_unknown_noise_is_integrated_out_of_the_prior() -> None:
         bll.LastLayer(UNKNOWN), FIRST, inference=bll.SVI(guide=bll.guides.FullRank(), num_epochs=50)
     )
     assert isinstance(fit.posterior, GaussianPosterior)
-    prior, draws = fit.as_prior().in_plain_axes(), fit.posterior.sample(20_000)
-    weights = torch.cat([draws["weight"][0], draws["bias"][0, ..., None]], -1)
+    prior, draws = fit.as_prior(), fit.posterior.sample(20_000)
+    weights = prior.frame.join(draws["weight"][0], draws["bias"][0])
     torch.testing.assert_close(prior.weights.marginal_scale(), weights.std(0), rtol=0.05, atol=0.0)
     second = bll.fit(bll.LastLayer(UNKNOWN, prior), SECOND, inference=bll.SVI(num_epochs=2))
     assert "noise_scale" in second.posterior.sample(2)

@@ -1,0 +1,64 @@
+"""Checks of targets, before any work starts: shape, finite numbers, whole numbers, labels in range."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def float_targets(targets: Tensor, owner: str, what: str = "real numbers") -> Tensor:
+    """Check that targets are finite numbers of shape ``[N]`` or ``[N, T]``; return ``[N, T]``."""
+    if targets.dim() not in (1, 2):
+        raise ValueError(
+            f"{owner}: expected targets of shape [N] or [N, T], got {list(targets.shape)}; reshape them"
+        )
+    values = targets if targets.is_floating_point() else targets.to(torch.get_default_dtype())
+    finite = torch.isfinite(values).reshape(len(values), -1).all(-1)
+    if not bool(finite.all()):
+        row = int((~finite).nonzero()[0])
+        raise ValueError(
+            f"{owner}: expected {what}, got {int((~finite).sum())} rows with NaN or infinite targets (first: row {row}); "
+            "drop or repair these rows"
+        )
+    return values[:, None] if values.dim() == 1 else values
+
+
+def count_targets(targets: Tensor, owner: str) -> Tensor:
+    """Check that targets are whole numbers >= 0 of shape ``[N]`` or ``[N, T]``; return ``[N, T]`` as floats."""
+    values = float_targets(targets, owner, "counts")
+    wrong = ((values < 0) | (values != values.round())).any(-1)
+    if bool(wrong.any()):
+        row = int(wrong.nonzero()[0])
+        raise ValueError(
+            f"{owner}: expected counts (whole numbers >= 0), got {values[row].tolist()} in row {row} ({int(wrong.sum())} "
+            "such rows); use Gaussian or StudentT for real values"
+        )
+    return values
+
+
+def integer_targets(targets: Tensor, num_classes: int, owner: str) -> Tensor:
+    """Check that targets are labels ``[N]`` in ``0 .. num_classes - 1``; return them as int64."""
+    if targets.dim() != 1:
+        raise ValueError(
+            f"{owner}: expected labels of shape [N], got {list(targets.shape)}; "
+            "turn one-hot rows into labels with targets.argmax(-1), or squeeze a trailing axis of size 1"
+        )
+    if targets.dtype == torch.bool or targets.is_complex():
+        raise ValueError(f"{owner}: expected integer labels, got {targets.dtype}; convert them with .long()")
+    if targets.is_floating_point():
+        whole = torch.isfinite(targets) & (targets == targets.round())
+        if not bool(whole.all()):
+            row = int((~whole).nonzero()[0])
+            raise ValueError(
+                f"{owner}: expected integer labels, got {float(targets[row])!r} in row {row}; "
+                "use a Gaussian likelihood for real-valued targets"
+            )
+    labels = targets.long()
+    outside = (labels < 0) | (labels >= num_classes)
+    if bool(outside.any()):
+        row = int(outside.nonzero()[0])
+        raise ValueError(
+            f"{owner}: expected labels from 0 to {num_classes - 1}, got {int(labels[row])} in row {row} "
+            f"({int(outside.sum())} rows out of range); set num_classes to the number of classes or renumber the labels"
+        )
+    return labels
