@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from bll_pyro.gaussian.scratch import scratch
@@ -31,11 +32,11 @@ class Frame:
         Whether a column of ones follows.
     """
 
-    center: Tensor
-    scale: Tensor
-    target_center: Tensor
-    target_scale: Tensor
-    rotation: Tensor | None = None
+    center: Float[Tensor, " D"]
+    scale: Float[Tensor, " D"]
+    target_center: Float[Tensor, " T"]
+    target_scale: Float[Tensor, " T"]
+    rotation: Float[Tensor, "D D"] | None = None
     bias: bool = True
 
     @classmethod
@@ -49,12 +50,12 @@ class Frame:
         """Width D of the features."""
         return len(self.center)
 
-    def standardized(self, features: Tensor) -> Tensor:
+    def standardized(self, features: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
         """Features on the scale on which weights are reported, ``[N, D]``."""
         centred = features.to(self.center) - self.center
         return centred / self.scale if centred.requires_grad else centred.div_(self.scale)
 
-    def design(self, features: Tensor, reuse_memory: bool = False) -> Tensor:
+    def design(self, features: Float[Tensor, "N D"], reuse_memory: bool = False) -> Float[Tensor, "N P"]:
         """The design matrix ``[N, P]``: standardised, rotated, and with ones for the bias.
 
         ``reuse_memory`` is for rows that are used at once and without gradients: the next such call fills the same memory.
@@ -68,7 +69,7 @@ class Frame:
             return values
         return torch.cat([values, values.new_ones(values.shape[0], 1)], -1)
 
-    def _design_in_scratch(self, features: Tensor) -> Tensor:
+    def _design_in_scratch(self, features: Float[Tensor, "N D"]) -> Float[Tensor, "N P"]:
         design = scratch("design", (len(features), self.num_features + int(self.bias)), features)
         values = design[:, : self.num_features]
         standardized = values if self.rotation is None else scratch("standardized", features.shape, features)
@@ -79,20 +80,22 @@ class Frame:
             design[:, -1] = 1.0
         return design
 
-    def targets(self, targets: Tensor) -> Tensor:
+    def targets(self, targets: Shaped[Tensor, "N *T"]) -> Shaped[Tensor, "N *T"]:
         """Standardised targets ``[N, T]`` (labels pass through: their frame is the identity)."""
         if not targets.is_floating_point():
             return targets
         return (targets.to(self.target_center) - self.target_center) / self.target_scale
 
-    def split(self, values: Tensor) -> dict[str, Tensor]:
+    def split(self, values: Float[Tensor, "*S K P"]) -> dict[str, Tensor]:
         """Split weights ``[..., K, P]`` of this frame into ``weight [..., K, D]`` and ``bias [..., K]``, rotated back."""
         weight = values[..., : self.num_features]
         if self.rotation is not None:
             weight = weight @ self.rotation.mT
         return {"weight": weight, "bias": values[..., -1]} if self.bias else {"weight": weight}
 
-    def join(self, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def join(
+        self, weight: Float[Tensor, "*S K D"], bias: Float[Tensor, "*S K"] | None
+    ) -> Float[Tensor, "*S K P"]:
         """Inverse of :meth:`split`: weights ``[..., K, P]`` of this frame."""
         values = weight if self.rotation is None else weight @ self.rotation
         return values if bias is None else torch.cat([values, bias[..., None]], -1)

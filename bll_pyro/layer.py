@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from bll_pyro.checks import positive_or_none, switch
@@ -128,7 +129,7 @@ class LastLayer(Declaration):
             return replace(layer, prior=prior, bias_loc=bias, raw_center=False)
         return replace(layer, prior=prior, raw_center=False)
 
-    def rotated(self, rotation: Tensor | None) -> Self:
+    def rotated(self, rotation: Float[Tensor, "D D"] | None) -> Self:
         """The same layer for features rotated into other axes, ``h @ rotation``; a prior with a frame is in its axes."""
         if rotation is None or self.prior.frame is not None:
             return self
@@ -140,7 +141,7 @@ class LastLayer(Declaration):
         weights: WeightGaussian,
         hyper: dict[str, Tensor],
         generator: torch.Generator | None = None,
-    ) -> Tensor:
+    ) -> Float[Tensor, ""]:
         """``E_q[log p(W, b | hyper)]`` in nats for Gaussian weights q ``[K, P]``, given the hyper-parameters.
 
         In closed form, or at one draw of the weights where the prior knows none.
@@ -161,11 +162,11 @@ class LastLayer(Declaration):
         constant = math.log(self.bias_scale) + 0.5 * math.log(2 * math.pi)
         return total - 0.5 * second_moment.sum() / self.bias_scale**2 - constant * len(loc)
 
-    def bias_center(self, like: Tensor) -> Tensor:
+    def bias_center(self, like: Float[Tensor, "*S K"]) -> Float[Tensor, "*S K"]:
         """Centre of the bias, in the shape ``[..., K]``, dtype and device of a tensor."""
         return torch.zeros_like(like) if self.bias_loc is None else self.bias_loc.to(like).expand_as(like)
 
-    def center(self, like: Tensor) -> Tensor:
+    def center(self, like: Float[Tensor, "K P"]) -> Float[Tensor, "K P"]:
         """Centre of weight and bias ``[K, P]``, in the shape, dtype and device of a tensor; 0 where none is given."""
         num_features = like.shape[1] - int(self.bias)
         loc = getattr(self.prior, "loc", None)

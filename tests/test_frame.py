@@ -30,9 +30,9 @@ def test_the_design_matrix(bias: bool, turned: bool) -> None:
     assert torch.allclose(design[:, :4], expected, atol=1e-5)
     assert bool((design[:, 4:] == 1).all())
     assert torch.equal(features, kept)
-    passing = frame.design(features.double(), passing=True)
+    passing = frame.design(features.double(), reuse_memory=True)
     assert torch.allclose(passing, design, atol=1e-6)
-    assert frame.design(features[:3], passing=True).data_ptr() == passing.data_ptr()
+    assert frame.design(features[:3], reuse_memory=True).data_ptr() == passing.data_ptr()
     # small parts, and rows through which gradients go, come out the same
     assert torch.allclose(frame.design(features[7:9]), design[7:9], atol=1e-6)
     moving = features[:9].clone().requires_grad_()

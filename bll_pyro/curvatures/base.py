@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import ClassVar
 
+from jaxtyping import Float
 from torch import Tensor
 
 from bll_pyro.declaration import Declaration
@@ -22,14 +23,14 @@ Sums = tuple[Tensor, ...]
 class Precision(ABC):
     """Precision of the weights at the mode, ready to be used."""
 
-    log_det: Tensor  # of the precision, differentiable in what it was made of
+    log_det: Float[Tensor, ""]  # of the precision, differentiable in what it was made of
 
     @abstractmethod
-    def gaussian(self, loc: Tensor) -> WeightGaussian:
+    def gaussian(self, loc: Float[Tensor, "K P"]) -> WeightGaussian:
         """The Gaussian with this precision and mean ``loc [K, P]``, in float64."""
 
     @abstractmethod
-    def solve(self, vectors: Tensor) -> Tensor:
+    def solve(self, vectors: Float[Tensor, "K P"]) -> Float[Tensor, "K P"]:
         """``P^-1 v`` for ``v [K, P]``, without a graph."""
 
 
@@ -54,7 +55,7 @@ class Curvature(Declaration):
         """The sums over no rows, in float64; ``independent``: no row's information ties two outputs."""
 
     @abstractmethod
-    def add(self, sums: Sums, design: Tensor, information: Information) -> None:
+    def add(self, sums: Sums, design: Float[Tensor, "B P"], information: Information) -> None:
         """Add rows ``design [B, P]`` to the sums, in place."""
 
     def finished(self, sums: Sums) -> Sums:
@@ -62,15 +63,17 @@ class Curvature(Declaration):
         return sums
 
     @abstractmethod
-    def precision(self, sums: Sums, prior: Tensor) -> Precision:
+    def precision(self, sums: Sums, prior: Float[Tensor, "K P ..."]) -> Precision:
         """Add the prior's precision: ``[K, P]``, ``[K, P, P]`` or ``[K, P, K, P]``; differentiable in both."""
 
     @abstractmethod
-    def times(self, sums: Sums, vectors: Tensor) -> Tensor:
+    def times(self, sums: Sums, vectors: Float[Tensor, "K P"]) -> Float[Tensor, "K P"]:
         """What the rows add to the precision, times ``vectors [K, P]``."""
 
     @abstractmethod
-    def contract(self, slopes: Sums, design: Tensor, information: Information) -> Tensor:
+    def contract(
+        self, slopes: Sums, design: Float[Tensor, "B P"], information: Information
+    ) -> Float[Tensor, ""]:
         """Inner product of ``slopes`` with what these rows add to the sums; differentiable in the information."""
 
     def takes(self, num_axes: int) -> bool:

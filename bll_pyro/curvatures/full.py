@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from bll_pyro import gaussian
@@ -16,33 +17,33 @@ from bll_pyro.gaussian.precision import times
 class BlockPrecision(Precision):
     """A matrix for each output, ``values [K, P, P]``."""
 
-    def __init__(self, values: Tensor) -> None:
+    def __init__(self, values: Float[Tensor, "K P P"]) -> None:
         self.values, self.tril = values, torch.linalg.cholesky(values)
         self.log_det = 2 * self.tril.diagonal(dim1=-2, dim2=-1).log().sum()
 
-    def gaussian(self, loc: Tensor) -> gaussian.BlockDiagonal:
+    def gaussian(self, loc: Float[Tensor, "K P"]) -> gaussian.BlockDiagonal:
         covariance = torch.cholesky_inverse(self.tril.detach())
         return gaussian.BlockDiagonal(loc, torch.linalg.cholesky(covariance))
 
-    def solve(self, vectors: Tensor) -> Tensor:
+    def solve(self, vectors: Float[Tensor, "K P"]) -> Float[Tensor, "K P"]:
         return torch.cholesky_solve(vectors[..., None], self.tril.detach()).squeeze(-1)
 
 
 class JointPrecision(Precision):
     """One matrix for all weights, ``values [K, P, K, P]``."""
 
-    def __init__(self, values: Tensor) -> None:
+    def __init__(self, values: Float[Tensor, "K P K P"]) -> None:
         size = values.shape[0] * values.shape[1]
         self.tril = torch.linalg.cholesky(values.reshape(size, size))
         self.log_det = 2 * self.tril.diagonal().log().sum()
 
-    def gaussian(self, loc: Tensor) -> gaussian.Dense:
+    def gaussian(self, loc: Float[Tensor, "K P"]) -> gaussian.Dense:
         tril = self.tril.detach()
         eye = torch.eye(len(tril), dtype=tril.dtype, device=tril.device)
         root = torch.linalg.solve_triangular(tril, eye, upper=False).mT
         return gaussian.Dense(loc, root.reshape(*loc.shape, -1), -tril.diagonal().log().sum())
 
-    def solve(self, vectors: Tensor) -> Tensor:
+    def solve(self, vectors: Float[Tensor, "K P"]) -> Float[Tensor, "K P"]:
         return torch.cholesky_solve(vectors.reshape(-1, 1), self.tril.detach()).view_as(vectors)
 
 
@@ -58,7 +59,7 @@ class Full(Curvature):
         middle = () if independent else (num_outputs,)
         return (like.new_zeros(num_outputs, num_columns, *middle, num_columns, dtype=torch.float64),)
 
-    def add(self, sums: Sums, design: Tensor, information: Information) -> None:
+    def add(self, sums: Sums, design: Float[Tensor, "B P"], information: Information) -> None:
         (total,) = sums
         num_outputs = len(total)
         for row in range(num_outputs):
@@ -71,16 +72,18 @@ class Full(Curvature):
                 if column < row:
                     total[column, :, row].add_(part)
 
-    def precision(self, sums: Sums, prior: Tensor) -> BlockPrecision | JointPrecision:
+    def precision(self, sums: Sums, prior: Float[Tensor, "K P ..."]) -> BlockPrecision | JointPrecision:
         (total,) = sums
         if total.dim() == 3 and prior.dim() < 4:
             return BlockPrecision(total + (torch.diag_embed(prior) if prior.dim() == 2 else prior))
         return JointPrecision(as_matrix(total) + as_matrix(prior))
 
-    def times(self, sums: Sums, vectors: Tensor) -> Tensor:
+    def times(self, sums: Sums, vectors: Float[Tensor, "K P"]) -> Float[Tensor, "K P"]:
         return times(sums[0], vectors)
 
-    def contract(self, slopes: Sums, design: Tensor, information: Information) -> Tensor:
+    def contract(
+        self, slopes: Sums, design: Float[Tensor, "B P"], information: Information
+    ) -> Float[Tensor, ""]:
         (slope,) = slopes
         result = design.new_zeros(())
         for row in range(len(slope)):
@@ -95,7 +98,7 @@ class Full(Curvature):
         return result
 
 
-def as_matrix(matrix: Tensor) -> Tensor:
+def as_matrix(matrix: Float[Tensor, "K P ..."]) -> Float[Tensor, "K P K P"]:
     """A precision in any form as one matrix ``[K, P, K, P]``."""
     num_outputs, num_columns = matrix.shape[:2]
     if matrix.dim() == 4:
@@ -105,6 +108,6 @@ def as_matrix(matrix: Tensor) -> Tensor:
     return torch.block_diag(*matrix).view(num_outputs, num_columns, num_outputs, num_columns)
 
 
-def row_quadratic(design: Tensor, matrix: Tensor) -> Tensor:
+def row_quadratic(design: Float[Tensor, "B P"], matrix: Float[Tensor, "P P"]) -> Float[Tensor, " B"]:
     """``h_n' M h_n`` of each row, ``[N]``."""
     return ((design @ matrix) * design).sum(-1)

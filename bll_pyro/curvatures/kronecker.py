@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from bll_pyro import gaussian
@@ -22,7 +23,13 @@ class ScaledEigenvalues(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, matrix: Tensor, log_row: Tensor, values: Tensor, vectors: Tensor) -> Tensor:
+    def forward(
+        ctx: Any,
+        matrix: Float[Tensor, "K K"],
+        log_row: Float[Tensor, "K 1"],
+        values: Float[Tensor, " K"],
+        vectors: Float[Tensor, "K K"],
+    ) -> Float[Tensor, " K"]:
         """The values as they are known."""
         ctx.save_for_backward(values, vectors)
         return values.clone()
@@ -45,7 +52,11 @@ class KroneckerPrecision(Precision):
     """
 
     def __init__(
-        self, rows: Tensor, columns: Tensor, prior: Tensor, spectrum: tuple[Tensor, Tensor] | None = None
+        self,
+        rows: Float[Tensor, "K K"],
+        columns: Float[Tensor, "P P"],
+        prior: Float[Tensor, "K P"],
+        spectrum: tuple[Float[Tensor, " K"], Float[Tensor, "K K"]] | None = None,
     ) -> None:
         num_outputs, num_columns = prior.shape
         log_scale = -0.5 * prior.log()
@@ -68,10 +79,10 @@ class KroneckerPrecision(Precision):
         self.row_basis = row_scale.detach() * row_vectors
         self.column_basis = column_scale.detach().mT * column_vectors
 
-    def gaussian(self, loc: Tensor) -> gaussian.Kronecker:
+    def gaussian(self, loc: Float[Tensor, "K P"]) -> gaussian.Kronecker:
         return gaussian.Kronecker(loc, self.values.detach().rsqrt(), self.row_basis, self.column_basis)
 
-    def solve(self, vectors: Tensor) -> Tensor:
+    def solve(self, vectors: Float[Tensor, "K P"]) -> Float[Tensor, "K P"]:
         inside = (self.row_basis.mT @ vectors @ self.column_basis) / self.values.detach()
         return self.row_basis @ inside @ self.column_basis.mT
 
@@ -99,7 +110,7 @@ class Kronecker(Curvature):
         shapes: list[tuple[int, ...]] = [(num_outputs, num_outputs), (num_columns, num_columns), ()]
         return tuple(like.new_zeros(shape, dtype=torch.float64) for shape in shapes)
 
-    def add(self, sums: Sums, design: Tensor, information: Information) -> None:
+    def add(self, sums: Sums, design: Float[Tensor, "B P"], information: Information) -> None:
         lengths, traces = design.square().sum(-1), information.trace()
         rows = design.double()  # small eigenvalues beside large ones would be rounding
         sums[0].add_(information.sum(lengths))
@@ -110,23 +121,25 @@ class Kronecker(Curvature):
         """With the eigenvectors of the factor over the outputs, which are the same whatever the scale of the prior."""
         return *sums, *torch.linalg.eigh(sums[0])
 
-    def precision(self, sums: Sums, prior: Tensor) -> KroneckerPrecision:
+    def precision(self, sums: Sums, prior: Float[Tensor, "K P ..."]) -> KroneckerPrecision:
         rows, columns, total, *spectrum = sums
         columns = columns / total.clamp_min(torch.finfo(total.dtype).tiny)
         spectral = (spectrum[0].detach(), spectrum[1].detach()) if spectrum else None
         return KroneckerPrecision(rows, columns, prior, spectral)
 
-    def times(self, sums: Sums, vectors: Tensor) -> Tensor:
+    def times(self, sums: Sums, vectors: Float[Tensor, "K P"]) -> Float[Tensor, "K P"]:
         rows, columns, total, *_ = sums
         return rows @ vectors @ columns / total.clamp_min(torch.finfo(total.dtype).tiny)
 
-    def contract(self, slopes: Sums, design: Tensor, information: Information) -> Tensor:
+    def contract(
+        self, slopes: Sums, design: Float[Tensor, "B P"], information: Information
+    ) -> Float[Tensor, ""]:
         lengths = design.square().sum(-1)
         of_trace = ((design @ slopes[1]) * design).sum(-1) + slopes[2] * lengths
         return information.inner(slopes[0]) @ lengths + information.trace() @ of_trace
 
 
-def known(values: Tensor) -> Tensor:
+def known(values: Float[Tensor, " K"]) -> Float[Tensor, " K"]:
     """Eigenvalues without those that are rounding: a softmax knows nothing of all outputs moved alike."""
     floor = 4 * torch.finfo(torch.float32).eps * values.detach().amax()
     return torch.where(values > floor, values, 0.0)

@@ -14,6 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from bll_pyro import tensorfile
@@ -98,7 +99,7 @@ class Features:
         return cls(shards, path=path, key=manifest["key"], hashes=hashes)
 
     @cached_property
-    def targets(self) -> Tensor | None:
+    def targets(self) -> Shaped[Tensor, "N *T"] | None:
         """All targets ``[N]`` or ``[N, T]``, or None."""
         return None if self._targets is None else self._targets.all()
 
@@ -116,7 +117,7 @@ class Features:
     def __len__(self) -> int:
         return self.num_rows
 
-    def __getitem__(self, index: Index) -> Tensor:
+    def __getitem__(self, index: Index) -> Float[Tensor, "... D"]:
         return self._features[index]
 
     def __repr__(self) -> str:
@@ -130,7 +131,7 @@ class Features:
             rows = slice(start, start + batch_size)
             yield self._features[rows], None if self._targets is None else self._targets[rows]
 
-    def tensor(self) -> Tensor:
+    def tensor(self) -> Float[Tensor, "N D"]:
         """Return all rows ``[N, D]``: memory-mapped and uncopied from one shard, joined in memory from several."""
         return self._features.all()
 

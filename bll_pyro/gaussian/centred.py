@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from bll_pyro.gaussian.outputs import OutputGaussian
@@ -28,11 +29,11 @@ class CentredDiagonal(WeightGaussian):
         Centre of the features, ``[P - 1]``.
     """
 
-    scale: Tensor
-    direction: Tensor
-    shift: Tensor
+    scale: Float[Tensor, "K P"]
+    direction: Float[Tensor, "K P"]
+    shift: Float[Tensor, " P-1"]
 
-    def outputs(self, design: Tensor) -> OutputGaussian:
+    def outputs(self, design: Float[Tensor, "N P"]) -> OutputGaussian:
         centred = torch.cat([design[:, :-1] - design[:, -1:] * self.shift, design[:, -1:]], -1)
         spread = centred.square() @ self.scale.square().mT
         known = (centred @ (self.scale * self.direction).mT).square() / (1 + self._length)
@@ -40,13 +41,13 @@ class CentredDiagonal(WeightGaussian):
         # loc is of (w, b), which takes the rows as they are
         return OutputGaussian(design @ self.loc.mT, variance.sqrt())
 
-    def marginal_scale(self) -> Tensor:
+    def marginal_scale(self) -> Float[Tensor, "K P"]:
         eye = torch.eye(self.loc.shape[1], dtype=self.loc.dtype, device=self.loc.device)
         scale = self.outputs(eye).scale
         assert scale is not None
         return scale.mT.contiguous()
 
-    def rsample(self, num_draws: int, generator: torch.Generator | None = None) -> Tensor:
+    def rsample(self, num_draws: int, generator: torch.Generator | None = None) -> Float[Tensor, "S K P"]:
         noise = standard_normals((num_draws, *self.loc.shape), self.loc, generator)
         along = (noise * self.direction).sum(-1, keepdim=True)
         root = (1 + self._length[:, None]).sqrt()
@@ -55,10 +56,10 @@ class CentredDiagonal(WeightGaussian):
         bias = moved[..., -1:] - (moved[..., :-1] * self.shift).sum(-1, keepdim=True)
         return self.loc + torch.cat([moved[..., :-1], bias], -1)
 
-    def log_prob(self, values: Tensor) -> Tensor:
+    def log_prob(self, values: Float[Tensor, "S K P"]) -> Float[Tensor, " S"]:
         return self.log_prob_by_output(values).sum(-1)
 
-    def log_prob_by_output(self, values: Tensor) -> Tensor:
+    def log_prob_by_output(self, values: Float[Tensor, "S K P"]) -> Float[Tensor, "S K"]:
         """Log density ``[S, K]`` of each output's weights in ``values [S, K, P]``, in nats."""
         moved = values - self.loc
         beta = moved[..., -1:] + (moved[..., :-1] * self.shift).sum(-1, keepdim=True)
@@ -66,12 +67,12 @@ class CentredDiagonal(WeightGaussian):
         square = whitened.square().sum(-1) + (whitened * self.direction).sum(-1).square()
         return -0.5 * (square + self._log_det() + self.loc.shape[1] * LOG_TWO_PI)
 
-    def entropy(self) -> Tensor:
+    def entropy(self) -> Float[Tensor, ""]:
         return self._normal_entropy(0.5 * self._log_det().sum())
 
     @property
-    def _length(self) -> Tensor:
+    def _length(self) -> Float[Tensor, " K"]:
         return self.direction.square().sum(-1)
 
-    def _log_det(self) -> Tensor:
+    def _log_det(self) -> Float[Tensor, " K"]:
         return 2 * self.scale.log().sum(-1) - self._length.log1p()

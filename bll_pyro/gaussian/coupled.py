@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from bll_pyro.gaussian.outputs import OutputGaussian, Outputs
@@ -28,24 +29,24 @@ class OutputCoupled(Outputs):
     """
 
     given: OutputGaussian
-    shift: Tensor
+    shift: Float[Tensor, "N K U"]
 
     @property
-    def mean(self) -> Tensor:
+    def mean(self) -> Float[Tensor, "N K"]:
         """Mean ``[N, K]``."""
         return self.given.mean
 
     @property
-    def variance(self) -> Tensor:
+    def variance(self) -> Float[Tensor, "N K"]:
         """Marginal variance ``[N, K]``."""
         return self.given.variance + self.shift.square().sum(-1)
 
-    def draws(self, num_points: int, seed: int = 0) -> Tensor:
+    def draws(self, num_points: int, seed: int = 0) -> Float[Tensor, "S N K"]:
         """Quasi-random draws ``[S, N, K]``, in the order of the draws of the noise."""
         points = noise_points(num_points, self.shift.shape[-1], self.num_outputs, seed).to(self.shift)
         return self.moved(self.given.draws(num_points, seed), points)
 
-    def moved(self, draws: Tensor, points: Tensor) -> Tensor:
+    def moved(self, draws: Float[Tensor, "S N K"], points: Float[Tensor, "S U"]) -> Float[Tensor, "S N K"]:
         """Draws of ``g [S, N, K]`` moved along with the noise at ``points [S, U]``."""
         return draws + torch.einsum("nku,su->snk", self.shift, points)
 
@@ -60,7 +61,7 @@ class OutputCoupled(Outputs):
         return cls(given, torch.cat([part.shift for part in parts]))
 
 
-def noise_points(num_points: int, num_noise: int, num_outputs: int, seed: int = 0) -> Tensor:
+def noise_points(num_points: int, num_noise: int, num_outputs: int, seed: int = 0) -> Float[Tensor, "S U"]:
     """Standard normals ``[S, U]`` of the noise, in other dimensions than those of the outputs."""
     skip = 2 * num_outputs  # outputs take up to K independent normals and K common ones
     return normal_points(num_points, num_noise, seed, skip)

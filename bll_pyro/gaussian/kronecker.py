@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from bll_pyro.gaussian.outputs import OutputGaussian
@@ -26,31 +27,31 @@ class Kronecker(WeightGaussian):
         U ``[K, K]`` over the outputs and V ``[P, P]`` over the columns; they need not be orthogonal.
     """
 
-    scale: Tensor
-    row_basis: Tensor
-    column_basis: Tensor
+    scale: Float[Tensor, "K P"]
+    row_basis: Float[Tensor, "K K"]
+    column_basis: Float[Tensor, "P P"]
 
-    def outputs(self, design: Tensor) -> OutputGaussian:
+    def outputs(self, design: Float[Tensor, "N P"]) -> OutputGaussian:
         variance = (design @ self.column_basis).square() @ self.scale.square().mT
         scale = variance.clamp_min(torch.finfo(variance.dtype).tiny).sqrt()
         return OutputGaussian(design @ self.loc.mT, scale, mixing=self.row_basis)
 
-    def marginal_scale(self) -> Tensor:
+    def marginal_scale(self) -> Float[Tensor, "K P"]:
         return (self.row_basis.square() @ self.scale.square() @ self.column_basis.square().mT).sqrt()
 
-    def rsample(self, num_draws: int, generator: torch.Generator | None = None) -> Tensor:
+    def rsample(self, num_draws: int, generator: torch.Generator | None = None) -> Float[Tensor, "S K P"]:
         noise = self.scale * standard_normals((num_draws, *self.loc.shape), self.loc, generator)
         return self.loc + self.row_basis @ noise @ self.column_basis.mT
 
-    def log_prob(self, values: Tensor) -> Tensor:
+    def log_prob(self, values: Float[Tensor, "S K P"]) -> Float[Tensor, " S"]:
         inside = torch.linalg.solve(self.row_basis, values - self.loc)
         inside = torch.linalg.solve(self.column_basis, inside.mT).mT
         return self._normal_log_prob(inside / self.scale, self._log_det_scale())
 
-    def entropy(self) -> Tensor:
+    def entropy(self) -> Float[Tensor, ""]:
         return self._normal_entropy(self._log_det_scale())
 
-    def _log_det_scale(self) -> Tensor:
+    def _log_det_scale(self) -> Float[Tensor, ""]:
         num_outputs, num_columns = self.loc.shape
         rows, columns = (
             torch.linalg.slogdet(basis).logabsdet for basis in (self.row_basis, self.column_basis)

@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
@@ -38,24 +39,24 @@ class LatentDistribution(TorchDistribution):
         super().__init__(torch.Size(batch_shape), torch.Size((size,)), validate_args=False)
 
     @property
-    def mean(self) -> Tensor:
+    def mean(self) -> Float[Tensor, "*S L"]:
         """Mean, expanded to the batch."""
         vector = flatten(self.latents.globals_loc, self.latents.weights.loc, self.num_features)
         return vector.expand(self.batch_shape + self.event_shape)
 
     @property
-    def variance(self) -> Tensor:
+    def variance(self) -> Float[Tensor, "*S L"]:
         """Marginal variances, expanded to the batch."""
         scale = flatten(self.latents.globals_scale(), self.latents.marginal_scale(), self.num_features)
         return scale.square().expand(self.batch_shape + self.event_shape)
 
-    def rsample(self, sample_shape: Any = ()) -> Tensor:
+    def rsample(self, sample_shape: Any = ()) -> Float[Tensor, "*S L"]:
         """Draw vectors, differentiable in the Gaussian's parts."""
         shape = torch.Size(sample_shape) + self.batch_shape
         u, weights = self.latents.rsample(math.prod(shape))
         return flatten(u, weights, self.num_features).view(shape + self.event_shape)
 
-    def log_prob(self, value: Tensor) -> Tensor:
+    def log_prob(self, value: Float[Tensor, "*#S L"]) -> Float[Tensor, " *#S"]:
         """Log density of vectors, nats."""
         num_outputs = self.latents.weights.loc.shape[0]
         flat = value.reshape(-1, value.shape[-1])
@@ -68,13 +69,17 @@ class LatentDistribution(TorchDistribution):
         return LatentDistribution(self.latents, self.num_features, tuple(batch_shape))
 
 
-def flatten(u: Tensor, weights: Tensor, num_features: int) -> Tensor:
+def flatten(
+    u: Float[Tensor, "*S U"], weights: Float[Tensor, "*S K P"], num_features: int
+) -> Float[Tensor, "*S U+K*P"]:
     """Put ``u [..., U]`` and weights ``[..., K, P]`` into the order of Pyro's latent vector: u, weight, bias."""
     weight, bias = weights[..., :num_features].flatten(-2), weights[..., num_features:].flatten(-2)
     return torch.cat([u, weight, bias], -1)
 
 
-def unflatten(vector: Tensor, num_globals: int, num_outputs: int, num_features: int) -> tuple[Tensor, Tensor]:
+def unflatten(
+    vector: Float[Tensor, "*S L"], num_globals: int, num_outputs: int, num_features: int
+) -> tuple[Float[Tensor, "*S U"], Float[Tensor, "*S K P"]]:
     """Inverse of :func:`flatten`."""
     num_weights = num_outputs * num_features
     u, weight, bias = vector.split(

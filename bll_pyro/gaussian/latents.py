@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from bll_pyro.gaussian.weights import LOG_TWO_PI, Dense, WeightGaussian, standard_normals
@@ -25,16 +26,16 @@ class LatentGaussian:
     """
 
     weights: WeightGaussian
-    globals_loc: Tensor
-    globals_factor: Tensor
-    coupling: Tensor | None = None
+    globals_loc: Float[Tensor, " U"]
+    globals_factor: Float[Tensor, " U"] | Float[Tensor, "U U"]
+    coupling: Float[Tensor, "K P U"] | None = None
 
     @property
     def num_globals(self) -> int:
         """Length U of the global vector."""
         return len(self.globals_loc)
 
-    def given(self, noise: Tensor) -> tuple[Tensor, WeightGaussian]:
+    def given(self, noise: Float[Tensor, " U"]) -> tuple[Tensor, WeightGaussian]:
         """Return u ``[U]`` at standard normals ``noise [U]``, and the Gaussian of the weights given it."""
         u = self.globals_loc + self._scale(noise)
         if self.coupling is None:
@@ -67,19 +68,21 @@ class LatentGaussian:
             None if coupling is None or num == 0 else coupling[..., :num],
         )
 
-    def marginal_scale(self) -> Tensor:
+    def marginal_scale(self) -> Float[Tensor, "K P"]:
         """Standard deviation of each weight with u integrated out, ``[K, P]``."""
         scale = self.weights.marginal_scale()
         if self.coupling is None:
             return scale
         return (scale.square() + self.coupling.square().sum(-1)).sqrt()
 
-    def globals_scale(self) -> Tensor:
+    def globals_scale(self) -> Float[Tensor, " U"]:
         """Standard deviation of each global number, ``[U]``."""
         factor = self.globals_factor
         return factor if factor.dim() == 1 else factor.square().sum(-1).sqrt()
 
-    def rsample(self, num_draws: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+    def rsample(
+        self, num_draws: int, generator: torch.Generator | None = None
+    ) -> tuple[Float[Tensor, "S U"], Float[Tensor, "S K P"]]:
         """Draw ``u [S, U]`` and weights ``[S, K, P]``."""
         noise = standard_normals((num_draws, self.num_globals), self.globals_loc, generator)
         weights = self.weights.rsample(num_draws, generator)
@@ -87,7 +90,7 @@ class LatentGaussian:
             weights = weights + torch.einsum("kpu,su->skp", self.coupling, noise)
         return self.globals_loc + self._scale(noise), weights
 
-    def log_prob(self, u: Tensor, weights: Tensor) -> Tensor:
+    def log_prob(self, u: Float[Tensor, "S U"], weights: Float[Tensor, "S K P"]) -> Float[Tensor, " S"]:
         """Log density ``[S]`` of ``u [S, U]`` and weights ``[S, K, P]``."""
         shifted = u - self.globals_loc
         if self.globals_factor.dim() == 1:
@@ -99,7 +102,7 @@ class LatentGaussian:
         log_globals = -0.5 * noise.square().sum(-1) - self._log_det() - 0.5 * self.num_globals * LOG_TWO_PI
         return log_globals + self.weights.log_prob(weights)
 
-    def entropy(self) -> Tensor:
+    def entropy(self) -> Float[Tensor, ""]:
         """Differential entropy in nats."""
         return self.weights.entropy() + self._log_det() + 0.5 * self.num_globals * (1 + LOG_TWO_PI)
 
@@ -109,11 +112,11 @@ class LatentGaussian:
         loc, factor = self.globals_loc.detach().clone(), self.globals_factor.detach().clone()
         return LatentGaussian(self.weights.detach(), loc, factor, coupling)
 
-    def _scale(self, noise: Tensor) -> Tensor:
+    def _scale(self, noise: Float[Tensor, "*S U"]) -> Float[Tensor, "*S U"]:
         return (
             self.globals_factor * noise if self.globals_factor.dim() == 1 else noise @ self.globals_factor.mT
         )
 
-    def _log_det(self) -> Tensor:
+    def _log_det(self) -> Float[Tensor, ""]:
         factor = self.globals_factor
         return (factor if factor.dim() == 1 else factor.diagonal()).log().sum()

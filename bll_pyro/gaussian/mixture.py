@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from bll_pyro.gaussian.outputs import Outputs
@@ -27,26 +28,26 @@ class OutputMixture(Outputs):
         Noise scale of each component, ``[M, K]``.
     """
 
-    weights: Tensor
-    loc: Tensor
-    scale: Tensor
-    noise: Tensor
+    weights: Float[Tensor, "M K"]
+    loc: Float[Tensor, "M N K"]
+    scale: Float[Tensor, "M N K"]
+    noise: Float[Tensor, "M K"]
 
     @property
-    def mean(self) -> Tensor:
+    def mean(self) -> Float[Tensor, "N K"]:
         """Mean ``[N, K]``."""
         return self.average(self.loc)
 
     @property
-    def variance(self) -> Tensor:
+    def variance(self) -> Float[Tensor, "N K"]:
         """Marginal variance ``[N, K]``: mean of the variances and variance of the means."""
         return self.average(self.scale.square() + (self.loc - self.mean).square())
 
-    def average(self, values: Tensor) -> Tensor:
+    def average(self, values: Float[Tensor, "M *S N K"]) -> Float[Tensor, "*S N K"]:
         """Mean ``[..., N, K]`` over the components of ``values [M, ..., N, K]``."""
         return torch.einsum("mk,m...k->...k", self.weights, values)
 
-    def draws(self, num_points: int, seed: int = 0) -> Tensor:
+    def draws(self, num_points: int, seed: int = 0) -> Float[Tensor, "S N K"]:
         """Quasi-random draws ``[S, N, K]``: a component, then a normal; the same points serve every row."""
         num_outputs = self.loc.shape[-1]
         points = normal_points(num_points, 2 * num_outputs, seed).to(self.loc)

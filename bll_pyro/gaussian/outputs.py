@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from bll_pyro.gaussian.points import normal_points
@@ -21,23 +22,25 @@ class Outputs(ABC):
 
     @property
     @abstractmethod
-    def mean(self) -> Tensor:
+    def mean(self) -> Float[Tensor, "N K"]:
         """Mean ``[N, K]``."""
 
     @property
     @abstractmethod
-    def variance(self) -> Tensor:
+    def variance(self) -> Float[Tensor, "N K"]:
         """Marginal variance ``[N, K]``."""
 
     @abstractmethod
-    def draws(self, num_points: int, seed: int = 0) -> Tensor:
+    def draws(self, num_points: int, seed: int = 0) -> Float[Tensor, "S N K"]:
         """Equally weighted draws ``[S, N, K]``: quasi-random for a Gaussian, the draws themselves otherwise."""
 
-    def draws_by_output(self, num_points: int, seed: int = 0) -> Tensor:
+    def draws_by_output(self, num_points: int, seed: int = 0) -> Float[Tensor, "K S N"]:
         """The same draws as ``[K, S, N]``, in memory of their own that may be overwritten."""
         return self.draws(num_points, seed).permute(2, 0, 1).clone(memory_format=torch.contiguous_format)
 
-    def independent(self, num_points: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor] | None:
+    def independent(
+        self, num_points: int, seed: int = 0
+    ) -> tuple[Float[Tensor, "K N"], Float[Tensor, "K N"], Float[Tensor, "K S"]] | None:
         """Parts ``loc [K, N], scale [K, N], points [K, S]`` of draws ``loc + scale * points``; None without such a form."""
         return None
 
@@ -45,7 +48,7 @@ class Outputs(ABC):
     def rows(self, index: slice) -> Outputs:
         """Restrict to some rows."""
 
-    def shifted(self, shift: Tensor) -> Outputs:
+    def shifted(self, shift: Float[Tensor, "N K"]) -> Outputs:
         """The outputs plus numbers ``[N, K]``."""
         raise NotImplementedError(f"{type(self).__name__} cannot be shifted")
 
@@ -78,18 +81,18 @@ class OutputGaussian(Outputs):
     ========== ========================== =======================================================
     """
 
-    loc: Tensor
-    scale: Tensor | None = None
-    mixing: Tensor | None = None
-    factor: Tensor | None = None
+    loc: Float[Tensor, "N K"]
+    scale: Float[Tensor, "N #K"] | None = None
+    mixing: Float[Tensor, "K K"] | None = None
+    factor: Float[Tensor, "N K R"] | None = None
 
     @property
-    def mean(self) -> Tensor:
+    def mean(self) -> Float[Tensor, "N K"]:
         """Mean ``[N, K]``."""
         return self.loc
 
     @property
-    def variance(self) -> Tensor:
+    def variance(self) -> Float[Tensor, "N K"]:
         """Marginal variance ``[N, K]``."""
         total = torch.zeros_like(self.loc)
         if self.scale is not None:
@@ -100,7 +103,7 @@ class OutputGaussian(Outputs):
         return total
 
     @property
-    def covariance(self) -> Tensor:
+    def covariance(self) -> Float[Tensor, "N K K"]:
         """Covariance ``[N, K, K]`` of each row. Built on demand: K^2 numbers a row."""
         num_rows, num_outputs = self.loc.shape
         total = self.loc.new_zeros(num_rows, num_outputs, num_outputs)
@@ -125,7 +128,7 @@ class OutputGaussian(Outputs):
         independent = self.loc.shape[-1] if self.scale is not None else 0
         return independent + (self.factor.shape[-1] if self.factor is not None else 0)
 
-    def at(self, noise: Tensor) -> Tensor:
+    def at(self, noise: Float[Tensor, "*S #N R"]) -> Float[Tensor, "*S N K"]:
         """Return the outputs at given standard normals ``[..., N or 1, noise_dim]``: ``[..., N, K]``."""
         outputs = self.loc
         if self.scale is not None:
@@ -139,13 +142,13 @@ class OutputGaussian(Outputs):
             )
         return outputs.expand(*noise.shape[:-2], *self.loc.shape)
 
-    def rsample(self, generator: torch.Generator | None = None) -> Tensor:
+    def rsample(self, generator: torch.Generator | None = None) -> Float[Tensor, "N K"]:
         """Draw the outputs of all rows once, ``[N, K]``, with independent noise for each row; differentiable."""
         shape = (self.loc.shape[0], self.noise_dim)
         noise = torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device, generator=generator)
         return self.at(noise)
 
-    def mirrored(self, generator: torch.Generator | None = None) -> Tensor:
+    def mirrored(self, generator: torch.Generator | None = None) -> Float[Tensor, "_ K"]:
         """Draw the outputs of all rows once, then their mirror images at the mean: ``[2 N, K]``; a point ``[N, K]``.
 
         Odd functions of the noise cancel in the average of the two, so that of a smooth function has less variance.
@@ -155,7 +158,7 @@ class OutputGaussian(Outputs):
         outputs = self.rsample(generator)
         return torch.cat([outputs, 2 * self.loc - outputs])
 
-    def draws(self, num_points: int, seed: int = 0) -> Tensor:
+    def draws(self, num_points: int, seed: int = 0) -> Float[Tensor, "S N K"]:
         """Return quasi-random draws ``[S, N, K]``; the same points serve every row."""
         if self.noise_dim == 0:
             return self.loc[None]
@@ -163,7 +166,7 @@ class OutputGaussian(Outputs):
         points = normal_points(num_points, compact.noise_dim, seed).to(self.loc)
         return compact.at(points[:, None, :])
 
-    def draws_by_output(self, num_points: int, seed: int = 0) -> Tensor:
+    def draws_by_output(self, num_points: int, seed: int = 0) -> Float[Tensor, "K S N"]:
         """Independent outputs are made in this order at once."""
         parts = self.independent(num_points, seed)
         if parts is None:
@@ -171,7 +174,9 @@ class OutputGaussian(Outputs):
         loc, scale, points = parts
         return torch.addcmul(loc[:, None], scale[:, None], points[..., None])
 
-    def independent(self, num_points: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor] | None:
+    def independent(
+        self, num_points: int, seed: int = 0
+    ) -> tuple[Float[Tensor, "K N"], Float[Tensor, "K N"], Float[Tensor, "K S"]] | None:
         """Outputs of diagonal weights have this form."""
         if self.scale is None or self.mixing is not None or self.factor is not None:
             return None
@@ -201,7 +206,7 @@ class OutputGaussian(Outputs):
             factor=None if self.factor is None else self.factor[index],
         )
 
-    def shifted(self, shift: Tensor) -> OutputGaussian:
+    def shifted(self, shift: Float[Tensor, "N K"]) -> OutputGaussian:
         """The outputs plus numbers ``[N, K]``."""
         return replace(self, loc=self.loc + shift)
 
@@ -220,19 +225,19 @@ class OutputGaussian(Outputs):
 class OutputDraws(Outputs):
     """Outputs given by equally weighted draws ``values [S, N, K]`` (NUTS, flows, any custom guide)."""
 
-    values: Tensor
+    values: Float[Tensor, "S N K"]
 
     @property
-    def mean(self) -> Tensor:
+    def mean(self) -> Float[Tensor, "N K"]:
         """Mean ``[N, K]``."""
         return self.values.mean(0)
 
     @property
-    def variance(self) -> Tensor:
+    def variance(self) -> Float[Tensor, "N K"]:
         """Marginal variance ``[N, K]``."""
         return self.values.var(0, correction=0)
 
-    def draws(self, num_points: int, seed: int = 0) -> Tensor:
+    def draws(self, num_points: int, seed: int = 0) -> Float[Tensor, "S N K"]:
         """Return all draws ``[S, N, K]``; there is nothing to choose."""
         return self.values
 
@@ -240,7 +245,7 @@ class OutputDraws(Outputs):
         """Restrict to some rows."""
         return OutputDraws(self.values[:, index])
 
-    def shifted(self, shift: Tensor) -> OutputDraws:
+    def shifted(self, shift: Float[Tensor, "N K"]) -> OutputDraws:
         """The outputs plus numbers ``[N, K]``."""
         return OutputDraws(self.values + shift)
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from functools import lru_cache
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from bll_pyro.scope import generator
@@ -14,7 +15,7 @@ MAX_SOBOL_DIM = torch.quasirandom.SobolEngine.MAXDIM
 
 
 @lru_cache(maxsize=32)
-def normal_points(num_points: int, dim: int, seed: int = 0, skip: int = 0) -> Tensor:
+def normal_points(num_points: int, dim: int, seed: int = 0, skip: int = 0) -> Float[Tensor, "S R"]:
     """Return ``[S, dim]`` scrambled Sobol points pushed through the normal quantile function (Owen 1998).
 
     An average over them has an error near 1/S for smooth integrands, where random draws have 1/sqrt(S). Powers of
@@ -39,7 +40,7 @@ def normal_points(num_points: int, dim: int, seed: int = 0, skip: int = 0) -> Te
     return torch.special.ndtri(uniform.clamp(tiny, 1 - tiny)).float()
 
 
-def halves(values: Tensor) -> tuple[Tensor, Tensor]:
+def halves(values: Float[Tensor, "S *N"]) -> tuple[Float[Tensor, " *N"], Float[Tensor, " *N"]]:
     """Mean over the points ``[S, ...]``, and an estimate of its error: half the distance of the means over two halves.
 
     For independent draws its mean square is the variance of the mean. Two halves of a Sobol set are such sets

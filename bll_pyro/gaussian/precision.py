@@ -12,6 +12,7 @@ joint                         ``[K, P, K, P]``           everything else
 from __future__ import annotations
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from bll_pyro.gaussian.centred import CentredDiagonal
@@ -54,7 +55,7 @@ def precision_dim(weights: WeightGaussian) -> int:
     return 2 if independent_weights(weights) else 3 if independent_outputs(weights) else 4
 
 
-def precision(weights: WeightGaussian) -> Tensor:
+def precision(weights: WeightGaussian) -> Float[Tensor, "K P ..."]:
     """Inverse covariance, in float64.
 
     The slope of a Gaussian's log density is linear: at ``loc + e_i`` it is minus column i of the precision, for every
@@ -82,19 +83,19 @@ def precision(weights: WeightGaussian) -> Tensor:
     return (joint + joint.permute(2, 3, 0, 1)) / 2
 
 
-def _columns(weights: WeightGaussian, steps: Tensor) -> Tensor:
+def _columns(weights: WeightGaussian, steps: Float[Tensor, "P K P"]) -> Float[Tensor, "P K P"]:
     with torch.enable_grad():
         point = (weights.loc + steps).detach().requires_grad_()
         (gradient,) = torch.autograd.grad(weights.log_prob(point).sum(), point)
     return -gradient
 
 
-def quadratic(matrix: Tensor, vectors: Tensor) -> Tensor:
+def quadratic(matrix: Float[Tensor, "K P ..."], vectors: Float[Tensor, "*S K P"]) -> Float[Tensor, " *S"]:
     """``v' M v`` for ``v [..., K, P]`` and a precision in any of the forms."""
     return (vectors * times(matrix, vectors)).sum((-2, -1))
 
 
-def times(matrix: Tensor, vectors: Tensor) -> Tensor:
+def times(matrix: Float[Tensor, "K P ..."], vectors: Float[Tensor, "*S K P"]) -> Float[Tensor, "*S K P"]:
     """``M v`` for ``v [..., K, P]`` and a precision in any of the forms."""
     if matrix.dim() == 2:
         return matrix * vectors
@@ -103,12 +104,14 @@ def times(matrix: Tensor, vectors: Tensor) -> Tensor:
     return torch.einsum("kplq,...lq->...kp", matrix, vectors)
 
 
-def expected_quadratic(matrix: Tensor, weights: WeightGaussian, center: Tensor) -> Tensor:
+def expected_quadratic(
+    matrix: Float[Tensor, "K P ..."], weights: WeightGaussian, center: Float[Tensor, "K P"]
+) -> Float[Tensor, ""]:
     """``E[(A - center)' M (A - center)]`` for A distributed as ``weights``, in closed form and differentiable in it."""
     return quadratic(matrix, weights.loc - center) + _trace(matrix, weights)
 
 
-def _trace(matrix: Tensor, weights: WeightGaussian) -> Tensor:
+def _trace(matrix: Float[Tensor, "K P ..."], weights: WeightGaussian) -> Float[Tensor, ""]:
     """``tr(M cov(A))``: only the parts of the covariance that M touches are looked at."""
     if matrix.dim() == 2:
         return (matrix * weights.marginal_scale().square()).sum()
@@ -135,7 +138,7 @@ def _trace(matrix: Tensor, weights: WeightGaussian) -> Tensor:
     )
 
 
-def diagonal(matrix: Tensor) -> Tensor:
+def diagonal(matrix: Float[Tensor, "K P ..."]) -> Float[Tensor, "K P"]:
     """Diagonal ``[K, P]`` of a precision in any of the forms."""
     if matrix.dim() == 2:
         return matrix
@@ -145,7 +148,7 @@ def diagonal(matrix: Tensor) -> Tensor:
     return matrix.reshape(num_outputs * num_columns, -1).diagonal().view(num_outputs, num_columns)
 
 
-def _blocks(matrix: Tensor) -> Tensor:
+def _blocks(matrix: Float[Tensor, "K P ..."]) -> Float[Tensor, "K P P"]:
     return matrix if matrix.dim() == 3 else torch.einsum("kpkq->kpq", matrix)
 
 
@@ -154,7 +157,7 @@ def weights_in_double(weights: WeightGaussian) -> WeightGaussian:
     return type(weights)(**{name: value.double() for name, value in weights.tensors.items()})
 
 
-def covariance_times(weights: WeightGaussian, vectors: Tensor) -> Tensor:
+def covariance_times(weights: WeightGaussian, vectors: Float[Tensor, "K P"]) -> Float[Tensor, "K P"]:
     """``cov(A) v`` for ``v [K, P]``: what one more unit of slope moves the mean by."""
     match weights:
         case Diagonal(mixing=None):

@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterable
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from bll_pyro.gaussian.points import halves
@@ -20,7 +21,9 @@ MAX_LOG_ODDS = 80.0  # whose exponential is still a float32
 BITS = math.log2(math.e)
 
 
-def log_mean_softmax(draws: Tensor, labels: Tensor, temperature: float = 1.0) -> Tensor:
+def log_mean_softmax(
+    draws: Float[Tensor, "K S N"], labels: Int[Tensor, " N"], temperature: float = 1.0
+) -> Float[Tensor, " N"]:
     """``log E[p_y]`` of each row ``[N]``, for draws of the outputs ``[K, S, N]``, which are overwritten, and labels ``[N]``.
 
     From the odds against the label: one exponential a number, no more.
@@ -37,7 +40,9 @@ def log_mean_softmax(draws: Tensor, labels: Tensor, temperature: float = 1.0) ->
     return result
 
 
-def softmax_moments(draws: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
+def softmax_moments(
+    draws: Float[Tensor, "K S N"], temperature: float = 1.0
+) -> tuple[Float[Tensor, "N K"], Float[Tensor, " N"], Float[Tensor, " N"]]:
     """Mean ``[N, K]`` of the softmax p, its mean entropy, and the error of the mean, both ``[N]``.
 
     For draws of the outputs ``[K, S, N]``, which are overwritten. ``H = log Z - sum_k p_k f_k`` for ``f`` less its maximum: one
@@ -54,8 +59,11 @@ def softmax_moments(draws: Tensor, temperature: float = 1.0) -> tuple[Tensor, Te
 
 
 def independent_softmax_moments(
-    loc: Tensor, scale: Tensor, points: Tensor, chunks: Iterable[slice]
-) -> tuple[Tensor, Tensor, Tensor]:
+    loc: Float[Tensor, "K N"],
+    scale: Float[Tensor, "K N"],
+    points: Float[Tensor, "K S"],
+    chunks: Iterable[slice],
+) -> tuple[Float[Tensor, "N K"], Float[Tensor, " N"], Float[Tensor, " N"]]:
     """Mean ``[N, K]`` of the softmax p of ``loc + scale * points``, its mean entropy, and the error of the mean, both ``[N]``.
 
     For S > 1 points e ``[K, S]`` that all rows share. The mean entropy is

@@ -6,11 +6,12 @@ import math
 from functools import lru_cache
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 
 @lru_cache(maxsize=16)
-def stratum_moments(num_strata: int) -> tuple[Tensor, Tensor]:
+def stratum_moments(num_strata: int) -> tuple[Float[Tensor, " J"], Float[Tensor, " J"]]:
     """Mean and mean square ``[J]`` of a standard normal within each of J intervals of equal probability."""
     cuts = torch.special.ndtri(torch.arange(1, num_strata, dtype=torch.float64) / num_strata)
     density = torch.exp(-0.5 * cuts.square()) / math.sqrt(2 * math.pi)
@@ -19,7 +20,9 @@ def stratum_moments(num_strata: int) -> tuple[Tensor, Tensor]:
     return -num_strata * ends.diff(), 1 - num_strata * weighted.diff()
 
 
-def stratified_square(loc: Tensor, scale: Tensor, num_strata: int = 8) -> Tensor:
+def stratified_square(
+    loc: Float[Tensor, " *#S"], scale: Float[Tensor, " *#S"], num_strata: int = 8
+) -> Float[Tensor, "J *#S"]:
     """``E[w^2 | stratum j]`` for ``w ~ Normal(loc, scale^2)``: ``[J, ...]`` for arguments ``[...]``.
 
     For a function g that is convex in the square, as the log density of a scale mixture of Normals is, Jensen's

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+from jaxtyping import Float
 from pyro.infer.autoguide import AutoContinuous
 from pyro.nn import PyroModule
 from torch import Tensor
@@ -28,30 +29,30 @@ class Start:
     ask for one; ``scale`` are then the standard deviations of each weight with all others held fixed.
     """
 
-    globals_loc: Tensor
-    loc: Tensor
-    scale: Tensor
+    globals_loc: Float[Tensor, " U"]
+    loc: Float[Tensor, "K P"]
+    scale: Float[Tensor, "K P"]
     num_features: int
-    tril: Tensor | None = None
+    tril: Float[Tensor, "K*P K*P"] | None = None
 
     @property
-    def latent_loc(self) -> Tensor:
+    def latent_loc(self) -> Float[Tensor, " L"]:
         """Means in the order of Pyro's latent vector: u, weight (row by row), bias."""
         return self.flatten(self.globals_loc, self.loc)
 
     @property
-    def latent_scale(self) -> Tensor:
+    def latent_scale(self) -> Float[Tensor, " L"]:
         """Standard deviations in the same order; global unknowns start at 0.1."""
         return self.flatten(torch.full_like(self.globals_loc, 0.1), self.scale)
 
     @property
-    def latent_tril(self) -> Tensor:
+    def latent_tril(self) -> Float[Tensor, "L L"]:
         """Cholesky factor of the covariance in the same order: diagonal where no other is known."""
         if self.tril is None:
             return torch.diag(self.latent_scale)
         return torch.block_diag(torch.diag(torch.full_like(self.globals_loc, 0.1)), self.tril)
 
-    def flatten(self, u: Tensor, weights: Tensor) -> Tensor:
+    def flatten(self, u: Float[Tensor, " U"], weights: Float[Tensor, "K P"]) -> Float[Tensor, " U+K*P"]:
         """Put u and weights ``[K, P]`` into the order of Pyro's latent vector."""
         return flatten(u, weights, self.num_features)
 
@@ -121,7 +122,7 @@ class GaussianGuide:
     def latents(self) -> LatentGaussian:
         """The Gaussian at the current parameters; differentiable in them."""
 
-    def matrix(self, vector: Tensor) -> tuple[Tensor, Tensor]:
+    def matrix(self, vector: Float[Tensor, "L *S"]) -> tuple[Float[Tensor, "U *S"], Float[Tensor, "K P *S"]]:
         """Split a latent vector ``[n, ...]`` into u ``[U, ...]`` and weights ``[K, P, ...]``."""
         num_weights = self.num_outputs * self.num_features
         u, weight, bias = vector.split(
@@ -151,7 +152,7 @@ class LatentGaussianGuide(GaussianGuide, AutoContinuous):
         self.globals_log_scale = torch.nn.Parameter(torch.full_like(start.globals_loc, math.log(0.1)))
 
     @abstractmethod
-    def weights(self, loc: Tensor) -> WeightGaussian:
+    def weights(self, loc: Float[Tensor, "K P"]) -> WeightGaussian:
         """Gaussian of the weights with mean ``loc [K, P]`` at the current parameters."""
 
     def latents(self) -> LatentGaussian:
@@ -162,12 +163,12 @@ class LatentGaussianGuide(GaussianGuide, AutoContinuous):
         """Distribution of Pyro's latent vector."""
         return LatentDistribution(self.latents(), self.num_features)
 
-    def _loc_scale(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    def _loc_scale(self, *args: Any, **kwargs: Any) -> tuple[Float[Tensor, " L"], Float[Tensor, " L"]]:
         posterior = self.get_posterior()
         return posterior.mean, posterior.variance.sqrt()
 
 
-def relative_tril(raw: Tensor, scale: Tensor) -> Tensor:
+def relative_tril(raw: Float[Tensor, "*S P P"], scale: Float[Tensor, "*S P"]) -> Float[Tensor, "*S P P"]:
     """Lower Cholesky factors ``[..., P, P]`` from free numbers: at 0 they are ``diag(scale [..., P])``."""
     tril = raw.tril(-1) + torch.diag_embed(raw.diagonal(dim1=-2, dim2=-1).exp())
     return scale[..., None] * tril

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from bll_pyro import gaussian
@@ -20,7 +21,7 @@ class BlockDiagonalGuide(LatentGaussianGuide):
         num_outputs, num_columns = start.loc.shape
         self.tril = torch.nn.Parameter(start.loc.new_zeros(num_outputs, num_columns, num_columns))
 
-    def weights(self, loc: Tensor) -> gaussian.BlockDiagonal:
+    def weights(self, loc: Float[Tensor, "K P"]) -> gaussian.BlockDiagonal:
         """Gaussian of the weights."""
         return gaussian.BlockDiagonal(loc, relative_tril(self.tril, self.start_scale))
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+from jaxtyping import Float
 from pyro.infer.autoguide import AutoContinuous, AutoMultivariateNormal
 from torch import Tensor
 
@@ -49,26 +50,26 @@ class FullRankGuide(GaussianGuide, AutoMultivariateNormal):
         AutoContinuous._setup_prototype(self, *args, **kwargs)
 
     @property
-    def loc(self) -> Tensor:
+    def loc(self) -> Float[Tensor, " L"]:
         """Mean, as Pyro's guide has it."""
         return self.start_loc + self.pace * self.relative_loc
 
     @property
-    def scale(self) -> Tensor:
+    def scale(self) -> Float[Tensor, " L"]:
         """Diagonal of the Cholesky factor, as Pyro's guide has it."""
         return self.start_tril.diagonal() * self.growth
 
     @property
-    def scale_tril(self) -> Tensor:
+    def scale_tril(self) -> Float[Tensor, "L L"]:
         """The factor over its diagonal, as Pyro's guide has it."""
         return self.tril() / self.scale[:, None]
 
     @property
-    def growth(self) -> Tensor:
+    def growth(self) -> Float[Tensor, " L"]:
         """Factor of each row against its start."""
         return (self.pace * self.relative_tril.diagonal()).exp()
 
-    def tril(self) -> Tensor:
+    def tril(self) -> Float[Tensor, "L L"]:
         """The Cholesky factor."""
         return self.growth[:, None] * (self.start_tril + self.step * self.relative_tril.tril(-1))
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from bll_pyro import gaussian
@@ -26,7 +27,7 @@ class LowRankGuide(LatentGaussianGuide):
         self.log_scale = torch.nn.Parameter(torch.zeros_like(start.loc))
         self.factor = torch.nn.Parameter((START_SPREAD / rank) ** 0.5 * noise.to(start.loc.device))
 
-    def weights(self, loc: Tensor) -> gaussian.LowRank:
+    def weights(self, loc: Float[Tensor, "K P"]) -> gaussian.LowRank:
         """Gaussian of the weights."""
         scale = self.start_scale * self.log_scale.exp()
         return gaussian.LowRank(loc, scale, self.start_scale[..., None] * self.factor)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from bll_pyro import gaussian
@@ -29,7 +30,7 @@ class MatrixNormalGuide(LatentGaussianGuide):
         self.row_tril = torch.nn.Parameter(start.loc.new_zeros(num_outputs, num_outputs))
         self.column_tril = torch.nn.Parameter(start.loc.new_zeros(num_columns, num_columns))
 
-    def weights(self, loc: Tensor) -> gaussian.MatrixNormal:
+    def weights(self, loc: Float[Tensor, "K P"]) -> gaussian.MatrixNormal:
         """Gaussian of the weights."""
         rows = relative_tril(self.row_tril, self.row_scale)
         return gaussian.MatrixNormal(loc, rows, relative_tril(self.column_tril, self.column_scale))

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Self
 import pyro
 import pyro.distributions as dist
 import torch
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from bll_pyro.declaration import Declaration
@@ -54,14 +55,14 @@ class Likelihood(Declaration):
         """Number of outputs K for targets of this shape."""
 
     @abstractmethod
-    def check_targets(self, targets: Tensor) -> Tensor:
+    def check_targets(self, targets: Tensor) -> Shaped[Tensor, "N *T"]:
         """Validate targets before any work starts; return them as they are used inside (labels ``[N]`` or ``[N, T]``)."""
 
-    def check_training(self, targets: Tensor) -> None:
+    def check_training(self, targets: Shaped[Tensor, "N *T"]) -> None:
         """Raise if targets, each of them valid, are not enough to fit on; :meth:`check_targets` has returned them."""
 
     @abstractmethod
-    def distribution(self, outputs: Tensor, **noise: Tensor) -> dist.Distribution:
+    def distribution(self, outputs: Float[Tensor, "*#S N K"], **noise: Tensor) -> dist.Distribution:
         """Distribution of the target given outputs ``[..., N, K]``: batch shape ``[..., N]``."""
 
     def sites(self, target_shape: TargetShape) -> dict[str, dist.Distribution]:
@@ -76,21 +77,23 @@ class Likelihood(Declaration):
         """The Pyro program of the noise: one sample site each."""
         return {name: pyro.sample(name, prior) for name, prior in self.sites(target_shape).items()}
 
-    def in_units(self, scale: Tensor) -> Self:
+    def in_units(self, scale: Float[Tensor, " T"]) -> Self:
         """Return the same likelihood for targets divided by ``scale [T]``: constants in the user's units follow."""
         return self
 
-    def log_prob(self, outputs: Tensor, targets: Tensor, **noise: Tensor) -> Tensor:
+    def log_prob(
+        self, outputs: Float[Tensor, "*#S N K"], targets: Shaped[Tensor, "N *T"], **noise: Tensor
+    ) -> Float[Tensor, "*#S N"]:
         """Log density or probability of targets given outputs ``[..., N, K]``: ``[..., N]``."""
         return self.distribution(outputs, **noise).log_prob(targets)
 
     def expected_log_prob(
         self,
         outputs: OutputGaussian,
-        targets: Tensor,
+        targets: Shaped[Tensor, "N *T"],
         generator: torch.Generator | None = None,
         **noise: Tensor,
-    ) -> Tensor:
+    ) -> Float[Tensor, " N"]:
         """``E_q(f)[log p(y | f)]`` of each row, ``[N]``: at two mirrored draws of the outputs, or in closed form.
 
         The draws are in output space, a pair for each row (local reparameterisation, Kingma, Salimans and Welling
@@ -118,20 +121,25 @@ class Likelihood(Declaration):
         """Predictive of a row's targets together as such a mixture: batch shape ``[S, N]``, event shape ``[T]``."""
         return self.distribution(outputs.draws(num_points, seed), **noise)
 
-    def marginals(self, outputs: Tensor, **noise: Tensor) -> dist.Distribution:
+    def marginals(self, outputs: Float[Tensor, "*#S N K"], **noise: Tensor) -> dist.Distribution:
         """Distribution of each target given outputs ``[..., N, K]``: batch shape ``[..., N, T]``."""
         return self.distribution(outputs, **noise).base_dist
 
     def predictive_log_prob(
-        self, outputs: Outputs, targets: Tensor, num_points: int, seed: int = 0, **noise: Tensor
-    ) -> Tensor:
+        self,
+        outputs: Outputs,
+        targets: Shaped[Tensor, "N *T"],
+        num_points: int,
+        seed: int = 0,
+        **noise: Tensor,
+    ) -> Float[Tensor, " N"]:
         """``log E[p(y | f, noise)]`` of each row's targets together, ``[N]``; noise as draws ``[S, 1, ...]``."""
         log_probs = self.log_prob(outputs.draws(num_points, seed), targets, **noise)
         return torch.logsumexp(log_probs, 0) - math.log(len(log_probs))
 
     def moments(
         self, outputs: Outputs, num_points: int, seed: int = 0, **noise: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Float[Tensor, "N T"], Float[Tensor, "N T"], Float[Tensor, "N T"]]:
         """Predictive mean ``E[y]``, aleatoric ``E[Var(y | f)]`` and epistemic ``Var(E[y | f])``, each ``[N, T]``."""
         given = self.marginals(outputs.draws(num_points, seed), **noise)
         mean, variance = given.mean, given.variance
@@ -149,13 +157,13 @@ class Likelihood(Declaration):
             "follows from their mean, so there is no scale to change; NegativeBinomial() learns the spread with the rest"
         )
 
-    def class_probs(self, outputs: Tensor, **noise: Tensor) -> Tensor:
+    def class_probs(self, outputs: Float[Tensor, "*#S N K"], **noise: Tensor) -> Float[Tensor, "*#S N C"]:
         """Class probabilities ``[..., N, C]`` given the outputs (discrete likelihoods)."""
         raise NotImplementedError(f"{type(self).__name__} has no classes")
 
     def class_expectations(
         self, outputs: Outputs, chunks: Iterable[slice], num_points: int, seed: int = 0, **noise: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Float[Tensor, "N C"], Float[Tensor, " N"], Float[Tensor, " N"]]:
         """``E[p(y | f)]`` ``[N, C]``, ``E[H(p(y | f))]`` in nats ``[N]``, and the error of the former ``[N]``: see ``halves``.
 
         ``chunks`` are the rows whose draws are held at once.
@@ -167,18 +175,22 @@ class Likelihood(Declaration):
             parts.append((mean, torch.special.entr(probs).sum(-1).mean(0), error.square().mean(-1).sqrt()))
         return joined(parts)
 
-    def label_probs(self, outputs: Tensor, **noise: Tensor) -> Tensor:
+    def label_probs(self, outputs: Float[Tensor, "*S N T"], **noise: Tensor) -> Float[Tensor, "*S N T"]:
         """Probability ``[..., N, T]`` of each label given the outputs (binary likelihoods)."""
         raise NotImplementedError(f"{type(self).__name__} has no binary labels")
 
-    def slope(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def slope(
+        self, outputs: Float[Tensor, "*S N K"], targets: Shaped[Tensor, "N *T"]
+    ) -> tuple[Float[Tensor, "*S N"], Float[Tensor, "*S N K"]]:
         """Log density ``[..., N]`` of targets given outputs ``[..., N, K]``, and its gradient in them, by hand.
 
         For likelihoods without noise in which automatic differentiation costs more than the arithmetic.
         """
         raise NotImplementedError(f"{type(self).__name__} leaves its slope to automatic differentiation")
 
-    def expected_derivatives(self, draws: Tensor, targets: Tensor, **noise: Tensor) -> tuple[Tensor, Tensor]:
+    def expected_derivatives(
+        self, draws: Float[Tensor, "S N K"], targets: Shaped[Tensor, "N *T"], **noise: Tensor
+    ) -> tuple[Float[Tensor, "N K"], Float[Tensor, "N K K"]]:
         """Gradient ``[N, K]`` and negative Hessian ``[N, K, K]`` of ``log p(y | f)``, averaged over draws ``[S, N, K]``.
 
         By automatic differentiation; likelihoods with a closed form override it.
@@ -203,11 +215,11 @@ class Likelihood(Declaration):
             gradient, curvature = gradient + first / num_draws, curvature + second / num_draws
         return gradient, curvature
 
-    def output_curvature(self, outputs: Tensor, **noise: Tensor) -> Tensor:
+    def output_curvature(self, outputs: Float[Tensor, "*S N K"], **noise: Tensor) -> Float[Tensor, "*S N K"]:
         """Diagonal ``[N, K]`` of the expected negative Hessian of ``log p(y | f)`` in the outputs ``[N, K]``."""
         raise NotImplementedError(f"{type(self).__name__} gives no curvature")
 
-    def information(self, outputs: Tensor, **noise: Tensor) -> Information:
+    def information(self, outputs: Float[Tensor, "N K"], **noise: Tensor) -> Information:
         """Fisher information of the outputs ``[N, K]``: expected negative Hessians of ``log p(y | f)``.
 
         By default each part of a target depends on one output, and the diagonal is all there is.
@@ -226,6 +238,8 @@ def scale_site(prior: dist.Distribution | None, num_targets: int) -> dist.Distri
     return given if given.event_shape else given.expand((num_targets,)).to_event(1)
 
 
-def exposed(outputs: Tensor, exposure: Tensor | None) -> Tensor:
+def exposed(
+    outputs: Float[Tensor, "*#S N T"], exposure: Float[Tensor, "*#S N #T"] | None
+) -> Float[Tensor, "*#S N T"]:
     """Log means of counts: outputs plus the offset ``log(exposure)``."""
     return outputs if exposure is None else outputs + exposure.to(outputs).log()

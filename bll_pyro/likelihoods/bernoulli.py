@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import pyro.distributions as dist
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
@@ -29,7 +30,7 @@ class Bernoulli(Likelihood):
         """One output for each label."""
         return math.prod(target_shape)
 
-    def check_targets(self, targets: Tensor) -> Tensor:
+    def check_targets(self, targets: Tensor) -> Float[Tensor, "N T"]:
         """Zeros and ones ``[N, T]``."""
         values = float_targets(targets, "Bernoulli", "labels 0 or 1")
         wrong = ((values != 0) & (values != 1)).any(-1)
@@ -41,24 +42,28 @@ class Bernoulli(Likelihood):
             )
         return values
 
-    def distribution(self, outputs: Tensor, **noise: Tensor) -> dist.Distribution:
+    def distribution(self, outputs: Float[Tensor, "*#S N T"], **noise: Tensor) -> dist.Distribution:
         """Independent Bernoullis over the T labels of a row."""
         return dist.Bernoulli(logits=outputs, validate_args=False).to_event(1)
 
-    def log_prob(self, outputs: Tensor, targets: Tensor, **noise: Tensor) -> Tensor:
+    def log_prob(
+        self, outputs: Float[Tensor, "*#S N T"], targets: Float[Tensor, "N T"], **noise: Tensor
+    ) -> Float[Tensor, "*#S N"]:
         """``sum_t y f - log(1 + exp f)``."""
         return (targets * outputs - functional.softplus(outputs)).sum(-1)
 
-    def label_probs(self, outputs: Tensor, **noise: Tensor) -> Tensor:
+    def label_probs(self, outputs: Float[Tensor, "*S N T"], **noise: Tensor) -> Float[Tensor, "*S N T"]:
         """Probability ``[..., N, T]`` of each label."""
         return torch.sigmoid(outputs)
 
-    def output_curvature(self, outputs: Tensor, **noise: Tensor) -> Tensor:
+    def output_curvature(self, outputs: Float[Tensor, "*S N T"], **noise: Tensor) -> Float[Tensor, "*S N T"]:
         """``p (1 - p)``."""
         probs = torch.sigmoid(outputs)
         return probs * (1 - probs)
 
-    def expected_derivatives(self, draws: Tensor, targets: Tensor, **noise: Tensor) -> tuple[Tensor, Tensor]:
+    def expected_derivatives(
+        self, draws: Float[Tensor, "S N T"], targets: Float[Tensor, "N T"], **noise: Tensor
+    ) -> tuple[Float[Tensor, "N T"], Float[Tensor, "N T T"]]:
         """``y - E[p]`` and ``diag(E[p (1 - p)])``."""
         probs = torch.sigmoid(draws)
         return targets - probs.mean(0), torch.diag_embed((probs * (1 - probs)).mean(0))

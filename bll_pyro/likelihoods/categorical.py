@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import pyro.distributions as dist
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
@@ -50,15 +51,17 @@ class Categorical(Likelihood):
         """One output for each class."""
         return self.num_classes
 
-    def check_targets(self, targets: Tensor) -> Tensor:
+    def check_targets(self, targets: Tensor) -> Int[Tensor, " N"]:
         """Labels ``[N]``, int64."""
         return integer_targets(targets, self.num_classes, "Categorical")
 
-    def distribution(self, outputs: Tensor, **noise: Tensor) -> dist.Categorical:
+    def distribution(self, outputs: Float[Tensor, "*#S N K"], **noise: Tensor) -> dist.Categorical:
         """Categorical with logits ``f / temperature``."""
         return dist.Categorical(logits=outputs / self.temperature, validate_args=False)
 
-    def log_prob(self, outputs: Tensor, targets: Tensor, **noise: Tensor) -> Tensor:
+    def log_prob(
+        self, outputs: Float[Tensor, "*#S N K"], targets: Int[Tensor, " N"], **noise: Tensor
+    ) -> Float[Tensor, "*#S N"]:
         """Log probability ``[..., N]`` of labels ``[N]``; cross entropy is much faster than the distribution."""
         logits = outputs if self.temperature == 1.0 else outputs / self.temperature
         if logits.dim() == 2:
@@ -66,7 +69,9 @@ class Categorical(Likelihood):
         log_probs = logits.log_softmax(-1)
         return log_probs.gather(-1, targets.expand(log_probs.shape[:-1])[..., None]).squeeze(-1)
 
-    def slope(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def slope(
+        self, outputs: Float[Tensor, "*S N K"], targets: Int[Tensor, " N"]
+    ) -> tuple[Float[Tensor, "*S N"], Float[Tensor, "*S N K"]]:
         """Log probability and its gradient, ``(e_y - p) / temperature``."""
         logits = outputs if self.temperature == 1.0 else outputs / self.temperature
         log_probs = logits.log_softmax(-1)
@@ -77,20 +82,20 @@ class Categorical(Likelihood):
         return values, slopes if self.temperature == 1.0 else slopes.div_(self.temperature)
 
     def predictive_log_prob(
-        self, outputs: Outputs, targets: Tensor, num_points: int, seed: int = 0, **noise: Tensor
-    ) -> Tensor:
+        self, outputs: Outputs, targets: Int[Tensor, " N"], num_points: int, seed: int = 0, **noise: Tensor
+    ) -> Float[Tensor, " N"]:
         """``log E[p(y | f)]`` of each row, ``[N]``, from the odds against the label: one exponential a number, no more."""
         # the classes come first: sums over them are then sums of long vectors
         draws = outputs.draws_by_output(num_points, seed)
         return log_mean_softmax(draws, targets, self.temperature)
 
-    def class_probs(self, outputs: Tensor, **noise: Tensor) -> Tensor:
+    def class_probs(self, outputs: Float[Tensor, "*#S N K"], **noise: Tensor) -> Float[Tensor, "*#S N K"]:
         """Class probabilities ``[..., N, K]`` given the outputs."""
         return torch.softmax(outputs / self.temperature, -1)
 
     def class_expectations(
         self, outputs: Outputs, chunks: Iterable[slice], num_points: int, seed: int = 0, **noise: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Float[Tensor, "N K"], Float[Tensor, " N"], Float[Tensor, " N"]]:
         """The same with the classes first ``[K, S, N]``: sums over a few classes are then sums of long vectors.
 
         ``H = log Z - sum_k p_k f_k`` for ``f`` less its maximum: one exponential a number and no logarithm. Independent outputs
@@ -108,7 +113,9 @@ class Categorical(Likelihood):
             found.append(softmax_moments(draws, self.temperature))
         return joined(found)
 
-    def expected_derivatives(self, draws: Tensor, targets: Tensor, **noise: Tensor) -> tuple[Tensor, Tensor]:
+    def expected_derivatives(
+        self, draws: Float[Tensor, "S N K"], targets: Int[Tensor, " N"], **noise: Tensor
+    ) -> tuple[Float[Tensor, "N K"], Float[Tensor, "N K K"]]:
         """``E[e_y - p] / temperature`` and ``E[diag(p) - p p'] / temperature^2``."""
         logits = draws.permute(2, 0, 1).clone(
             memory_format=torch.contiguous_format
@@ -123,11 +130,11 @@ class Categorical(Likelihood):
         outer = rows.mT @ rows / len(draws)
         return (hot - mean) / self.temperature, (torch.diag_embed(mean) - outer) / self.temperature**2
 
-    def output_curvature(self, outputs: Tensor, **noise: Tensor) -> Tensor:
+    def output_curvature(self, outputs: Float[Tensor, "*S N K"], **noise: Tensor) -> Float[Tensor, "*S N K"]:
         """``p (1 - p) / temperature^2``."""
         probs = self.class_probs(outputs)
         return probs * (1 - probs) / self.temperature**2
 
-    def information(self, outputs: Tensor, **noise: Tensor) -> SoftmaxInformation:
+    def information(self, outputs: Float[Tensor, "N K"], **noise: Tensor) -> SoftmaxInformation:
         """``(diag(p) - p p') / temperature^2``."""
         return SoftmaxInformation(self.class_probs(outputs), self.temperature**-2)

@@ -8,6 +8,7 @@ from typing import Self
 
 import pyro.distributions as dist
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from bll_pyro.checks import is_number
@@ -47,7 +48,7 @@ class Gaussian(GaussianNoise):
             )
 
     @property
-    def known_noise(self) -> Tensor | None:
+    def known_noise(self) -> Float[Tensor, " *T"] | None:
         """Known noise as a tensor ``[]`` or ``[T]``, None where it has a prior."""
         if self.noise_scale is None or isinstance(self.noise_scale, torch.distributions.Distribution):
             return None
@@ -70,14 +71,16 @@ class Gaussian(GaussianNoise):
         assert not isinstance(self.noise_scale, (int, float, tuple))
         return {"noise_scale": scale_site(self.noise_scale, math.prod(target_shape))}
 
-    def in_units(self, scale: Tensor) -> Self:
+    def in_units(self, scale: Float[Tensor, " T"]) -> Self:
         """Known noise is given in the user's units: divide it by the scale of the targets."""
         if self.known_noise is None:
             return self
         noise = (self.known_noise / scale.double()).expand(scale.shape).tolist()
         return replace(self, noise_scale=noise[0] if len(noise) == 1 else tuple(noise))
 
-    def scale(self, outputs: Tensor, noise_scale: Tensor | None = None, **_: Tensor) -> Tensor:
+    def scale(
+        self, outputs: Float[Tensor, "*#S N T"], noise_scale: Tensor | None = None, **_: Tensor
+    ) -> Tensor:
         """Noise scale that broadcasts against outputs ``[..., N, T]``."""
         if noise_scale is not None:
             return noise_scale
@@ -85,22 +88,24 @@ class Gaussian(GaussianNoise):
         assert known is not None
         return known.to(outputs)
 
-    def noise_covariance(self, outputs: Tensor, **noise: Tensor) -> Tensor:
+    def noise_covariance(
+        self, outputs: Float[Tensor, "*#S N T"], **noise: Tensor
+    ) -> Float[Tensor, "... T T"]:
         """Diagonal ``[..., T, T]``."""
         variance = self.scale(outputs, **noise).square()
         return torch.diag_embed(variance.expand(*variance.shape[:-1], outputs.shape[-1]))
 
-    def distribution(self, outputs: Tensor, **noise: Tensor) -> dist.Distribution:
+    def distribution(self, outputs: Float[Tensor, "*#S N T"], **noise: Tensor) -> dist.Distribution:
         """Independent Normals over the T targets of a row."""
         return self.marginals(outputs, **noise).to_event(1)
 
     def expected_log_prob(
         self,
         outputs: OutputGaussian,
-        targets: Tensor,
+        targets: Float[Tensor, "N T"],
         generator: torch.Generator | None = None,
         **noise: Tensor,
-    ) -> Tensor:
+    ) -> Float[Tensor, " N"]:
         """In closed form: only the means and variances of the outputs matter."""
         scale = self.scale(outputs.mean, **noise)
         square = (targets - outputs.mean).square() + outputs.variance
@@ -117,8 +122,8 @@ class Gaussian(GaussianNoise):
         return dist.Normal(outputs.loc, variance.sqrt(), validate_args=False)
 
     def predictive_log_prob(
-        self, outputs: Outputs, targets: Tensor, num_points: int, seed: int = 0, **noise: Tensor
-    ) -> Tensor:
+        self, outputs: Outputs, targets: Float[Tensor, "N T"], num_points: int, seed: int = 0, **noise: Tensor
+    ) -> Float[Tensor, " N"]:
         """Of an :class:`OutputMixture` targets are independent, each with a mixture of its own."""
         if not isinstance(outputs, OutputMixture):
             return super().predictive_log_prob(outputs, targets, num_points, seed, **noise)
@@ -127,7 +132,7 @@ class Gaussian(GaussianNoise):
 
     def moments(
         self, outputs: Outputs, num_points: int, seed: int = 0, **noise: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Float[Tensor, "N T"], Float[Tensor, "N T"], Float[Tensor, "N T"]]:
         """Of an :class:`OutputMixture` with its weights."""
         if not isinstance(outputs, OutputMixture):
             return super().moments(outputs, num_points, seed, **noise)
@@ -146,11 +151,13 @@ class Gaussian(GaussianNoise):
             likelihood = replace(self, noise_scale=numbers if isinstance(numbers, float) else tuple(numbers))
         return likelihood, outputs, {name: value * factor for name, value in noise.items()}
 
-    def expected_derivatives(self, draws: Tensor, targets: Tensor, **noise: Tensor) -> tuple[Tensor, Tensor]:
+    def expected_derivatives(
+        self, draws: Float[Tensor, "S N T"], targets: Float[Tensor, "N T"], **noise: Tensor
+    ) -> tuple[Float[Tensor, "N T"], Float[Tensor, "N T T"]]:
         """``E[(y - f) / noise_scale^2]`` and ``diag(E[1 / noise_scale^2])``."""
         precision = self.scale(draws, **noise).square().reciprocal().expand_as(draws)
         return ((targets - draws) * precision).mean(0), torch.diag_embed(precision.mean(0))
 
-    def output_curvature(self, outputs: Tensor, **noise: Tensor) -> Tensor:
+    def output_curvature(self, outputs: Float[Tensor, "*S N T"], **noise: Tensor) -> Float[Tensor, "*S N T"]:
         """``1 / noise_scale^2``."""
         return self.scale(outputs, **noise).square().reciprocal().expand_as(outputs)

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import pyro.distributions as dist
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from bll_pyro.gaussian import OutputGaussian, Outputs
@@ -24,22 +25,24 @@ class GaussianNoise(Likelihood):
     real_valued: ClassVar[bool] = True
 
     @abstractmethod
-    def scale(self, outputs: Tensor, **noise: Tensor) -> Tensor:
+    def scale(self, outputs: Float[Tensor, "*#S N T"], **noise: Tensor) -> Tensor:
         """Standard deviation of each target's noise; broadcasts against outputs ``[..., N, T]``."""
 
     @abstractmethod
-    def noise_covariance(self, outputs: Tensor, **noise: Tensor) -> Tensor:
+    def noise_covariance(
+        self, outputs: Float[Tensor, "*#S N T"], **noise: Tensor
+    ) -> Float[Tensor, "... T T"]:
         """Covariance ``[T, T]`` of the noise, or ``[S, 1, T, T]`` for draws of it."""
 
     def num_outputs(self, target_shape: TargetShape) -> int:
         """One output for each target."""
         return math.prod(target_shape)
 
-    def check_targets(self, targets: Tensor) -> Tensor:
+    def check_targets(self, targets: Tensor) -> Float[Tensor, "N T"]:
         """Finite real numbers ``[N, T]``."""
         return float_targets(targets, type(self).__name__)
 
-    def marginals(self, outputs: Tensor, **noise: Tensor) -> dist.Distribution:
+    def marginals(self, outputs: Float[Tensor, "*#S N T"], **noise: Tensor) -> dist.Distribution:
         """A Normal for each target."""
         return dist.Normal(outputs, self.scale(outputs, **noise), validate_args=False)
 
@@ -66,15 +69,15 @@ class GaussianNoise(Likelihood):
         return dist.MultivariateNormal(outputs.mean, covariance, validate_args=False)
 
     def predictive_log_prob(
-        self, outputs: Outputs, targets: Tensor, num_points: int, seed: int = 0, **noise: Tensor
-    ) -> Tensor:
+        self, outputs: Outputs, targets: Float[Tensor, "N T"], num_points: int, seed: int = 0, **noise: Tensor
+    ) -> Float[Tensor, " N"]:
         """In closed form over the outputs; a mixture over the noise."""
         log_probs = self.joint_components(outputs, num_points, seed, **noise).log_prob(targets)
         return torch.logsumexp(log_probs, 0) - math.log(len(log_probs))
 
     def moments(
         self, outputs: Outputs, num_points: int, seed: int = 0, **noise: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Float[Tensor, "N T"], Float[Tensor, "N T"], Float[Tensor, "N T"]]:
         """In closed form: mean and variance of the outputs, and the mean of the squared noise."""
         square = self.scale(outputs.mean, **noise).square()
         aleatoric = square.mean(0) if square.dim() == 3 else square

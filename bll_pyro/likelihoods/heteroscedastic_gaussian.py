@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import pyro.distributions as dist
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from bll_pyro.gaussian import OutputGaussian, Outputs
@@ -30,11 +31,11 @@ class HeteroscedasticGaussian(Likelihood):
         """Two outputs for each target."""
         return 2 * math.prod(target_shape)
 
-    def check_targets(self, targets: Tensor) -> Tensor:
+    def check_targets(self, targets: Tensor) -> Float[Tensor, "N T"]:
         """Finite real numbers ``[N, T]``."""
         return float_targets(targets, "HeteroscedasticGaussian")
 
-    def distribution(self, outputs: Tensor, **noise: Tensor) -> dist.Distribution:
+    def distribution(self, outputs: Float[Tensor, "*#S N K"], **noise: Tensor) -> dist.Distribution:
         """Independent Normals over the T targets of a row."""
         loc, log_scale = outputs.chunk(2, -1)
         return dist.Normal(loc, log_scale.clamp_min(MIN_LOG_SCALE).exp(), validate_args=False).to_event(1)
@@ -42,10 +43,10 @@ class HeteroscedasticGaussian(Likelihood):
     def expected_log_prob(
         self,
         outputs: OutputGaussian,
-        targets: Tensor,
+        targets: Float[Tensor, "N T"],
         generator: torch.Generator | None = None,
         **noise: Tensor,
-    ) -> Tensor:
+    ) -> Float[Tensor, " N"]:
         """In closed form where a target's two outputs are independent, else at one draw.
 
         ``-E[s] - 0.5 E[exp(-2 s)] E[(y - f)^2]`` with ``E[exp(-2 s)] = exp(-2 m_s + 2 v_s)``.
@@ -65,7 +66,7 @@ class HeteroscedasticGaussian(Likelihood):
         shift[:, shift.shape[1] // 2 :] = math.log(factor)
         return self, outputs.shifted(shift), noise
 
-    def output_curvature(self, outputs: Tensor, **noise: Tensor) -> Tensor:
+    def output_curvature(self, outputs: Float[Tensor, "*S N K"], **noise: Tensor) -> Float[Tensor, "*S N K"]:
         """Expected negative Hessian: ``exp(-2 s)`` for the mean, 2 for the log-scale."""
         log_scale = outputs.chunk(2, -1)[1].clamp_min(MIN_LOG_SCALE)
         return torch.cat([(-2 * log_scale).exp(), torch.full_like(log_scale, 2.0)], -1)

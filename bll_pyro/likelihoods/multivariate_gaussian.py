@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import pyro.distributions as dist
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from torch.distributions import constraints
 
@@ -79,7 +80,7 @@ class MultivariateGaussian(GaussianNoise):
             )
 
     @property
-    def known_covariance(self) -> Tensor | None:
+    def known_covariance(self) -> Float[Tensor, "T T"] | None:
         """Known covariance ``[T, T]`` in float64, None where it is learned."""
         return None if self.covariance is None else torch.as_tensor(self.covariance, dtype=torch.float64)
 
@@ -106,12 +107,14 @@ class MultivariateGaussian(GaussianNoise):
             sites["partial_correlation"] = stretched.to_event(1)
         return sites
 
-    def in_units(self, scale: Tensor) -> Self:
+    def in_units(self, scale: Float[Tensor, " T"]) -> Self:
         """A known covariance is given in the user's units: divide it by the scales of its two targets."""
         known = self.known_covariance
         return self if known is None else replace(self, covariance=known / torch.outer(scale, scale).double())
 
-    def scale(self, outputs: Tensor, noise_scale: Tensor | None = None, **_: Tensor) -> Tensor:
+    def scale(
+        self, outputs: Float[Tensor, "*#S N T"], noise_scale: Tensor | None = None, **_: Tensor
+    ) -> Tensor:
         """Root of the diagonal of the covariance."""
         known = self.known_covariance
         if known is not None:
@@ -119,7 +122,9 @@ class MultivariateGaussian(GaussianNoise):
         assert noise_scale is not None
         return noise_scale
 
-    def noise_covariance(self, outputs: Tensor, **noise: Tensor) -> Tensor:
+    def noise_covariance(
+        self, outputs: Float[Tensor, "*#S N T"], **noise: Tensor
+    ) -> Float[Tensor, "... T T"]:
         """Covariance ``[..., T, T]`` of the noise, given or at ``noise_scale [..., T]`` and ``partial_correlation``.
 
         On the scale of the standardised targets, in the precision and on the device of ``outputs``.
@@ -127,17 +132,17 @@ class MultivariateGaussian(GaussianNoise):
         tril = self._tril(outputs, **noise)
         return tril @ tril.mT
 
-    def distribution(self, outputs: Tensor, **noise: Tensor) -> dist.Distribution:
+    def distribution(self, outputs: Float[Tensor, "*#S N T"], **noise: Tensor) -> dist.Distribution:
         """Multivariate Normal over the T targets of a row."""
         return dist.MultivariateNormal(outputs, scale_tril=self._tril(outputs, **noise), validate_args=False)
 
     def expected_log_prob(
         self,
         outputs: OutputGaussian,
-        targets: Tensor,
+        targets: Float[Tensor, "N T"],
         generator: torch.Generator | None = None,
         **noise: Tensor,
-    ) -> Tensor:
+    ) -> Float[Tensor, " N"]:
         """In closed form: ``log p(y | mean) - tr(precision Cov(f)) / 2``."""
         precision = self._precision(outputs.mean, **noise)
         if outputs.tied:
@@ -154,32 +159,34 @@ class MultivariateGaussian(GaussianNoise):
         likelihood = self if known is None else replace(self, covariance=known * factor**2)
         return likelihood, outputs, {k: v * factor if k == "noise_scale" else v for k, v in noise.items()}
 
-    def expected_derivatives(self, draws: Tensor, targets: Tensor, **noise: Tensor) -> tuple[Tensor, Tensor]:
+    def expected_derivatives(
+        self, draws: Float[Tensor, "S N T"], targets: Float[Tensor, "N T"], **noise: Tensor
+    ) -> tuple[Float[Tensor, "N T"], Float[Tensor, "N T T"]]:
         """``E[precision (y - f)]`` and ``E[precision]``."""
         precision = self._precision(draws, **noise)
         gradient = (precision @ (targets - draws)[..., None]).squeeze(-1).mean(0)
         mean = precision.mean((0, 1)) if precision.dim() == 4 else precision
         return gradient, mean.expand(len(gradient), *mean.shape)
 
-    def output_curvature(self, outputs: Tensor, **noise: Tensor) -> Tensor:
+    def output_curvature(self, outputs: Float[Tensor, "*S N T"], **noise: Tensor) -> Float[Tensor, "*S N T"]:
         """Diagonal of the precision of the noise."""
         return self._precision(outputs, **noise).diagonal(dim1=-2, dim2=-1).expand_as(outputs)
 
-    def information(self, outputs: Tensor, **noise: Tensor) -> DenseInformation:
+    def information(self, outputs: Float[Tensor, "N T"], **noise: Tensor) -> DenseInformation:
         """The precision of the noise, the same for all rows; its memory is shared."""
         precision = self._precision(outputs, **noise)
         return DenseInformation(precision.expand(len(outputs), *precision.shape))
 
-    def _precision(self, outputs: Tensor, **noise: Tensor) -> Tensor:
+    def _precision(self, outputs: Float[Tensor, "*#S N T"], **noise: Tensor) -> Float[Tensor, "... T T"]:
         return torch.cholesky_inverse(self._tril(outputs, **noise))
 
     def _tril(
         self,
-        outputs: Tensor,
+        outputs: Float[Tensor, "*#S N T"],
         noise_scale: Tensor | None = None,
         partial_correlation: Tensor | None = None,
         **_: Tensor,
-    ) -> Tensor:
+    ) -> Float[Tensor, "... T T"]:
         """Cholesky factor ``[..., T, T]`` of the covariance."""
         known = self.known_covariance
         if known is not None:
@@ -190,7 +197,7 @@ class MultivariateGaussian(GaussianNoise):
         return noise_scale[..., None] * correlation_factor(partial_correlation)
 
 
-def correlation_factor(partial: Tensor) -> Tensor:
+def correlation_factor(partial: Float[Tensor, "*S Q"]) -> Float[Tensor, "*S T T"]:
     """Cholesky factor ``[..., T, T]`` of the correlations with partial correlations ``[..., T (T - 1) / 2]``.
 
     With ``p_ij`` (by rows, below the diagonal) that of targets i and j given those before j, row i of the factor is

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import pyro.distributions as dist
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from bll_pyro.checks import is_number
@@ -18,7 +19,7 @@ from bll_pyro.likelihoods.targets import count_targets
 class NegativeBinomialCounts(dist.NegativeBinomial):
     """Pyro's negative binomial, with its distribution function."""
 
-    def cdf(self, value: Tensor) -> Tensor:
+    def cdf(self, value: Float[Tensor, " *#S"]) -> Float[Tensor, " *#S"]:
         """``P(Y <= value) = I_(1-p)(concentration, floor(value) + 1)``, by SciPy: torch has no incomplete beta."""
         from scipy.special import betainc
 
@@ -59,7 +60,7 @@ class NegativeBinomial(Likelihood):
         """One output, a log mean, for each count."""
         return math.prod(target_shape)
 
-    def check_targets(self, targets: Tensor) -> Tensor:
+    def check_targets(self, targets: Tensor) -> Float[Tensor, "N T"]:
         """Counts ``[N, T]`` as floats."""
         return count_targets(targets, "NegativeBinomial")
 
@@ -76,7 +77,7 @@ class NegativeBinomial(Likelihood):
 
     def distribution(
         self,
-        outputs: Tensor,
+        outputs: Float[Tensor, "*#S N T"],
         concentration: Tensor | None = None,
         exposure: Tensor | None = None,
         **_: Tensor,
@@ -88,16 +89,18 @@ class NegativeBinomial(Likelihood):
 
     def output_curvature(
         self,
-        outputs: Tensor,
+        outputs: Float[Tensor, "*S N T"],
         concentration: Tensor | None = None,
         exposure: Tensor | None = None,
         **_: Tensor,
-    ) -> Tensor:
+    ) -> Float[Tensor, "*S N T"]:
         """``mu c / (mu + c)``, the expected negative Hessian."""
         mean, total = exposed(outputs, exposure).exp(), self._concentration(outputs, concentration)
         return mean * total / (mean + total)
 
-    def _concentration(self, outputs: Tensor, concentration: Tensor | None) -> Tensor:
+    def _concentration(
+        self, outputs: Float[Tensor, "*#S N T"], concentration: Tensor | None
+    ) -> Float[Tensor, "*#S N T"]:
         if concentration is not None:
             return concentration.expand(torch.broadcast_shapes(concentration.shape, outputs.shape))
         return torch.full_like(outputs, float(self.concentration))  # type: ignore[arg-type]

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import pyro.distributions as dist
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from bll_pyro.checks import count, positive
@@ -42,11 +43,11 @@ class Ordinal(Likelihood):
         """One output places a row on the scale."""
         return 1
 
-    def check_targets(self, targets: Tensor) -> Tensor:
+    def check_targets(self, targets: Tensor) -> Int[Tensor, " N"]:
         """Labels ``[N]``, int64."""
         return integer_targets(targets, self.num_classes, "Ordinal")
 
-    def check_training(self, targets: Tensor) -> None:
+    def check_training(self, targets: Int[Tensor, " N"]) -> None:
         """In data of some size every class between the lowest and the highest that occurs has to occur."""
         if len(targets) < 10 * self.num_classes:
             return
@@ -70,7 +71,9 @@ class Ordinal(Likelihood):
         )
         return {"cutpoints": dist.TransformedDistribution(base, [transform])}
 
-    def class_probs(self, outputs: Tensor, cutpoints: Tensor | None = None, **noise: Tensor) -> Tensor:
+    def class_probs(
+        self, outputs: Float[Tensor, "*#S N 1"], cutpoints: Tensor | None = None, **noise: Tensor
+    ) -> Float[Tensor, "*#S N C"]:
         """Class probabilities ``[..., N, C]``: differences of the cumulative ones."""
         assert cutpoints is not None
         below = torch.sigmoid(cutpoints - outputs)
@@ -78,14 +81,18 @@ class Ordinal(Likelihood):
         return torch.diff(torch.cat([zero, below, one], -1)).clamp_min(torch.finfo(below.dtype).tiny)
 
     def distribution(
-        self, outputs: Tensor, cutpoints: Tensor | None = None, **noise: Tensor
+        self, outputs: Float[Tensor, "*#S N 1"], cutpoints: Tensor | None = None, **noise: Tensor
     ) -> dist.Categorical:
         """Categorical with the probabilities above."""
         return dist.Categorical(probs=self.class_probs(outputs, cutpoints), validate_args=False)
 
     def log_prob(
-        self, outputs: Tensor, targets: Tensor, cutpoints: Tensor | None = None, **noise: Tensor
-    ) -> Tensor:
+        self,
+        outputs: Float[Tensor, "*#S N 1"],
+        targets: Int[Tensor, " N"],
+        cutpoints: Tensor | None = None,
+        **noise: Tensor,
+    ) -> Float[Tensor, "*#S N"]:
         """Log probability ``[..., N]`` of labels, from ``log(sigmoid(b) - sigmoid(a))`` without cancellation."""
         assert cutpoints is not None
         infinity = torch.full_like(cutpoints[..., :1], float("inf"))
@@ -104,7 +111,9 @@ class Ordinal(Likelihood):
         second = torch.nn.functional.logsigmoid((-lower).clamp(-1e4, 1e4))
         return first + second + torch.log(-torch.expm1(gap))
 
-    def output_curvature(self, outputs: Tensor, cutpoints: Tensor | None = None, **noise: Tensor) -> Tensor:
+    def output_curvature(
+        self, outputs: Float[Tensor, "*S N 1"], cutpoints: Tensor | None = None, **noise: Tensor
+    ) -> Float[Tensor, "*S N 1"]:
         """Fisher information of the output: ``sum_c (dp_c / df)^2 / p_c``, with ``dp_c / df = p_c (F_c + F_c-1 - 1)``."""
         assert cutpoints is not None
         below = torch.sigmoid(cutpoints - outputs)

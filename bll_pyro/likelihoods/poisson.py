@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import pyro.distributions as dist
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from bll_pyro.gaussian import OutputGaussian
@@ -18,7 +19,7 @@ from bll_pyro.likelihoods.targets import count_targets
 class PoissonCounts(dist.Poisson):
     """Pyro's Poisson, with its distribution function."""
 
-    def cdf(self, value: Tensor) -> Tensor:
+    def cdf(self, value: Float[Tensor, " *#S"]) -> Float[Tensor, " *#S"]:
         """``P(Y <= value)``: the regularised upper incomplete gamma function."""
         count = value.floor()
         tail = torch.special.gammaincc(
@@ -37,17 +38,23 @@ class Poisson(Likelihood):
         """One output, a log rate, for each count."""
         return math.prod(target_shape)
 
-    def check_targets(self, targets: Tensor) -> Tensor:
+    def check_targets(self, targets: Tensor) -> Float[Tensor, "N T"]:
         """Counts ``[N, T]`` as floats."""
         return count_targets(targets, "Poisson")
 
-    def distribution(self, outputs: Tensor, exposure: Tensor | None = None, **_: Tensor) -> dist.Distribution:
+    def distribution(
+        self, outputs: Float[Tensor, "*#S N T"], exposure: Tensor | None = None, **_: Tensor
+    ) -> dist.Distribution:
         """Independent Poissons over the T counts of a row."""
         return PoissonCounts(exposed(outputs, exposure).exp(), validate_args=False).to_event(1)
 
     def log_prob(
-        self, outputs: Tensor, targets: Tensor, exposure: Tensor | None = None, **_: Tensor
-    ) -> Tensor:
+        self,
+        outputs: Float[Tensor, "*#S N T"],
+        targets: Float[Tensor, "N T"],
+        exposure: Tensor | None = None,
+        **_: Tensor,
+    ) -> Float[Tensor, "*#S N"]:
         """``sum_t y f - exp f - log y!`` with ``log(exposure)`` in f."""
         outputs = exposed(outputs, exposure)
         return (targets * outputs - outputs.exp() - torch.lgamma(targets + 1)).sum(-1)
@@ -55,23 +62,29 @@ class Poisson(Likelihood):
     def expected_log_prob(
         self,
         outputs: OutputGaussian,
-        targets: Tensor,
+        targets: Float[Tensor, "N T"],
         generator: torch.Generator | None = None,
         exposure: Tensor | None = None,
         **_: Tensor,
-    ) -> Tensor:
+    ) -> Float[Tensor, " N"]:
         """In closed form: ``E[exp f] = exp(m + v / 2)``."""
         mean = exposed(outputs.mean, exposure)
         rate = (mean + 0.5 * outputs.variance).exp()
         return (targets * mean - rate - torch.lgamma(targets + 1)).sum(-1)
 
-    def output_curvature(self, outputs: Tensor, exposure: Tensor | None = None, **_: Tensor) -> Tensor:
+    def output_curvature(
+        self, outputs: Float[Tensor, "*S N T"], exposure: Tensor | None = None, **_: Tensor
+    ) -> Float[Tensor, "*S N T"]:
         """``exposure exp f``."""
         return exposed(outputs, exposure).exp()
 
     def expected_derivatives(
-        self, draws: Tensor, targets: Tensor, exposure: Tensor | None = None, **_: Tensor
-    ) -> tuple[Tensor, Tensor]:
+        self,
+        draws: Float[Tensor, "S N T"],
+        targets: Float[Tensor, "N T"],
+        exposure: Tensor | None = None,
+        **_: Tensor,
+    ) -> tuple[Float[Tensor, "N T"], Float[Tensor, "N T T"]]:
         """``y - E[exposure exp f]`` and ``diag(E[exposure exp f])``."""
         rate = exposed(draws, exposure).exp().mean(0)
         return targets - rate, torch.diag_embed(rate)

@@ -8,6 +8,7 @@ from typing import ClassVar, Self
 
 import pyro.distributions as dist
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from torch.distributions import constraints
 
@@ -20,7 +21,7 @@ from bll_pyro.likelihoods.targets import float_targets
 class StudentTValues(dist.StudentT):
     """Pyro's Student-t, with its distribution function."""
 
-    def cdf(self, value: Tensor) -> Tensor:
+    def cdf(self, value: Float[Tensor, " *#S"]) -> Float[Tensor, " *#S"]:
         """Distribution function, by SciPy: torch has none."""
         from scipy.special import stdtr
 
@@ -68,7 +69,7 @@ class StudentT(Likelihood):
         """One output, a location, for each target."""
         return math.prod(target_shape)
 
-    def check_targets(self, targets: Tensor) -> Tensor:
+    def check_targets(self, targets: Tensor) -> Float[Tensor, "N T"]:
         """Finite real numbers ``[N, T]``."""
         return float_targets(targets, "StudentT")
 
@@ -83,7 +84,7 @@ class StudentT(Likelihood):
             sites["noise_scale"] = scale_site(self.noise_scale, num_targets)
         return sites
 
-    def in_units(self, scale: Tensor) -> Self:
+    def in_units(self, scale: Float[Tensor, " T"]) -> Self:
         """A given noise scale is in the user's units: divide it by the scale of the targets."""
         if not isinstance(self.noise_scale, (int, float)):
             return self
@@ -95,7 +96,11 @@ class StudentT(Likelihood):
         return replace(self, noise_scale=float(self.noise_scale / scale[0]))
 
     def distribution(
-        self, outputs: Tensor, df: Tensor | None = None, noise_scale: Tensor | None = None, **_: Tensor
+        self,
+        outputs: Float[Tensor, "*#S N T"],
+        df: Tensor | None = None,
+        noise_scale: Tensor | None = None,
+        **_: Tensor,
     ) -> dist.Distribution:
         """Independent Student-t over the T targets of a row."""
         freedom = outputs.new_tensor(self.df) if df is None else df
@@ -112,8 +117,12 @@ class StudentT(Likelihood):
         return likelihood, outputs, {k: v * factor if k == "noise_scale" else v for k, v in noise.items()}
 
     def output_curvature(
-        self, outputs: Tensor, df: Tensor | None = None, noise_scale: Tensor | None = None, **_: Tensor
-    ) -> Tensor:
+        self,
+        outputs: Float[Tensor, "*S N T"],
+        df: Tensor | None = None,
+        noise_scale: Tensor | None = None,
+        **_: Tensor,
+    ) -> Float[Tensor, "*S N T"]:
         """``(df + 1) / ((df + 3) noise_scale^2)``, the Fisher information of the location."""
         freedom = outputs.new_tensor(self.df) if df is None else df
         scale = outputs.new_tensor(self.noise_scale) if noise_scale is None else noise_scale

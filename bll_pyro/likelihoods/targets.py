@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 
-def float_targets(targets: Tensor, owner: str, what: str = "real numbers") -> Tensor:
+def float_targets(targets: Tensor, owner: str, what: str = "real numbers") -> Float[Tensor, "N T"]:
     """Check that targets are finite numbers of shape ``[N]`` or ``[N, T]``; return ``[N, T]``."""
     if targets.dim() not in (1, 2):
         raise ValueError(
@@ -23,7 +24,7 @@ def float_targets(targets: Tensor, owner: str, what: str = "real numbers") -> Te
     return values[:, None] if values.dim() == 1 else values
 
 
-def count_targets(targets: Tensor, owner: str) -> Tensor:
+def count_targets(targets: Tensor, owner: str) -> Float[Tensor, "N T"]:
     """Check that targets are whole numbers >= 0 of shape ``[N]`` or ``[N, T]``; return ``[N, T]`` as floats."""
     values = float_targets(targets, owner, "counts")
     wrong = ((values < 0) | (values != values.round())).any(-1)
@@ -36,7 +37,7 @@ def count_targets(targets: Tensor, owner: str) -> Tensor:
     return values
 
 
-def integer_targets(targets: Tensor, num_classes: int, owner: str) -> Tensor:
+def integer_targets(targets: Tensor, num_classes: int, owner: str) -> Int[Tensor, " N"]:
     """Check that targets are labels ``[N]`` in ``0 .. num_classes - 1``; return them as int64."""
     if targets.dim() != 1:
         raise ValueError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from bll_pyro.gaussian import Outputs
@@ -37,9 +38,9 @@ __all__ = [
 @torch.no_grad()
 def predict(
     posterior: Posterior,
-    features: Tensor,
+    features: Float[Tensor, "N D"],
     integration: Integration | None = None,
-    exposure: Tensor | None = None,
+    exposure: Float[Tensor, "N #T"] | None = None,
     recalibration: Recalibration | None = None,
 ) -> Prediction:
     """Posterior predictive for features ``[N, D]``, of counts at an exposure ``[N, 1]`` or ``[N, T]``."""
@@ -51,7 +52,7 @@ def predict_outputs(
     posterior: Posterior,
     outputs: Outputs,
     integration: Integration | None = None,
-    exposure: Tensor | None = None,
+    exposure: Float[Tensor, "N #T"] | None = None,
     recalibration: Recalibration | None = None,
 ) -> Prediction:
     """Predictive of rows whose outputs are known: those of a posterior, or of a posterior without each row."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from bll_pyro.prediction.verdict import Verdict
@@ -27,9 +28,9 @@ class Prediction(ABC):
     squared otherwise. ``ood`` is the verdict of the fit's detector, where it has one.
     """
 
-    total: Tensor
-    aleatoric: Tensor
-    epistemic: Tensor
+    total: Float[Tensor, "N *T"]
+    aleatoric: Float[Tensor, "N *T"]
+    epistemic: Float[Tensor, "N *T"]
     ood: Verdict | None = field(default=None, kw_only=True)
 
     def __len__(self) -> int:
@@ -37,7 +38,7 @@ class Prediction(ABC):
         return len(self.total)
 
     @abstractmethod
-    def log_prob(self, targets: Any) -> Tensor:
+    def log_prob(self, targets: Any) -> Float[Tensor, " N"]:
         """Log density or probability of targets under the predictive, nats, ``[N]``."""
 
     @abstractmethod
@@ -78,7 +79,7 @@ def gathered(parts: Iterable[Prediction]) -> Prediction:
     return type(many[0]).concat(many)
 
 
-def as_targets(targets: Any, num_rows: int) -> Tensor:
+def as_targets(targets: Any, num_rows: int) -> Shaped[Tensor, "N ..."]:
     """Turn targets into a tensor and check their number."""
     values = torch.as_tensor(targets)
     if values.dim() == 0 or len(values) != num_rows:

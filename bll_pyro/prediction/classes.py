@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from bll_pyro import metrics
@@ -40,21 +41,21 @@ class ClassPrediction(Prediction):
         the points, and on the safe side for quasi-random ones; None for :class:`Probit`, which has an error of its own.
     """
 
-    probs: Tensor
+    probs: Float[Tensor, "N C"]
     likelihood: Likelihood
-    error: Tensor | None = field(default=None, kw_only=True)
+    error: Float[Tensor, " N"] | None = field(default=None, kw_only=True)
 
     @property
-    def label(self) -> Tensor:
+    def label(self) -> Int[Tensor, " N"]:
         """Most probable class ``[N]``."""
         return self.probs.argmax(-1)
 
     @property
-    def confidence(self) -> Tensor:
+    def confidence(self) -> Float[Tensor, " N"]:
         """Probability of that class ``[N]``."""
         return self.probs.amax(-1)
 
-    def log_prob(self, targets: Any) -> Tensor:
+    def log_prob(self, targets: Any) -> Float[Tensor, " N"]:
         """Log probability of labels, nats ``[N]``."""
         labels = self.likelihood.check_targets(as_targets(targets, len(self))).to(self.probs.device)
         chosen = self.probs.gather(-1, labels[:, None]).squeeze(-1)
@@ -118,11 +119,11 @@ def predict_classes(
 
 
 def decomposed(
-    probs: Tensor,
-    expected_entropy: Tensor,
+    probs: Float[Tensor, "N C"],
+    expected_entropy: Float[Tensor, " N"],
     likelihood: Likelihood,
     kind: type[ClassPrediction] = ClassPrediction,
-    error: Tensor | None = None,
+    error: Float[Tensor, " N"] | None = None,
 ) -> ClassPrediction:
     """The prediction with given class probabilities ``[N, K]`` and expected entropy ``[N]``."""
     total = class_entropy(probs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from jaxtyping import Float
 from torch import Tensor
 
 from bll_pyro.metrics import pit_discrete
@@ -19,7 +20,7 @@ def check_kind(kind: str) -> str:
     return kind
 
 
-def randomised_pit(below: Tensor, at: Tensor, seed: int) -> Tensor:
+def randomised_pit(below: Float[Tensor, " *N"], at: Float[Tensor, " *N"], seed: int) -> Float[Tensor, " *N"]:
     """Uniform between ``F(y - 1)`` and ``F(y)``."""
     values = pit_discrete(below.clamp(0, 1), at.clamp(0, 1), generator(seed))
     return at.new_tensor(values)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from bll_pyro.gaussian import Outputs
@@ -23,15 +24,15 @@ if TYPE_CHECKING:
 class OfLabels(Prediction):
     """What every prediction of binary labels says, by their probabilities."""
 
-    probs: Tensor
+    probs: Float[Tensor, "N *T"]
 
     @property
-    def label(self) -> Tensor:
+    def label(self) -> Int[Tensor, "N *T"]:
         """More probable value of each label: 0 or 1."""
         return (self.probs > 0.5).long()
 
     @property
-    def confidence(self) -> Tensor:
+    def confidence(self) -> Float[Tensor, "N *T"]:
         """Probability of that value."""
         return torch.maximum(self.probs, 1 - self.probs)
 
@@ -54,15 +55,15 @@ class LabelPrediction(OfLabels):
         Estimated error of the integration in ``probs``, from two halves of the points; None for :class:`Probit`.
     """
 
-    probs: Tensor
+    probs: Float[Tensor, "N *T"]
     outputs: Outputs
     likelihood: Likelihood
     integration: Integration
     temperature: float = 1.0  # of a recalibration
-    error: Tensor | None = field(default=None, kw_only=True)
+    error: Float[Tensor, "N *T"] | None = field(default=None, kw_only=True)
 
     @torch.no_grad()
-    def log_prob(self, targets: Any) -> Tensor:
+    def log_prob(self, targets: Any) -> Float[Tensor, " N"]:
         """Log probability of a row's labels together, nats ``[N]``: labels are independent only given the outputs.
 
         :class:`Probit` and recalibrated predictions know each label alone, and count them as independent. So they are
@@ -127,6 +128,6 @@ def predict_labels(
     )
 
 
-def label_entropy(probs: Tensor) -> Tensor:
+def label_entropy(probs: Float[Tensor, " *S"]) -> Float[Tensor, " *S"]:
     """Entropy of a label in nats."""
     return torch.special.entr(probs) + torch.special.entr(1 - probs)

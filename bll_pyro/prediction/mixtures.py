@@ -22,6 +22,7 @@ from collections.abc import Callable
 import numpy as np
 import pyro.distributions as dist
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 NUM_BISECTIONS = 60
@@ -33,7 +34,7 @@ BREAKS = (1e-4, 0.02, 0.25, 0.75, 0.98, 1 - 1e-4)  # quantiles between which F i
 FunctionOfOutputs = Callable[[Tensor], Tensor]
 
 
-def average(values: Tensor, weights: Tensor | None) -> Tensor:
+def average(values: Float[Tensor, "M *#N"], weights: Float[Tensor, "M *#N"] | None) -> Float[Tensor, " *#N"]:
     """Mean over the components of ``values [S, n, T]``."""
     return values.mean(0) if weights is None else (values * weights).sum(0)
 
@@ -44,8 +45,11 @@ def mixture_cdf(parts: dist.Distribution, weights: Tensor | None) -> FunctionOfO
 
 
 def mixture_quantile(
-    parts: dist.Distribution, q: float, start: Tensor, weights: Tensor | None = None
-) -> Tensor:
+    parts: dist.Distribution,
+    q: float,
+    start: Float[Tensor, "N T"],
+    weights: Float[Tensor, "M 1 T"] | None = None,
+) -> Float[Tensor, "N T"]:
     """Bisect the mixture's distribution function, after widening a bracket around ``start`` ``[n, T]``."""
     cdf = mixture_cdf(parts, weights)
     spread = (parts.mean - average(parts.mean, weights)).square()
@@ -60,7 +64,9 @@ def mixture_quantile(
     return bisect(lambda x: cdf(x) < q, lower, upper, NUM_BISECTIONS)
 
 
-def bisect(left_of: FunctionOfOutputs, lower: Tensor, upper: Tensor, num_steps: int) -> Tensor:
+def bisect(
+    left_of: FunctionOfOutputs, lower: Float[Tensor, "N T"], upper: Float[Tensor, "N T"], num_steps: int
+) -> Float[Tensor, "N T"]:
     """Halve brackets; ``left_of`` says where the point that is sought lies above."""
     for _ in range(num_steps):
         middle = (lower + upper) / 2
@@ -70,8 +76,11 @@ def bisect(left_of: FunctionOfOutputs, lower: Tensor, upper: Tensor, num_steps: 
 
 
 def shortest_interval(
-    parts: dist.Distribution, prob: float, start: Tensor, weights: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+    parts: dist.Distribution,
+    prob: float,
+    start: Float[Tensor, "N T"],
+    weights: Float[Tensor, "M 1 T"] | None = None,
+) -> tuple[Float[Tensor, "N T"], Float[Tensor, "N T"]]:
     """Shortest interval ``[n, T]`` with probability ``prob``: of a mixture with one mode that of highest density.
 
     Among all lower ends on a grid the best is taken; around it the densities at both ends are made equal.
@@ -115,8 +124,11 @@ def shortest_interval(
 
 
 def shortest_range(
-    parts: dist.Distribution, prob: float, start: Tensor, weights: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+    parts: dist.Distribution,
+    prob: float,
+    start: Float[Tensor, "N T"],
+    weights: Float[Tensor, "M 1 T"] | None = None,
+) -> tuple[Float[Tensor, "N T"], Float[Tensor, "N T"]]:
     """Fewest neighbouring whole numbers ``[n, T]`` with probability ``prob`` or more; of equals the most probable ones."""
     cdf, tail = mixture_cdf(parts, weights), (1 - prob) / 50
     low = mixture_quantile(parts, tail, start, weights).round()
@@ -135,8 +147,11 @@ def shortest_range(
 
 
 def mixture_crps(
-    parts: dist.Distribution, targets: Tensor, start: Tensor, weights: Tensor | None = None
-) -> Tensor:
+    parts: dist.Distribution,
+    targets: Float[Tensor, "N T"],
+    start: Float[Tensor, "N T"],
+    weights: Float[Tensor, "M 1 T"] | None = None,
+) -> Float[Tensor, "N T"]:
     """``integral of (F(x) - [x >= y])^2`` ``[n, T]``, by Gauss-Legendre quadrature between quantiles and the target."""
     cdf = mixture_cdf(parts, weights)
     breaks = [mixture_quantile(parts, q, start, weights) for q in BREAKS]
@@ -154,8 +169,11 @@ def mixture_crps(
 
 
 def count_crps(
-    parts: dist.Distribution, targets: Tensor, start: Tensor, weights: Tensor | None = None
-) -> Tensor:
+    parts: dist.Distribution,
+    targets: Float[Tensor, "N T"],
+    start: Float[Tensor, "N T"],
+    weights: Float[Tensor, "M 1 T"] | None = None,
+) -> Float[Tensor, "N T"]:
     """``sum over k of (F(k) - [k >= y])^2`` ``[n, T]`` for counts."""
     cdf = mixture_cdf(parts, weights)
     low = torch.minimum(mixture_quantile(parts, 1e-6, start, weights).round(), targets)

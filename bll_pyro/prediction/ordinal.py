@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from bll_pyro.checks import share
@@ -21,22 +22,24 @@ class OrdinalPrediction(ClassPrediction):
     """Posterior predictive over classes in an order, 0 to C - 1."""
 
     @property
-    def cumulative(self) -> Tensor:
+    def cumulative(self) -> Float[Tensor, "N C"]:
         """``P(y <= c)`` of each class, ``[N, C]``."""
         return self.probs.cumsum(-1)
 
-    def cdf(self, labels: Any) -> Tensor:
+    def cdf(self, labels: Any) -> Float[Tensor, " N"]:
         """``P(y <= label)`` ``[N]``."""
         index = as_targets(labels, len(self)).long().to(self.probs.device)
         reached = self.cumulative.gather(-1, index.clamp_min(0)[:, None]).squeeze(-1)
         return torch.where(index < 0, torch.zeros_like(reached), reached)
 
-    def quantile(self, q: float) -> Tensor:
+    def quantile(self, q: float) -> Int[Tensor, " N"]:
         """Smallest class whose distribution function reaches ``q``, ``[N]``."""
         share(q, "q", "quantile")
         return (self.cumulative < q - ROUNDING).sum(-1).clamp_max(self.probs.shape[1] - 1)
 
-    def interval(self, prob: float = 0.9, kind: IntervalKind = "equal_tailed") -> tuple[Tensor, Tensor]:
+    def interval(
+        self, prob: float = 0.9, kind: IntervalKind = "equal_tailed"
+    ) -> tuple[Int[Tensor, " N"], Int[Tensor, " N"]]:
         """Neighbouring classes with probability ``prob`` or more: the first and the last ``[N]``.
 
         ``"equal_tailed"``: between two quantiles; ``"hdi"``: the fewest, and of equals the most probable ones.
@@ -54,13 +57,13 @@ class OrdinalPrediction(ClassPrediction):
         best = score.argmin(-1)
         return best // num_classes, best % num_classes
 
-    def crps(self, targets: Any) -> Tensor:
+    def crps(self, targets: Any) -> Float[Tensor, " N"]:
         """Ranked probability score ``sum_c (P(y <= c) - [c >= target])^2`` of each label, in classes (Epstein 1969)."""
         labels = self.likelihood.check_targets(as_targets(targets, len(self))).to(self.probs.device)
         reached = torch.arange(self.probs.shape[1], device=labels.device) >= labels[:, None]
         return (self.cumulative - reached.to(self.probs)).square().sum(-1)
 
-    def pit(self, targets: Any, seed: int = 0) -> Tensor:
+    def pit(self, targets: Any, seed: int = 0) -> Float[Tensor, " N"]:
         """Probability integral transform of each label, made uniform by seeded random numbers (Smith 1985)."""
         labels = self.likelihood.check_targets(as_targets(targets, len(self)))
         return randomised_pit(self.cdf(labels - 1), self.cdf(labels), seed)

@@ -20,6 +20,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
@@ -58,7 +59,9 @@ class Probit:
     num_points: int = 1  # draws of the noise: these likelihoods have none
     seed: int = 0
 
-    def classes(self, outputs: Outputs, likelihood: Likelihood) -> tuple[Tensor, Tensor]:
+    def classes(
+        self, outputs: Outputs, likelihood: Likelihood
+    ) -> tuple[Float[Tensor, "N C"], Float[Tensor, " N"]]:
         """``E[p]`` ``[N, K]`` and ``E[H]`` ``[N]``."""
         if not isinstance(likelihood, Categorical):
             raise TypeError(refusal(likelihood))
@@ -71,7 +74,9 @@ class Probit:
         products = mean * probs + variance * _softmax(mean, variance)[1]
         return probs, (log_normaliser - products.sum(-1)).clamp_min(0.0)
 
-    def labels(self, outputs: Outputs, likelihood: Likelihood) -> tuple[Tensor, Tensor]:
+    def labels(
+        self, outputs: Outputs, likelihood: Likelihood
+    ) -> tuple[Float[Tensor, "N T"], Float[Tensor, "N T"]]:
         """``E[p]`` and ``E[H]`` of each label, ``[N, T]``."""
         if not isinstance(likelihood, Bernoulli):
             raise TypeError(refusal(likelihood))
@@ -91,13 +96,17 @@ def refusal(likelihood: Likelihood) -> str:
     )
 
 
-def _softmax(mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
+def _softmax(
+    mean: Float[Tensor, "N C"], variance: Float[Tensor, "N C"]
+) -> tuple[Float[Tensor, "N C"], Float[Tensor, "N C"]]:
     kappa = (1 + math.pi / 8 * variance).rsqrt()
     probs = (kappa * mean).softmax(-1)
     return probs, kappa * probs * (1 - probs)
 
 
-def _sigmoid(mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
+def _sigmoid(
+    mean: Float[Tensor, "N T"], variance: Float[Tensor, "N T"]
+) -> tuple[Float[Tensor, "N T"], Float[Tensor, "N T"]]:
     kappa = (1 + math.pi / 8 * variance).rsqrt()
     probs = (kappa * mean).sigmoid()
     return probs, kappa * probs * (1 - probs)

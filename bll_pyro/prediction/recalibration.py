@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from bll_pyro.checks import positive
@@ -56,12 +57,14 @@ class NoiseFactor(Recalibration):
         positive(self.factor, "factor", "NoiseFactor")
 
 
-def class_entropy(probs: Tensor) -> Tensor:
+def class_entropy(probs: Float[Tensor, "*S C"]) -> Float[Tensor, " *S"]:
     """Entropy in nats over the last axis."""
     return torch.special.entr(probs).sum(-1)
 
 
-def averaged(conditional: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+def averaged(
+    conditional: Float[Tensor, "S *N C"], temperature: float = 1.0
+) -> tuple[Float[Tensor, "*N C"], Float[Tensor, " *N"]]:
     """Average ``[N, C]`` of class probabilities ``[S, N, C]``, tempered, and the expected entropy ``[N]`` that belongs to it.
 
     The joint distribution of draw and class, ``p_s(c) / S``, is multiplied by ``c(y) = p(y)^(1/T - 1)`` of the class alone.

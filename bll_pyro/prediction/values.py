@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyro.distributions as dist
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from bll_pyro.checks import share
@@ -41,24 +42,26 @@ class Mixture:
     outputs: Outputs
     likelihood: Likelihood
     noise: dict[str, Tensor]
-    center: Tensor
-    spread: Tensor
+    center: Float[Tensor, " T"]
+    spread: Float[Tensor, " T"]
     integration: QuasiMonteCarlo
-    exposure: Tensor | None = None
+    exposure: Float[Tensor, "N #T"] | None = None
 
     @property
-    def weights(self) -> Tensor | None:
+    def weights(self) -> Float[Tensor, "M 1 T"] | None:
         """Weights ``[S, 1, T]`` of the components; None where all are equal."""
         return self.outputs.weights[:, None] if isinstance(self.outputs, OutputMixture) else None
 
-    def map(self, function: Callable[[dist.Distribution, Tensor], Tensor], values: Tensor) -> Tensor:
+    def map(
+        self, function: Callable[[dist.Distribution, Tensor], Tensor], values: Float[Tensor, "N T"]
+    ) -> Float[Tensor, "N T ..."]:
         """Apply a function of components ``[S, n, T]`` and standardised values ``[n, T]`` to all rows."""
         results = []
         for index in self.integration.chunks(self.outputs):
             results.append(function(self.likelihood.components(**self.given(index)), values[index]))
         return torch.cat(results)
 
-    def sample(self, num_draws: int, random: torch.Generator) -> Tensor:
+    def sample(self, num_draws: int, random: torch.Generator) -> Float[Tensor, "S N T"]:
         """Draw standardised targets ``[num_draws, N, T]``: a component, then the targets of a row from it together.
 
         Of an :class:`OutputMixture` every target has components of its own.
@@ -86,7 +89,7 @@ class Mixture:
         known = self.noise if self.exposure is None else {**self.noise, "exposure": self.exposure[index]}
         return {"outputs": self.outputs.rows(index), **points, **known}
 
-    def standardized(self, values: Tensor) -> Tensor:
+    def standardized(self, values: Float[Tensor, "N T"]) -> Float[Tensor, "N T"]:
         """Values in the frame of the fit."""
         return (values.to(self.center) - self.center) / self.spread
 
@@ -103,16 +106,16 @@ class ValuePrediction(Prediction):
         Variances of the same shape: ``Var(y) = E[Var(y | f)] + Var(E[y | f])``.
     """
 
-    mean: Tensor
+    mean: Float[Tensor, "N *T"]
     mixture: Mixture
 
     @property
-    def scale(self) -> Tensor:
+    def scale(self) -> Float[Tensor, "N *T"]:
         """Predictive standard deviation."""
         return self.total.sqrt()
 
     @torch.no_grad()
-    def log_prob(self, targets: Any) -> Tensor:
+    def log_prob(self, targets: Any) -> Float[Tensor, " N"]:
         """Log density of the mixture, jointly over the targets of a row, nats ``[N]``."""
         mixture = self.mixture
         values = mixture.standardized(mixture.likelihood.check_targets(as_targets(targets, len(self))))
@@ -123,13 +126,13 @@ class ValuePrediction(Prediction):
         return torch.cat(parts) - mixture.spread.log().sum()
 
     @torch.no_grad()
-    def cdf(self, values: Any) -> Tensor:
+    def cdf(self, values: Any) -> Float[Tensor, "N *T"]:
         """Distribution function of the mixture at values that broadcast against the mean."""
         target = torch.as_tensor(values, dtype=self.mean.dtype, device=self.mean.device).expand_as(self.mean)
         return self._map(lambda parts, v, weights: average(parts.cdf(v), weights), target)
 
     @torch.no_grad()
-    def quantile(self, q: float) -> Tensor:
+    def quantile(self, q: float) -> Float[Tensor, "N *T"]:
         """Quantile of the mixture, of the shape of the mean, by bisection of its distribution function.
 
         For counts it is the smallest whole number whose distribution function reaches ``q``.
@@ -140,7 +143,9 @@ class ValuePrediction(Prediction):
         )
 
     @torch.no_grad()
-    def interval(self, prob: float = 0.9, kind: IntervalKind = "equal_tailed") -> tuple[Tensor, Tensor]:
+    def interval(
+        self, prob: float = 0.9, kind: IntervalKind = "equal_tailed"
+    ) -> tuple[Float[Tensor, "N *T"], Float[Tensor, "N *T"]]:
         """Interval of the mixture that holds a target with probability ``prob``: its lower and upper ends.
 
         Parameters
@@ -161,7 +166,7 @@ class ValuePrediction(Prediction):
         return self._in_units(ends[..., 0]), self._in_units(ends[..., 1])
 
     @torch.no_grad()
-    def crps(self, targets: Any) -> Tensor:
+    def crps(self, targets: Any) -> Float[Tensor, "N *T"]:
         """Continuous ranked probability score of each target, in its units; smaller is better (Gneiting and Raftery 2007)."""
         given = self._targets(targets)
         score = count_crps if self.mixture.likelihood.is_count else mixture_crps
@@ -170,7 +175,7 @@ class ValuePrediction(Prediction):
         )
         return values * self.mixture.spread.view(self.mean.shape[1:])
 
-    def pit(self, targets: Any, seed: int = 0) -> Tensor:
+    def pit(self, targets: Any, seed: int = 0) -> Float[Tensor, "N *T"]:
         """Probability integral transform of each target, uniform if the prediction is right; see :func:`bll_pyro.metrics.pit`.
 
         Counts are made uniform by random numbers between ``F(y - 1)`` and ``F(y)`` (Smith 1985), seeded.
@@ -180,7 +185,7 @@ class ValuePrediction(Prediction):
             return self.cdf(given)
         return randomised_pit(self.cdf(given - 1), self.cdf(given), seed)
 
-    def _targets(self, targets: Any) -> Tensor:
+    def _targets(self, targets: Any) -> Float[Tensor, "N *T"]:
         """Targets of the shape of the mean."""
         checked = self.mixture.likelihood.check_targets(as_targets(targets, len(self)))
         if checked.numel() != self.mean.numel():
@@ -192,16 +197,16 @@ class ValuePrediction(Prediction):
     def _map(
         self,
         function: Callable[[dist.Distribution, Tensor, Tensor | None], Tensor],
-        values: Tensor,
+        values: Float[Tensor, "N *T"],
         shape: tuple[int, ...] = (),
-    ) -> Tensor:
+    ) -> Float[Tensor, "N ..."]:
         """Apply a function of components, standardised values and weights; the result has the shape of the mean."""
         weights = self.mixture.weights
         standardized = self.mixture.standardized(values.reshape(len(self), -1))
         result = self.mixture.map(lambda parts, v: function(parts, v, weights), standardized)
         return result.reshape(*self.mean.shape, *shape)
 
-    def _in_units(self, values: Tensor) -> Tensor:
+    def _in_units(self, values: Float[Tensor, "N *T"]) -> Float[Tensor, "N *T"]:
         """Standardised values of the shape of the mean, in the user's units; counts are whole."""
         if self.mixture.likelihood.is_count:
             return values.round()  # bisection ends at the step
@@ -209,7 +214,7 @@ class ValuePrediction(Prediction):
         return values * self.mixture.spread.view(shape) + self.mixture.center.view(shape)
 
     @torch.no_grad()
-    def sample(self, num_draws: int = 1000, seed: int = 0) -> Tensor:
+    def sample(self, num_draws: int = 1000, seed: int = 0) -> Float[Tensor, "S N *T"]:
         """Draws ``[num_draws, N]`` or ``[num_draws, N, T]`` of the targets, those of a row drawn together."""
         values = self.mixture.sample(num_draws, generator(seed, self.mean.device))
         return (values * self.mixture.spread + self.mixture.center).reshape(num_draws, *self.mean.shape)

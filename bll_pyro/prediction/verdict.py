@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 
@@ -23,9 +24,9 @@ class Verdict:
         ``[N]``, larger is further out.
     """
 
-    is_ood: Tensor
-    p_value: Tensor
-    score: Tensor
+    is_ood: Bool[Tensor, " N"]
+    p_value: Float[Tensor, " N"]
+    score: Float[Tensor, " N"]
 
     def __len__(self) -> int:
         """Number of rows N."""

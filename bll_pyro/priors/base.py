@@ -9,6 +9,7 @@ from typing import ClassVar, Self
 import pyro
 import pyro.distributions as dist
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from torch.distributions import constraints
 
@@ -64,13 +65,13 @@ class Prior(Declaration):
         """Whether :meth:`rotated` gives the prior in other axes: it is isotropic, or so about a centre."""
         return self.isotropic
 
-    def rotated(self, rotation: Tensor) -> Self:
+    def rotated(self, rotation: Float[Tensor, "D D"]) -> Self:
         """The same prior for the weights of features rotated into other axes, ``weight @ rotation [D, D]``."""
         if not self.isotropic:
             raise ValueError(f"{type(self).__name__}: expected an isotropic prior, got one tied to the axes")
         return self
 
-    def sample(self, shape: Shape, **learned: Tensor) -> Tensor:
+    def sample(self, shape: Shape, **learned: Tensor) -> Float[Tensor, "*S K D"]:
         """The Pyro program: sample the hyper-parameters, then the site ``weight``."""
         hyper = {name: pyro.sample(name, prior) for name, prior in self.hyper(shape).items()}
         return pyro.sample("weight", self.distribution(shape, **learned, **hyper).to_event(2))
@@ -93,19 +94,23 @@ class Prior(Declaration):
         """Coordinates that the prior brings along; None where it takes those of the fit."""
         return None
 
-    def expected_log_prob_of(self, weights: WeightGaussian) -> Tensor:
+    def expected_log_prob_of(self, weights: WeightGaussian) -> Float[Tensor, ""]:
         """``E_q[log p(weight, bias)]`` for weights q in the frame, where the prior covers the bias."""
         raise NotImplementedError(
             f"{type(self).__name__} is a prior of single weights; use expected_log_prob"
         )
 
-    def sample_bias(self, weight: Tensor) -> Tensor:
+    def sample_bias(self, weight: Float[Tensor, "*S K D"]) -> Float[Tensor, "*S K"]:
         """The Pyro program, continued: sample the site ``bias`` given the weight, where the prior covers it."""
         raise NotImplementedError(f"{type(self).__name__} is a prior of the weight alone")
 
     def expected_log_prob(
-        self, loc: Tensor, scale: Tensor, noise: Tensor | None = None, **hyper: Tensor
-    ) -> Tensor:
+        self,
+        loc: Float[Tensor, "*S K D"],
+        scale: Float[Tensor, "*S K D"],
+        noise: Float[Tensor, "*S K D"] | None = None,
+        **hyper: Tensor,
+    ) -> Float[Tensor, ""]:
         """``E_q[log p(weight | hyper)]`` for Normal marginals ``loc, scale [K, D]``, summed over all weights.
 
         In closed form where Pyro knows the KL divergence, else at one draw ``loc + scale * noise``. Only marginals
@@ -123,7 +128,9 @@ class Prior(Declaration):
         """Whether ``expected_log_prob`` has no closed form."""
         return True
 
-    def _closed_form(self, prior: dist.Distribution, loc: Tensor, scale: Tensor) -> Tensor | None:
+    def _closed_form(
+        self, prior: dist.Distribution, loc: Float[Tensor, "*S K D"], scale: Float[Tensor, "*S K D"]
+    ) -> Float[Tensor, "*S K D"] | None:
         return None
 
     def softened(self, shape: Shape, size: float, share: float) -> Self:
@@ -133,7 +140,9 @@ class Prior(Declaration):
         """
         return self
 
-    def learned_update(self, loc: Tensor, scale: Tensor) -> dict[str, Tensor]:
+    def learned_update(
+        self, loc: Float[Tensor, "*S K D"], scale: Float[Tensor, "*S K D"]
+    ) -> dict[str, Tensor]:
         """Values of the ``learned`` hyper-parameters that maximise ``expected_log_prob`` at these marginals."""
         if self.learned_start((loc.shape[-2], loc.shape[-1])):
             raise NotImplementedError(
@@ -154,7 +163,9 @@ class GaussianPrior(Prior):
         """Whether ``expected_log_prob`` has no closed form."""
         return False
 
-    def _closed_form(self, prior: dist.Distribution, loc: Tensor, scale: Tensor) -> Tensor:
+    def _closed_form(
+        self, prior: dist.Distribution, loc: Float[Tensor, "*S K D"], scale: Float[Tensor, "*S K D"]
+    ) -> Float[Tensor, "*S K D"]:
         second_moment = (loc - prior.loc).square() + scale.square()
         return prior.log_prob(prior.loc) - 0.5 * second_moment / prior.scale.square()
 
@@ -171,7 +182,7 @@ class ScaleMixturePrior(Prior):
     loc: Tensor | None
 
     @abstractmethod
-    def log_prob_of_square(self, square: Tensor, **hyper: Tensor) -> Tensor:
+    def log_prob_of_square(self, square: Float[Tensor, "*S K D"], **hyper: Tensor) -> Float[Tensor, "*S K D"]:
         """Log density at squared distances ``[..., K, D]`` from the centre; hyper-parameters without leading axes."""
 
     @property
@@ -180,8 +191,12 @@ class ScaleMixturePrior(Prior):
         return False
 
     def expected_log_prob(
-        self, loc: Tensor, scale: Tensor, noise: Tensor | None = None, **hyper: Tensor
-    ) -> Tensor:
+        self,
+        loc: Float[Tensor, "*S K D"],
+        scale: Float[Tensor, "*S K D"],
+        noise: Float[Tensor, "*S K D"] | None = None,
+        **hyper: Tensor,
+    ) -> Float[Tensor, ""]:
         """``E_q[log p(weight | hyper)]`` from below, summed over all weights; exact for a point (scale 0)."""
         squares = stratified_square(loc - centre(self.loc, loc), scale)
         return self.log_prob_of_square(squares, **hyper).sum() / len(squares)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import pyro
 import pyro.distributions as pyro_dist
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from torch.distributions import constraints
 
@@ -91,14 +92,16 @@ class Distribution(Prior):
             )
         return given.expand(shape)
 
-    def sample(self, shape: Shape, **learned: Tensor) -> Tensor:
+    def sample(self, shape: Shape, **learned: Tensor) -> Float[Tensor, "*S K D"]:
         """The Pyro program: the site ``weight``."""
         self.check(shape)
         single = self._elementwise
         given, num_event = (self.dist, len(self.dist.event_shape)) if single is None else (single, 0)
         return pyro.sample("weight", given.expand(shape[: 2 - num_event]).to_event(2 - num_event))
 
-    def _closed_form(self, prior: pyro_dist.Distribution, loc: Tensor, scale: Tensor) -> Tensor | None:
+    def _closed_form(
+        self, prior: pyro_dist.Distribution, loc: Float[Tensor, "*S K D"], scale: Float[Tensor, "*S K D"]
+    ) -> Float[Tensor, "*S K D"] | None:
         if not isinstance(prior, torch.distributions.Normal):
             return None
         return prior.log_prob(loc) - 0.5 * (scale / prior.scale).square()

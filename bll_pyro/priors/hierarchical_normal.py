@@ -7,6 +7,7 @@ from typing import Self
 
 import pyro.distributions as dist
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from bll_pyro.checks import switch
@@ -59,7 +60,7 @@ class HierarchicalNormal(GaussianPrior):
         """Whether features share their scale; a centre is rotated along."""
         return not self.per_feature
 
-    def rotated(self, rotation: Tensor) -> Self:
+    def rotated(self, rotation: Float[Tensor, "D D"]) -> Self:
         """The same prior in other axes."""
         if self.loc is None or self.per_feature:
             return super().rotated(rotation)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pyro.distributions as dist
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -108,25 +109,25 @@ class Horseshoe(ScaleMixturePrior):
         chosen = dist.Categorical(logits=log_weights(tau).expand_as(scale), validate_args=False)
         return MixtureOfNormals(chosen, dist.Normal(loc, scale, validate_args=False), validate_args=False)
 
-    def log_prob_of_square(self, square: Tensor, **hyper: Tensor) -> Tensor:
+    def log_prob_of_square(self, square: Float[Tensor, "*S K D"], **hyper: Tensor) -> Float[Tensor, "*S K D"]:
         """Log density at squared distances from the centre."""
         log_variance = log_variances(hyper["tau"], hyper["c2"])
         heights = log_weights(log_variance) - 0.5 * (log_variance + LOG_TWO_PI)
         return LogSumOfBells.apply(square, heights, 0.5 * (-log_variance).exp())
 
 
-def log_lambdas(like: Tensor) -> Tensor:
+def log_lambdas(like: Tensor) -> Float[Tensor, " M"]:
     """Nodes ``[M]`` of ``log lambda``."""
     return torch.linspace(*LOG_LAMBDA, NUM_NODES, dtype=like.dtype, device=like.device)
 
 
-def log_weights(like: Tensor) -> Tensor:
+def log_weights(like: Tensor) -> Float[Tensor, " M"]:
     """Logarithm of the nodes' weights ``[M]``: ``sech(log lambda)``, normalised."""
     nodes = log_lambdas(like)
     return torch.log_softmax(-torch.logaddexp(nodes, -nodes), -1)
 
 
-def log_variances(tau: Tensor, c2: Tensor) -> Tensor:
+def log_variances(tau: Tensor, c2: Tensor) -> Float[Tensor, "... M"]:
     """``log v`` at the nodes ``[..., M]``, from ``1 / v = 1 / c^2 + 1 / (tau lambda)^2`` in logarithms."""
     return -torch.logaddexp(-c2.log(), -2 * (tau.log() + log_lambdas(tau)))
 
@@ -138,7 +139,9 @@ class LogSumOfBells(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, square: Tensor, heights: Tensor, rates: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, square: Float[Tensor, " *S"], heights: Float[Tensor, " M"], rates: Float[Tensor, " M"]
+    ) -> Float[Tensor, " *S"]:
         """Return the value, of the shape of ``square``; ``heights`` and ``rates`` are ``[M]``."""
         flat = square.reshape(-1, 1)
         terms = torch.addcmul(heights, flat, rates, value=-1)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import pyro.distributions as dist
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from bll_pyro.checks import positive_or_none
@@ -48,17 +49,23 @@ class Laplace(Prior):
         """Whether ``expected_log_prob`` has no closed form."""
         return False
 
-    def _closed_form(self, prior: dist.Distribution, loc: Tensor, scale: Tensor) -> Tensor:
+    def _closed_form(
+        self, prior: dist.Distribution, loc: Float[Tensor, "*S K D"], scale: Float[Tensor, "*S K D"]
+    ) -> Float[Tensor, "*S K D"]:
         return -folded_normal_mean(loc - prior.loc, scale) / prior.scale - math.log(2) - prior.scale.log()
 
-    def learned_update(self, loc: Tensor, scale: Tensor) -> dict[str, Tensor]:
+    def learned_update(
+        self, loc: Float[Tensor, "*S K D"], scale: Float[Tensor, "*S K D"]
+    ) -> dict[str, Tensor]:
         """``tau / sqrt(2)`` is the mean of ``E|weight|``: the maximum in closed form."""
         if self.scale is not None:
             return {}
         return {"tau": math.sqrt(2) * folded_normal_mean(loc - centre(self.loc, loc), scale).mean()}
 
 
-def folded_normal_mean(loc: Tensor, scale: Tensor) -> Tensor:
+def folded_normal_mean(
+    loc: Float[Tensor, "*S K D"], scale: Float[Tensor, "*S K D"]
+) -> Float[Tensor, "*S K D"]:
     """``E|w|`` for ``w ~ Normal(loc, scale)``; ``|loc|`` where the scale is 0."""
     safe = scale.clamp_min(torch.finfo(scale.dtype).tiny)
     ratio = loc / safe

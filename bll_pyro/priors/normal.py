@@ -7,6 +7,7 @@ from typing import Self
 
 import pyro.distributions as dist
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from bll_pyro.checks import positive_or_none
@@ -50,7 +51,7 @@ class Normal(GaussianPrior):
         """True: a centre is rotated along."""
         return True
 
-    def rotated(self, rotation: Tensor) -> Self:
+    def rotated(self, rotation: Float[Tensor, "D D"]) -> Self:
         """The same prior in other axes."""
         if self.loc is None:
             return self
@@ -71,7 +72,9 @@ class Normal(GaussianPrior):
             scale = tau[..., :, None] if self.per_output else tau[..., None, None]
         return dist.Normal(expand(centre(self.loc, scale), shape), expand(scale, shape), validate_args=False)
 
-    def learned_update(self, loc: Tensor, scale: Tensor) -> dict[str, Tensor]:
+    def learned_update(
+        self, loc: Float[Tensor, "*S K D"], scale: Float[Tensor, "*S K D"]
+    ) -> dict[str, Tensor]:
         """``tau^2`` is the mean of ``E[(weight - loc)^2]``: the maximum in closed form."""
         if self.scale is not None:
             return {}

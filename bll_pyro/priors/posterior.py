@@ -9,6 +9,7 @@ from typing import Any, Self
 import pyro
 import pyro.distributions as dist
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from torch.distributions import constraints
 
@@ -104,29 +105,31 @@ class Posterior(GaussianPrior):
     def _log_peak(self) -> float:
         return float(self.weights.log_prob(self.weights.loc[None]))
 
-    def expected_log_prob_of(self, weights: WeightGaussian) -> Tensor:
+    def expected_log_prob_of(self, weights: WeightGaussian) -> Float[Tensor, ""]:
         """``E_q[log p(weight, bias)]`` in closed form for a Gaussian q of any structure, in the frame."""
         loc, matrix = self._at(weights.loc)
         return self._log_peak - 0.5 * expected_quadratic(matrix, weights, loc)
 
-    def log_prob(self, values: Tensor) -> Tensor:
+    def log_prob(self, values: Float[Tensor, "*S K P"]) -> Float[Tensor, " *S"]:
         """Log density of ``[weight bias]`` ``[..., K, P]`` in the frame, nats."""
         loc, matrix = self._at(values)
         return self._log_peak - 0.5 * quadratic(matrix, values - loc)
 
-    def sample(self, shape: Shape, **learned: Tensor) -> Tensor:
+    def sample(self, shape: Shape, **learned: Tensor) -> Float[Tensor, "*S K D"]:
         """The Pyro program: the site ``weight`` from its marginal."""
         self.check(shape)
         return pyro.sample("weight", WeightMarginal(self))
 
-    def sample_bias(self, weight: Tensor) -> Tensor:
+    def sample_bias(self, weight: Float[Tensor, "*S K D"]) -> Float[Tensor, "*S K"]:
         """The Pyro program, continued: the site ``bias`` given the weight ``[..., K, D]``."""
         loc, covariance = self.bias_given(weight)
         if loc.dim() > 1:  # the axis of the data plate stands before the outputs, as in the weight
             covariance = covariance.expand(*loc.shape[:-1], *covariance.shape)
         return pyro.sample("bias", dist.MultivariateNormal(loc, covariance, validate_args=False))
 
-    def bias_given(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+    def bias_given(
+        self, weight: Float[Tensor, "*S K D"]
+    ) -> tuple[Float[Tensor, "*S K"], Float[Tensor, "K K"]]:
         """Mean ``[..., K]`` and covariance ``[K, K]`` of the bias given the weight ``[..., K, D]``."""
         loc, matrix = self._at(weight)
         own = bias_precision(matrix)
@@ -152,7 +155,7 @@ class Posterior(GaussianPrior):
             )
 
 
-def bias_precision(matrix: Tensor) -> Tensor:
+def bias_precision(matrix: Float[Tensor, "K P ..."]) -> Float[Tensor, "K K"]:
     """Precision ``[K, K]`` of the biases given the weights: the entries of the last columns."""
     if matrix.dim() == 4:
         return matrix[:, -1, :, -1]
@@ -170,13 +173,13 @@ class WeightMarginal(dist.TorchDistribution):
         event_shape = torch.Size((prior.weights.loc.shape[0], prior.frame.num_features))
         super().__init__(torch.Size(batch_shape), event_shape, validate_args=False)
 
-    def rsample(self, sample_shape: Any = ()) -> Tensor:
+    def rsample(self, sample_shape: Any = ()) -> Float[Tensor, "*S K D"]:
         """Draw the joint and keep the weight."""
         shape = torch.Size(sample_shape) + self.batch_shape
         values = self.prior.weights.rsample(shape.numel())
         return values[..., : self.event_shape[1]].view(shape + self.event_shape)
 
-    def log_prob(self, value: Tensor) -> Tensor:
+    def log_prob(self, value: Float[Tensor, "*S K D"]) -> Float[Tensor, " *S"]:
         """Joint density over conditional density, both where the bias is its conditional mean."""
         if not self.prior.bias:
             return self.prior.log_prob(value)

@@ -8,6 +8,7 @@ from typing import Self
 
 import pyro.distributions as dist
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from bll_pyro.checks import is_number, positive_or_none
@@ -83,14 +84,14 @@ class SpikeAndSlab(ScaleMixturePrior):
         chosen = dist.Categorical(logits=log_probs.expand_as(scales), validate_args=False)
         return MixtureOfNormals(chosen, dist.Normal(loc, scales, validate_args=False), validate_args=False)
 
-    def log_prob_of_square(self, square: Tensor, **hyper: Tensor) -> Tensor:
+    def log_prob_of_square(self, square: Float[Tensor, "*S K D"], **hyper: Tensor) -> Float[Tensor, "*S K D"]:
         """Log density at squared distances from the centre."""
         log_probs, scales = self._components(square.shape[-1], square.dtype, **hyper)
         heights, rates = log_probs - scales.log() - 0.5 * LOG_TWO_PI, 0.5 / scales.square()
         spike, slab = (heights[i] - rates[i] * square for i in (0, 1))
         return torch.logaddexp(spike, slab)
 
-    def slab_probability(self, weight: Tensor, **hyper: Tensor) -> Tensor:
+    def slab_probability(self, weight: Float[Tensor, "*S K D"], **hyper: Tensor) -> Float[Tensor, "*S K D"]:
         """Probability that weights ``[..., K, D]`` come from the slab, given their values and the hyper-parameters."""
         given = self.distribution((weight.shape[-2], weight.shape[-1]), **hyper)
         logits = given.mixture_distribution.logits + given.component_distribution.log_prob(weight[..., None])

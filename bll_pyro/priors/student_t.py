@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import pyro.distributions as dist
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from bll_pyro.checks import is_number, positive_or_none
@@ -60,14 +61,18 @@ class StudentT(ScaleMixturePrior):
         loc, width = expand(centre(self.loc, scale), shape), expand(scale * self._ratio, shape)
         return dist.StudentT(torch.full_like(width, self.df), loc, width, validate_args=False)
 
-    def log_prob_of_square(self, square: Tensor, tau: Tensor | None = None, **_: Tensor) -> Tensor:
+    def log_prob_of_square(
+        self, square: Float[Tensor, "*S K D"], tau: Tensor | None = None, **_: Tensor
+    ) -> Float[Tensor, "*S K D"]:
         """``log t(df)`` at squared distances from the centre."""
         width = (torch.as_tensor(self.scale).to(square) if tau is None else tau) * self._ratio
         half = 0.5 * (self.df + 1)
         constant = math.lgamma(half) - math.lgamma(0.5 * self.df) - 0.5 * math.log(self.df * math.pi)
         return constant - width.log() - half * torch.log1p(square / (self.df * width.square()))
 
-    def learned_update(self, loc: Tensor, scale: Tensor) -> dict[str, Tensor]:
+    def learned_update(
+        self, loc: Float[Tensor, "*S K D"], scale: Float[Tensor, "*S K D"]
+    ) -> dict[str, Tensor]:
         """The maximiser of ``expected_log_prob`` in ``tau``, by Newton's method.
 
         With ``a = square / (df ratio^2)`` and ``q = a / (a + tau^2)`` the slope in ``log tau`` vanishes where
