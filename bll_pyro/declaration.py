@@ -38,7 +38,7 @@ class Declaration:
         return hash(self._key())
 
     def _key(self) -> tuple[Any, ...]:
-        # tensors and distributions compare by identity in torch; a declaration compares by content
+        # torch compares tensors and distributions by identity; a declaration compares by content
         tensors: dict[str, Tensor] = {}
         plain = to_plain(self, tensors, functions=True)
         contents = tuple((k, tuple(t.shape), t.flatten().tolist().__repr__()) for k, t in tensors.items())
@@ -110,7 +110,7 @@ ALTERNATIVES = (
 
 
 def distribution_to_plain(value: torch.distributions.Distribution) -> Plain:
-    """Name and arguments of one of Pyro's distributions; of arguments that say the same, the last is written."""
+    """Name and arguments of one of Pyro's distributions; of the ``ALTERNATIVES`` the last is written."""
     name = type(value).__name__
     if type(value) is not getattr(dist, name, None):
         raise TypeError(
@@ -142,7 +142,7 @@ def argument_to_plain(value: Any) -> Plain:
         return distribution_to_plain(value)
     if isinstance(value, Tensor):
         numbers = value.detach().tolist()
-        # single precision needs no name; others would come back with fewer digits, or mixed up with it
+        # float32 is the default when this is read; float64 is named, or it would lose digits
         return {str(value.dtype).removeprefix("torch."): numbers} if value.dtype == torch.float64 else numbers
     if value is None or isinstance(value, (bool, int, float, str)):
         return value

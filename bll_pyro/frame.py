@@ -1,8 +1,22 @@
 """The frame of a fit: from the user's features and targets to the coordinates in which the weights live, and back.
 
 Features are standardised, then (where the guide asks for it) rotated into their principal axes, and get a last column
-of ones for the bias. An isotropic prior does not change under the turn, and mean-field is nearly exact there (design
-section 5). Real-valued targets are standardised too.
+of ones for the bias. An isotropic prior does not change under the rotation, and the posterior of the weights is nearly
+diagonal in principal axes. Real-valued targets are standardised too.
+
+The letters of shapes, in all docstrings and annotations of the package:
+
+====== ===========================================================================
+letter number of
+====== ===========================================================================
+N, B   rows; rows of a batch
+D, P   features; columns of the design matrix, ``P = D + 1`` with a bias, else D
+K      outputs of the last layer
+C, T   classes; targets of a row (numbers, counts or labels)
+S      draws, or points of an integration; ``*S`` are any leading axes
+U, L   global unknowns (noise, hyper-parameters); all unknowns, ``L = U + K P``
+M, R   components of a mixture; common directions of a covariance, or normals a row
+====== ===========================================================================
 """
 
 from __future__ import annotations
@@ -41,7 +55,7 @@ class Frame:
 
     @classmethod
     def identity(cls, num_features: int, num_targets: int, like: Tensor, bias: bool = True) -> Frame:
-        """Leave everything as it is."""
+        """The frame that changes nothing."""
         zeros, ones = like.new_zeros, like.new_ones
         return cls(zeros(num_features), ones(num_features), zeros(num_targets), ones(num_targets), None, bias)
 
@@ -58,7 +72,7 @@ class Frame:
     def design(self, features: Float[Tensor, "N D"], reuse_memory: bool = False) -> Float[Tensor, "N P"]:
         """The design matrix ``[N, P]``: standardised, rotated, and with ones for the bias.
 
-        ``reuse_memory`` is for rows that are used at once and without gradients: the next such call fills the same memory.
+        ``reuse_memory`` is for rows that are used at once and without gradients: the next such call overwrites the result.
         """
         if reuse_memory:
             return self._design_in_scratch(features.to(self.center))

@@ -74,7 +74,7 @@ class LastLayer(Declaration):
     ) -> Self:
         """A last layer that starts at an existing head: its prior is centred at the head's weight and bias.
 
-        Where the data say nothing, the outputs are those of the head. The weights are taken at the head's own features;
+        Where there are no data, the outputs are those of the head. The weights refer to the features as they come;
         with ``standardize=True`` (default) a fit expresses the same function in standardised features (and targets), so
         that ``prior_scale`` means the same as everywhere: the distance that a weight may move from the head, on the
         scale of the standardised features.
@@ -94,7 +94,7 @@ class LastLayer(Declaration):
             raise TypeError(f"LastLayer.from_linear: expected a torch.nn.Linear, got {type(linear).__name__}")
         weight = linear.weight.detach().clone()
         bias = None if linear.bias is None else linear.bias.detach().clone()
-        if bias is None:  # centring the features would need a bias
+        if bias is None:  # centred features need a bias to give the same outputs
             options = {"standardize": False, **options}
         prior = Normal(prior_scale, loc=weight)
         return cls(likelihood, prior, bias=bias is not None, bias_loc=bias, raw_center=True, **options)
@@ -194,7 +194,7 @@ class LastLayer(Declaration):
         if self.standardize and not self.bias:
             raise ValueError(
                 "LastLayer(raw_center=True, bias=False): expected standardize=False, since centred features need a bias to "
-                "say the same, got standardize=True"
+                "express the same outputs, got standardize=True"
             )
         likelihood = self.likelihood
         if likelihood.is_discrete and likelihood.num_outputs(()) != len(loc):

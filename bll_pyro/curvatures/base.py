@@ -39,8 +39,8 @@ class Curvature(Declaration):
 
     ``L_n [K, K]`` is the information of row n (:mod:`bll_pyro.gaussian.information`) and h_n its row of the design matrix. With
     outputs linear in the weights this Gauss-Newton matrix is the Hessian wherever L_n is that of the likelihood.
-    A member says which sums over the rows it keeps, how they and the prior make a precision, and, for gradients, what
-    the sums' inner product with given matrices is without building them again.
+    A member defines which sums over the rows it keeps, how these and the prior make a precision, and, for gradients, the
+    inner product of the sums with given matrices, without building them again.
     """
 
     family: ClassVar[str] = "curvatures"
@@ -52,7 +52,7 @@ class Curvature(Declaration):
 
     @abstractmethod
     def zeros(self, num_outputs: int, num_columns: int, independent: bool, like: Tensor) -> Sums:
-        """The sums over no rows, in float64; ``independent``: no row's information ties two outputs."""
+        """The sums over no rows, in float64; ``independent``: the information of every row is diagonal."""
 
     @abstractmethod
     def add(self, sums: Sums, design: Float[Tensor, "B P"], information: Information) -> None:

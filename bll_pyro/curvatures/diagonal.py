@@ -36,7 +36,7 @@ class Diagonal(Curvature):
     ----------
     principal_axes
         Take independence in the principal axes of the features instead of the features themselves, where the prior
-        allows the turn.
+        allows the rotation.
     """
 
     principal_axes: bool = True

@@ -49,7 +49,7 @@ class JointPrecision(Precision):
 
 @dataclass(frozen=True, eq=False)
 class Full(Curvature):
-    """``sum_n L_n (x) h_n h_n'`` as it is: (K P)^2 numbers, or K P^2 where outputs don't touch each other."""
+    """``sum_n L_n (x) h_n h_n'`` as it is: (K P)^2 numbers, or K P^2 where outputs are independent."""
 
     def num_numbers(self, num_outputs: int, num_columns: int, independent: bool) -> int:
         """``(K P)^2``, or ``K P^2``."""

@@ -1,4 +1,4 @@
-"""Gaussian outputs that are tied to the noise of the likelihood: where cutpoints move, the outputs move along."""
+"""Gaussian outputs that are correlated with the noise of the likelihood, such as the cutpoints of ordered classes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bll_pyro.gaussian.points import normal_points
 
 @dataclass(frozen=True)
 class OutputCoupled(Outputs):
-    """``f_n = g_n + shift_n e`` with Gaussian ``g_n`` and the standard normals ``e [U]`` that the noise is made of.
+    """``f_n = g_n + shift_n e`` with Gaussian ``g_n`` and the standard normals ``e [U]`` of which the noise is a function.
 
     Draws of the outputs belong to the draws of the noise at the same points: draw s of both is one draw of their joint
     Gaussian.

@@ -1,4 +1,4 @@
-"""Fisher information of the outputs of each row: how sharply its target tells f, in the form its likelihood allows.
+"""Fisher information of the outputs of each row: how precisely its target determines f, in the smallest form for its likelihood.
 
 Row n has a matrix ``L_n = E[-d2 log p(y | f_n) / df df']`` ``[K, K]``, the expectation over y. For likelihoods in their
 canonical form (softmax, logistic, Poisson with a log link, Gaussian) it is the negative Hessian itself; for others it is

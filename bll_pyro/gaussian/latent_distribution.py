@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
@@ -70,9 +70,9 @@ class LatentDistribution(TorchDistribution):
 
 
 def flatten(
-    u: Float[Tensor, "*S U"], weights: Float[Tensor, "*S K P"], num_features: int
-) -> Float[Tensor, "*S U+K*P"]:
-    """Put ``u [..., U]`` and weights ``[..., K, P]`` into the order of Pyro's latent vector: u, weight, bias."""
+    u: Shaped[Tensor, "*S U"], weights: Shaped[Tensor, "*S K P"], num_features: int
+) -> Shaped[Tensor, "*S U+K*P"]:
+    """Put ``u [..., U]`` and weights ``[..., K, P]``, or their places, into the order of Pyro's latent vector: u, weight, bias."""
     weight, bias = weights[..., :num_features].flatten(-2), weights[..., num_features:].flatten(-2)
     return torch.cat([u, weight, bias], -1)
 

@@ -167,7 +167,7 @@ class OutputGaussian(Outputs):
         return compact.at(points[:, None, :])
 
     def draws_by_output(self, num_points: int, seed: int = 0) -> Float[Tensor, "K S N"]:
-        """Independent outputs are made in this order at once."""
+        """Independent outputs are written in this order directly."""
         parts = self.independent(num_points, seed)
         if parts is None:
             return super().draws_by_output(num_points, seed)
@@ -238,7 +238,7 @@ class OutputDraws(Outputs):
         return self.values.var(0, correction=0)
 
     def draws(self, num_points: int, seed: int = 0) -> Float[Tensor, "S N K"]:
-        """Return all draws ``[S, N, K]``; there is nothing to choose."""
+        """Return all draws ``[S, N, K]``; ``num_points`` and ``seed`` have no effect."""
         return self.values
 
     def rows(self, index: slice) -> OutputDraws:

@@ -19,8 +19,8 @@ def normal_points(num_points: int, dim: int, seed: int = 0, skip: int = 0) -> Fl
     """Return ``[S, dim]`` scrambled Sobol points pushed through the normal quantile function (Owen 1998).
 
     An average over them has an error near 1/S for smooth integrands, where random draws have 1/sqrt(S). Powers of
-    two balance best. The result is cached: do not change it in place. Beyond the dimensions that Sobol numbers are
-    tabulated for, plain pseudo-random draws take over: there a quasi-random set has no advantage left.
+    two balance best. The result is cached: do not change it in place. In more dimensions than there
+    are tables of Sobol numbers for, the points are pseudo-random: a quasi-random set has no advantage there.
 
     ``skip`` leaves out the first dimensions. Two sets are used together only if they lie in different dimensions: in the
     same ones they would be copies of each other and not independent.

@@ -134,7 +134,7 @@ def _trace(matrix: Float[Tensor, "K P ..."], weights: WeightGaussian) -> Float[T
                 return torch.einsum("kpq,pq,k->", matrix, columns, rows.diagonal())
             return torch.einsum("kplq,pq,kl->", matrix, columns, rows)
     raise TypeError(
-        f"expected a Gaussian that a guide makes, got {type(weights).__name__}; use another guide"
+        f"expected a Gaussian of a guide of this library, got {type(weights).__name__}; use another guide"
     )
 
 
@@ -158,7 +158,7 @@ def weights_in_double(weights: WeightGaussian) -> WeightGaussian:
 
 
 def covariance_times(weights: WeightGaussian, vectors: Float[Tensor, "K P"]) -> Float[Tensor, "K P"]:
-    """``cov(A) v`` for ``v [K, P]``: what one more unit of slope moves the mean by."""
+    """``cov(A) v`` for ``v [K, P]``: how far a slope ``v`` of the log likelihood moves the mean."""
     match weights:
         case Diagonal(mixing=None):
             return weights.scale.square() * vectors

@@ -1,7 +1,7 @@
-"""Memory that a computation fills again and again.
+"""Memory that a computation uses again and again.
 
-An allocator may give every large array back to the operating system, and what comes back from there has to be mapped page by page:
-for arrays that are filled once and read once that costs as much as the work on them.
+An allocator may give every large array back to the operating system, and new memory has to be mapped page by page. For arrays
+that are written once and read once this costs as much as the work on them.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import threading
 import torch
 from torch import Tensor
 
-MAX_NUMBERS = 2**22  # kept for each name; more is asked for anew
+MAX_NUMBERS = 2**22  # kept for each name; larger arrays are allocated anew
 
 
 class _Kept(threading.local):
@@ -25,10 +25,10 @@ _KEPT = _Kept()
 
 
 def scratch(name: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
-    """An array of any content, like another in dtype and device, which is the caller's until the name is asked for again.
+    """An array of any content, like another in dtype and device, valid until the next call with this name.
 
-    Other threads have their own. On a device the allocator of torch does the same already, and a program that is being traced
-    must not hold memory from outside.
+    Every thread has its own. On a device the allocator of torch already keeps memory, and a traced program must not hold memory
+    from outside.
     """
     num_numbers = torch.Size(shape).numel()
     if like.device.type != "cpu" or num_numbers > MAX_NUMBERS or _is_traced():

@@ -15,9 +15,9 @@ from torch import Tensor
 from bll_pyro.gaussian.points import halves
 from bll_pyro.gaussian.scratch import scratch
 
-MAX_LOG_ODDS = 80.0  # whose exponential is still a float32
-# Draws are turned into logarithms of base 2: torch leaves exp to a library that some processors run four times slower than
-# exp2, which it does by itself, and both are exact to the last digit.
+MAX_LOG_ODDS = 80.0  # exp(80) is still a float32
+# Draws are turned into logarithms of base 2: on some processors torch computes exp four times slower than exp2, and both are
+# exact to the last digit.
 BITS = math.log2(math.e)
 
 
@@ -26,7 +26,7 @@ def log_mean_softmax(
 ) -> Float[Tensor, " N"]:
     """``log E[p_y]`` of each row ``[N]``, for draws of the outputs ``[K, S, N]``, which are overwritten, and labels ``[N]``.
 
-    From the odds against the label: one exponential a number, no more.
+    From the odds against the label, with one exponential for each number.
     """
     own = draws.gather(0, labels.expand(1, draws.shape[1], -1))
     draws -= own
@@ -46,7 +46,7 @@ def softmax_moments(
     """Mean ``[N, K]`` of the softmax p, its mean entropy, and the error of the mean, both ``[N]``.
 
     For draws of the outputs ``[K, S, N]``, which are overwritten. ``H = log Z - sum_k p_k f_k`` for ``f`` less its maximum: one
-    exponential a number and no logarithm.
+    exponential and no logarithm for each number.
     """
     draws -= draws.amax(0)
     draws *= BITS / temperature
@@ -68,10 +68,10 @@ def independent_softmax_moments(
 
     For S > 1 points e ``[K, S]`` that all rows share. The mean entropy is
     ``E[log Z] - sum_k (loc_k E[p_k] + scale_k E[p_k e_k])``, and both expectations are products of p with one small matrix: p is
-    read once, and nothing else of its size is made.
+    read once, and no other array of its size is made.
 
-    p lies in memory as two halves of the points ``[2, K, S / 2, N]``. Their means give the error, and two threads that share the
-    work have a half each from the first operation to the last: what one has written the other never waits for.
+    p lies in memory as two halves of the points ``[2, K, S / 2, N]``. Their means give the error, and two threads work on a half
+    each in all operations, so that neither waits for memory that the other has written.
 
     Exponentials are relative to each row's largest ``loc``, and to the largest of each draw only where these might leave the
     range of the numbers.
@@ -79,11 +79,10 @@ def independent_softmax_moments(
     num_outputs, num_points = points.shape
     middle = num_points // 2
     size = num_points - middle
-    e = torch.stack(
-        [points[:, :size], points[:, middle:]]
-    )  # of an odd number both halves have the one between,
+    # of an odd number of points the one in the middle is in both halves, with weight 0 in the first
+    e = torch.stack([points[:, :size], points[:, middle:]])
     share = points.new_full((2, 1, size), 1 / num_points)
-    share[0, :, middle:] = 0.0  # which counts in the second
+    share[0, :, middle:] = 0.0
     sums = torch.stack([share.expand_as(e), share * e], 2).view(2 * num_outputs, 2, size)
     ones = points.new_ones(2, 1, num_outputs)
     loc = loc - loc.amax(0)

@@ -1,6 +1,6 @@
 """Gaussians over the weights A = [W b] of the last layer, one class for each structure of the covariance.
 
-Every class answers the same six questions in the same order: ``outputs`` for given rows, ``marginal_scale``,
+Every class has the same methods in the same order: ``outputs`` for given rows, ``marginal_scale``,
 ``rsample``, ``log_prob``, ``entropy``, and (by its fields) what has to be saved. Rows come as a design matrix
 ``[N, P]``: the features, and a last column of ones where there is a bias, so that ``f = h A'``.
 
@@ -124,7 +124,7 @@ class Diagonal(WeightGaussian):
 
     def outputs(self, design: Float[Tensor, "N P"]) -> OutputGaussian:
         variance = design.square() @ self.scale.square().mT
-        # the square root has no slope at 0, where a row of zeros without a bias would put it
+        # the square root has no derivative at 0, the variance of a row of zeros without a bias
         scale = variance.clamp_min(torch.finfo(variance.dtype).tiny).sqrt()
         return OutputGaussian(design @ self.loc.mT, scale, mixing=self.mixing)
 
@@ -265,7 +265,7 @@ class Dense(WeightGaussian):
     """One covariance over all weights, as a square factor: ``factor [K, P, K P]``, vec(A) = vec(loc) + F e.
 
     The factor need not be triangular in this order (a guide stores its latent vector in an order of its own), so its
-    log determinant comes along.
+    log determinant is a field.
     """
 
     factor: Float[Tensor, "K P K*P"]

@@ -26,7 +26,7 @@ class Start:
     """Where a guide starts: global vector ``u [U]``, weights ``loc [K, P]`` and rough ``scale [K, P]``; width D.
 
     ``tril [K P, K P]`` is a Cholesky factor of the weights' covariance in the order of Pyro's latent vector, for guides that
-    ask for one; ``scale`` are then the standard deviations of each weight with all others held fixed.
+    use one; ``scale`` are then the standard deviations of each weight with all others held fixed.
     """
 
     globals_loc: Float[Tensor, " U"]
@@ -61,7 +61,7 @@ class Guide(Declaration):
     """Variational family over the weights (and the global unknowns)."""
 
     family: ClassVar[str] = "guides"
-    wants_dense_start: ClassVar[bool] = False  # whether it wants ``Start.tril``
+    wants_dense_start: ClassVar[bool] = False  # whether it uses ``Start.tril``
 
     @property
     def can_rotate(self) -> bool:
@@ -108,7 +108,7 @@ def guides_that_fit(num_outputs: int, num_columns: int) -> list[str]:
 
 
 class GaussianGuide:
-    """Mixin of a Pyro guide whose latent vector (u, weight, bias) is Gaussian: it says which Gaussian."""
+    """Mixin of a Pyro guide whose latent vector (u, weight, bias) is Gaussian: it gives this Gaussian in closed form."""
 
     is_point: ClassVar[bool] = False
 
@@ -135,10 +135,10 @@ class GaussianGuide:
 
 
 class LatentGaussianGuide(GaussianGuide, AutoContinuous):
-    """A Pyro guide made of its Gaussian: u independent, and weights with a covariance that ``weights`` says.
+    """A Pyro guide made from its Gaussian: independent u, and weights whose covariance ``weights`` defines.
 
-    Factors of the covariance are relative to the scales at the start, so that one step of Adam is a share of the
-    posterior's own scale, whatever that is.
+    Factors of the covariance are relative to the scales at the start, so that one step of Adam is proportional to the
+    scale of the posterior.
     """
 
     start_scale: Tensor
@@ -175,7 +175,7 @@ def relative_tril(raw: Float[Tensor, "*S P P"], scale: Float[Tensor, "*S P"]) ->
 
 
 def skip_initial_values(site: dict[str, Any]) -> Tensor:
-    """Cheap stand-in for Pyro's initial values, which would draw each site many times and then be thrown away."""
+    """Cheap initial values: Pyro's own would draw each site many times and are overwritten anyway."""
     shape = tuple(site["fn"].batch_shape) + tuple(site["fn"].event_shape)
     with torch.no_grad():
         return transform_to(site["fn"].support)(

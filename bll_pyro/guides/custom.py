@@ -21,8 +21,8 @@ from torch.distributions import transform_to
 
 from bll_pyro.guides.base import Guide, Start
 
-POINTS = ("AutoDelta", "AutoLaplaceApproximation")  # trained as points, they say nothing about uncertainty
-# bases, composites that have to be put together by hand, discrete sites, and what guides.Flow makes
+POINTS = ("AutoDelta", "AutoLaplaceApproximation")  # trained as points, without uncertainty
+# base classes, composites that a user has to assemble, guides of discrete sites, and the class behind guides.Flow
 UNFIT = (
     *("AutoGuide", "AutoMessenger", "AutoContinuous", "AutoGuideList", "AutoCallable"),
     *("AutoDiscreteParallel", "AutoNormalizingFlow"),
@@ -88,7 +88,7 @@ class CallableGuide(PyroModule):
 
     def forward(self, *args: Any) -> dict[str, Tensor]:
         """Run the guide; return ``{site: value}``."""
-        # some of Pyro's guides run the model inside: its data are no part of the guide's density
+        # some of Pyro's guides run the model: its observed sites are no part of the guide's density
         latent_part = poutine.block(self.guide, hide_fn=is_data)
         with self.own.catching():
             trace = poutine.trace(latent_part).get_trace(*args)
@@ -127,7 +127,7 @@ class Custom(Guide):
         A class of ``pyro.infer.autoguide`` or its name, e.g. ``"AutoLowRankMultivariateNormal"``; another class of Pyro
         guides, made as ``guide(model, **options)``; or a function of the model's arguments
         ``(features, targets, num_rows)`` with a ``pyro.sample`` for each latent site. Autoguides start where the
-        library's own guides do, as far as they can be told. Only names can be written to a file.
+        library's own guides do, if they take initial values. Only names can be written to a file.
     options
         Arguments of the class, e.g. ``{"rank": 4}``.
     """
@@ -176,7 +176,7 @@ class Custom(Guide):
         return CallableGuide(guide, latents)
 
     def _start_options(self, cls: type, model: Any, start: Start) -> dict[str, Any]:
-        """Initial values in the words of Pyro's autoguides, unless the options say otherwise."""
+        """Initial values as arguments of Pyro's autoguides, except those given in the options."""
         if not issubclass(cls, (AutoGuide, AutoMessenger)) or issubclass(cls, autoguide.AutoNormalizingFlow):
             return {}
         weight, bias = start.loc[:, : start.num_features], start.loc[:, start.num_features :]

@@ -15,7 +15,7 @@ from bll_pyro.guides.base import GaussianGuide, Guide, Start, skip_initial_value
 
 
 class DiagonalGuide(GaussianGuide, AutoDiagonalNormal):
-    """Pyro's guide, which also says its Gaussian in closed form."""
+    """Pyro's guide, which also gives its Gaussian in closed form."""
 
     def __init__(self, model: Any, start: Start) -> None:
         super().__init__(model, init_loc_fn=skip_initial_values)
@@ -41,7 +41,7 @@ class Diagonal(Guide):
     ----------
     principal_axes
         Take independence in the principal axes of the features instead of the features themselves. An isotropic
-        prior does not change under this turn, and the posterior is nearly diagonal there (for the Gaussian
+        prior does not change under this rotation, and the posterior is nearly diagonal there (for the Gaussian
         likelihood exactly). Priors that are not isotropic keep plain coordinates.
     """
 

@@ -41,8 +41,8 @@ class Bijection(Declaration):
 class NearIdentity(nn.Module):
     """An autoregressive network whose outputs start at given values and grow slowly.
 
-    Adam moves every weight by the same step, so the output of a layer of width H moves H times as fast; dividing by the
-    width lets one learning rate serve all sizes.
+    Adam moves every weight by the same step, so the output of a layer of width H moves H times as fast. It is divided by
+    the width, so that one learning rate fits all sizes.
     """
 
     def __init__(self, network: AutoRegressiveNN, starts: tuple[float, ...]) -> None:
@@ -140,7 +140,7 @@ class Spline(Bijection):
 
 
 class LocationScale(TransformModule):
-    """The last layer of every flow, ``y = loc + scale x``, which puts it where the posterior is at the start."""
+    """The last layer of every flow, ``y = loc + scale x``, with the location and scale of the start."""
 
     domain = constraints.real_vector
     codomain = constraints.real_vector
@@ -163,7 +163,7 @@ class LocationScale(TransformModule):
 
 
 class FlowGuide(AutoNormalizingFlow):
-    """Pyro's guide, its layers made at once and ended by one that starts at the start."""
+    """Pyro's guide. Its layers are made at once, and the last one has the location and scale of the start."""
 
     def __init__(self, model: Any, start: Start, layer: Bijection, num_layers: int) -> None:
         loc, scale = start.latent_loc, start.latent_scale

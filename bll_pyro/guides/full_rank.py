@@ -13,11 +13,11 @@ from torch import Tensor
 from bll_pyro import gaussian
 from bll_pyro.guides.base import GaussianGuide, Guide, Start, skip_initial_values
 
-REFINE = 0.1  # pace of weights that start near their best
+REFINE = 0.1  # step of weights whose start is already near the best Gaussian, relative to others
 
 
 class FullRankGuide(GaussianGuide, AutoMultivariateNormal):
-    """Pyro's guide, which also says its Gaussian in closed form.
+    """Pyro's guide, which also gives its Gaussian in closed form.
 
     The latent vector begins with the global unknowns u, so the Cholesky factor has them first: given their normals,
     the weights are Gaussian with a shifted mean, and output-space training stays exact.

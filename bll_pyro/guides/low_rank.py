@@ -22,7 +22,7 @@ class LowRankGuide(LatentGaussianGuide):
 
     def __init__(self, model: Any, start: Start, rank: int) -> None:
         super().__init__(model, start)
-        # directions of exactly 0 have no gradient; small random ones find theirs
+        # directions of exactly 0 have no gradient, so they start small and random
         noise = torch.randn(*start.loc.shape, rank, generator=generator(0), dtype=start.loc.dtype)
         self.log_scale = torch.nn.Parameter(torch.zeros_like(start.loc))
         self.factor = torch.nn.Parameter((START_SPREAD / rank) ** 0.5 * noise.to(start.loc.device))

@@ -58,7 +58,7 @@ class MAP(Guide):
 
     A point has no evidence, so the scale of the prior cannot be learned with it: the joint density of weights and scale
     grows without bound as both shrink together. So a learned scale stays at its start, 1, and hyper-parameters with
-    priors of their own stay at the medians of these. (Noise is no part of this: its mode is estimated.)
+    priors of their own stay at the medians of these. The noise is not affected: its mode is estimated.
     """
 
     def build(self, model: Any, start: Start) -> PointGuide:

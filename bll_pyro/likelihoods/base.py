@@ -47,7 +47,7 @@ class Likelihood(Declaration):
 
     has_slope: ClassVar[bool] = False  # whether ``slope`` is there
     noise_moves_outputs: ClassVar[bool] = (
-        False  # noise and outputs can stand in for each other: neither may be drawn without the other
+        False  # noise and outputs are correlated a posteriori and have to be drawn together
     )
 
     @abstractmethod
@@ -97,7 +97,7 @@ class Likelihood(Declaration):
         """``E_q(f)[log p(y | f)]`` of each row, ``[N]``: at two mirrored draws of the outputs, or in closed form.
 
         The draws are in output space, a pair for each row (local reparameterisation, Kingma, Salimans and Welling
-        2015). In a pair the slope of the log-likelihood cancels, which is most of the noise.
+        2015). In a pair the linear part of the log likelihood cancels, which has most of the variance.
         """
         draws = outputs.mirrored(generator)
         num_draws = len(draws) // outputs.num_rows
@@ -182,11 +182,13 @@ class Likelihood(Declaration):
     def slope(
         self, outputs: Float[Tensor, "*S N K"], targets: Shaped[Tensor, "N *T"]
     ) -> tuple[Float[Tensor, "*S N"], Float[Tensor, "*S N K"]]:
-        """Log density ``[..., N]`` of targets given outputs ``[..., N, K]``, and its gradient in them, by hand.
+        """Log density ``[..., N]`` of targets given outputs ``[..., N, K]``, and its gradient in them, in closed form.
 
-        For likelihoods without noise in which automatic differentiation costs more than the arithmetic.
+        For likelihoods without noise for which automatic differentiation is slower.
         """
-        raise NotImplementedError(f"{type(self).__name__} leaves its slope to automatic differentiation")
+        raise NotImplementedError(
+            f"{type(self).__name__} has no slope in closed form; use automatic differentiation"
+        )
 
     def expected_derivatives(
         self, draws: Float[Tensor, "S N K"], targets: Shaped[Tensor, "N *T"], **noise: Tensor
@@ -228,7 +230,7 @@ class Likelihood(Declaration):
 
     @property
     def independent_outputs(self) -> bool:
-        """Whether no target ties two outputs: ``information`` is diagonal."""
+        """Whether each part of a target depends on one output, so that ``information`` is diagonal."""
         return type(self).information is Likelihood.information
 
 

@@ -84,8 +84,7 @@ class Categorical(Likelihood):
     def predictive_log_prob(
         self, outputs: Outputs, targets: Int[Tensor, " N"], num_points: int, seed: int = 0, **noise: Tensor
     ) -> Float[Tensor, " N"]:
-        """``log E[p(y | f)]`` of each row, ``[N]``, from the odds against the label: one exponential a number, no more."""
-        # the classes come first: sums over them are then sums of long vectors
+        """``log E[p(y | f)]`` of each row, ``[N]``."""
         draws = outputs.draws_by_output(num_points, seed)
         return log_mean_softmax(draws, targets, self.temperature)
 
@@ -96,11 +95,7 @@ class Categorical(Likelihood):
     def class_expectations(
         self, outputs: Outputs, chunks: Iterable[slice], num_points: int, seed: int = 0, **noise: Tensor
     ) -> tuple[Float[Tensor, "N K"], Float[Tensor, " N"], Float[Tensor, " N"]]:
-        """The same with the classes first ``[K, S, N]``: sums over a few classes are then sums of long vectors.
-
-        ``H = log Z - sum_k p_k f_k`` for ``f`` less its maximum: one exponential a number and no logarithm. Independent outputs
-        (:func:`independent_softmax_moments`) are not even kept beside their exponentials.
-        """
+        """As in the base class, with less arithmetic: see :mod:`bll_pyro.gaussian.softmax_moments`."""
         parts = outputs.independent(num_points, seed)
         if parts is not None and num_points > 1:
             loc, scale, points = parts
@@ -117,9 +112,8 @@ class Categorical(Likelihood):
         self, draws: Float[Tensor, "S N K"], targets: Int[Tensor, " N"], **noise: Tensor
     ) -> tuple[Float[Tensor, "N K"], Float[Tensor, "N K K"]]:
         """``E[e_y - p] / temperature`` and ``E[diag(p) - p p'] / temperature^2``."""
-        logits = draws.permute(2, 0, 1).clone(
-            memory_format=torch.contiguous_format
-        )  # classes first: long vectors
+        # classes first in memory: sums over them are then sums of long vectors
+        logits = draws.permute(2, 0, 1).clone(memory_format=torch.contiguous_format)
         logits -= logits.amax(0)
         logits *= BITS / self.temperature
         probs = logits.exp2_()

@@ -115,7 +115,7 @@ class Gaussian(GaussianNoise):
     def components(
         self, outputs: Outputs, num_points: int, seed: int = 0, **noise: Tensor
     ) -> dist.Distribution:
-        """Of an :class:`OutputMixture`, which brings its noise along, one for each of its (weighted) components."""
+        """For an :class:`OutputMixture`: one Normal for each of its weighted components, with the noise of the component."""
         if not isinstance(outputs, OutputMixture):
             return super().components(outputs, num_points, seed, **noise)
         variance = outputs.scale.square() + outputs.noise[:, None].square()
@@ -124,7 +124,7 @@ class Gaussian(GaussianNoise):
     def predictive_log_prob(
         self, outputs: Outputs, targets: Float[Tensor, "N T"], num_points: int, seed: int = 0, **noise: Tensor
     ) -> Float[Tensor, " N"]:
-        """Of an :class:`OutputMixture` targets are independent, each with a mixture of its own."""
+        """For an :class:`OutputMixture`: targets are independent, each with a mixture of its own."""
         if not isinstance(outputs, OutputMixture):
             return super().predictive_log_prob(outputs, targets, num_points, seed, **noise)
         log_probs = self.components(outputs, num_points).log_prob(targets)
@@ -133,7 +133,7 @@ class Gaussian(GaussianNoise):
     def moments(
         self, outputs: Outputs, num_points: int, seed: int = 0, **noise: Tensor
     ) -> tuple[Float[Tensor, "N T"], Float[Tensor, "N T"], Float[Tensor, "N T"]]:
-        """Of an :class:`OutputMixture` with its weights."""
+        """For an :class:`OutputMixture`: averages over its weighted components."""
         if not isinstance(outputs, OutputMixture):
             return super().moments(outputs, num_points, seed, **noise)
         aleatoric = outputs.average(outputs.noise.square()[:, None])
@@ -142,7 +142,7 @@ class Gaussian(GaussianNoise):
     def with_noise_times(
         self, factor: float, outputs: Outputs, noise: dict[str, Tensor]
     ) -> tuple[Likelihood, Outputs, dict[str, Tensor]]:
-        """Known noise, draws of it, or the noise that exact outputs bring along."""
+        """Applied to known noise, to draws of it, or to the noise of the components of an :class:`OutputMixture`."""
         if isinstance(outputs, OutputMixture):
             outputs = replace(outputs, noise=outputs.noise * factor)
         known, likelihood = self.known_noise, self

@@ -1,4 +1,4 @@
-"""What likelihoods with Gaussian noise share, whatever its covariance: given Gaussian outputs all is in closed form."""
+"""What likelihoods with Gaussian noise share: with Gaussian outputs their predictives are in closed form."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from bll_pyro.likelihoods.targets import float_targets
 class GaussianNoise(Likelihood):
     """Real-valued targets ``y ~ Normal(f, covariance)``, where the covariance ``[T, T]`` does not depend on the row.
 
-    A member says what the covariance is. Noise is one value, or draws ``[S, 1, ...]`` that broadcast against the rows.
+    A member defines the covariance. Noise is one value, or draws ``[S, 1, ...]`` that broadcast against the rows.
     """
 
     real_valued: ClassVar[bool] = True

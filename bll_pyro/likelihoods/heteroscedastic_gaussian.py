@@ -15,7 +15,9 @@ from bll_pyro.gaussian import OutputGaussian, Outputs
 from bll_pyro.likelihoods.base import Likelihood, TargetShape
 from bll_pyro.likelihoods.targets import float_targets
 
-MIN_LOG_SCALE = -10.0  # noise below e^-10 of the targets' standard deviation is rounding, not noise
+MIN_LOG_SCALE = (
+    -10.0
+)  # smaller noise, relative to the targets' standard deviation, is not distinguished from rounding
 
 
 @dataclass(frozen=True, eq=False)

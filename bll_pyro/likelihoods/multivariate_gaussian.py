@@ -21,11 +21,11 @@ from bll_pyro.likelihoods.base import Likelihood, TargetShape, scale_site
 from bll_pyro.likelihoods.gaussian_noise import GaussianNoise
 
 SYMMETRY_TOLERANCE = 1e-6  # of the largest number
-MIN_ROOM = 8  # units of rounding that a correlation keeps from -1 and 1
+MIN_ROOM = 8  # distance of a correlation from -1 and 1, in units of rounding
 
 
 class OnUnitInterval(dist.TransformedDistribution):
-    """A distribution on (0, 1), stretched to (-1, 1); torch takes the support of a stretched one for the whole line."""
+    """A distribution on (0, 1), stretched to (-1, 1); torch takes the support of a transformed one to be the whole line."""
 
     support = constraints.interval(-1.0, 1.0)
 
@@ -206,9 +206,11 @@ def correlation_factor(partial: Float[Tensor, "*S Q"]) -> Float[Tensor, "*S T T"
     num_pairs = partial.shape[-1]
     size = (1 + math.isqrt(1 + 8 * num_pairs)) // 2
     room = MIN_ROOM * torch.finfo(partial.dtype).eps
-    partial = partial.clamp(-1 + room, 1 - room)  # so that the factor stays invertible
+    partial = partial.clamp(-1 + room, 1 - room)  # the factor stays invertible
     row, column = torch.tril_indices(size, size, -1, device=partial.device)
-    place = torch.full((size, size), num_pairs, device=partial.device)  # of the zero at the end
+    place = torch.full(
+        (size, size), num_pairs, device=partial.device
+    )  # entries without a correlation point to the zero at the end
     place[row, column] = torch.arange(num_pairs, device=partial.device)
     matrix = torch.cat([partial, torch.zeros_like(partial[..., :1])], -1)[..., place]
     left = (1 - matrix.square()).sqrt().cumprod(-1)

@@ -1,4 +1,4 @@
-"""Counts that scatter more than their mean."""
+"""Counts whose variance is larger than their mean."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ class StudentTValues(dist.StudentT):
 
 
 class AboveTwo(dist.TransformedDistribution):
-    """A positive distribution plus 2; torch takes the support of a shifted distribution for the whole line."""
+    """A positive distribution plus 2; torch takes the support of a shifted distribution to be the whole line."""
 
     support = constraints.greater_than(2.0)
 

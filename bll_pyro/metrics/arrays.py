@@ -14,10 +14,9 @@ type Array = NDArray[np.float64]
 type Labels = NDArray[np.int64]
 type Mask = NDArray[np.bool_]
 
-# A softmax in float32 sums to 1 within about 1e-6, in bfloat16 within about 1e-2: the first passes, the
-# second does not.
+# A softmax in float32 sums to 1 within about 1e-6 and passes; in bfloat16 within about 1e-2, and does not.
 SUM_TOLERANCE = 1e-4
-# `1 - p` and averages leave the unit interval by rounding; what is further out is not a probability.
+# `1 - p` and averages may leave the unit interval by rounding, but not by more than this.
 UNIT_TOLERANCE = 1e-6
 # (n + 1)(1 - alpha) is a whole number for many alpha, but not in floating point: 100 * 0.07 =
 # 7.000000000000001.
@@ -30,7 +29,7 @@ def real(name: str, values: Values, *, infinite: bool = False) -> Array:
     Parameters
     ----------
     name
-        What the caller's user knows the values by, for the error.
+        Name of the argument, for the error.
     values
         Tensor (any device and floating type), array, or nested sequence of numbers.
     infinite
@@ -59,7 +58,7 @@ def real(name: str, values: Values, *, infinite: bool = False) -> Array:
         wanted = "no NaN" if infinite else "finite values"
         raise ValueError(
             f"{name}: expected {wanted}, got {int(bad.sum())} bad of {array.size}, the first at "
-            f"index {first} ({array[first]}); remove these rows or mend what computed them"
+            f"index {first} ({array[first]}); remove these rows or correct the code that computed them"
         )
     return array
 

@@ -1,4 +1,4 @@
-"""Whether what is said with probability 0.8 happens in 80 % of cases: bins and calibration errors.
+"""Whether events predicted with probability 0.8 happen in 80 % of cases: bins and calibration errors.
 
 For classes the confidence is the largest probability and a hit is a right decision (Guo et al. 2017); for
 labels the confidence is the probability of a 1 and a hit is a 1.

@@ -1,4 +1,4 @@
-"""Continuous ranked probability score (CRPS): the log score's robust sister; smaller is better.
+"""Continuous ranked probability score (CRPS): less sensitive to outliers than the log score; smaller is better.
 
 `CRPS(F, y) = integral (F(x) - [x >= y])^2 dx = E|X - y| - 1/2 E|X - X'|` (Gneiting and Raftery 2007, eq. 20
 and 21). Each function gives the score of each target, in its units, since comparisons pair rows; `.mean()` is

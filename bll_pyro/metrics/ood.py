@@ -68,8 +68,8 @@ def fpr_at_tpr(
         True, the convention of the OOD literature (Liang et al. 2018): share of the unknown inputs that are
         accepted (score <= t) by the smallest threshold t that accepts at least `tpr` of the known ones.
         False, the alarm's view: share of the known inputs that raise a false alarm (score >= t) at the
-        largest t that catches at least `tpr` of the unknown ones. The two differ; say which one a table
-        shows.
+        largest t that catches at least `tpr` of the unknown ones. The two differ, so a
+        table has to name the one it shows.
 
     Raises
     ------
@@ -80,7 +80,7 @@ def fpr_at_tpr(
     share("tpr", tpr)
     positive, negative = ranks[~is_unknown], ranks[is_unknown]
     if not known_positive:
-        positive, negative = -negative, -positive  # the same picture in a mirror
+        positive, negative = -negative, -positive  # the same problem with the roles exchanged
     # An order statistic, not an interpolated quantile: at least `tpr` of the positives are in, whatever ties.
     threshold = np.sort(positive)[round_up(tpr * len(positive)) - 1]
     return float(np.mean(negative <= threshold))

@@ -64,7 +64,7 @@ def sharpness(lower: Values, upper: Values) -> float:
 def interval_score(lower: Values, upper: Values, targets: Values, prob: float) -> Array:
     """Interval score (Gneiting and Raftery 2007, eq. 43) of each target; smaller is better.
 
-    `(u - l) + 2/a (l - y)_+ + 2/a (y - u)_+` with `a = 1 - prob`: width, and a fine for each miss. Proper for
+    `(u - l) + 2/a (l - y)_+ + 2/a (y - u)_+` with `a = 1 - prob`: width, and a penalty for each miss. Proper for
     the equal-tailed interval of probability `prob`.
 
     Parameters
@@ -86,8 +86,8 @@ def interval_score(lower: Values, upper: Values, targets: Values, prob: float) -
     """
     y = real("targets", targets)
     low, high = _bounds(lower, upper, y.shape, infinite=False)
-    fine = 2 / (1 - share("prob", prob))
-    return high - low + fine * (np.maximum(low - y, 0) + np.maximum(y - high, 0))
+    penalty = 2 / (1 - share("prob", prob))
+    return high - low + penalty * (np.maximum(low - y, 0) + np.maximum(y - high, 0))
 
 
 def _bounds(

@@ -1,4 +1,4 @@
-"""Acting on uncertainty: leave the doubtful rows to somebody else, or choose the cheapest action.
+"""Acting on uncertainty: abstain on the uncertain rows, or choose the cheapest action.
 
 Rows are accepted from the least uncertain on. Rows of equal uncertainty are accepted in random order, and
 what is given is the exact expectation over that order: nothing depends on how the rows happen to be stored.
@@ -43,7 +43,7 @@ def risk_coverage(uncertainty: Values, error: Values) -> RiskCoverage:
     Parameters
     ----------
     uncertainty
-        `[N]`, larger = more doubtful; infinite allowed.
+        `[N]`, larger = more uncertain; infinite allowed.
     error
         `[N]`, loss of each row: 0/1 for classes, a squared or absolute error, a negative log-likelihood, ...
 
@@ -89,7 +89,7 @@ def selective_accuracy(uncertainty: Values, correct: Values, coverage: float) ->
     Parameters
     ----------
     uncertainty
-        `[N]`, larger = more doubtful.
+        `[N]`, larger = more uncertain.
     correct
         `[N]`, true (1) where the decision was right.
     coverage

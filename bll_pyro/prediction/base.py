@@ -65,8 +65,7 @@ class Prediction(ABC):
 def gathered(parts: Iterable[Prediction]) -> Prediction:
     """Join the predictions of batches as they come.
 
-    A few at a time first: thousands of small arrays among larger ones would keep an allocator from using the room between
-    them again.
+    First a few at a time: thousands of small arrays between larger ones would fragment the memory.
     """
     some: list[Prediction] = []
     many: list[Prediction] = []

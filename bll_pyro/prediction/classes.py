@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class ClassPrediction(Prediction):
-    """Posterior predictive over K classes.
+    """Posterior predictive over C classes.
 
     Parameters
     ----------
     probs
-        Class probabilities ``E_q[p(y | f)]``, ``[N, K]``.
+        Class probabilities ``E_q[p(y | f)]``, ``[N, C]``.
     total
         Predictive entropy, nats ``[N]``.
     aleatoric
@@ -38,7 +38,8 @@ class ClassPrediction(Prediction):
         Mutual information of target and weights, ``total - aleatoric``, nats ``[N]``; never negative.
     error
         Estimated error of the integration: root mean square over the classes of ``probs``, ``[N]``. From two halves of
-        the points, and on the safe side for quasi-random ones; None for :class:`Probit`, which has an error of its own.
+        the points, and too large rather than too small for quasi-random ones; None for :class:`Probit`, whose error is not
+        one of integration.
     """
 
     probs: Float[Tensor, "N C"]

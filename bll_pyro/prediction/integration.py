@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from bll_pyro.gaussian import Outputs
 from bll_pyro.prediction.probit import Probit
 
-# draws x rows x outputs held at once: what a cache of a CPU holds, or what keeps a GPU busy
+# draws x rows x outputs held at once: the cache of a CPU, or enough work for a GPU
 CHUNK_NUMBERS = {"cpu": 3 * 2**19, "cuda": 2**26}
-FEW_ROWS = 16  # with many outputs: fewer rows at once are slow, since vectors run along them
+FEW_ROWS = 16  # fewer rows at once are slow, since the operations run along them
 MAX_NUMBERS = 2**27  # half a gigabyte
-BLOCK_NUMBERS = 2**21  # rows x outputs of which there may be several copies at once
+BLOCK_NUMBERS = 2**21  # rows x outputs of one block; several copies are made
 
 
 @dataclass(frozen=True)

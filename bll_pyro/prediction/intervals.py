@@ -1,4 +1,4 @@
-"""What intervals and scores of every kind of prediction share: their arguments, and the transform of whole numbers."""
+"""What intervals of every kind of prediction share: the kinds of intervals, and the PIT of whole numbers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ IntervalKind = Literal["equal_tailed", "hdi"]
 
 
 def check_kind(kind: str) -> str:
-    """One of the two kinds."""
+    """The kind of an interval, if it is one of the two."""
     if kind not in ("equal_tailed", "hdi"):
         raise ValueError(f'interval(kind=...): expected "equal_tailed" or "hdi", got {kind!r}')
     return kind

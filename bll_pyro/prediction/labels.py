@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class OfLabels(Prediction):
-    """What every prediction of binary labels says, by their probabilities."""
+    """What every prediction of binary labels derives from their probabilities."""
 
     probs: Float[Tensor, "N *T"]
 
@@ -66,8 +66,8 @@ class LabelPrediction(OfLabels):
     def log_prob(self, targets: Any) -> Float[Tensor, " N"]:
         """Log probability of a row's labels together, nats ``[N]``: labels are independent only given the outputs.
 
-        :class:`Probit` and recalibrated predictions know each label alone, and count them as independent. So they are
-        under posteriors that tie no outputs, such as those of the ``Diagonal`` and ``BlockDiagonal`` guides.
+        :class:`Probit` and recalibrated predictions have the marginal of each label only, and take labels as independent.
+        This is exact for posteriors with independent outputs, such as those of the ``Diagonal`` and ``BlockDiagonal`` guides.
         """
         values = self.likelihood.check_targets(as_targets(targets, len(self))).to(self.probs)
         points = self.integration

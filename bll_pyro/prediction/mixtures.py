@@ -67,7 +67,7 @@ def mixture_quantile(
 def bisect(
     left_of: FunctionOfOutputs, lower: Float[Tensor, "N T"], upper: Float[Tensor, "N T"], num_steps: int
 ) -> Float[Tensor, "N T"]:
-    """Halve brackets; ``left_of`` says where the point that is sought lies above."""
+    """Halve brackets ``num_steps`` times; ``left_of`` is true where the solution is larger."""
     for _ in range(num_steps):
         middle = (lower + upper) / 2
         below = left_of(middle)
@@ -93,7 +93,7 @@ def shortest_interval(
     step = (high - low) / (NUM_GRID - 1)
 
     def upper_of(reached: Tensor) -> Tensor:
-        """Where F is ``reached``, read off the grid."""
+        """The point at which F is ``reached``, by interpolation on the grid."""
         flat = table.movedim(0, -1).contiguous()
         wanted = reached.movedim(0, -1).contiguous() if reached.dim() == 3 else reached[..., None]
         index = torch.searchsorted(flat, wanted).clamp(1, NUM_GRID - 1)

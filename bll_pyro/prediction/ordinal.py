@@ -1,4 +1,4 @@
-"""Predictions of ordered classes: what they have beyond those of classes is a distribution function."""
+"""Predictions of ordered classes, which also have a distribution function."""
 
 from __future__ import annotations
 

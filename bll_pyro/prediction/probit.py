@@ -56,7 +56,7 @@ class Probit:
     Gaussian processes for regression and classification.
     """
 
-    num_points: int = 1  # draws of the noise: these likelihoods have none
+    num_points: int = 1  # these likelihoods have no noise to draw
     seed: int = 0
 
     def classes(
@@ -89,7 +89,7 @@ class Probit:
 
 
 def refusal(likelihood: Likelihood) -> str:
-    """Say for what the approximation is."""
+    """The error for likelihoods without this approximation."""
     return (
         f"Probit: expected a fit with Categorical or Bernoulli, got {type(likelihood).__name__}; leave integration out, or "
         "choose bll.QuasiMonteCarlo(num_points=...)"

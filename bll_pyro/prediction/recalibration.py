@@ -1,4 +1,4 @@
-"""Recalibrations: one number, found on held-out rows after the fit, that makes predictions honest.
+"""Recalibrations: one number, found on held-out rows after the fit, that makes predictions calibrated.
 
 They change what is predicted and not the posterior: weights, tree and evidence are those of the fit.
 """
@@ -43,12 +43,12 @@ class PredictiveTemperature(Recalibration):
 
 @dataclass(frozen=True, eq=False)
 class NoiseFactor(Recalibration):
-    """The standard deviation of the noise times a factor; the mean, and what is epistemic, stay.
+    """The standard deviation of the noise times a factor; the mean and the epistemic part do not change.
 
     Parameters
     ----------
     factor
-        Larger than 1 where the fit is too sure.
+        Larger than 1 where the fit is overconfident.
     """
 
     factor: float
@@ -68,8 +68,8 @@ def averaged(
     """Average ``[N, C]`` of class probabilities ``[S, N, C]``, tempered, and the expected entropy ``[N]`` that belongs to it.
 
     The joint distribution of draw and class, ``p_s(c) / S``, is multiplied by ``c(y) = p(y)^(1/T - 1)`` of the class alone.
-    Then the classes have the tempered average as their distribution, and what a class tells about the weights is as before;
-    so total and expected entropy belong to one joint distribution, and their difference is its mutual information.
+    Then the marginal of the classes is the tempered average, and the distribution of the draw given the class does not change.
+    Total and expected entropy belong to one joint distribution, and their difference is its mutual information.
     """
     mean = conditional.mean(0)
     if temperature == 1.0:
@@ -80,7 +80,7 @@ def averaged(
     log_weight = log_joint.logsumexp(-1, keepdim=True)
     expected = log_weight.squeeze(-1).softmax(0) * class_entropy((log_joint - log_weight).exp())
     probs = (log_mean / temperature).softmax(-1)
-    # classes that differ in the last bit may tie after rounding, and then the first would win
+    # probabilities that differ in the last bit may be equal after rounding: the label stays the same
     label = mean.argmax(-1, keepdim=True)
     most = probs.amax(-1, keepdim=True)
     moved = torch.where(probs.argmax(-1, keepdim=True) == label, most, most * (1 + 4 * _eps(most)))

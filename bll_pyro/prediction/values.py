@@ -1,4 +1,4 @@
-"""Predictions of real values and counts: the mixture itself is kept, and never a Normal fitted to its moments."""
+"""Predictions of real values and counts: the mixture itself is kept, not a Normal with its moments."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Mixture:
-    """Where a predictive comes from: Gaussian (or drawn) outputs, draws of the noise, and the targets' units.
+    """What a predictive is made of: Gaussian (or drawn) outputs, draws of the noise, and the targets' units.
 
     Components are made on demand, chunk by chunk, so that a prediction of a million rows stays small.
     """
@@ -84,7 +84,7 @@ class Mixture:
         return torch.cat(results, 1)
 
     def given(self, index: slice) -> dict[str, Any]:
-        """What the likelihood is told of some rows: outputs, points to integrate at, noise, exposure."""
+        """Arguments of the likelihood for some rows: outputs, points of the integration, noise, exposure."""
         points = {"num_points": self.integration.num_points, "seed": self.integration.seed}
         known = self.noise if self.exposure is None else {**self.noise, "exposure": self.exposure[index]}
         return {"outputs": self.outputs.rows(index), **points, **known}
@@ -263,7 +263,7 @@ def seeded_sample(distribution: dist.Distribution, random: torch.Generator) -> T
 
 @torch.no_grad()
 def predict_values(mixture: Mixture, single: bool) -> ValuePrediction:
-    """Moments of every row; the mixture comes along. ``single``: one target a row, without a target axis."""
+    """Moments of every row, with the mixture. ``single``: one target a row, without a target axis."""
     center, spread = mixture.center, mixture.spread
     parts = [
         mixture.likelihood.moments(**mixture.given(index))

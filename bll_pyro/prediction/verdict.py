@@ -1,4 +1,4 @@
-"""Verdicts: is a row like those that the model knows?"""
+"""Verdicts of a detector: whether a row is unlike the calibration rows."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class Verdict:
-    """What a detector says about N rows.
+    """Verdict of a detector on N rows.
 
     Parameters
     ----------
     is_ood
         Whether to raise an alarm, ``[N]``.
     p_value
-        Chance of a known row to be at least as strange, ``[N]``; conformal, so that it is at most ``a`` for a share of ``a``
-        of the known rows, or fewer.
+        Probability that a known row has such a score or a larger one, ``[N]``; conformal: for exchangeable rows it is at most
+        ``a`` with probability ``a`` or less.
     score
         ``[N]``, larger is further out.
     """

@@ -25,7 +25,7 @@ IS_DEVIATION = "a scale is a standard deviation"  # remedy of every check of a s
 class Prior(Declaration):
     """Prior of the weight matrix ``[K, D]``, on the scale of the standardised features.
 
-    A member of the family says three things: which hyper-parameters are sampled (``hyper``), which are learned by
+    A member of the family defines three things: which hyper-parameters are sampled (``hyper``), which are learned by
     raising the ELBO or the evidence (``learned``), and the elementwise distribution of the weight given both
     (``distribution``). The Pyro program (``sample``) and the densities follow from them. A prior that is not of this
     form overrides ``sample``; it then runs on Pyro's general path, and inferences that need a density refuse it.
@@ -134,9 +134,9 @@ class Prior(Declaration):
         return None
 
     def softened(self, shape: Shape, size: float, share: float) -> Self:
-        """An easier prior on the way to this one, with the same hyper-parameters, for the start of a fit.
+        """An easier prior with the same hyper-parameters, for the first steps of a fit.
 
-        ``share`` goes from 0, easiest, to 1, which is this prior; ``size`` is the size of a typical weight before.
+        ``share`` goes from 0, easiest, to 1, which is this prior; ``size`` is the size of a typical weight at the start.
         """
         return self
 
@@ -174,7 +174,7 @@ class ScaleMixturePrior(Prior):
     """A prior whose density is a mixture of Normals with one centre and different scales.
 
     Its log density is convex in the squared distance from the centre. So its expectation under a Normal marginal has
-    the smooth lower bound of :func:`bll_pyro.gaussian.strata.stratified_square`, without noise and without trouble at
+    the smooth lower bound of :func:`bll_pyro.gaussian.strata.stratified_square`, which needs no noise and is finite at
     the pole or the spike at the centre. The ELBO stays a lower bound; it loses up to 0.1 nats for a weight that lies
     in the spike, and next to nothing elsewhere (``tests/priors`` measure it).
     """
@@ -203,7 +203,7 @@ class ScaleMixturePrior(Prior):
 
 
 class MixtureOfNormals(dist.MixtureSameFamily):
-    """A mixture of Normals, whose support is all real numbers, as the general mixture does not know."""
+    """A mixture of Normals. Its support is all real numbers, which the general class does not work out."""
 
     support = constraints.real
 
@@ -260,5 +260,5 @@ def check_hyper_prior(value: object, owner: str, upper: float = math.inf) -> Non
 def expand(value: Tensor | float, shape: tuple[int, ...]) -> Tensor:
     """Expand a number or tensor to the weight's shape, keeping leading axes."""
     tensor = torch.as_tensor(value)
-    # not torch.broadcast_shapes: its first call imports SymPy, which takes longer than many a fit
+    # not torch.broadcast_shapes: its first call imports SymPy, which takes longer than a small fit
     return tensor.expand(*tensor.shape[: max(0, tensor.dim() - len(shape))], *shape)

@@ -88,7 +88,7 @@ class Distribution(Prior):
         if given is None:
             raise TypeError(
                 f"Distribution({type(self.dist).__name__}): expected an inference that draws all weights together, such "
-                "as bll.SVI(), since the weights are dependent; this one asks for independent weights"
+                "as bll.SVI(), since the weights are dependent; this inference asks for independent weights"
             )
         return given.expand(shape)
 

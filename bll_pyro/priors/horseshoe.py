@@ -16,7 +16,7 @@ from bll_pyro.checks import positive
 from bll_pyro.priors.base import MixtureOfNormals, ScaleMixturePrior, Shape, centre, check_loc, expand
 
 LOG_TWO_PI = math.log(2 * math.pi)
-LOG_LAMBDA = (-12.0, 10.0)
+LOG_LAMBDA = (-12.0, 10.0)  # range of the nodes
 NUM_NODES = 45
 
 
@@ -36,9 +36,9 @@ class Horseshoe(ScaleMixturePrior):
 
     Given ``tau`` and ``c^2`` a weight is a mixture over ``log lambda``, whose density ``sech / pi`` is summed by the
     trapezoidal rule with 45 nodes: exponentially accurate for so smooth a function (relative error below 1e-4, from
-    ``|weight| = 1e-4 tau`` outwards; nearer to the pole the density levels off). With a local scale for each weight as
-    an unknown of its own, a mean-field guide pays for each of them, and the ELBO then prefers to switch the sparsity
-    off; without them it has two unknowns beside the weights.
+    ``|weight| = 1e-4 tau`` outwards; nearer to the pole the density levels off). If the local scale of each weight were
+    an unknown of its own, a mean-field guide would lose ELBO with each of them, and the highest ELBO would have no
+    sparsity. Without them there are two unknowns beside the weights.
 
     Parameters
     ----------
@@ -48,9 +48,10 @@ class Horseshoe(ScaleMixturePrior):
     standard_error
         ``sigma / sqrt(N)`` in that formula: the standard error with which the data alone would determine one weight.
         The prior does not know the data, so it is a guess; the default 0.1 is that of 100 rows with noise as large as
-        the spread of the targets. For classes sigma is about 2. The tails of ``tau`` forgive a factor of ten.
+        the spread of the targets. For classes sigma is about 2. A guess that is wrong by a factor of ten
+        matters little, since ``tau`` has heavy tails.
     global_scale
-        ``tau_0`` itself; None with ``num_relevant`` None is 1, which leaves the degree of sparsity to the data.
+        ``tau_0`` itself. If this and ``num_relevant`` are None it is 1, which leaves the degree of sparsity to the data.
     slab_scale, slab_df
         Scale s and degrees of freedom nu of the slab: relevant weights have the tails of a Student-t.
     loc

@@ -31,9 +31,9 @@ MAX_BYTES = 8 * 2**30
 class Posterior(GaussianPrior):
     """``(weight, bias) ~ Gaussian``, jointly: what :meth:`bll_pyro.Fit.as_prior` returns.
 
-    It lives in the coordinates of the fit that it comes from, and brings them along: a layer with this prior does not
-    measure centre and scale anew, whatever its ``standardize`` says, and its ``bias_scale`` is not used. (Noise has
-    its prior in the likelihood, as always.)
+    It is in the frame of the fit that it comes from, and holds this frame: a layer with this prior does not
+    standardise anew, whatever its ``standardize``, and its ``bias_scale`` is not used. Noise has its prior in the
+    likelihood.
 
     Parameters
     ----------
@@ -142,7 +142,7 @@ class Posterior(GaussianPrior):
         """There is none for single weights."""
         raise TypeError(
             "priors.Posterior: expected an inference that takes a joint prior of weight and bias, such as bll.SVI() or "
-            "bll.Exact(); this one asks for independent weights"
+            "bll.Exact(); this inference asks for independent weights"
         )
 
     def check(self, shape: Shape) -> None:

@@ -100,7 +100,7 @@ class SpikeAndSlab(ScaleMixturePrior):
     def softened(self, shape: Shape, size: float, share: float) -> Self:
         """The same with a wider spike: from the size of a typical weight down to ``spike_scale``.
 
-        A spike much narrower than the posterior of a weight is not seen from there, and a fit would stay in the slab.
+        A spike much narrower than the posterior of a weight has no gradient at the start, and the fit would stay in the slab.
         """
         spike = self.spike_scale_of(shape[1])
         widest = max(
