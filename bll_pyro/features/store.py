@@ -125,7 +125,9 @@ class Features:
         with_targets = "without targets" if self._targets is None else "with targets"
         return f"Features([{self.num_rows}, {self.num_features}], {self.dtype}, {with_targets}, {where})"
 
-    def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor | None]]:
+    def batches(
+        self, batch_size: int
+    ) -> Iterator[tuple[Float[Tensor, "B D"], Shaped[Tensor, "B *T"] | None]]:
         """Yield (features, targets) in order, `batch_size` rows at a time."""
         for start in range(0, self.num_rows, batch_size):
             rows = slice(start, start + batch_size)
