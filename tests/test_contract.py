@@ -253,9 +253,7 @@ CANNOT = [  # the first that applies
     Refusal(
         without_closed_form, r"Exact: expected .*for which the posterior has no closed form; use bll\.SVI"
     ),
-    Refusal(
-        known_noise_to_be_found, r"Exact\(noise=.*expected a noise scale to be found out.*drop one of the two"
-    ),
+    Refusal(known_noise_to_be_found, r"Exact\(noise=.*expected an unknown noise scale.*drop one of the two"),
     Refusal(
         posterior_and_unknown_noise,
         r"expected a known noise scale with a posterior as the prior.*bll\.SVI\(\)",

@@ -1,4 +1,4 @@
-"""Exact inference of the linear Gaussian model: sums over the rows, closed forms, and what is done with unknown noise."""
+"""Exact inference of the linear Gaussian model: sums over the rows, closed forms, treatments of an unknown noise scale."""
 
 from bll_pyro.inference.exact.exact import Exact
 

@@ -36,10 +36,13 @@ from bll_pyro.posterior import GaussianPosterior, Posterior
 from bll_pyro.priors import Normal
 from bll_pyro.priors import Posterior as PosteriorPrior
 
-MAX_BYTES = 8 * 2**30
-BLOCK_NUMBERS, MIN_BLOCK = 4_000_000, 256
-MIN_NOISE = 1e-5  # of the targets' scale
-LOG_PRIOR_RANGE = 12.0  # either side of the scale at which the outputs are as large as the targets
+MAX_BYTES = 8 * 2**30  # largest memory of the matrices, in bytes
+BLOCK_NUMBERS = 4_000_000  # numbers in one block of rows
+MIN_BLOCK = 256  # fewest rows in one block
+MIN_NOISE = 1e-5  # smallest plausible noise scale, as a multiple of the targets' scale
+# half-width of the search for the log prior scale, centred where the outputs are as large as the targets
+LOG_PRIOR_RANGE = 12.0
+NUM_NOISE_VALUES = 33  # typical number of quadrature nodes over the noise scale
 ALTERNATIVES = "bll.SVI(), bll.Laplace() or bll.NUTS()"
 
 
@@ -47,14 +50,19 @@ ALTERNATIVES = "bll.SVI(), bll.Laplace() or bll.NUTS()"
 class Exact(Inference):
     """The posterior in closed form, for ``likelihoods.Gaussian`` and ``priors.Normal`` (or ``priors.Posterior``).
 
-    A prior scale that is not given maximises the evidence (MacKay 1992; Bishop 2006, 3.5). The sums that the posterior
-    needs are kept in the trace, so that :meth:`bll_pyro.Fit.update` adds rows to a fit without the earlier ones.
+    A prior scale that is not given maximises the evidence (MacKay 1992; Bishop 2006, 3.5). The trace keeps the
+    sufficient statistics, so that :meth:`bll_pyro.Fit.update` adds rows to a fit without reading the earlier ones again.
 
     Parameters
     ----------
     noise
-        What is done with a noise scale that the likelihood does not know: ``noises.Integrated()`` (default),
+        Treatment of a noise scale that the likelihood leaves unknown: ``noises.Integrated()`` (default),
         ``noises.Conjugate()`` or ``noises.Maximized()``.
+
+    Raises
+    ------
+    TypeError
+        If ``noise`` is none of these.
     """
 
     noise: NoiseTreatment = Integrated()
@@ -64,7 +72,7 @@ class Exact(Inference):
             raise TypeError(f"Exact(noise=...): expected e.g. bll.noises.Integrated(), got {self.noise!r}")
 
     def check(self, layer: LastLayer, num_outputs: int, num_columns: int) -> None:
-        """Gaussian likelihood, Normal prior, and ``D^2`` numbers that fit in memory."""
+        """Raise a ValueError unless the model is linear and Gaussian and its matrices fit in memory."""
         likelihood, prior = layer.likelihood, layer.prior
         if isinstance(likelihood, MultivariateGaussian):
             raise ValueError(
@@ -80,12 +88,13 @@ class Exact(Inference):
             )
         self._check_bias(layer)
         self._check_noise(likelihood, prior, num_outputs)
-        # sums, eigenvectors and the work space of the decomposition; weights for each of about 33 values of the noise
-        num_components = 33 if likelihood.known_noise is None and isinstance(self.noise, Integrated) else 1
+        # sums, eigenvectors and the workspace of the decomposition, and the weights for each value of the noise
+        integrates = likelihood.known_noise is None and isinstance(self.noise, Integrated)
+        num_components = NUM_NOISE_VALUES if integrates else 1
         num_bytes = 48 * num_columns**2 + 24 * num_components * num_outputs * num_columns
         if isinstance(prior, PosteriorPrior):
-            alone = independent_outputs(prior.weights)
-            num_bytes += 32 * num_columns**2 * (num_outputs if alone else num_outputs**2)
+            independent = independent_outputs(prior.weights)
+            num_bytes += 32 * num_columns**2 * (num_outputs if independent else num_outputs**2)
         if num_bytes > MAX_BYTES:
             raise ValueError(
                 f"Exact: expected matrices that fit in {MAX_BYTES / 2**30:.0f} GiB, got {num_outputs} outputs x "
@@ -96,15 +105,15 @@ class Exact(Inference):
     def _check_bias(self, layer: LastLayer) -> None:
         if layer.bias and (layer.bias_loc is not None or layer.raw_center):
             raise ValueError(
-                "Exact: expected a bias centred at 0, got a layer with a centre (bias_loc, or from_linear); drop it and take "
-                f"a wide bias_scale, or use {ALTERNATIVES}"
+                "Exact: expected a bias centred at 0, got a layer with a centre (bias_loc, or from_linear); drop the centre "
+                f"and give a wide bias_scale, or use {ALTERNATIVES}"
             )
 
     def _check_noise(self, likelihood: Gaussian, prior: Normal | PosteriorPrior, num_outputs: int) -> None:
         if likelihood.known_noise is not None:
             if type(self.noise) is not Integrated:
                 raise ValueError(
-                    f"Exact(noise={self.noise!r}): expected a noise scale to be found out, got "
+                    f"Exact(noise={self.noise!r}): expected an unknown noise scale, got "
                     f"Gaussian(noise_scale={likelihood.noise_scale!r}); drop one of the two"
                 )
             return
@@ -121,7 +130,7 @@ class Exact(Inference):
         declared = elementwise(likelihood.sites((num_outputs,))["noise_scale"])
         if declared is None or not is_positive(declared):
             raise ValueError(
-                "Exact: expected a prior of each target's noise scale by itself, over positive numbers, got "
+                "Exact: expected independent priors of the targets' noise scales, over positive numbers, got "
                 f"{likelihood.noise_scale}; use HalfNormal, LogNormal, Gamma, ..., or {ALTERNATIVES}"
             )
 
@@ -134,7 +143,7 @@ class Exact(Inference):
         seed: int,
         validation: DesignRows | None = None,
     ) -> tuple[Posterior, Trace]:
-        """Sum over the rows, then solve."""
+        """Sum over the rows, then compute the posterior of these sums."""
         began = time.perf_counter()
         posterior, trace = self.solve(layer, rows, target_shape, sum_rows(rows))
         trace.wall_time = time.perf_counter() - began
@@ -143,7 +152,7 @@ class Exact(Inference):
     def update(
         self, layer: LastLayer, rows: DesignRows, target_shape: TargetShape, trace: Trace
     ) -> tuple[Posterior, Trace]:
-        """Posterior of the rows that ``trace`` knows and of these."""
+        """Posterior of the rows whose sums ``trace`` holds, together with ``rows``."""
         began = time.perf_counter()
         sums: SufficientStatistics = trace.statistics["sums"]
         posterior, new_trace = self.solve(layer, rows, target_shape, sums.to(rows.device) + sum_rows(rows))
@@ -153,7 +162,7 @@ class Exact(Inference):
     def solve(
         self, layer: LastLayer, rows: DesignRows, target_shape: TargetShape, sums: SufficientStatistics
     ) -> tuple[Posterior, Trace]:
-        """Posterior of given sums; ``rows`` only says in which frame they were made."""
+        """Posterior of given sums; from ``rows`` only the frame of these sums is used."""
         likelihood, prior, frame = layer.likelihood, layer.prior, rows.frame
         assert isinstance(likelihood, Gaussian)
         num_outputs = len(sums.target_mean)
@@ -180,8 +189,8 @@ class Exact(Inference):
             )
         if components.nodes is not None and components.nodes.error > 1e-6:
             trace.stop(
-                f"the integral over the noise is known to {components.nodes.error:.0e} nats only; its prior may have "
-                "a kink: use a smooth one such as HalfNormal or LogNormal"
+                f"the integral over the noise scale has an error of {components.nodes.error:.0e} nats; the prior of the noise "
+                "may not be smooth: use a smooth one such as HalfNormal or LogNormal"
             )
         trace.statistics["log_evidence"] = float(components.log_evidence(model, prior_scale).sum())
         learned = {name: value.to(frame.center) for name, value in learned.items()}
@@ -211,7 +220,7 @@ class Exact(Inference):
 
 @dataclass(frozen=True)
 class PriorScale:
-    """The prior scale of the weights: given, or where the evidence is highest."""
+    """The prior scale of the weights: as given, or the maximum of the evidence."""
 
     model: LinearGaussian
     noise: NoiseTreatment
@@ -219,7 +228,7 @@ class PriorScale:
     prior: Normal
 
     def run(self, trace: Trace) -> tuple[Tensor, dict[str, Tensor]]:
-        """Prior scale of each target ``[T]``, and what was learned; the path goes into the trace."""
+        """Prior scale of each target ``[T]`` and the learned sites by name; records the search in the trace."""
         model, num = self.model, self.model.num_targets
         if self.prior.scale is not None:
             return torch.full((num,), float(self.prior.scale), dtype=torch.float64), {}
@@ -244,22 +253,22 @@ class PriorScale:
         trace.statistics["evidence_path"] = torch.stack([value.sum() for _, value in path])
         if bool(found.at_lower.any()):
             trace.messages.append(
-                "the evidence is highest with weights of 0: these rows show nothing of the targets in the features"
+                "the evidence is highest at the smallest prior scale: in these rows the features explain nothing of the targets"
             )
         if bool(found.at_upper.any()):
             trace.stop(
-                f"the evidence grows with the prior scale without bound; tau was set to {scale.tolist()}: look at the "
+                f"the evidence increases without bound in the prior scale; tau was set to {scale.tolist()}: check the "
                 "targets, or give a scale: priors.Normal(scale=1.0)"
             )
         return scale.expand(num).clone(), {"tau": scale if self.prior.per_output else scale[0]}
 
 
 def _warn_without_noise(trace: Trace, model: LinearGaussian, noise: Tensor) -> None:
-    gone = noise < MIN_NOISE * model.target_scale
-    if bool(gone.any()):
+    noiseless = noise < MIN_NOISE * model.target_scale
+    if bool(noiseless.any()):
         trace.stop(
-            f"targets {gone.nonzero().flatten().tolist()} show no noise: look for constant targets, or for copies of them "
-            "among the features; with more features than rows use noises.Integrated(); or give noise_scale"
+            f"targets {noiseless.nonzero().flatten().tolist()} show no noise: look for constant targets, or for copies of "
+            "them among the features; with more features than rows use noises.Integrated(); or give noise_scale"
         )
 
 
@@ -273,5 +282,5 @@ def sum_rows(rows: DesignRows) -> SufficientStatistics:
 
 
 def _latents(weights: gaussian.WeightGaussian, like: Tensor) -> gaussian.LatentGaussian:
-    own: dict[str, Any] = {name: value.to(like) for name, value in weights.tensors.items()}
-    return gaussian.LatentGaussian(type(weights)(**own), like.new_zeros(0), like.new_zeros(0))
+    tensors: dict[str, Any] = {name: value.to(like) for name, value in weights.tensors.items()}
+    return gaussian.LatentGaussian(type(weights)(**tensors), like.new_zeros(0), like.new_zeros(0))

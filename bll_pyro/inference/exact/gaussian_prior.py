@@ -14,7 +14,7 @@ from bll_pyro.inference.exact.statistics import SufficientStatistics
 def condition(
     prior: WeightGaussian, sums: SufficientStatistics, noise: Tensor, bias: bool
 ) -> tuple[BlockDiagonal | Dense, float]:
-    """Condition the prior ``N(a0, L0^-1)`` of ``[W b]`` ``[K, P]`` on rows, and return their log evidence too.
+    """Posterior of ``[W b]`` ``[K, P]`` under the prior ``N(a0, L0^-1)``, and the log evidence of the rows in nats.
 
     With the design H (ones for the bias), residuals ``r = y - H a0`` and noise scale s:
 
@@ -34,7 +34,7 @@ def condition(
         upper = _inverse_root(total)
         step = (upper @ (upper.mT @ right[..., None])).squeeze(-1)
         log_dets = torch.linalg.slogdet(blocks).logabsdet + 2 * _log_diagonal(upper)
-        # rows in order, as a file has them: what is loaded is then the same to the last bit
+        # contiguous, as a file stores it, so that a loaded posterior predicts the same bits
         tril = torch.linalg.cholesky(upper @ upper.mT).contiguous()
         weights: BlockDiagonal | Dense = BlockDiagonal(loc + step, tril)
     else:
@@ -44,8 +44,8 @@ def condition(
         step = (upper @ (upper.mT @ right.flatten())).view_as(loc)
         log_dets = torch.linalg.slogdet(before).logabsdet + 2 * _log_diagonal(upper)
         weights = Dense(loc + step, upper.view(*loc.shape, size), _log_diagonal(upper))
-    fit = (square_sum - (cross * step).sum(-1)) / square
-    rows = sums.weight * (square.log() + LOG_TWO_PI) + fit
+    misfit = (square_sum - (cross * step).sum(-1)) / square
+    rows = sums.weight * (square.log() + LOG_TWO_PI) + misfit
     return weights, float(-0.5 * (rows.sum() - log_dets.sum()))
 
 

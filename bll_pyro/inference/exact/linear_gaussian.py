@@ -1,8 +1,8 @@
-"""The linear Gaussian model in the eigenvectors of ``H'H``: evidence and posterior in closed form, O(D) a target.
+"""The linear Gaussian model in the eigenvectors of ``H'H``: evidence and posterior in closed form, O(D) per target.
 
-With the noise ``s`` and the prior scale ``t`` of a target given, ``w ~ N(w0, t^2 I)``, ``b ~ N(0, sb^2)`` and
-``y = H w + b + s e``. The features' centre ``m`` is taken out first: then the data say the same of ``w`` and of
-``beta = b + m'w`` as if these were independent, and only the prior of b ties them, by one direction.
+Given the noise scale ``s`` and the prior scale ``t`` of a target, ``w ~ N(w0, t^2 I)``, ``b ~ N(0, sb^2)`` and
+``y = H w + b + s e``. The features' mean ``m`` is subtracted first. The likelihood then factorizes into one factor in
+``w`` and one in ``beta = b + m'w``, and the prior of b couples the two by a matrix of rank 1.
 
 ================================================= =====================================================
 on paper (targets about ``H w0``; ``r = s^2 / t^2``)  in code
@@ -10,13 +10,13 @@ on paper (targets about ``H w0``; ``r = s^2 / t^2``)  in code
 ``Hc'Hc = Q diag(lam) Q'``                        ``eigenvalues``, rotation Q of the frame
 ``g = Q' Hc' yc``                                 ``cross``
 ``w^ = g / (lam + r)``                            mean of w from the centred rows
-``yc'yc - g'w^``                                    ``residual`` and what shrinkage adds to it
-``ybar ~ N(m'w^, sb^2 + s^2 (m'(..)^-1 m + 1/N))``  ``gap``, ``spread``: what the rows' mean adds
+``yc'yc - g'w^``                                    ``residual``, and the increase of it by shrinkage
+``ybar ~ N(m'w^, sb^2 + s^2 (m'(..)^-1 m + 1/N))``  ``gap``, ``spread``: the term of the rows' mean
 ================================================= =====================================================
 
 ``-2 log p(y) = N log 2 pi + (N - 1) log s^2 + sum log(1 + lam / r) + residual / s^2 + log(N spread) + gap^2 / spread``
 
-Without a bias the features are not centred, N stands for N - 1, and the last terms are gone. Derived from Bishop
+Without a bias the features are not centred, N replaces N - 1, and the last two terms are absent. Derived from Bishop
 (2006), section 3.5, with the bias integrated out.
 """
 
@@ -33,12 +33,12 @@ from bll_pyro.gaussian import CentredDiagonal, Diagonal
 from bll_pyro.gaussian.weights import LOG_TWO_PI
 from bll_pyro.inference.exact.statistics import SufficientStatistics
 
-CHUNK_NUMBERS = 4_000_000
+CHUNK_NUMBERS = 4_000_000  # numbers in one block of noise values x targets x eigenvectors
 
 
 @dataclass(frozen=True, eq=False)
 class LinearGaussian:
-    """N rows, D features and T targets, as far as the posterior needs them; float64, on the CPU.
+    """Sums of N rows with D features and T targets that determine the posterior; float64, on the CPU.
 
     Parameters
     ----------
@@ -47,12 +47,12 @@ class LinearGaussian:
     eigenvalues
         Of ``Hc'Hc`` (of ``H'H`` without a bias), ``[D]``.
     cross
-        ``[T, D]``, about the prior's centre.
+        ``[T, D]``, of the targets minus the outputs of the prior's centre.
     square, residual
-        Sum of squares of each target about the prior's centre, ``[T]``, centred where there is a bias; and what least
-        squares leave of it.
+        Sum of squares of each target minus the outputs of the prior's centre, ``[T]``, centred where there is a bias;
+        and its residual after least squares.
     target_mean
-        ``[T]``, about the prior's centre.
+        ``[T]``, of the targets minus the outputs of the prior's centre.
     loc
         The prior's centre in the eigenvectors, ``[T, D]``.
     feature_mean
@@ -93,20 +93,20 @@ class LinearGaussian:
             square = total
         values, rotation = torch.linalg.eigh(gram)
         cross = cross @ rotation
-        seen = values > torch.finfo(values.dtype).eps * len(values) * values[-1]
-        # n rows span n directions and no more; what the others show is rounding
+        nonzero = values > torch.finfo(values.dtype).eps * len(values) * values[-1]
+        # the rank is at most the number of rows, so the other eigenvalues are rounding errors
         num_free = sums.num_rows - (bias_scale is not None)
-        seen &= torch.arange(len(values), device=seen.device) >= len(values) - num_free
-        cross = torch.where(seen, cross, 0.0)
-        explained = (cross.square() / torch.where(seen, values, 1.0)).sum(-1)
-        # nothing is known below the rounding of the sums; and as many directions as rows leave nothing over
+        nonzero &= torch.arange(len(values), device=nonzero.device) >= len(values) - num_free
+        cross = torch.where(nonzero, cross, 0.0)
+        explained = (cross.square() / torch.where(nonzero, values, 1.0)).sum(-1)
+        # a residual below the rounding error of the sums means nothing; with as many directions as rows it is 0
         raw = sums.square + num_rows * sums.target_mean.square()
         floor = torch.finfo(square.dtype).eps * torch.where(raw > 0, raw, num_rows)
-        interpolated = (square > floor) & (seen.sum() >= num_free)
+        interpolated = (square > floor) & (nonzero.sum() >= num_free)
         residual = torch.where(interpolated, 0.0, torch.maximum(square - explained, floor))
         model = cls(
             num_rows,
-            torch.where(seen, values, 0.0).cpu(),
+            torch.where(nonzero, values, 0.0).cpu(),
             cross.cpu(),
             square.cpu(),
             residual.cpu(),
@@ -125,13 +125,13 @@ class LinearGaussian:
 
     @property
     def target_scale(self) -> Tensor:
-        """Rough scale of each target ``[T]``, never 0: where searches for the noise start."""
+        """Root mean square of each target ``[T]``, 1 where it is 0: the start of searches for the noise scale."""
         scale = (self.square.clamp_min(0) / self.num_rows).sqrt()
         return torch.where(scale > 0, scale, torch.ones_like(scale))
 
     @property
     def feature_scale(self) -> float:
-        """Root mean square of the rows' length, never 0: outputs of unit weights have this scale."""
+        """Root mean square of the rows' lengths, 1 where it is 0: the scale of the outputs of unit weights."""
         mean = float(self.eigenvalues.sum()) / self.num_rows
         return math.sqrt(mean) if mean > 0 else 1.0
 
@@ -146,7 +146,7 @@ class LinearGaussian:
         ratio = square / prior_square
         signal = self.eigenvalues / ratio.mT[..., None]  # [T, M, D]
         shrinkage = (1 + signal).reciprocal()  # r / (lam + r)
-        # least squares and what shrinkage adds; y'y - g'w^ would be lost in rounding where the fit is close
+        # residual of least squares plus its increase by shrinkage: y'y - g'w^ would cancel where the fit is close
         explained, moment = self._sums[..., :1], self._sums[..., 1:2]
         residual = self.residual + (shrinkage @ explained).squeeze(-1).mT
         log_det = signal.log1p().sum(-1).mT
@@ -161,17 +161,20 @@ class LinearGaussian:
 
     @cached_property
     def _sums(self) -> Tensor:
-        """What least squares explain in each direction, and its share in ``m'w``, ``[T, D, 2]``; 0 in empty directions."""
+        """Sum of squares that least squares explain, and the term of ``m'w``, in each direction; ``[T, D, 2]``.
+
+        Both are 0 where the eigenvalue is 0.
+        """
         weights = torch.where(self.eigenvalues > 0, self.cross / self.eigenvalues, 0.0)
         mean = torch.zeros_like(self.eigenvalues) if self.feature_mean is None else self.feature_mean
         return torch.stack([self.cross * weights, mean * weights], -1)
 
     def given(self, noise: Tensor, prior_scale: Tensor) -> CentredDiagonal | Diagonal:
-        """Posterior of the weights in the eigenvectors, for S values of the noise ``[S, T]``: S T outputs in a row."""
+        """Posterior of the weights in the eigenvectors for S values of the noise ``[S, T]``, as S T outputs."""
         square, prior_square, bias_square = self._variances(noise, prior_scale)
         precision = (self.eigenvalues / square[..., None] + 1 / prior_square[..., None]).flatten(0, 1)
-        moved = (self.cross / square[..., None]).flatten(0, 1) / precision
-        loc = self.loc.repeat(len(noise), 1) + moved
+        shift = (self.cross / square[..., None]).flatten(0, 1) / precision
+        loc = self.loc.repeat(len(noise), 1) + shift
         scale = precision.rsqrt()
         if self.feature_mean is None:
             return Diagonal(loc, scale)
@@ -180,11 +183,11 @@ class LinearGaussian:
         prior_direction = torch.cat([-self.feature_mean, self.feature_mean.new_ones(1)])
         direction = scale * prior_direction / bias_square.expand_as(square).sqrt().flatten()[:, None]
         mean = self.target_mean.repeat(len(noise))
-        gap = mean - moved @ self.feature_mean
-        pulled = gap / bias_square.expand_as(square).sqrt().flatten() / (1 + direction.square().sum(-1))
-        step = -scale * direction * pulled[:, None]
+        gap = mean - shift @ self.feature_mean
+        bias_pull = gap / bias_square.expand_as(square).sqrt().flatten() / (1 + direction.square().sum(-1))
+        step = -scale * direction * bias_pull[:, None]
         beta = mean + step[:, -1]
-        weights = moved + step[:, :-1]
+        weights = shift + step[:, :-1]
         bias = beta - weights @ self.feature_mean
         loc = torch.cat([self.loc.repeat(len(noise), 1) + weights, bias[:, None]], -1)
         return CentredDiagonal(loc, scale, direction, self.feature_mean)

@@ -1,4 +1,4 @@
-"""What exact inference does with a noise scale that is not known: integrate it out, conjugate or not, or learn a point.
+"""Treatments of an unknown noise scale in exact inference: integrate it out, conjugate or not, or maximize the evidence.
 
 ================ =========================================== =====================================================
 ``Exact(noise=`` prior of the noise                          prior of weights and bias
@@ -28,8 +28,8 @@ from bll_pyro.inference.exact.one_dimension import Nodes, maximize, quadrature
 
 __all__ = ["Conjugate", "Integrated", "Maximized"]
 
-NUM_TABLE = 2049
-LOG_NOISE_RANGE = (-17.0, 3.0)  # of the targets' scale
+NUM_TABLE = 2049  # points in the table of a distribution function
+LOG_NOISE_RANGE = (-17.0, 3.0)  # range of the log noise scale in a search, relative to the targets' log scale
 
 
 class NoiseTreatment(Declaration):
@@ -40,7 +40,7 @@ class NoiseTreatment(Declaration):
 
     @abstractmethod
     def components(self, model: LinearGaussian, prior_scale: Tensor, prior: NoisePrior) -> Components:
-        """NoiseTreatment values that stand for the posterior of the noise, given the prior scale ``[T]`` of the weights."""
+        """Noise values and weights that represent the noise posterior, given the prior scale ``[T]`` of the weights."""
 
     def prior(self, declared: dist.Distribution) -> NoisePrior:
         """Prior of one target's noise scale that this treatment uses."""
@@ -54,8 +54,8 @@ class NoisePrior:
     distribution: dist.Distribution
 
     def noise(self, u: Tensor) -> Tensor:
-        """NoiseTreatment scale at u."""
-        # at the ends of the range the transform may round to 0 or infinity
+        """Noise scale at u."""
+        # the transform may round to 0 or infinity at the ends of the range
         values: Tensor = self._transform(u)
         return values.clamp(torch.finfo(u.dtype).tiny ** 0.25, torch.finfo(u.dtype).max ** 0.25)
 
@@ -101,9 +101,9 @@ class RootInverseGamma(dist.TorchDistribution):
 
 @dataclass(frozen=True)
 class Components:
-    """M values of each target's noise: ``noise [M, T]`` with the log weight of prior and step, ``[M, T]``.
+    """M values of each target's noise scale ``[M, T]``, with the log of prior density times quadrature weight ``[M, T]``.
 
-    ``nodes`` say where they lie; None where the noise is one number.
+    ``nodes`` is the quadrature rule, or None where the noise scale is one number.
     """
 
     noise: Tensor
@@ -121,9 +121,9 @@ class Components:
 
 @dataclass(frozen=True, eq=False)
 class Integrated(NoiseTreatment):
-    """The declared prior of the noise, integrated out numerically: exact up to rounding.
+    """The declared prior of the noise scale, integrated out numerically: exact up to rounding.
 
-    Given the noise everything is in closed form, so one integral over one number is left for each target.
+    Given the noise scale all else has a closed form, so one one-dimensional integral remains for each target.
     """
 
     def components(self, model: LinearGaussian, prior_scale: Tensor, prior: NoisePrior) -> Components:
@@ -148,8 +148,13 @@ class Conjugate(Integrated):
     Parameters
     ----------
     shape, rate
-        Of the prior of the noise variance, on the scale of the standardised targets: worth ``2 shape`` rows with mean
-        square ``rate / shape``.
+        Parameters of the prior of the noise variance, on the scale of the standardised targets. The prior counts as
+        much as ``2 shape`` rows with mean square ``rate / shape``.
+
+    Raises
+    ------
+    ValueError
+        If one of them is not a positive number.
     """
 
     shape: float = 1.0
@@ -167,10 +172,10 @@ class Conjugate(Integrated):
 
 @dataclass(frozen=True, eq=False)
 class Maximized(NoiseTreatment):
-    """The noise that maximises the evidence (type-II maximum likelihood; MacKay 1992), taken as known afterwards.
+    """The noise scale that maximises the evidence (type-II maximum likelihood; MacKay 1992), then taken as known.
 
-    The declared prior of the noise is not used. Cheaper than :class:`Integrated`, and its posterior is Gaussian; it
-    leaves the uncertainty about the noise out, which matters with few rows.
+    The declared prior of the noise is not used. Cheaper than :class:`Integrated`, with a Gaussian posterior, but
+    without the uncertainty about the noise scale, which matters with few rows.
     """
 
     def components(self, model: LinearGaussian, prior_scale: Tensor, prior: NoisePrior) -> Components:
@@ -187,7 +192,7 @@ class Maximized(NoiseTreatment):
 
 @dataclass(frozen=True, eq=False)
 class _Known(NoiseTreatment):
-    """A noise scale that the likelihood knows: what ``Exact`` uses by itself, and not a choice."""
+    """A noise scale that the likelihood gives; chosen by ``Exact`` itself, not by the user."""
 
     scale: tuple[float, ...]
 
@@ -199,14 +204,14 @@ class _Known(NoiseTreatment):
 
 @dataclass(frozen=True, eq=False)
 class NoisePosterior:
-    """Posterior of each target's noise scale, as a density on a fine table: for draws and densities.
+    """Posterior of each target's noise scale as a tabulated distribution function, for draws.
 
     Parameters
     ----------
     u
         Unbounded coordinate, ``[M, T]``.
     cumulative
-        Distribution function there, ``[M, T]``.
+        Distribution function at ``u``, ``[M, T]``.
     """
 
     prior: NoisePrior
@@ -218,7 +223,7 @@ class NoisePosterior:
     def of(
         cls, model: LinearGaussian, prior_scale: Tensor, prior: NoisePrior, components: Components
     ) -> NoisePosterior:
-        """Tabulate the density, as finely as draws can tell."""
+        """Tabulate the distribution function at ``NUM_TABLE`` points."""
         assert components.nodes is not None
         u, log_step = replace(components.nodes, num=NUM_TABLE).points()
         mass = prior.log_density(u) + model.log_evidence(prior.noise(u), prior_scale) + log_step
@@ -227,11 +232,11 @@ class NoisePosterior:
         return cls(prior, u, cumulative / cumulative[-1])
 
     def quantile(self, prob: Tensor) -> Tensor:
-        """NoiseTreatment scales at probabilities ``[S, T]``."""
-        table, wanted = self.cumulative.mT.contiguous(), prob.double().mT.contiguous()
-        above = torch.searchsorted(table, wanted).clamp(1, table.shape[1] - 1)
+        """Noise scales at probabilities ``[S, T]``, by linear interpolation in ``u``."""
+        table, level = self.cumulative.mT.contiguous(), prob.double().mT.contiguous()
+        above = torch.searchsorted(table, level).clamp(1, table.shape[1] - 1)
         high, low = table.gather(1, above), table.gather(1, above - 1)
-        share = (wanted - low) / (high - low).clamp_min(torch.finfo(torch.float64).tiny)
+        share = (level - low) / (high - low).clamp_min(torch.finfo(torch.float64).tiny)
         u = self.u.mT.contiguous()
         left, right = u.gather(1, above - 1), u.gather(1, above)
         return self.prior.noise((left + share.clamp(0, 1) * (right - left)).mT)
@@ -244,7 +249,7 @@ def elementwise(declared: dist.Distribution) -> dist.Distribution | None:
 
 
 def is_positive(prior: dist.Distribution) -> bool:
-    """Whether values of the prior are positive."""
+    """Whether the prior is continuous over positive numbers."""
     support = prior.support
     lower = getattr(support, "lower_bound", -math.inf)
     return bool(torch.as_tensor(lower).min() >= 0) and not support.is_discrete

@@ -1,7 +1,6 @@
-"""Numerics of one unknown, for many targets at once: the highest point, and an integral, to rounding.
+"""Maximization and integration of smooth functions of one number, for many targets at once, to rounding.
 
-Densities here are smooth and cost O(D) to evaluate, so that a scan of the whole range is affordable and no starting
-value has to be guessed.
+An evaluation costs O(D), so the whole range can be scanned and no initial value is needed.
 """
 
 from __future__ import annotations
@@ -13,19 +12,21 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-NUM_SCAN = 21
-NUM_ZOOM = 65
-TAIL_NATS = 40.0  # what lies this far below the highest point is below the rounding of float64
-NUM_NODES = 17
-MAX_NODES = 2049
-MAX_STEPS = 100
-TOLERANCE = 1e-12  # of an argument, relative; the Illinois step after it is far smaller
-MAX_ERROR = 1e-11  # of the log of an integral
+NUM_SCAN = 21  # grid points in the scan for a maximum
+NUM_ZOOM = 65  # grid points in each scan for the support of a density
+TAIL_NATS = 40.0  # log density below the maximum at which a density is cut off: below float64's rounding
+NUM_NODES = 17  # quadrature nodes in the first rule
+MAX_NODES = 2049  # quadrature nodes at which the refinement stops
+MAX_STEPS = 100  # most iterations in one search
+TOLERANCE = (
+    1e-12  # relative change of an argument at which the search stops; the next Illinois step is far smaller
+)
+MAX_ERROR = 1e-11  # largest change of the log of an integral, in nats, between a rule and its refinement
 
 
 @dataclass(frozen=True)
 class Maximum:
-    """Highest points ``[n]``, and which of them lie at an end of the range."""
+    """Maxima ``[n]``, and which of them lie at the lower and the upper end of the range."""
 
     argument: Tensor
     at_lower: Tensor
@@ -35,8 +36,9 @@ class Maximum:
 def maximize(function: Callable[[Tensor], Tensor], lower: Tensor, upper: Tensor) -> Maximum:
     """Maximise n independent smooth functions of one number each, ``[..., n] -> [..., n]``, on ``[lower, upper]``.
 
-    A scan finds the highest stretch; there the zero of the derivative is found by false position with the Illinois
-    rule (superlinear and always bracketed), so that the argument is good to rounding and not to its square root.
+    A scan brackets the maximum. Within the bracket the zero of the derivative is found by false position with the
+    Illinois rule (superlinear, always bracketed): the argument is then accurate to rounding, where comparing function
+    values would give only the square root of that.
     """
     with torch.no_grad():
         grid = spaced(lower, upper, NUM_SCAN)
@@ -44,27 +46,27 @@ def maximize(function: Callable[[Tensor], Tensor], lower: Tensor, upper: Tensor)
     best = values.argmax(0)
     a = grid.gather(0, (best - 1).clamp_min(0)[None])[0]
     b = grid.gather(0, (best + 1).clamp_max(NUM_SCAN - 1)[None])[0]
-    slope_a, slope_b = derivative(function, a), derivative(function, b)
-    at_lower, at_upper = (best == 0) & (slope_a <= 0), (best == NUM_SCAN - 1) & (slope_b >= 0)
-    point, rose = (a + b) / 2, torch.zeros_like(best, dtype=torch.bool)
+    grad_a, grad_b = derivative(function, a), derivative(function, b)
+    at_lower, at_upper = (best == 0) & (grad_a <= 0), (best == NUM_SCAN - 1) & (grad_b >= 0)
+    point, was_rising = (a + b) / 2, torch.zeros_like(best, dtype=torch.bool)
     for _ in range(MAX_STEPS):
-        chord = (a * slope_b - b * slope_a) / (slope_b - slope_a)
-        # outside where the derivative has the same sign at both ends, or none
-        inside = (chord > a) & (chord < b)
-        proposal = torch.where(inside, chord, (a + b) / 2)
-        slope_c = derivative(function, proposal)
-        moved, point = (proposal - point).abs(), proposal
-        rises = slope_c > 0
-        # Illinois: an end that stays a second time counts half, so that it does not stay for ever
-        again = rises == rose
-        slope_a, slope_b = (
-            torch.where(rises, slope_c, torch.where(again, slope_a * 0.5, slope_a)),
-            torch.where(rises, torch.where(again, slope_b * 0.5, slope_b), slope_c),
+        secant = (a * grad_b - b * grad_a) / (grad_b - grad_a)
+        # the secant leaves the bracket where the derivative has the same sign at both ends, or is 0: bisect there
+        inside = (secant > a) & (secant < b)
+        proposal = torch.where(inside, secant, (a + b) / 2)
+        grad_c = derivative(function, proposal)
+        change, point = (proposal - point).abs(), proposal
+        rising = grad_c > 0
+        # Illinois rule: halve the derivative at an end that is kept twice, so that this end moves next
+        kept_twice = rising == was_rising
+        grad_a, grad_b = (
+            torch.where(rising, grad_c, torch.where(kept_twice, grad_a * 0.5, grad_a)),
+            torch.where(rising, torch.where(kept_twice, grad_b * 0.5, grad_b), grad_c),
         )
-        rose = rises
-        a, b = torch.where(rises, point, a), torch.where(rises, b, point)
-        settled = (moved < TOLERANCE * (1 + point.abs())) | (slope_c == 0)
-        if bool((settled | at_lower | at_upper).all()):
+        was_rising = rising
+        a, b = torch.where(rising, point, a), torch.where(rising, b, point)
+        converged = (change < TOLERANCE * (1 + point.abs())) | (grad_c == 0)
+        if bool((converged | at_lower | at_upper).all()):
             break
     point = torch.where(at_lower, lower, torch.where(at_upper, upper, point))
     return Maximum(point, at_lower, at_upper)
@@ -82,8 +84,8 @@ def derivative(function: Callable[[Tensor], Tensor], point: Tensor) -> Tensor:
 class Nodes:
     """Trapezoid rule for n densities over unbounded numbers ``u = center + width sinh(x)``, evenly spaced in x.
 
-    Near ``center`` the points lie close, and further out ever wider, so that a narrow peak with a long tail needs no
-    more of them than a peak alone.
+    The spacing in u grows with the distance from ``center``, so that a long tail beside a narrow peak needs no more
+    nodes. ``error`` is the change of the log integral, in nats, by a finer rule.
     """
 
     center: Tensor
@@ -107,8 +109,8 @@ def quadrature(
     """Place nodes for integrals of n densities over one unbounded number each; ``log_density``: ``[M, n] -> [M, n]``.
 
     The trapezoid rule converges faster than any power of the step for smooth densities that vanish at both ends
-    (Trefethen and Weideman 2014). The range is narrowed to where the density is within 40 nats of its highest point,
-    and the number of nodes doubled until the logs of the integrals change by less than 1e-11.
+    (Trefethen and Weideman 2014). The range is narrowed to where the log density is within 40 nats of its maximum, and
+    the number of nodes is doubled until the logs of the integrals change by less than 1e-11.
     """
     start = torch.zeros(num, dtype=torch.float64)
     low, high = start + lower, start + upper
@@ -119,9 +121,9 @@ def quadrature(
         first, last = keep.argmax(0), NUM_ZOOM - 1 - keep.flip(0).argmax(0)
         new_low = grid.gather(0, (first - 1).clamp_min(0)[None])[0]
         new_high = grid.gather(0, (last + 1).clamp_max(NUM_ZOOM - 1)[None])[0]
-        settled = bool((new_high - new_low > 0.5 * (high - low)).all())
+        converged = bool((new_high - new_low > 0.5 * (high - low)).all())
         low, high = new_low, new_high
-        if settled:
+        if converged:
             break
     mode, width = _peak(log_density, low, high)
     nodes = Nodes(mode, width, ((low - mode) / width).asinh(), ((high - mode) / width).asinh(), NUM_NODES)
@@ -137,7 +139,7 @@ def quadrature(
 
 
 def _peak(log_density: Callable[[Tensor], Tensor], low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-    """Where the density is highest, and how wide the peak is there, roughly: nodes are placed by them, no more."""
+    """Rough mode and width of the peak; they only place the nodes, so their error does not enter the integral."""
     widest = high - low
     for _ in range(3):
         grid = spaced(low, high, NUM_ZOOM)

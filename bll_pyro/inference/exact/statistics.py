@@ -1,8 +1,8 @@
-"""Sufficient statistics of the linear Gaussian model: the few sums of the rows that the exact posterior needs.
+"""Sufficient statistics of the linear Gaussian model: the sums over the rows that determine the exact posterior.
 
 Rows are centred on the mean of their block before they are multiplied, and blocks are joined by the rule of Chan,
-Golub and LeVeque (1983), so nothing is lost however far the means lie from 0. All in float64. Memory does not grow with
-the number of rows, and parts made in any order, on any machine, add up to the same.
+Golub and LeVeque (1983), so that means far from 0 cost no precision. All in float64. Memory does not grow with the
+number of rows, and statistics of parts add up to the same, in any order, up to rounding.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class SufficientStatistics:
-    """Sums over N rows of features ``h [D]`` and targets ``y [T]``, in float64; with weights w each counts w times.
+    """Sums over N rows of features ``h [D]`` and targets ``y [T]``, in float64; a row of weight w counts w times.
 
     =============== =========================================== ==========
     on paper        in code                                     shape
     =============== =========================================== ==========
-    N               ``num_rows``, with a weight above 0
-    ``sum w``       ``weight``, N without weights
+    N               ``num_rows``, of weight above 0
+    ``sum w``       ``weight``; N without weights
     mean of h       ``feature_mean``                            ``[D]``
     mean of y       ``target_mean``                             ``[T]``
     ``Hc' Hc``      ``gram``, of centred features               ``[D, D]``
@@ -31,7 +31,7 @@ class SufficientStatistics:
     ``sum yc^2``    ``square``, of each centred target          ``[T]``
     =============== =========================================== ==========
 
-    Two of them add up: ``a + b`` are the statistics of the rows of both.
+    ``a + b`` are the statistics of the rows of both.
     """
 
     num_rows: int
@@ -49,12 +49,12 @@ class SufficientStatistics:
 
     @classmethod
     def of_blocks(cls, blocks: Iterable[Sequence[Tensor | None]]) -> Self:
-        """Statistics of blocks of rows ``[B, D]`` with targets ``[B, T]`` (and weights ``[B]``), in one pass and in place.
+        """Statistics of blocks of rows ``[B, D]`` with targets ``[B, T]`` (and weights ``[B]``), in one pass.
 
         Raises
         ------
         ValueError
-            When there are no rows, or blocks of different widths.
+            If there are no rows, or the blocks have different widths.
         """
         total: Self | None = None
         for features, targets, *rest in blocks:
@@ -85,7 +85,9 @@ class SufficientStatistics:
             total.square.add_(y.square().sum(0))
             total = total._shifted(len(h), count, feature_mean, target_mean)
         if total is None:
-            raise ValueError("statistics: expected at least one row, got none; look at the data")
+            raise ValueError(
+                "statistics: expected at least one row of weight above 0, got none; check the data"
+            )
         return total
 
     def __add__(self, other: SufficientStatistics) -> SufficientStatistics:
@@ -105,7 +107,7 @@ class SufficientStatistics:
         return joined._shifted(other.num_rows, other.weight, other.feature_mean, other.target_mean)
 
     def _shifted(self, num_rows: int, weight: float, feature_mean: Tensor, target_mean: Tensor) -> Self:
-        """Move to the common mean of these rows and ``num_rows`` more whose centred sums were added in already."""
+        """Shift to the mean of these rows and ``num_rows`` more, whose centred sums have already been added."""
         total = self.weight + weight
         h, y = feature_mean - self.feature_mean, target_mean - self.target_mean
         factor, share = self.weight * weight / total, weight / total

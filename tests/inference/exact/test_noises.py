@@ -293,7 +293,7 @@ def test_contract(treatment: bll.noises.Integrated, num_targets: int, tmp_path: 
 @pytest.mark.parametrize(
     ("noise_scale", "treatment", "pattern"),
     [
-        (0.3, bll.noises.Maximized(), r"noise scale to be found out, got Gaussian\(noise_scale=0.3\)"),
+        (0.3, bll.noises.Maximized(), r"an unknown noise scale, got Gaussian\(noise_scale=0.3\)"),
         (dist.HalfNormal(torch.tensor(1.0)), bll.noises.Conjugate(), "without a prior of the noise"),
         (dist.Normal(torch.tensor(0.0), torch.tensor(1.0)), bll.noises.Integrated(), "over positive numbers"),
     ],
