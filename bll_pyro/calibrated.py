@@ -1,4 +1,4 @@
-"""What was calibrated on a fit belongs to it: a detector, conformal sets, conformal intervals. And a file for it."""
+"""The base of what is calibrated on one fit and valid for it only: detectors, conformal sets and intervals."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from bll_pyro.declaration import Declaration, from_plain, to_plain
 
 @dataclass(frozen=True, eq=False)
 class Calibrated(Declaration):
-    """A declaration and, once calibrated, the figures found on held-out rows, and the fingerprint of the fit.
+    """A declaration that, once calibrated, holds results from held-out rows and the fingerprint of the fit.
 
     Parameters
     ----------
     fingerprint
-        Of the fit that it was calibrated on; None before. Its figures mean nothing for another fit, so that one is refused.
+        Fingerprint of the fit that it was calibrated on; None before. It is refused for use with another fit.
     """
 
     fingerprint: str | None = field(default=None, kw_only=True, repr=False)
@@ -30,38 +30,38 @@ class Calibrated(Declaration):
 
     @property
     def is_calibrated(self) -> bool:
-        """Whether held-out rows have been seen."""
+        """Whether it has been calibrated on held-out rows."""
         return self.fingerprint is not None
 
     def bound(self, fit: Any) -> Self:
-        """The same for use with a fit, which has to be the one of the calibration (or a loaded copy of it)."""
+        """The same for use with a fit; ValueError unless it is the fit of the calibration or a loaded copy of it."""
         self.check_calibrated()
         if fit.fingerprint != self.fingerprint:
             raise ValueError(
                 f"{self._name}: expected the fit that it was calibrated on, got one with another posterior or recalibration; "
-                "calibrate it anew on held-out rows: .calibrate(fit, ...)"
+                "calibrate again on held-out rows: .calibrate(fit, ...)"
             )
         copy = replace(self)
         object.__setattr__(copy, "fit", fit)
         return copy
 
     def check_calibrated(self) -> None:
-        """Raise ValueError where there was no calibration."""
+        """Raise a ValueError if it has not been calibrated."""
         if not self.is_calibrated:
             raise ValueError(
-                f"{self._name}: expected to be calibrated first, got a bare declaration; call "
+                f"{self._name}: expected a calibrated declaration, got one that has not been calibrated; call "
                 ".calibrate(fit, ...) with held-out rows and use what it returns"
             )
 
     def check_bound(self) -> Any:
-        """The fit in use; ValueError where there is none."""
+        """The fit in use; ValueError if there is none."""
         self.check_calibrated()
         if self.fit is None:
-            raise ValueError(f"{self._name}: expected a fit to work with, got none; call .bound(fit) first")
+            raise ValueError(f"{self._name}: expected a fit to use, got none; call .bound(fit) first")
         return self.fit
 
     def save(self, path: str | Path) -> None:
-        """Write into one safetensors file, in place of an earlier one; the fit is not in it."""
+        """Write one safetensors file, which replaces an earlier one; it does not contain the fit."""
         self.check_calibrated()
         target = Path(path)
         tensors: dict[str, Tensor] = {}
@@ -74,12 +74,12 @@ class Calibrated(Declaration):
 
     @classmethod
     def load(cls, path: str | Path, fit: Any = None) -> Self:
-        """Read what :meth:`save` wrote, for use with ``fit`` where one is given.
+        """Read what :meth:`save` wrote, for use with ``fit`` if one is given.
 
         Raises
         ------
         ValueError
-            When the file is missing, cut or altered, holds something else, or belongs to another fit.
+            If the file is missing, truncated or altered, holds another class, or belongs to another fit.
         """
         tensors, note = tensorfile.read_tensors(Path(path))
         plain = json.loads(note.get("declaration", "null"))
@@ -98,7 +98,7 @@ class Calibrated(Declaration):
 
 
 def content_hash(plain: Any, tensors: dict[str, Tensor]) -> str:
-    """sha256 over plain data and tensors: the same for the same content, after saving and loading too."""
+    """SHA-256 of plain data and tensors; saving and loading does not change it."""
     digest = hashlib.sha256(json.dumps(plain, sort_keys=True).encode())
     for name, value in sorted(tensors.items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())

@@ -18,14 +18,14 @@ from jsonargparse import ArgumentParser, DefaultHelpFormatter
 import bll_pyro
 from bll_pyro.demo import demo
 
-# Functions that import what they need when they run, so that ``bll --help`` answers at once.
+# commands import heavy libraries when they run, so that ``bll --help`` is fast
 COMMANDS: dict[str, Callable[..., None]] = {"demo": demo}
 
 FAILED, INTERRUPTED = 1, 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command that the arguments name, by default those of the process; return the exit code."""
+    """Run the command that ``arguments`` name, by default those of the process, and return the exit code."""
     options = make_parser().parse_args(None if arguments is None else list(arguments))
     name = options.command
     chosen = vars(options[name])
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 class Help(RawDescriptionHelpFormatter, DefaultHelpFormatter):
-    """Help that keeps paragraphs apart."""
+    """Help that keeps the paragraphs of descriptions and shows defaults."""
 
 
 def make_parser() -> ArgumentParser:
@@ -57,7 +57,7 @@ def make_parser() -> ArgumentParser:
         doc = docstring_parser.parse(inspect.getdoc(function) or "")
         command = ArgumentParser(description=filled(doc.description or ""), formatter_class=Help)
         described = {param.arg_name: param.description for param in doc.params}
-        # an argument that is False by default is switched on by its name alone
+        # an argument with the default False becomes a flag without a value
         options = inspect.signature(function).parameters
         flags = [key for key, option in options.items() if option.default is False]
         command.add_function_arguments(function, as_group=False, skip=set(flags))
@@ -69,6 +69,6 @@ def make_parser() -> ArgumentParser:
 
 
 def filled(text: str) -> str:
-    """Paragraphs, each filled to the width of the terminal."""
+    """Paragraphs wrapped to the width of the terminal."""
     width = min(shutil.get_terminal_size().columns, 100) - 2
     return "\n\n".join(textwrap.fill(paragraph, width) for paragraph in text.split("\n\n"))

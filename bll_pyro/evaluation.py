@@ -1,4 +1,4 @@
-"""How good a fit is on test rows, always beside the plain head, so that no gain is claimed that a temperature gives."""
+"""Scores of a fit on test rows, compared with a point estimate, both also after recalibration."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from bll_pyro.recalibrate import calibrate
 if TYPE_CHECKING:
     import pandas as pd
 
-COVERAGE = 0.9
-Scores = dict[str, float | None]
+COVERAGE = 0.9  # probability of the central intervals
+Scores = dict[str, float | None]  # value by name of the score
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,13 +29,14 @@ class Evaluation:
     Parameters
     ----------
     scores
-        ``{head: {score: value}}``; None where a head has no such score (a point estimate has no epistemic uncertainty).
+        ``{head: {score: value}}``; None for a score that a head does not have (the epistemic uncertainty of a point
+        estimate).
     """
 
     scores: dict[str, Scores]
 
     def to_pandas(self) -> pd.DataFrame:
-        """One line for each head."""
+        """A table with one row per head."""
         import pandas as pd
 
         return pd.DataFrame.from_dict(self.scores, orient="index").astype(float)
@@ -63,7 +64,7 @@ def evaluate(
     plain: Fit | None = None,
     unknown: Any = None,
 ) -> Evaluation:
-    """Score a fit on test rows, and beside it the plain head, both as they are and calibrated on held-out rows.
+    """Score a fit and a plain head on test rows, both as they are and recalibrated on held-out rows.
 
     ================= ======================================================================
     targets           scores
@@ -76,25 +77,25 @@ def evaluate(
     Parameters
     ----------
     fit
-        The fit to judge.
+        The fit to evaluate.
     inputs, targets
-        Test rows, which nothing was chosen by.
+        Test rows, not used for any choice.
     held_out
-        ``(inputs, targets)`` of the rows for the calibration.
+        ``(inputs, targets)`` of the rows for the recalibration.
     train, plain
         The plain head is ``plain``, a fit of a point estimate; or it is fitted here, with the same declaration and MAP, to
-        the training rows ``train``. One of the two.
+        the training rows ``train``. Give one of the two.
     unknown
-        Inputs of no known kind.
+        Inputs from outside the training distribution.
 
     Raises
     ------
     ValueError
-        When there is neither ``train`` nor ``plain``, or both.
+        If neither or both of ``train`` and ``plain`` are given.
     """
     if (train is None) == (plain is None):
         raise ValueError(
-            "evaluate: expected either train=(inputs, targets) or plain=fit, for the plain head beside the Bayesian one, got "
+            "evaluate: expected either train=(inputs, targets) or plain=fit, for the plain head of the comparison, got "
             f"{'neither' if train is None else 'both'}"
         )
     fit = replace(fit, detector=None, recalibration=None)
@@ -106,7 +107,7 @@ def evaluate(
         heldout_inputs, heldout_targets = held_out
         rows[name] = head
         if fit.layer.likelihood.is_count:
-            continue  # nothing to calibrate
+            continue  # counts cannot be recalibrated
         rows[f"{name}, calibrated"] = calibrate(head, heldout_inputs, heldout_targets)
     values = torch.as_tensor(targets)
     return Evaluation({name: _scores(head, inputs, values, unknown) for name, head in rows.items()})
@@ -140,12 +141,12 @@ def _scores(head: Fit, inputs: Any, targets: Tensor, unknown: Any) -> Scores:
         found["width"] = float((upper - lower).double().mean())
     if unknown is None:
         return found
-    strange = head.predict(unknown)
-    has_spread = not isinstance(head.inference, SVI) or not isinstance(head.inference.guide, MAP)
+    ood_prediction = head.predict(unknown)
+    is_point = isinstance(head.inference, SVI) and isinstance(head.inference.guide, MAP)
     for name in ("total", "epistemic"):
         known = _row(prediction, name)
-        is_there = name == "total" or has_spread
-        found[f"AUROC {name}"] = metrics.auroc(known, _row(strange, name)) if is_there else None
+        is_defined = name == "total" or not is_point
+        found[f"AUROC {name}"] = metrics.auroc(known, _row(ood_prediction, name)) if is_defined else None
     return found
 
 

@@ -1,4 +1,4 @@
-"""A progress bar where a person watches: standard error is a terminal."""
+"""A progress bar, shown if standard error is a terminal."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def progress(total: int, description: str) -> Iterator[Callable[[int, str], None]]:
-    """Yield ``advance(num_done, note)``; it does nothing where nobody watches."""
+    """Yield ``advance(num_done, note)``, which does nothing if standard error is not a terminal."""
 
     def nothing(num_done: int, note: str) -> None:
         return

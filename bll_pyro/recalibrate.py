@@ -1,4 +1,4 @@
-"""Recalibration of a fit on held-out rows: one number, by maximum likelihood of the predictive."""
+"""Recalibration of a fit on held-out rows: a temperature or a noise factor, by maximum likelihood of the predictive."""
 
 from __future__ import annotations
 
@@ -16,39 +16,39 @@ from bll_pyro.prediction.recalibration import NoiseFactor, PredictiveTemperature
 if TYPE_CHECKING:
     from bll_pyro.fitting import Fit
 
-BOUNDS = (-5.0, 5.0)  # of the logarithm of the number
+BOUNDS = (-5.0, 5.0)  # bounds of the log temperature or log noise factor
 
 
 def calibrate(fit: Fit, inputs: Any, targets: Any) -> Fit:
-    """Find the predictive temperature or the noise factor on held-out rows; returns a new fit.
+    """A new fit with a predictive temperature or a noise factor fitted to held-out rows.
 
     For classes and labels (``Categorical``, ``Ordinal``, ``Bernoulli``) the predicted probabilities are tempered,
-    ``p_k^(1/T)``, after the average over the posterior; so no predicted class ever changes (Guo et al. 2017). Several labels
-    a row have one temperature, and count as independent. For real values (``Gaussian``, ``StudentT``,
+    ``p_k^(1/T)``, after the average over the posterior, so no predicted class changes (Guo et al. 2017). Several labels
+    per row share one temperature, and count as independent. For real values (``Gaussian``, ``StudentT``,
     ``HeteroscedasticGaussian``) the noise scale is multiplied by a factor.
 
-    The number maximises the log-probability of the held-out targets, plus ``-(log number)^2 / 2`` once: next to nothing
-    against a hundred rows, but without it rows that have no error at all would ask for T = 0. What was found is in
-    ``fit.recalibration``; an earlier one is replaced.
+    The number maximises the log probability of the held-out targets minus ``(log number)^2 / 2``. This penalty is
+    negligible with a hundred rows; without it, rows predicted without error would give T = 0. The result is in
+    ``fit.recalibration`` and replaces an earlier one.
 
     Parameters
     ----------
     fit
-        Any fit, of a point estimate too.
+        Any fit, also of a point estimate.
     inputs, targets
         Rows that neither the backbone nor the last layer was trained on.
 
     Raises
     ------
     ValueError
-        For targets that don't fit, or a fit with a detector, which would be of the fit before.
+        If the targets do not match, or the fit has a detector, which would no longer be valid.
     TypeError
-        For counts: their spread follows from their mean, and a number that changed it would make them other than counts.
+        For counts, whose variance is a function of their mean, so that a factor would change the family.
     """
     if fit.detector is not None:
         raise ValueError(
-            "calibrate: expected a fit without a detector, got one whose detector was calibrated on it as it is; calibrate the "
-            "fit first, then the detector"
+            "calibrate: expected a fit without a detector, got one with a detector, which recalibration would invalidate; "
+            "calibrate the fit first, then the detector"
         )
     plain = replace(fit, recalibration=None)
     prediction = plain.predict(inputs)
@@ -60,7 +60,7 @@ def calibrate(fit: Fit, inputs: Any, targets: Any) -> Fit:
         if labels.numel() != prediction.probs.numel():
             raise ValueError(
                 f"calibrate: expected labels of shape {list(prediction.probs.shape)}, got {list(torch.as_tensor(targets).shape)}; "
-                "pass as many for each row as the fit has"
+                "pass as many labels per row as in training"
             )
         labels, flat = labels.flatten().long(), prediction.probs.flatten()
         probs = torch.stack([1 - flat, flat], -1)

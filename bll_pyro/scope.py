@@ -1,8 +1,8 @@
-"""The only room that touches global state: Pyro's parameter store and the random generators.
+"""The only module that touches global state: Pyro's parameter store and the random generators.
 
-Pyro keeps trained values in one store for the whole process, and Pyro, torch's loaders and NumPy draw from
-global generators. Everything bll_pyro does happens inside :func:`isolated`, so that two fits in turns equal the
-same two alone, and the caller finds the world as it was.
+Pyro keeps parameters in one store for the whole process, and Pyro, torch's loaders and NumPy draw from global
+generators. bll_pyro runs inside :func:`isolated`, so that interleaved fits give the same results as separate ones, and
+the caller's global state is unchanged.
 """
 
 from __future__ import annotations
@@ -18,16 +18,15 @@ import torch
 
 @contextmanager
 def isolated(seed: int | None = None, dtype: torch.dtype | None = None) -> Iterator[None]:
-    """Give the block an empty parameter store and random state of its own; put the caller's back afterwards.
+    """Run a block with an empty parameter store and its own random state, and restore the caller's afterwards.
 
     Parameters
     ----------
     seed
-        Seeds torch (all devices), NumPy and Python inside the block. None keeps the caller's state as the
-        starting point.
+        Seed of torch (all devices), NumPy and Python inside the block; None starts from the caller's state.
     dtype
-        torch's default dtype inside the block, so that constants of priors and noise are made in the precision of
-        the features; None leaves it.
+        torch's default dtype inside the block, so that constants of priors and noise get the dtype of the features;
+        None keeps the caller's.
     """
     default_dtype = torch.get_default_dtype()
     python_state, numpy_state, torch_state = random.getstate(), np.random.get_state(), torch.get_rng_state()
@@ -52,5 +51,5 @@ def isolated(seed: int | None = None, dtype: torch.dtype | None = None) -> Itera
 
 
 def generator(seed: int, device: torch.device | str = "cpu") -> torch.Generator:
-    """Return a private random generator: the way to draw without touching global state."""
+    """A random generator of its own, for draws that do not touch global state."""
     return torch.Generator(device=device).manual_seed(seed)

@@ -1,4 +1,4 @@
-"""Tensor files: safetensors on disk, complete before anyone reads them, and readable by whom any new file is."""
+"""Tensor files: safetensors, flushed to disk, with the permissions of any new file."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from torch import Tensor
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], notes: dict[str, str] | None = None) -> str:
-    """Write contiguous tensors on the CPU, and notes, into the file ``path`` and on to the disk; returns its SHA-256.
+    """Write contiguous CPU tensors and notes to the file ``path``, flush it to disk, and return its SHA-256.
 
-    safetensors makes its files private to their owner. A service that runs as another user has to read a model, so the
-    file gets the permissions that the user's settings (umask) give to any new file.
+    safetensors makes its files private to their owner. A service that runs as another user must be able to read a model,
+    so the file gets the permissions that the umask gives to any new file.
     """
     from safetensors.torch import save_file
 
@@ -27,7 +27,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], notes: dict[str, str] 
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and notes of a file; ValueError where it is missing or cut."""
+    """Tensors and notes of a file; ValueError if it is missing or truncated."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -35,7 +35,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise ValueError(
-            f"expected a complete file {path}, got none or a cut one ({error}); save it again, or restore a copy"
+            f"expected a complete file {path}, got a missing or truncated one ({error}); save it again, or restore a copy"
         ) from error
 
 

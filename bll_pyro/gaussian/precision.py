@@ -167,3 +167,9 @@ def covariance_times(weights: WeightGaussian, vectors: Float[Tensor, "K P"]) -> 
         case Dense():
             return weights.factor @ torch.einsum("kpr,kp->r", weights.factor, vectors)
     raise TypeError(f"expected a diagonal, block-diagonal or full covariance, got {type(weights).__name__}")
+
+
+def inverse_root(tril: Tensor) -> Tensor:
+    """Upper triangular R with ``R R' = (L L')^-1``, for lower triangular L ``[..., n, n]``."""
+    eye = torch.eye(tril.shape[-1], dtype=tril.dtype, device=tril.device)
+    return torch.linalg.solve_triangular(tril, eye.expand_as(tril), upper=False).mT.contiguous()

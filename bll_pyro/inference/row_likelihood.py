@@ -11,40 +11,40 @@ from torch import Tensor
 
 from bll_pyro.gaussian.information import Information
 from bll_pyro.inference.rows import DesignRows
-from bll_pyro.inference.targets import Targets, information, log_prob
+from bll_pyro.inference.targets import NoiseValues, Targets, information, log_prob
 from bll_pyro.likelihoods import Likelihood
 
-BLOCK_NUMBERS = 2**20
-CACHE_NUMBERS = (
-    2**26
-)  # outputs of all rows up to this size are kept between passes; larger ones are made again
+BLOCK_NUMBERS = 2**20  # numbers in one block of rows
+CACHE_NUMBERS = 2**26  # largest N K of outputs that are kept between passes; larger ones are recomputed
 
-NoiseValues = dict[str, Tensor]
+
 Block = tuple[Tensor, Targets, Tensor]  # design [B, P], targets, outputs [B, K]
 
 
 class RowLikelihood:
-    """``c sum_n log p(y_n | A h_n)`` for weights A ``[K, P]``.
+    """``c sum_n log p(y_n | A h_n)`` for weights A ``[K, P]``, in nats.
 
-    Blocks are in the precision of the rows; what is summed over them is float64.
+    Blocks have the dtype of the rows; sums over them are in float64.
 
     Parameters
     ----------
-    likelihood, rows
-        What and where.
+    likelihood
+        The density of a row.
+    rows
+        The rows with their targets.
     factor
-        c: how many rows of the whole data one row here stands for.
+        c: ratio of the number of rows in the whole data to the number here.
     """
 
     def __init__(self, likelihood: Likelihood, rows: DesignRows, factor: float = 1.0) -> None:
         self.likelihood, self.rows, self.factor = likelihood, rows, factor
 
     def at(self, weights: Tensor, noise: NoiseValues) -> RowsAt:
-        """Go to a point: weights ``[K, P]`` and noise, both float64."""
+        """The log likelihood at weights ``[K, P]`` and noise, both float64."""
         return RowsAt(self, weights, noise)
 
     def blocks(self, num_outputs: int) -> Iterator[tuple[Tensor, Targets]]:
-        """Design and targets, in blocks that fit in a processor's cache where they can."""
+        """Design and targets, in blocks that fit in a processor's cache where possible."""
         return self.rows.blocks(max(64, BLOCK_NUMBERS // max(self.rows.num_columns, num_outputs)))
 
 
@@ -58,17 +58,17 @@ class RowsAt:
         self.noise = {name: value.detach().to(dtype) for name, value in noise.items()}
         self._flat = weights.to(dtype)
         shape = (function.rows.num_rows, len(weights))
-        # one piece of memory, which goes back as a whole: many small ones that stay leave holes between those that don't
+        # one allocation for all blocks: many small ones would fragment the memory
         self._outputs = self._flat.new_empty(shape) if math.prod(shape) <= CACHE_NUMBERS else None
         self.value, self.gradient = 0.0, torch.zeros_like(weights)
         for place, design, targets in self._places():
-            own = None if self._outputs is None else self._outputs[place]
-            outputs = torch.mm(design, self._flat.mT, out=own).requires_grad_()
+            out = None if self._outputs is None else self._outputs[place]
+            outputs = torch.mm(design, self._flat.mT, out=out).requires_grad_()
             with torch.enable_grad():
                 by_row = log_prob(self.likelihood, outputs, targets, self.noise)
-                (slope,) = torch.autograd.grad(by_row.sum(), outputs)
+                (of_outputs,) = torch.autograd.grad(by_row.sum(), outputs)
             self.value += self.factor * float(by_row.detach().double().sum())
-            self.gradient.add_(slope.mT @ design, alpha=self.factor)
+            self.gradient.add_(of_outputs.mT @ design, alpha=self.factor)
 
     def _places(self) -> Iterator[tuple[slice, Tensor, Targets]]:
         start = 0
@@ -96,20 +96,20 @@ class RowsAt:
         return information(self.likelihood, self._outputs, self.function.rows.targets, self.noise)
 
     def times(self, vectors: Tensor) -> Tensor:
-        """Gauss-Newton curvature (never negative) times ``vectors [K, P]``."""
+        """Gauss-Newton curvature (positive semi-definite) times ``vectors [K, P]``."""
         flat, total = vectors.to(self._flat), torch.zeros_like(vectors)
-        for design, of_rows in self.informed():
-            total.add_(of_rows.times(design @ flat.mT).mT @ design, alpha=self.factor)
+        for design, row_information in self.informed():
+            total.add_(row_information.times(design @ flat.mT).mT @ design, alpha=self.factor)
         return total
 
     def hessian_times(self, vectors: Tensor) -> Tensor:
-        """The negative Hessian itself times ``vectors [K, P]``, by automatic differentiation over the outputs."""
+        """Negative Hessian times ``vectors [K, P]``, by automatic differentiation in the outputs."""
         flat, total = vectors.to(self._flat), torch.zeros_like(vectors)
         for design, targets, outputs in self.blocks():
             with torch.enable_grad():
                 point = outputs.detach().requires_grad_()
                 total_log_prob = log_prob(self.likelihood, point, targets, self.noise).sum()
-                (slope,) = torch.autograd.grad(total_log_prob, point, create_graph=True)
-                (product,) = torch.autograd.grad((slope * (design @ flat.mT)).sum(), point)
+                (gradient,) = torch.autograd.grad(total_log_prob, point, create_graph=True)
+                (product,) = torch.autograd.grad((gradient * (design @ flat.mT)).sum(), point)
             total.sub_(product.mT @ design, alpha=self.factor)
         return total

@@ -1,4 +1,4 @@
-"""Makes the frame of a fit from its training rows."""
+"""The frame of a fit from its training rows: centre, scale and principal axes."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from bll_pyro.inference.rows import FeatureRows
 from bll_pyro.inference.training_data import TrainingData
 from bll_pyro.layer import LastLayer
 
-NUM_AXES_ROWS = (
-    65_536  # any turn is valid, so the axes of a large data set are estimated on evenly spaced rows
-)
-SAME_UNITS_RATIO = 10.0
+# most rows from which principal axes are estimated; any rotation is valid, so a part of a large data set is enough
+NUM_AXES_ROWS = 65_536
+SAME_UNITS_RATIO = 10.0  # largest ratio of standard deviations of features that are taken to share a unit
+BATCH_SIZE = 8192  # rows in one pass over features
 
 
 def make_frame(
@@ -32,11 +32,11 @@ def make_frame(
     dtype: torch.dtype,
     columns: Columns = NO_COLUMNS,
 ) -> Frame:
-    """Centre, scale and axes of the training rows, each counted by its weight.
+    """Centre, scale and axes of the training rows, weighted by ``columns.weight``.
 
-    Features that share a unit (their standard deviations lie within a factor of 10 of each other, as those of one
-    network's features do) get one common scale: the model is then that of the raw features, up to one number, and the
-    ELBO is higher than with a scale for each. Columns in different units need a scale each.
+    Features that share a unit (standard deviations within a factor of 10 of each other, as is typical of one network's
+    features) get one common scale: the model is then that of the raw features up to one factor, and the ELBO is higher
+    than with a scale for each. Features in different units get a scale each.
     """
     num_targets = 1 if targets.dim() == 1 else targets.shape[1]
     like = torch.empty(0, dtype=dtype)
@@ -44,8 +44,8 @@ def make_frame(
         return brought_frame(layer, layer.prior.frame, features.shape[1], num_targets, dtype)
     frame = Frame.identity(features.shape[1], num_targets, like, layer.bias)
     if layer.standardize:
-        every = evenly_spaced(len(features), len(features), 8192)
-        moments = weighted_moments((features[rows] for rows in every), columns.weight)
+        parts = evenly_spaced(len(features), len(features), BATCH_SIZE)
+        moments = weighted_moments((features[rows] for rows in parts), columns.weight)
         frame = replace(frame, center=moments.mean.to(dtype), scale=feature_scale(moments).to(dtype))
         if layer.likelihood.real_valued:
             center, spread = target_scale(weighted_moments([targets], columns.weight))
@@ -56,22 +56,22 @@ def make_frame(
 
 
 def weighted_moments(batches: Iterable[Tensor], weight: Tensor | None) -> Moments:
-    """Moments of rows that come in batches, each counted by its weight ``[N]``."""
+    """Moments of rows in batches, weighted by ``weight [N]``."""
     if weight is None:
         return reduce(add, (Moments.of(batch) for batch in batches))
     parts, start = [], 0
     for batch in batches:
-        own = weight[start : start + len(batch)]
+        batch_weight = weight[start : start + len(batch)]
         start += len(batch)
-        if bool((own > 0).any()):
-            parts.append(Moments.of(batch[own > 0], own[own > 0]))
+        if bool((batch_weight > 0).any()):
+            parts.append(Moments.of(batch[batch_weight > 0], batch_weight[batch_weight > 0]))
     return reduce(add, parts)
 
 
 def brought_frame(
     layer: LastLayer, frame: Frame, num_features: int, num_targets: int, dtype: torch.dtype
 ) -> Frame:
-    """The frame that the prior brings along, if it fits the layer and the rows."""
+    """The frame of a prior that comes from an earlier fit; ValueError if it does not match the layer and the rows."""
     expected = (frame.num_features, len(frame.target_center), frame.bias)
     if expected != (num_features, num_targets, layer.bias):
         raise ValueError(
@@ -83,13 +83,13 @@ def brought_frame(
 
 
 def target_scale(moments: Moments) -> tuple[Tensor, Tensor]:
-    """Centre and scale of real-valued targets; constant ones have no spread to divide by and keep scale 1."""
+    """Centre and scale ``[T]`` of real-valued targets; the scale of constant targets is 1."""
     scale = moments.variance.sqrt()
     return moments.mean, torch.where(moments.constant, torch.ones_like(scale), scale)
 
 
 def target_moments(layer: LastLayer, data: TrainingData) -> tuple[int, Tensor, Tensor]:
-    """Number T of targets, and their centre and scale, in one pass over the data (labels keep 0 and 1)."""
+    """Number T of targets and their centre and scale ``[T]``, in one pass over the data; 0 and 1 where not standardised."""
     if not (layer.likelihood.real_valued and layer.standardize):
         num_targets = math.prod(data.target_shape)
         return num_targets, torch.zeros(num_targets), torch.ones(num_targets)
@@ -98,12 +98,12 @@ def target_moments(layer: LastLayer, data: TrainingData) -> tuple[int, Tensor, T
 
 
 def feature_scale(moments: Moments) -> Tensor:
-    """Standard deviation to divide each feature by: one for all in the same unit, else one each; constant ones keep 1."""
+    """Divisor of each feature ``[D]``: a common scale for features of one unit, else one each; 1 for constant features."""
     scale = moments.variance.sqrt()
     varies = ~moments.constant
     if not bool(varies.any()):
         return torch.ones_like(scale)
-    # dead or nearly dead units of a network are common; the middle of the range decides what the units are
+    # quantiles, because networks often have dead or nearly dead units
     low, high = torch.quantile(scale[varies], torch.tensor([0.1, 0.9], dtype=scale.dtype))
     if float(high) <= SAME_UNITS_RATIO * float(low):
         return moments.variance[varies].mean().sqrt().expand_as(scale).clone()
@@ -113,16 +113,16 @@ def feature_scale(moments: Moments) -> Tensor:
 def principal_axes(features: FeatureRows, frame: Frame, weight: Tensor | None = None) -> Tensor:
     """Eigenvectors ``[D, D]`` of ``H'H`` of the standardised features."""
     gram = torch.zeros(frame.num_features, frame.num_features, dtype=torch.float64)
-    for part in evenly_spaced(len(features), NUM_AXES_ROWS, 8192):
+    for part in evenly_spaced(len(features), NUM_AXES_ROWS, BATCH_SIZE):
         standardized = frame.standardized(features[part])
-        counted = standardized if weight is None else weight[part].to(standardized)[:, None] * standardized
-        gram += (counted.mT @ standardized).double()
-    # eigh returns columns in order; rows in order is what is saved and read, and so gives the same bits
+        weighted = standardized if weight is None else weight[part].to(standardized)[:, None] * standardized
+        gram += (weighted.mT @ standardized).double()
+    # eigh returns a column-major matrix, files hold row-major ones: the same layout gives the same bits after loading
     return torch.linalg.eigh(gram).eigenvectors.to(frame.center.dtype).contiguous()
 
 
 def evenly_spaced(num_rows: int, most: int, size: int) -> Iterator[Tensor | slice]:
-    """Up to ``most`` of N rows by number, in parts of ``size``; slices where they are all, since these are not copied."""
+    """Up to ``most`` of N row numbers in parts of ``size``; slices, which copy nothing, if all rows are taken."""
     if num_rows <= most:
         yield from (slice(start, start + size) for start in range(0, num_rows, size))
     else:

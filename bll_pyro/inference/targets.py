@@ -1,4 +1,4 @@
-"""Targets of a block of rows with the weight and the exposure of each, and what likelihoods say of them.
+"""Targets of a block of rows with their weights and exposures, and the likelihood's functions of them.
 
 With weights w and exposures e of the rows (both 1 where there are none)
 
@@ -10,7 +10,7 @@ on paper                                         in code
 ``w_n L_n``                                      ``information``, ``output_curvature``
 ================================================ ==========================================
 
-Targets without either are plain tensors, and cost nothing.
+Targets without either are plain tensors.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from bll_pyro.gaussian import OutputGaussian
 from bll_pyro.gaussian.information import Information, WeightedInformation
 from bll_pyro.likelihoods import Likelihood
 
-NoiseValues = dict[str, Tensor]
+NoiseValues = dict[str, Tensor]  # the likelihood's noise parameters by site name
 
 
 @dataclass(frozen=True, eq=False)
 class WeightedTargets:
-    """Targets ``values`` of n rows, and their columns; cut and gathered like a tensor."""
+    """Targets ``values [n]`` or ``[n, T]``, and their columns; indexed and split like a tensor."""
 
     values: Tensor
     columns: Columns
@@ -62,7 +62,7 @@ def with_columns(values: Tensor, columns: Columns) -> Targets:
 
 
 def values_of(targets: Targets) -> Tensor:
-    """The targets alone."""
+    """The targets without their columns."""
     return targets if isinstance(targets, Tensor) else targets.values
 
 
@@ -72,14 +72,14 @@ def weight_of(targets: Targets) -> Tensor | None:
 
 
 def row_data(targets: Targets) -> NoiseValues:
-    """What the likelihood is told of each row: its exposure, where there are any."""
+    """The likelihood's arguments that differ between rows: ``exposure [n]``, if there is one."""
     if isinstance(targets, Tensor) or targets.columns.exposure is None:
         return {}
     return {"exposure": targets.columns.exposure}
 
 
 def log_prob(likelihood: Likelihood, outputs: Tensor, targets: Targets, noise: NoiseValues) -> Tensor:
-    """Weighted log density ``[..., n]`` given outputs ``[..., n, K]``."""
+    """Weighted log density ``[..., n]`` in nats, given outputs ``[..., n, K]``."""
     if isinstance(targets, Tensor):
         return likelihood.log_prob(outputs, targets, **noise)
     return _weighted(
@@ -94,7 +94,7 @@ def expected_log_prob(
     generator: torch.Generator | None,
     noise: NoiseValues,
 ) -> Tensor:
-    """Weighted expected log density ``[n]``."""
+    """Weighted expected log density ``[n]``, nats."""
     if isinstance(targets, Tensor):
         return likelihood.expected_log_prob(outputs, targets, generator, **noise)
     expected = likelihood.expected_log_prob(outputs, targets.values, generator, **noise, **row_data(targets))
@@ -105,17 +105,18 @@ def information(likelihood: Likelihood, outputs: Tensor, targets: Targets, noise
     """Weighted information of each row."""
     if isinstance(targets, Tensor):
         return likelihood.information(outputs, **noise)
-    own = likelihood.information(outputs, **noise, **row_data(targets))
+    unweighted = likelihood.information(outputs, **noise, **row_data(targets))
     weight = targets.columns.weight
-    return own if weight is None else WeightedInformation(own, weight)
+    return unweighted if weight is None else WeightedInformation(unweighted, weight)
 
 
 def output_curvature(likelihood: Likelihood, outputs: Tensor, targets: Targets, noise: NoiseValues) -> Tensor:
     """Weighted diagonal of each row's information, ``[n, K]``."""
     if isinstance(targets, Tensor):
         return likelihood.output_curvature(outputs, **noise)
-    own = likelihood.output_curvature(outputs, **noise, **row_data(targets))
-    return own if targets.columns.weight is None else targets.columns.weight[:, None] * own
+    curvature = likelihood.output_curvature(outputs, **noise, **row_data(targets))
+    weight = targets.columns.weight
+    return curvature if weight is None else weight[:, None] * curvature
 
 
 def _weighted(rows: Tensor, weight: Tensor | None) -> Tensor:

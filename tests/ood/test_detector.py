@@ -115,13 +115,13 @@ def test_another_fit(tmp_path: Path, fit, detector):
     detector.save(tmp_path / "detector")
     for stranger in (other, recalibrated):
         with pytest.raises(
-            ValueError, match=r"expected the fit that it was calibrated on.*calibrate it anew"
+            ValueError, match=r"expected the fit that it was calibrated on.*calibrate again"
         ):
             stranger.with_detector(detector)
         with pytest.raises(ValueError, match="expected the fit that it was calibrated on"):
             ood.Detector.load(tmp_path / "detector", stranger)
     unbound = ood.Detector.load(tmp_path / "detector")
-    with pytest.raises(ValueError, match="expected a fit to work with"):
+    with pytest.raises(ValueError, match="expected a fit to use"):
         unbound.detect(NEW)
     with pytest.raises(ValueError, match="update first, then calibrate anew"):
         fit.with_detector(detector).update(TRAIN)

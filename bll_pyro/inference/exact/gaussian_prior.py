@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from bll_pyro.gaussian import BlockDiagonal, Dense, WeightGaussian
-from bll_pyro.gaussian.precision import precision
+from bll_pyro.gaussian.precision import inverse_root, precision
 from bll_pyro.gaussian.weights import LOG_TWO_PI
 from bll_pyro.inference.exact.statistics import SufficientStatistics
 
@@ -31,7 +31,7 @@ def condition(
     if matrix.dim() < 4:
         blocks = torch.diag_embed(matrix) if matrix.dim() == 2 else matrix
         total = blocks + added
-        upper = _inverse_root(total)
+        upper = inverse_root(torch.linalg.cholesky(total))
         step = (upper @ (upper.mT @ right[..., None])).squeeze(-1)
         log_dets = torch.linalg.slogdet(blocks).logabsdet + 2 * _log_diagonal(upper)
         # contiguous, as a file stores it, so that a loaded posterior predicts the same bits
@@ -40,7 +40,7 @@ def condition(
     else:
         size = num_outputs * num_columns
         before = matrix.reshape(size, size)
-        upper = _inverse_root(before + torch.block_diag(*added))
+        upper = inverse_root(torch.linalg.cholesky(before + torch.block_diag(*added)))
         step = (upper @ (upper.mT @ right.flatten())).view_as(loc)
         log_dets = torch.linalg.slogdet(before).logabsdet + 2 * _log_diagonal(upper)
         weights = Dense(loc + step, upper.view(*loc.shape, size), _log_diagonal(upper))
@@ -65,13 +65,6 @@ def _about(sums: SufficientStatistics, loc: Tensor, bias: bool) -> tuple[Tensor,
     corner = column.new_full((1, 1), num_rows)
     gram = torch.cat([torch.cat([gram, column], 1), torch.cat([column.mT, corner], 1)])
     return gram, torch.cat([cross, num_rows * mean[:, None]], -1), square
-
-
-def _inverse_root(matrix: Tensor) -> Tensor:
-    """Triangular R with ``R R' = matrix^-1``."""
-    tril = torch.linalg.cholesky(matrix)
-    eye = torch.eye(matrix.shape[-1], dtype=matrix.dtype)
-    return torch.linalg.solve_triangular(tril, eye.expand_as(matrix), upper=False).mT.contiguous()
 
 
 def _log_diagonal(root: Tensor) -> Tensor:

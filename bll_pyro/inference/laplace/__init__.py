@@ -1,4 +1,4 @@
-"""Laplace's approximation: the posterior mode, the curvature there, and the evidence that they imply."""
+"""Laplace's approximation: the posterior mode, the curvature at the mode, and the evidence that they imply."""
 
 from bll_pyro.inference.laplace.laplace import Laplace
 

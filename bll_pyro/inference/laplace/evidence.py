@@ -5,8 +5,9 @@ With psi = (log of the learned hyper-parameters, unconstrained noise and sampled
 
 ``F(psi) = log p(y | A, psi) + log p(A | psi) + log p(u) + K P / 2 log 2 pi - log |P| / 2``
 
-The mode moves with psi. It is stationary, so the first terms don't feel that; log |P| does (Rasmussen and Williams
-2006, 5.5.1): ``dA = P^-1 d(gradient)``, which costs one more solution by conjugate gradients.
+The mode depends on psi. Because the mode is a stationary point, this adds nothing to the gradient of the first terms,
+but it does to that of log |P| (Rasmussen and Williams 2006, 5.5.1): ``dA = P^-1 d(gradient)``, by one more solution by
+conjugate gradients.
 """
 
 from __future__ import annotations
@@ -24,21 +25,21 @@ from bll_pyro.global_sites import GlobalSites
 from bll_pyro.inference.laplace.mode import Mode, conjugate_gradients, find_mode
 from bll_pyro.inference.laplace.preconditioner import preconditioners
 from bll_pyro.inference.laplace.prior_terms import PriorTerms
-from bll_pyro.inference.row_likelihood import NoiseValues, RowLikelihood
+from bll_pyro.inference.row_likelihood import RowLikelihood
 from bll_pyro.inference.rows import DesignRows
 from bll_pyro.inference.start import median_sites
-from bll_pyro.inference.targets import information, log_prob
+from bll_pyro.inference.targets import NoiseValues, information, log_prob
 from bll_pyro.layer import LastLayer
 from bll_pyro.likelihoods.base import TargetShape
 
-NUM_FIRST_ROWS = 16_384
-FIRST_TOLERANCE = 0.5
-IMPLICIT_ACCURACY = 1e-3
-SAME = 1e-4
+NUM_FIRST_ROWS = 16_384  # rows on which the first mode of a larger data set is searched
+FIRST_TOLERANCE = 0.5  # distance from that mode, in posterior standard deviations
+IMPLICIT_ACCURACY = 1e-3  # relative residual of conjugate gradients in the derivative of the mode
+SAME = 1e-4  # relative difference of products up to which information and Hessian are taken as equal
 
 
 class HyperVector:
-    """The vector psi ``[M]`` of what is not a weight: logs of learned hyper-parameters, then the global unknowns u."""
+    """The vector psi ``[M]`` of all unknowns but weights: logs of learned hyper-parameters, then the global unknowns u."""
 
     def __init__(self, layer: LastLayer, weight_shape: tuple[int, int], target_shape: TargetShape) -> None:
         self.global_sites = GlobalSites(layer, weight_shape, target_shape)
@@ -46,17 +47,17 @@ class HyperVector:
 
     @property
     def num_learned(self) -> int:
-        """Number of learned numbers, which come first."""
+        """Number of learned hyper-parameters, the first elements of psi."""
         return sum(value.numel() for value in self.initial.values())
 
     @property
     def of_prior(self) -> list[int]:
-        """Which of the numbers are the prior's: the learned ones and the sampled hyper-parameters."""
-        after = self.num_learned + self.global_sites.num_noise
-        return [*range(self.num_learned), *range(after, self.num_learned + self.global_sites.num)]
+        """Indices of the prior's elements: learned and sampled hyper-parameters."""
+        first_sampled = self.num_learned + self.global_sites.num_noise
+        return [*range(self.num_learned), *range(first_sampled, self.num_learned + self.global_sites.num)]
 
     def start(self, like: Tensor) -> Tensor:
-        """Learned hyper-parameters as the prior starts them, and u at the median of its prior."""
+        """Initial psi: learned hyper-parameters at the prior's initial values, u at the median of its prior."""
         learned = [value.to(like).log().flatten() for value in self.initial.values()]
         return torch.cat([*learned, median_sites(self.global_sites, like)])
 
@@ -68,7 +69,7 @@ class HyperVector:
         }
 
     def values(self, psi: Tensor) -> tuple[dict[str, Tensor], NoiseValues, Tensor]:
-        """Hyper-parameters, noise, and ``log p(u)`` with the Jacobian of the site values."""
+        """Hyper-parameters, noise, and ``log p(u)`` with the log Jacobian of the transforms, in nats."""
         values, log_prior, log_jacobian = self.global_sites.constrain(psi[self.num_learned :])
         hyper = self.learned(psi) | self.global_sites.hyper(values)
         return hyper, self.global_sites.noise(values), log_prior + log_jacobian
@@ -81,13 +82,13 @@ class LaplaceAt:
     Parameters
     ----------
     psi
-        ``[M]``.
+        The point, ``[M]``.
     mode
         Mode of the weights.
-    sums
-        What the curvature keeps of the rows.
+    curvature, sums
+        Structure of the precision, and the rows' sums in this structure.
     log_globals
-        ``log p(u)``.
+        ``log p(u)``, nats.
     """
 
     psi: Tensor
@@ -131,7 +132,10 @@ class LaplaceEvidence:
         self._is_hessian: bool | None = None
 
     def fit_at(self, psi: Tensor, start: Tensor | None = None, tolerance: float | None = None) -> LaplaceAt:
-        """Mode and precision at ``psi``, from weights ``start [K, P]``, or from the prior's by way of some of the rows."""
+        """Mode and precision at ``psi``, by a search from weights ``start [K, P]``.
+
+        Without ``start`` the search begins at the prior's centre, on a part of the rows if they are many.
+        """
         hyper, noise, log_globals = self.settings.values(psi)
         prior = PriorTerms.of(self.layer, self.weight_shape, hyper, self.like)
         if start is None:
@@ -143,8 +147,8 @@ class LaplaceEvidence:
         sums = self.curvature.zeros(
             num_outputs, num_columns, self.layer.likelihood.independent_outputs, self.like
         )
-        for design, of_rows in mode.rows.informed():
-            self.curvature.add(sums, design, of_rows)
+        for design, row_information in mode.rows.informed():
+            self.curvature.add(sums, design, row_information)
         return LaplaceAt(psi, mode, self.curvature, self.curvature.finished(sums), float(log_globals))
 
     def _first(self, prior: PriorTerms, noise: NoiseValues) -> Tensor:
@@ -157,10 +161,10 @@ class LaplaceEvidence:
         return find_mode(function, prior, noise, start, kind, FIRST_TOLERANCE, self.max_steps).weights
 
     def likelier(self, psi: Tensor, weights: Tensor) -> Tensor:
-        """``weights``, or the centre of the prior where their joint density is higher at ``psi``.
+        """``weights``, or the prior's centre if its joint density at ``psi`` is higher.
 
-        A mode under a much wider prior is a bad start: rows that it fits with confidence hardly curve the density, and Newton's
-        steps are then far too long.
+        The mode under a much wider prior is a bad start: where it predicts rows with near certainty the curvature is
+        nearly 0, and Newton steps are far too long.
         """
         hyper, noise, _ = self.settings.values(psi)
         prior = PriorTerms.of(self.layer, self.weight_shape, hyper, self.like)
@@ -171,11 +175,11 @@ class LaplaceEvidence:
         return max((weights, prior.loc), key=log_joint)
 
     def rounding(self, at: LaplaceAt) -> float:
-        """How far the log evidence may be off by the precision of the rows."""
+        """Rounding error of the log evidence, in nats, from the dtype of the rows."""
         return 4 * torch.finfo(self.rows.frame.center.dtype).eps * (1 + abs(at.mode.rows.value))
 
     def gradient(self, at: LaplaceAt) -> Tensor:
-        """Slope of the log evidence in psi, ``[M]``."""
+        """Gradient of the log evidence in psi, ``[M]``."""
         psi = at.psi.detach().requires_grad_()
         with torch.enable_grad():
             hyper, noise, log_globals = self.settings.values(psi)
@@ -183,52 +187,52 @@ class LaplaceEvidence:
             sums = tuple(total.detach().requires_grad_() for total in at.sums)
             log_det = self.curvature.precision(sums, prior.precision).log_det
             weights = at.mode.weights
-            own = log_globals + prior.log_prob(weights) - 0.5 * log_det
-            direct, *slopes = torch.autograd.grad(
-                own, (psi, *sums), retain_graph=True, materialize_grads=True
+            without_rows = log_globals + prior.log_prob(weights) - 0.5 * log_det
+            total, *of_sums = torch.autograd.grad(
+                without_rows, (psi, *sums), retain_graph=True, materialize_grads=True
             )
-            pull, of_noise = self._through_rows(at, tuple(slopes))
-            if bool((pull != 0).any()):
-                step = self._solve(at, pull)
-                moved = (step * prior.gradient(weights)).sum()
-                if moved.requires_grad:  # a given prior stays where it is
-                    direct = direct + grad(moved, psi)
-                for name, value in self._moved_noise(at, step).items():
+            of_weights, of_noise = self._through_rows(at, tuple(of_sums))
+            if bool((of_weights != 0).any()):
+                step = self._solve(at, of_weights)
+                through_prior = (step * prior.gradient(weights)).sum()
+                if through_prior.requires_grad:  # it does not where the prior has no unknowns
+                    total = total + grad(through_prior, psi)
+                for name, value in self._mode_in_noise(at, step).items():
                     of_noise[name] = of_noise[name] + value
             if noise:
-                through = torch.stack(
+                through_noise = torch.stack(
                     [(value * of_noise[name].to(value)).sum() for name, value in noise.items()]
                 )
-                direct = direct + torch.autograd.grad(through.sum(), psi)[0]
-        return direct
+                total = total + torch.autograd.grad(through_noise.sum(), psi)[0]
+        return total
 
-    def _through_rows(self, at: LaplaceAt, slopes: Sums) -> tuple[Tensor, dict[str, Tensor]]:
-        """Slopes of the rows' part of F: in the weights by way of log |P| ``[K, P]``, and in the noise."""
-        pull, rows = torch.zeros_like(self.like), at.mode.rows
+    def _through_rows(self, at: LaplaceAt, of_sums: Sums) -> tuple[Tensor, dict[str, Tensor]]:
+        """Gradients of the rows' terms of F, given those in the sums: in the weights ``[K, P]``, and in the noise."""
+        of_weights, rows = torch.zeros_like(self.like), at.mode.rows
         of_noise = {name: torch.zeros_like(value, dtype=torch.float64) for name, value in rows.noise.items()}
-        flat = tuple(slope.to(self.rows.frame.center) for slope in slopes)
+        flat = tuple(gradient.to(self.rows.frame.center) for gradient in of_sums)
         for design, targets, outputs in rows.blocks():
             point = outputs.detach().requires_grad_()
             noise = {name: value.detach().requires_grad_() for name, value in rows.noise.items()}
-            of_rows = information(self.layer.likelihood, point, targets, noise)
-            value = self.curvature.contract(flat, design, of_rows)
+            row_information = information(self.layer.likelihood, point, targets, noise)
+            value = self.curvature.contract(flat, design, row_information)
             if noise:
                 value = value + log_prob(self.layer.likelihood, outputs, targets, noise).sum()
-            if not value.requires_grad:  # the information is the same whatever the outputs are
+            if not value.requires_grad:  # the information does not depend on the outputs
                 continue
             first, *others = torch.autograd.grad(
                 value, (point, *noise.values()), allow_unused=True, materialize_grads=True
             )
-            pull.add_(first.mT @ design)
+            of_weights.add_(first.mT @ design)
             for name, other in zip(noise, others, strict=True):
                 of_noise[name].add_(other)
-        return pull, of_noise
+        return of_weights, of_noise
 
     def _solve(self, at: LaplaceAt, right: Tensor) -> Tensor:
-        """``(-Hessian)^-1 right``: how the mode moves."""
+        """``(-Hessian)^-1 right``: the change of the mode for a change ``right`` of the gradient."""
         mode = at.mode
         if self._is_hessian is None:
-            # of most likelihoods the information is the Hessian itself, and several times faster
+            # for most likelihoods the information equals the negative Hessian, and its products are several times faster
             exact, fast = mode.rows.hessian_times(right), mode.rows.times(right)
             self._is_hessian = bool((exact - fast).norm() <= SAME * fast.norm())
         times = mode.rows.times if self._is_hessian else mode.rows.hessian_times
@@ -240,8 +244,8 @@ class LaplaceEvidence:
             product, right, mode.precondition, min(IMPLICIT_ACCURACY, self.tolerance**0.5)
         )
 
-    def _moved_noise(self, at: LaplaceAt, step: Tensor) -> dict[str, Tensor]:
-        """Slope in the noise of ``step . d log p(y | A) / dA``."""
+    def _mode_in_noise(self, at: LaplaceAt, step: Tensor) -> dict[str, Tensor]:
+        """Gradient in the noise of ``step . d log p(y | A) / dA``."""
         rows = at.mode.rows
         total = {name: torch.zeros_like(value, dtype=torch.float64) for name, value in rows.noise.items()}
         if not total:
@@ -250,15 +254,15 @@ class LaplaceEvidence:
             point = outputs.detach().requires_grad_()
             noise = {name: value.detach().requires_grad_() for name, value in rows.noise.items()}
             total_log_prob = log_prob(self.layer.likelihood, point, targets, noise).sum()
-            (slope,) = torch.autograd.grad(total_log_prob, point, create_graph=True)
-            along = (slope * (design @ step.to(design).mT)).sum()
+            (gradient,) = torch.autograd.grad(total_log_prob, point, create_graph=True)
+            along = (gradient * (design @ step.to(design).mT)).sum()
             for name, part in zip(noise, torch.autograd.grad(along, tuple(noise.values())), strict=True):
                 total[name].add_(part)
         return total
 
 
 def grad(value: Tensor, argument: Tensor) -> Tensor:
-    """Slope of a number, 0 where it does not depend on the argument; the graph is kept."""
+    """Gradient of a scalar, 0 if it does not depend on the argument; the graph is kept."""
     return torch.autograd.grad(value, argument, retain_graph=True, allow_unused=True, materialize_grads=True)[
         0
     ]

@@ -1,4 +1,4 @@
-"""Laplace's approximation: a Gaussian at the posterior mode, with the curvature there."""
+"""Laplace's approximation: a Gaussian at the posterior mode, with the curvature of the log joint density as precision."""
 
 from __future__ import annotations
 
@@ -28,33 +28,39 @@ from bll_pyro.posterior import GaussianPosterior
 from bll_pyro.priors import GaussianPrior
 from bll_pyro.priors import Posterior as PosteriorPrior
 
-MAX_GLOBALS = 100  # each global unknown costs two more modes
+MAX_GLOBALS = 100  # most global unknowns; each costs two more searches for the mode
+# default largest distance from the mode, in posterior standard deviations, by dtype of the features
 TOLERANCES = {torch.float32: 1e-3, torch.float64: 1e-8}
-MIN_CURVATURE = 1e-4
+MIN_CURVATURE = 1e-4  # smallest curvature of the log evidence in an unconstrained global unknown
 
 
 @dataclass(frozen=True, eq=False)
 class Laplace(Inference):
-    """A Gaussian around the mode of the weights, whose precision is the curvature of the log joint density there.
+    """A Gaussian at the mode of the weights, whose precision is the negative Hessian of the log joint density.
 
-    The mode is found by Newton's method with conjugate gradients on all rows. What is not a weight is treated by the
-    log evidence that the Gaussian implies (MacKay 1992): noise and hyper-parameters that have a prior get a Gaussian of
-    their own where it is highest, in unconstrained coordinates. A prior scale that is not given maximises it, or the
-    density of held-out rows (``scale_criterion``).
-    With the full curvature and a Gaussian likelihood with known noise the posterior is exact, and so is the evidence.
+    The mode is found by Newton's method with conjugate gradients on all rows. All other unknowns are treated by the log
+    evidence that the Gaussian implies (MacKay 1992): noise and hyper-parameters with a prior get a Gaussian at its
+    maximum, in unconstrained coordinates. A prior scale that is not given maximises the evidence, or the density of
+    held-out rows (``scale_criterion``).
+    With the full curvature, a Gaussian likelihood and known noise, posterior and evidence are exact.
 
     Parameters
     ----------
     curvature
-        How much of the precision is kept: ``curvatures.Kronecker()`` (default), ``Diagonal()`` or ``Full()``.
+        Structure of the precision: ``curvatures.Kronecker()`` (default), ``Diagonal()`` or ``Full()``.
     tolerance
-        Distance from the mode that will do, in posterior standard deviations, the root mean square over the weights.
-        None (default) takes 1e-3, or 1e-8 for features in double precision.
+        Largest distance from the mode, in posterior standard deviations, as the root mean square over the weights. None
+        (default) takes 1e-3, or 1e-8 for features in double precision.
     max_steps
-        Most Newton steps in one search for the mode.
+        Largest number of Newton steps in one search for the mode.
     scale_criterion
-        What decides on a prior scale that is not given: ``criteria.CrossValidation()`` (default), which leaves it to the evidence
+        Criterion of a prior scale that is not given: ``criteria.CrossValidation()`` (default), which uses the evidence
         unless rows are few; ``criteria.LeaveOneOut()``; or ``criteria.Evidence()``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a setting has the wrong type, or a number is not positive.
     """
 
     curvature: Curvature = Kronecker()
@@ -72,24 +78,24 @@ class Laplace(Inference):
         count(self.max_steps, "max_steps", "Laplace")
 
     def rotates(self, layer: LastLayer) -> bool:
-        """Turn to principal axes where both curvature and prior allow it."""
+        """Whether both curvature and prior allow a rotation to principal axes."""
         return self.curvature.can_rotate and layer.prior.can_rotate
 
     def check(self, layer: LastLayer, num_outputs: int, num_columns: int) -> None:
-        """Priors that are Gaussian given few hyper-parameters; a precision that fits in memory."""
+        """Raise a ValueError unless the prior is Gaussian given few hyper-parameters and the precision fits in memory."""
         prior = layer.prior
         takes = "priors.Normal, priors.HierarchicalNormal (with up to 100 scales) and priors.Posterior"
         if not isinstance(prior, GaussianPrior):
             raise ValueError(
                 f"Laplace: expected a prior that is Gaussian given its hyper-parameters, got {type(prior).__name__}, whose "
-                f"mode says little about it; use {takes}, or bll.SVI() or bll.NUTS()"
+                f"posterior has an uninformative mode; use {takes}, or bll.SVI() or bll.NUTS()"
             )
         hyper = prior.hyper((num_outputs, num_columns - int(layer.bias)))
         noise = layer.likelihood.sites((num_outputs,))
         for what, sites, remedy in [
             (f"{type(prior).__name__} with", hyper, f"{takes}, or bll.SVI() or bll.NUTS()"),
             (
-                f"{type(layer.likelihood).__name__} with a noise for each of",
+                f"{type(layer.likelihood).__name__} with a noise scale for each of",
                 noise,
                 "known noise, or bll.Exact() or bll.SVI()",
             ),
@@ -97,7 +103,7 @@ class Laplace(Inference):
             num_globals = sum(math.prod(site.event_shape) for site in sites.values())
             if num_globals > MAX_GLOBALS:
                 raise ValueError(
-                    f"Laplace: expected up to {MAX_GLOBALS} sampled unknowns beside the weights, got {what} {num_globals}; "
+                    f"Laplace: expected up to {MAX_GLOBALS} unknowns with a prior besides the weights, got {what} {num_globals}; "
                     f"use {remedy}"
                 )
         independent = layer.likelihood.independent_outputs
@@ -120,7 +126,7 @@ class Laplace(Inference):
         seed: int,
         validation: DesignRows | None = None,
     ) -> tuple[GaussianPosterior, Trace]:
-        """Find the optimum of the evidence, and the mode there."""
+        """Maximise the evidence, and take the Gaussian at its mode."""
         began = time.perf_counter()
         evidence = self.evidence(layer.rotated(rows.frame.rotation), rows, target_shape)
         optimum = maximize_evidence(evidence)
@@ -141,12 +147,12 @@ class Laplace(Inference):
         return posterior, trace
 
     def evidence(self, layer: LastLayer, rows: DesignRows, target_shape: TargetShape) -> LaplaceEvidence:
-        """The log evidence as a function of noise and hyper-parameters; ``fit_at`` goes to one point of it."""
+        """The log evidence as a function of noise and hyper-parameters; its ``fit_at`` evaluates one point."""
         tolerance = self.tolerance or TOLERANCES[rows.frame.center.dtype]
         return LaplaceEvidence(layer, rows, target_shape, self.curvature, tolerance, self.max_steps)
 
     def posterior_at(self, evidence: LaplaceEvidence, at: LaplaceAt, trace: Trace) -> GaussianPosterior:
-        """The Gaussian at one point of the evidence; the log evidence goes into the trace."""
+        """The Gaussian at one point of the evidence; the log evidence is recorded in the trace."""
         frame, layer, settings = evidence.rows.frame, evidence.layer, evidence.settings
         like = frame.center
         weights = cast(at.precision.gaussian(at.mode.weights), like)
@@ -157,12 +163,12 @@ class Laplace(Inference):
             values, vectors = torch.linalg.eigh(hessian)
             if float(values.min()) < MIN_CURVATURE:
                 trace.stop(
-                    "the evidence is flat in noise or hyper-parameters, whose spread is therefore a guess: give them tighter "
-                    "priors or values, or use bll.SVI() or bll.NUTS()"
+                    "the evidence is flat in noise or hyper-parameters, so their posterior standard deviations are not reliable: "
+                    "give them tighter priors or values, or use bll.SVI() or bll.NUTS()"
                 )
                 values = values.clamp_min(MIN_CURVATURE)
             covariance = vectors / values @ vectors.mT
-            # rows in order, as a file has them: what is loaded is then the same to the last bit
+            # contiguous, as a file stores it, so that a loaded posterior predicts the same bits
             factor = torch.linalg.cholesky((covariance + covariance.mT) / 2).contiguous()
             log_evidence += 0.5 * len(u) * LOG_TWO_PI + float(factor.diagonal().log().sum())
             if isinstance(weights, (gaussian.Dense, gaussian.BlockDiagonal)):
@@ -192,34 +198,35 @@ class Laplace(Inference):
                 "deviations away; use a smaller prior scale, standardize=True, features in double precision, or a larger "
                 "Laplace(tolerance=...)"
             )
-        if not decides:  # where the evidence is highest is only where the search for the scale starts
+        if not decides:  # then the maximum of the evidence only starts the search for the prior scale
             return
         if not optimum.converged:
             trace.stop(
-                "the highest evidence was not found; the best point so far was kept: give a prior scale, e.g. "
+                "the search for the maximum of the evidence did not converge; its best point was kept: give a prior scale, e.g. "
                 "priors.Normal(scale=1.0), or features in double precision"
             )
         for index in range(evidence.settings.num_learned):
             if bool(optimum.at_lower[index]):
                 trace.messages.append(
-                    "the evidence is highest with weights of 0: these rows show nothing that the features know of the targets"
+                    "the evidence is highest at the smallest prior scale: in these rows the features explain nothing of the "
+                    "targets"
                 )
             elif bool(optimum.at_upper[index]):
                 trace.stop(
-                    "the evidence grows with the prior scale without bound: look at the targets, or give a scale: "
+                    "the evidence increases without bound in the prior scale: check the targets, or give a scale: "
                     "priors.Normal(scale=1.0)"
                 )
 
 
 def cast(weights: gaussian.WeightGaussian, like: Tensor) -> gaussian.WeightGaussian:
     """The same Gaussian in the dtype and on the device of a tensor."""
-    # LAPACK returns columns in order; rows in order is what is saved and read, and so gives the same bits
+    # LAPACK returns column-major matrices, files hold row-major ones: the same layout gives the same bits
     parts = {name: value.to(like).contiguous() for name, value in weights.tensors.items()}
     return replace(weights, **parts)
 
 
 def as_dense(weights: gaussian.WeightGaussian) -> gaussian.WeightGaussian:
-    """One covariance over all weights, which can be tied to the global unknowns."""
+    """The same Gaussian as one covariance over all weights, the form that can be correlated with the global unknowns."""
     if not isinstance(weights, gaussian.BlockDiagonal):
         return weights
     num_outputs, num_columns = weights.loc.shape

@@ -1,4 +1,4 @@
-"""Noise and hyper-parameters at the highest Laplace evidence, and how certain the global unknowns are there."""
+"""Noise and hyper-parameters at the maximum of Laplace's evidence, and the curvature of the evidence at the maximum."""
 
 from __future__ import annotations
 
@@ -10,18 +10,21 @@ from bll_pyro.inference.laplace.prior_terms import PriorTerms
 from bll_pyro.inference.laplace.quasi_newton import Optimum, quasi_newton_ascent
 from bll_pyro.inference.laplace.surrogate import Surrogate
 
-ROUGH_TOLERANCE = 0.3  # distance from the mode at which the surrogate is made
-LEARNED_TOLERANCE = 0.2  # in standard deviations that the evidence has as a density of psi
-GLOBALS_TOLERANCE = 1e-3
-FAR = 1.0  # a move of a log after which the last mode may be a bad start
-REACH = 12.0  # of the logs, either side of their start
-DIFFERENCE = 0.02
+ROUGH_TOLERANCE = 0.3  # distance from the mode, in posterior standard deviations, for the surrogate
+LEARNED_TOLERANCE = 0.2  # distance from the maximum, in standard deviations of the evidence as a density
+GLOBALS_TOLERANCE = 1e-3  # the same where there are global unknowns
+FAR = 1.0  # change of a log hyper-parameter after which the last mode may be a bad start
+REACH = 12.0  # half-width of the search interval of each element of psi
+DIFFERENCE = 0.02  # step of the central difference in u, in unconstrained units
 
 
 def maximize_evidence(
     evidence: LaplaceEvidence, start: Tensor | None = None, weights: Tensor | None = None
 ) -> Optimum[LaplaceAt]:
-    """Climb from where the priors start; or hold the learned scales as in ``start``, from ``weights``, and climb with the rest."""
+    """Maximise the evidence from the priors' initial values.
+
+    With ``start [M]``, and the mode ``weights [K, P]`` found there, learned scales stay fixed and the rest is maximised.
+    """
     settings = evidence.settings
     psi = settings.start(evidence.like[0, 0]) if start is None else start
     reach = torch.full_like(psi, REACH)
@@ -52,9 +55,9 @@ def maximize_evidence(
 def first_guess(
     evidence: LaplaceEvidence, psi: Tensor, free: list[int], bounds: tuple[Tensor, Tensor]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Best psi of the linear Gaussian model that touches the rows' likelihood near their mode at ``psi``.
+    """Maximise the evidence of the quadratic approximation of the log likelihood at a rough mode.
 
-    Also the curvature in the free coordinates there, and that mode ``[K, P]``.
+    Returns psi ``[M]``, the curvature at psi in the ``free`` elements, and the rough mode ``[K, P]``.
     """
     at = evidence.fit_at(psi, tolerance=ROUGH_TOLERANCE)
     mode = at.mode
@@ -69,8 +72,8 @@ def first_guess(
     chosen[free] = 1.0
 
     def evaluate(psi: Tensor) -> tuple[float, Tensor, None]:
-        value, slope = surrogate.value_and_slope(psi)
-        return value, slope * chosen, None
+        value, gradient = surrogate.value_and_gradient(psi)
+        return value, gradient * chosen, None
 
     block = surrogate.curvature_at(at.psi, free)
     first = torch.eye(len(at.psi), dtype=at.psi.dtype, device=at.psi.device)
@@ -80,7 +83,7 @@ def first_guess(
 
 
 def globals_spread(evidence: LaplaceEvidence, at: LaplaceAt) -> tuple[Tensor, Tensor]:
-    """Negative Hessian ``[U, U]`` of the evidence in u, and the mode's move ``dA / du`` ``[K, P, U]``, by differences."""
+    """Negative Hessian ``[U, U]`` of the evidence in u, and the mode's derivative ``dA / du [K, P, U]``, by differences."""
     num_learned = evidence.settings.num_learned
     num_globals = evidence.settings.global_sites.num
     rows, moves = [], []

@@ -2,8 +2,7 @@
 
 For likelihoods that are log-concave in the outputs the log joint density is concave in the weights and has one mode.
 Distances are measured in posterior standard deviations: ``sqrt(g' P^-1 g / (K P))`` with the gradient g and the
-precision P, the root mean square over the weights. That is what matters to whoever uses the mode, and it does not
-depend on the scale of features or outputs.
+precision P, the root mean square over the weights. They do not depend on the scale of features or outputs.
 """
 
 from __future__ import annotations
@@ -17,35 +16,37 @@ from torch import Tensor
 
 from bll_pyro.inference.laplace.preconditioner import Preconditioner, Preconditioners
 from bll_pyro.inference.laplace.prior_terms import PriorTerms
-from bll_pyro.inference.row_likelihood import NoiseValues, RowLikelihood, RowsAt
+from bll_pyro.inference.row_likelihood import RowLikelihood, RowsAt
+from bll_pyro.inference.targets import NoiseValues
 
 Product = Callable[[Tensor], Tensor]
 
-MAX_CONJUGATE_STEPS = 500
-MAX_HALVINGS = 30
-NUM_INFORMED_STEPS = 8  # steps with the information; where it is the Hessian itself, these are enough
-BLURRED = {torch.float32: 1e-5, torch.float64: 1e-10}  # changes of the density that may be rounding, relative
-NEAR = 0.5  # within this distance the precision hardly changes any more, and what was made of it serves on
+MAX_CONJUGATE_STEPS = 500  # most conjugate gradient steps in one solution
+MAX_HALVINGS = 30  # most halvings of a step in one line search
+NUM_INFORMED_STEPS = 8  # Newton steps with the information; enough where it equals the negative Hessian
+# relative change of the log density that may be rounding, by dtype of the rows
+ROUNDING = {torch.float32: 1e-5, torch.float64: 1e-10}
+NEAR = 0.5  # distance, in posterior standard deviations, below which the preconditioner is kept
 
 
 @dataclass(frozen=True, eq=False)
 class Mode:
-    """Where the search ended.
+    """The last point of a search for the mode.
 
     Parameters
     ----------
     weights
-        ``[K, P]``.
+        The point, ``[K, P]``.
     rows, prior
-        Log likelihood there, and the terms of the log prior.
+        Log likelihood at the point, and the terms of the log prior.
     distance
-        Root mean square distance from the mode that is left, in posterior standard deviations.
+        Remaining root mean square distance from the mode, in posterior standard deviations.
     num_steps
-        Steps taken.
+        Number of Newton steps.
     converged
         Whether the distance is within the tolerance.
     precondition
-        Approximates the inverse of the precision there.
+        Approximation of the inverse of the precision.
     """
 
     weights: Tensor
@@ -71,59 +72,61 @@ def find_mode(
     tolerance: float,
     max_steps: int,
 ) -> Mode:
-    """Climb from ``start [K, P]`` until the distance is below ``tolerance``, or no step climbs any more."""
+    """Newton's method from ``start [K, P]``, until the distance is below ``tolerance`` or the line search fails."""
     weights, rows, distance = start, function.at(start, noise), math.inf
     for num_steps in range(max_steps + 1):
         gradient = rows.gradient + prior.gradient(weights)
         if distance > NEAR:
             precondition = kind.at(rows, prior, noise)
-        # the preconditioner stands for the inverse of the precision
+        # with the preconditioner in place of the inverse precision
         distance = math.sqrt(max(inner(gradient, precondition(gradient)), 0.0) / gradient.numel())
         if distance <= tolerance or num_steps == max_steps:
             break
 
-        # where the information is not the Hessian, its steps come ever nearer but never fast; close by the Hessian's do
+        # where the information is not the negative Hessian its steps converge linearly, near the mode the Hessian's do so
+        # quadratically
         times = rows.hessian_times if num_steps >= NUM_INFORMED_STEPS and distance < NEAR else rows.times
 
         def product(vectors: Tensor, times: Product = times) -> Tensor:
             return times(vectors) + prior.times(vectors)
 
-        # far from the mode a rough direction does; near it the error of the next step is the square of this one's
+        # far from the mode a rough direction is enough; near it the error is squared by each accurate step
         accuracy = min(0.1, max(distance, 0.1 * tolerance / distance))
         direction = conjugate_gradients(product, gradient, precondition, accuracy)
-        moved = climb(function, prior, noise, rows, direction, inner(gradient, direction))
-        if moved is None:
+        found = line_search(function, prior, noise, rows, direction, inner(gradient, direction))
+        if found is None:
             break
-        rows = moved
+        rows = found
         weights = rows.weights
     return Mode(weights, rows, prior, distance, num_steps, distance <= tolerance, precondition)
 
 
-def climb(
+def line_search(
     function: RowLikelihood,
     prior: PriorTerms,
     noise: NoiseValues,
     rows: RowsAt,
     direction: Tensor,
-    slope: float,
+    directional: float,
 ) -> RowsAt | None:
-    """Halve the step until the log joint density rises as it should; None where it never does.
+    """Halve the step until the log joint density increases sufficiently; None if it never does.
 
-    So near the mode that the rise is lost in the rounding of the density, its slope along the step tells (the approximate Wolfe
-    condition of Hager and Zhang 2005): a step that has not gone far beyond the top is good.
+    ``directional`` is the directional derivative at the start. Where the increase is within rounding, the directional
+    derivative at the new point decides (the approximate Wolfe condition of Hager and Zhang 2005): a step that does not
+    pass the maximum by far is accepted.
     """
-    here = rows.value + float(prior.log_prob(rows.weights))
-    blurred = BLURRED[function.rows.frame.center.dtype] * (1 + abs(here))
+    value = rows.value + float(prior.log_prob(rows.weights))
+    rounding = ROUNDING[function.rows.frame.center.dtype] * (1 + abs(value))
     step = 1.0
     for _ in range(MAX_HALVINGS):
-        moved = function.at(rows.weights + step * direction, noise)
-        there = moved.value + float(prior.log_prob(moved.weights))
-        if there >= here + 1e-4 * step * slope and math.isfinite(there):
-            return moved
-        if abs(there - here) <= blurred:
-            slope_there = inner(moved.gradient + prior.gradient(moved.weights), direction)
-            if slope_there >= -0.8 * slope:
-                return moved
+        proposal = function.at(rows.weights + step * direction, noise)
+        new_value = proposal.value + float(prior.log_prob(proposal.weights))
+        if new_value >= value + 1e-4 * step * directional and math.isfinite(new_value):
+            return proposal
+        if abs(new_value - value) <= rounding:
+            new_directional = inner(proposal.gradient + prior.gradient(proposal.weights), direction)
+            if new_directional >= -0.8 * directional:
+                return proposal
         step /= 2
     return None
 
@@ -135,7 +138,7 @@ def conjugate_gradients(
     accuracy: float,
     max_steps: int = MAX_CONJUGATE_STEPS,
 ) -> Tensor:
-    """Solve ``product(x) = right [K, P]`` until the residual, in the preconditioner's norm, fell to a share ``accuracy``."""
+    """Solve ``product(x) = right [K, P]`` to a relative residual ``accuracy``, in the preconditioner's norm."""
     solution, residual = torch.zeros_like(right), right.clone()
     smoothed = precondition(residual)
     search, square = smoothed.clone(), inner(residual, smoothed)
@@ -145,9 +148,7 @@ def conjugate_gradients(
             break
         image = product(search)
         curvature = inner(search, image)
-        if (
-            curvature <= 0
-        ):  # only an indefinite matrix has such a direction: what was found so far is the answer
+        if curvature <= 0:  # the matrix is indefinite: return the solution of the steps before
             break
         step = square / curvature
         solution.add_(search, alpha=step)

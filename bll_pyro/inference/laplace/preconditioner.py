@@ -1,13 +1,13 @@
-"""Approximate inverses of the precision of the weights, cheap to make and to apply: what conjugate gradients start from.
+"""Approximate inverses of the precision of the weights, cheap to make and to apply: preconditioners.
 
-================ =========================================== ================== =====================
-preconditioner   stands for                                  numbers            used
-================ =========================================== ================== =====================
-BlockPreconditioner     the precision of each output by itself,     (K + 1) P^2        while these are few
-                 and of all outputs moved alike
-ProductPreconditioner      ``(mean L) (x) H'H + prior``, diagonal in   K^2 + P^2          else
-                 the eigenvectors of the factors
-================ =========================================== ================== =====================
+===================== ======================================== ============= ====================
+preconditioner        approximation of the precision           numbers       used
+===================== ======================================== ============= ====================
+BlockPreconditioner   a block for each output, and one for the (K + 1) P^2   while these are few
+                      sum of all outputs
+ProductPreconditioner ``(mean L) (x) H'H + prior``, diagonal   K^2 + P^2     else
+                      in the eigenvectors of the factors
+===================== ======================================== ============= ====================
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from bll_pyro.curvatures import Full
 from bll_pyro.gaussian.information import DiagonalInformation
 from bll_pyro.gaussian.precision import diagonal
 from bll_pyro.inference.laplace.prior_terms import PriorTerms
-from bll_pyro.inference.row_likelihood import NoiseValues, RowLikelihood, RowsAt
+from bll_pyro.inference.row_likelihood import RowLikelihood, RowsAt
+from bll_pyro.inference.targets import NoiseValues
 
-NUM_BLOCK_ROWS = 8192
-MAX_BLOCK_NUMBERS = 2**25
-MAX_ROTATED_COLUMNS = 4096  # beyond these widths eigenvectors cost more than they save
-MAX_TURNED_OUTPUTS = 1024
-
+NUM_BLOCK_ROWS = 8192  # most rows from which blocks are computed
+MAX_BLOCK_NUMBERS = 2**25  # largest K P^2 of blocks
+MAX_ROTATED_COLUMNS = 4096  # largest P, and below largest K, whose eigenvectors save more time than they cost
+MAX_ROTATED_OUTPUTS = 1024
 
 Preconditioner = Callable[[Tensor], Tensor]  # approximates P^-1 v for v [K, P]
 
 
 class Preconditioners(ABC):
-    """Makes preconditioners of one model, for any point and prior."""
+    """Preconditioners of one model at any point and prior."""
 
     @abstractmethod
     def at(self, rows: RowsAt, prior: PriorTerms, noise: NoiseValues) -> Preconditioner:
@@ -43,7 +43,7 @@ class Preconditioners(ABC):
 
 
 def preconditioners(function: RowLikelihood, num_outputs: int) -> Preconditioners:
-    """The kind that suits the size."""
+    """The preconditioners for a model of this size."""
     if num_outputs * function.rows.num_columns**2 <= MAX_BLOCK_NUMBERS:
         return BlockPreconditioner(function)
     return ProductPreconditioner.of(function)
@@ -52,8 +52,8 @@ def preconditioners(function: RowLikelihood, num_outputs: int) -> Preconditioner
 class BlockPreconditioner(Preconditioners):
     """Cholesky factors ``[K, P, P]`` of each output's precision, from up to 8,192 evenly spaced rows.
 
-    A softmax hardly feels all outputs moved alike, so that the blocks say nothing of it: where outputs touch each
-    other, that direction is solved for beside them, ``B^-1 + Z (Z'PZ)^-1 Z'`` with Z the P common moves.
+    A softmax does not depend on a constant added to all outputs, which the blocks alone do not represent. Where outputs
+    are coupled, a term for these P directions Z is added: ``B^-1 + Z (Z'PZ)^-1 Z'``.
     """
 
     def __init__(self, function: RowLikelihood) -> None:
@@ -68,35 +68,37 @@ class BlockPreconditioner(Preconditioners):
         blocks = Full()
         sums = blocks.zeros(num_outputs, num_columns, True, rows.weights)
         common = blocks.zeros(1, num_columns, True, rows.weights)
-        together = rows.weights.new_ones(num_outputs, num_outputs)
+        ones = rows.weights.new_ones(num_outputs, num_outputs)
         for design, information in (rows if self._is_all else self._part.at(rows.weights, noise)).informed():
             blocks.add(sums, design, DiagonalInformation(information.diagonal()))
             if not information.is_diagonal:
-                inner = information.inner(together.to(design))
+                inner = information.inner(ones.to(design))
                 blocks.add(common, design, DiagonalInformation(inner[:, None]))
-        own = prior.precision if prior.precision.dim() == 3 else torch.diag_embed(diagonal(prior.precision))
-        tril = torch.linalg.cholesky(self._part.factor * sums[0] + own)
+        prior_blocks = (
+            prior.precision if prior.precision.dim() == 3 else torch.diag_embed(diagonal(prior.precision))
+        )
+        tril = torch.linalg.cholesky(self._part.factor * sums[0] + prior_blocks)
         if rows.likelihood.independent_outputs:
             return lambda vectors: torch.cholesky_solve(vectors[..., None], tril).squeeze(-1)
-        common_tril = torch.linalg.cholesky(self._part.factor * common[0][0] + own.sum(0))
+        common_tril = torch.linalg.cholesky(self._part.factor * common[0][0] + prior_blocks.sum(0))
 
         def apply(vectors: Tensor) -> Tensor:
-            moved = torch.cholesky_solve(vectors.sum(0)[:, None], common_tril).mT
-            return torch.cholesky_solve(vectors[..., None], tril).squeeze(-1) + moved
+            in_common = torch.cholesky_solve(vectors.sum(0)[:, None], common_tril).mT
+            return torch.cholesky_solve(vectors[..., None], tril).squeeze(-1) + in_common
 
         return apply
 
 
 @dataclass(frozen=True, eq=False)
 class ProductPreconditioner(Preconditioners):
-    """Eigenvectors of ``H'H``, made once; at a point, those of the mean information beside them.
+    """Eigenvectors of ``H'H``, computed once, combined with those of the mean information at a point.
 
     Parameters
     ----------
     values
         Eigenvalues ``[P]``.
     vectors
-        ``[P, P]``; None where P is too large, and ``values`` are the diagonal of ``H'H``.
+        Eigenvectors ``[P, P]``; None where P is too large, and ``values`` is the diagonal of ``H'H``.
     """
 
     values: Tensor
@@ -104,7 +106,7 @@ class ProductPreconditioner(Preconditioners):
 
     @classmethod
     def of(cls, function: RowLikelihood) -> ProductPreconditioner:
-        """One pass over the rows."""
+        """Sum ``H'H`` in one pass over the rows, and decompose it."""
         num_columns = function.rows.num_columns
         rotated = num_columns <= MAX_ROTATED_COLUMNS
         shape = (num_columns, num_columns) if rotated else (num_columns,)
@@ -117,16 +119,15 @@ class ProductPreconditioner(Preconditioners):
         return cls(values.clamp_min(0), vectors)
 
     def at(self, rows: RowsAt, prior: PriorTerms, noise: NoiseValues) -> Preconditioner:
-        """What is not diagonal in the eigenvectors is left out."""
-        level, mixing, together = self._output_axes(rows)
-        inside = self._rotate(diagonal(prior.precision), square=True)
-        common = (together * self.values + inside.sum(0)).reciprocal()
+        """The preconditioner that drops the prior's off-diagonal elements in the eigenvectors."""
+        level, mixing, level_sum = self._output_axes(rows)
+        prior_diagonal = self._rotate(diagonal(prior.precision), square=True)
+        common = (level_sum * self.values + prior_diagonal.sum(0)).reciprocal()
         if mixing is not None:
-            inside = mixing.square().mT @ inside
-        scale = (level[:, None] * self.values + inside).reciprocal()
-        independent = (
-            rows.likelihood.independent_outputs
-        )  # the rows themselves shall not live as long as this
+            prior_diagonal = mixing.square().mT @ prior_diagonal
+        scale = (level[:, None] * self.values + prior_diagonal).reciprocal()
+        # read here, so that the closure does not keep the rows alive
+        independent = rows.likelihood.independent_outputs
 
         def apply(vectors: Tensor) -> Tensor:
             rotated = self._rotate(vectors)
@@ -146,14 +147,16 @@ class ProductPreconditioner(Preconditioners):
         return vectors @ (self.vectors.square() if square else self.vectors)
 
     def _output_axes(self, rows: RowsAt) -> tuple[Tensor, Tensor | None, float]:
-        """Eigenvalues ``[K]`` and eigenvectors ``[K, K]`` of the mean information, or its diagonal; its sum."""
+        """Eigenvalues ``[K]`` and eigenvectors ``[K, K]`` of the mean information, or its diagonal and None; and its sum."""
         num_rows, num_outputs = rows.function.rows.num_rows, len(rows.weights)
-        if rows.likelihood.independent_outputs or num_outputs > MAX_TURNED_OUTPUTS:
-            level, together = rows.weights.new_zeros(num_outputs), rows.weights.new_zeros(())
+        if rows.likelihood.independent_outputs or num_outputs > MAX_ROTATED_OUTPUTS:
+            level, level_sum = rows.weights.new_zeros(num_outputs), rows.weights.new_zeros(())
             for design, information in rows.informed():
                 level.add_(information.diagonal().sum(0))
-                together.add_(information.times(design.new_ones(len(design), num_outputs)).sum().clamp_min(0))
-            return level / num_rows, None, float(together) / num_rows
+                level_sum.add_(
+                    information.times(design.new_ones(len(design), num_outputs)).sum().clamp_min(0)
+                )
+            return level / num_rows, None, float(level_sum) / num_rows
         total = rows.weights.new_zeros(num_outputs, num_outputs)
         for _, information in rows.informed():
             total.add_(information.sum())

@@ -20,11 +20,11 @@ class PriorTerms:
     Parameters
     ----------
     loc
-        ``[K, P]``.
+        Mean, ``[K, P]``.
     precision
         ``[K, P]``, ``[K, P, P]`` or ``[K, P, K, P]``.
     log_peak
-        Nats.
+        Log density at the mean, nats.
     """
 
     loc: Tensor
@@ -54,7 +54,7 @@ class PriorTerms:
         return self.log_peak - 0.5 * quadratic(self.precision, weights - self.loc)
 
     def gradient(self, weights: Tensor) -> Tensor:
-        """Slope of the log density ``[K, P]``."""
+        """Gradient of the log density ``[K, P]``."""
         return -times(self.precision, weights - self.loc)
 
     def times(self, vectors: Tensor) -> Tensor:
@@ -62,5 +62,5 @@ class PriorTerms:
         return times(self.precision, vectors)
 
     def detach(self) -> PriorTerms:
-        """The same numbers without a graph."""
+        """The same terms, detached from the graph."""
         return PriorTerms(self.loc.detach(), self.precision.detach(), self.log_peak.detach())

@@ -1,4 +1,4 @@
-"""Maximisation of a smooth function that is dear to evaluate, by a quasi-Newton method (Nocedal and Wright 2006, 6.1)."""
+"""Maximisation of an expensive smooth function by the BFGS quasi-Newton method (Nocedal and Wright 2006, 6.1)."""
 
 from __future__ import annotations
 
@@ -9,31 +9,29 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-MAX_EVALUATIONS = 60
-MAX_STEP = 2.0  # of any coordinate; these are logs
-MIN_STEP = 2.0**-10
+MAX_EVALUATIONS = 60  # most evaluations of the function
+MAX_STEP = 2.0  # largest step of any coordinate; the coordinates are logarithms
+MIN_STEP = 2.0**-10  # smallest factor of a step in the line search
 
 
 @dataclass(frozen=True, eq=False)
 class Optimum[Point]:
-    """Where the climb ended.
+    """The result of a search.
 
     Parameters
     ----------
     argument
-        ``[M]``.
+        The best argument, ``[M]``.
     point
-        What was found there besides.
-    values
-        Function values on the way.
-    arguments
-        And where.
+        What ``evaluate`` returned besides value and gradient at the best argument.
+    values, arguments
+        Value and argument of each evaluation.
     distance
-        ``sqrt(g' B^-1 g)`` with the slope g and the estimated curvature B: how far the optimum still is.
+        Remaining distance from the optimum, ``sqrt(g' B^-1 g)`` with the gradient g and the estimated curvature B.
     converged
-        Whether that is within the tolerance.
+        Whether the distance is within the tolerance.
     bounds
-        Lower and upper ends ``[M]``.
+        Lower and upper bounds, ``[M]`` each.
     """
 
     argument: Tensor
@@ -46,12 +44,12 @@ class Optimum[Point]:
 
     @property
     def at_lower(self) -> Tensor:
-        """Coordinates that ended at their lower end, ``[M]``."""
+        """Whether each coordinate is at its lower bound, ``[M]``."""
         return self.argument <= self.bounds[0]
 
     @property
     def at_upper(self) -> Tensor:
-        """Coordinates that ended at their upper end, ``[M]``."""
+        """Whether each coordinate is at its upper bound, ``[M]``."""
         return self.argument >= self.bounds[1]
 
 
@@ -63,60 +61,62 @@ def quasi_newton_ascent[Point](
     bounds: tuple[Tensor, Tensor],
     rounding: Callable[[Point], float] = lambda point: 0.0,
 ) -> Optimum[Point]:
-    """Climb from ``start [M]``; ``evaluate`` gives value, slope ``[M]`` and anything else.
+    """Maximise a function from ``start [M]``.
 
     Parameters
     ----------
+    evaluate
+        Returns value, gradient ``[M]`` and any third object, which is kept for the optimum.
     curvature
-        First guess of the negative Hessian at the optimum, ``[M, M]``.
+        Initial estimate of the negative Hessian, ``[M, M]``.
     tolerance
-        Distance that will do.
+        Distance at which the search stops.
     bounds
-        Lower and upper end of every coordinate.
+        Lower and upper bound of every coordinate.
     rounding
-        By how much the value at a point may be wrong.
+        Rounding error of the value at a point.
     """
     argument = start
-    value, slope, point = evaluate(argument)
+    value, gradient, point = evaluate(argument)
     values, arguments = [value], [argument]
     while True:
-        slope_inside = inside(slope, argument, bounds)
-        step = torch.linalg.solve(curvature, slope_inside)
-        distance = math.sqrt(max(float(slope_inside @ step), 0.0))
+        free_gradient = inside(gradient, argument, bounds)
+        step = torch.linalg.solve(curvature, free_gradient)
+        distance = math.sqrt(max(float(free_gradient @ step), 0.0))
         if distance <= tolerance or len(values) >= MAX_EVALUATIONS:
             break
         step = step * min(1.0, MAX_STEP / float(step.abs().max()))
         size, accepted = 1.0, False
         while not accepted and size >= MIN_STEP and len(values) < MAX_EVALUATIONS:
-            moved = torch.minimum(torch.maximum(argument + size * step, bounds[0]), bounds[1])
-            new_value, new_slope, new_point = evaluate(moved)
+            proposal = torch.minimum(torch.maximum(argument + size * step, bounds[0]), bounds[1])
+            new_value, new_gradient, new_point = evaluate(proposal)
             values.append(new_value)
-            arguments.append(moved)
-            change, slope_change = moved - argument, slope - new_slope
-            rise = float(slope @ change)
-            if float(change @ slope_change) > 0:
-                curvature = updated(curvature, change, slope_change)
+            arguments.append(proposal)
+            change, gradient_change = proposal - argument, gradient - new_gradient
+            rise = float(gradient @ change)
+            if float(change @ gradient_change) > 0:
+                curvature = updated(curvature, change, gradient_change)
             accepted = math.isfinite(new_value) and new_value >= value + 1e-4 * rise - rounding(new_point)
-            # the vertex of the parabola through both values and the slope, within reason
+            # the maximum of the parabola through both values and the gradient, within [0.1, 0.5] of the step
             drop = value + rise - new_value
             size *= min(max(0.5 * rise / drop, 0.1), 0.5) if math.isfinite(drop) and drop > 0 else 0.1
         if not accepted:
             break
-        argument, value, slope, point = moved, new_value, new_slope, new_point
+        argument, value, gradient, point = proposal, new_value, new_gradient, new_point
     return Optimum(argument, point, values, arguments, distance, distance <= tolerance, bounds)
 
 
-def inside(slope: Tensor, argument: Tensor, bounds: tuple[Tensor, Tensor]) -> Tensor:
-    """The slope without what points out of the bounds."""
-    outward = ((argument <= bounds[0]) & (slope < 0)) | ((argument >= bounds[1]) & (slope > 0))
-    return torch.where(outward, 0.0, slope)
+def inside(gradient: Tensor, argument: Tensor, bounds: tuple[Tensor, Tensor]) -> Tensor:
+    """The gradient, 0 in coordinates at a bound where it points outside."""
+    outward = ((argument <= bounds[0]) & (gradient < 0)) | ((argument >= bounds[1]) & (gradient > 0))
+    return torch.where(outward, 0.0, gradient)
 
 
-def updated(curvature: Tensor, change: Tensor, slope_change: Tensor) -> Tensor:
-    """The update of Broyden, Fletcher, Goldfarb and Shanno: the new curvature maps ``change`` to ``slope_change``."""
+def updated(curvature: Tensor, change: Tensor, gradient_change: Tensor) -> Tensor:
+    """The update of Broyden, Fletcher, Goldfarb and Shanno: the new curvature maps ``change`` to ``gradient_change``."""
     image = curvature @ change
     return (
         curvature
         - torch.outer(image, image) / (change @ image)
-        + torch.outer(slope_change, slope_change) / (change @ slope_change)
+        + torch.outer(gradient_change, gradient_change) / (change @ gradient_change)
     )

@@ -1,8 +1,8 @@
-"""The evidence of the linear Gaussian model that touches the rows' likelihood at one point: no pass over the rows.
+"""The evidence under a quadratic approximation of the log likelihood: no pass over the rows.
 
-With the curvature S of the rows and their gradient g at weights A, the log likelihood is taken as the quadratic that
-agrees with it there. Then the evidence is in closed form for any prior (Immer et al. 2021), which tells where to look
-for the best prior scale before the mode is sought there.
+With the curvature S and the gradient g of the rows at weights A, the log likelihood is replaced by its second-order
+expansion at A. The evidence then has a closed form for any Gaussian prior (Immer et al. 2021), which gives a first guess
+of the prior scale without searching the mode again.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from bll_pyro.curvatures.base import Sums
 from bll_pyro.gaussian.precision import quadratic
 from bll_pyro.inference.laplace.prior_terms import PriorTerms
 
-DIFFERENCE = 1e-3
+DIFFERENCE = 1e-3  # step of the central difference in psi
+MIN_CURVATURE = 1e-2  # smallest curvature of the log evidence in a direction of psi
 
 
 class Surrogate:
@@ -26,11 +27,11 @@ class Surrogate:
     Parameters
     ----------
     curvature, sums
-        S.
+        Structure of the precision, and S in this structure.
     linear
         ``S A + g``, ``[K, P]``.
     prior
-        Terms of the prior, and what else is added, at psi.
+        Function of psi that returns the terms of the prior and a summand of the log evidence.
     """
 
     def __init__(
@@ -47,28 +48,28 @@ class Surrogate:
         precision = self.curvature.precision(self.sums, terms.precision)
         right = self.linear + terms.times(terms.loc)
         mean = precision.solve(right.detach())
-        # at its maximum over the mean a quadratic may be differentiated as if the mean stood still
+        # the mean maximises the quadratic, so its dependence on psi adds nothing to the gradient
         own = self.curvature.times(self.sums, mean)
         square = 2 * (right * mean).sum() - (mean * own).sum() - quadratic(terms.precision, mean)
         centre = quadratic(terms.precision, terms.loc)
         return added + terms.log_peak + 0.5 * (square - centre) - 0.5 * precision.log_det
 
-    def value_and_slope(self, psi: Tensor) -> tuple[float, Tensor]:
-        """Value and slope ``[M]``."""
+    def value_and_gradient(self, psi: Tensor) -> tuple[float, Tensor]:
+        """Value in nats and gradient ``[M]``."""
         point = psi.detach().requires_grad_()
         with torch.enable_grad():
             value = self(point)
-            (slope,) = torch.autograd.grad(value, point, materialize_grads=True, allow_unused=True)
-        return float(value.detach()), slope
+            (gradient,) = torch.autograd.grad(value, point, materialize_grads=True, allow_unused=True)
+        return float(value.detach()), gradient
 
     def curvature_at(self, psi: Tensor, indices: list[int]) -> Tensor:
-        """Negative second derivatives in some coordinates, made positive, ``[n, n]``, by differences of the slope."""
+        """Negative Hessian in some coordinates ``[n, n]``, by differences of the gradient, made positive definite."""
         rows = []
         for index in indices:
             step = torch.zeros_like(psi)
             step[index] = DIFFERENCE
-            ahead, behind = self.value_and_slope(psi + step)[1], self.value_and_slope(psi - step)[1]
+            ahead, behind = self.value_and_gradient(psi + step)[1], self.value_and_gradient(psi - step)[1]
             rows.append((behind - ahead)[indices] / (2 * DIFFERENCE))
         matrix = torch.stack(rows)
         values, vectors = torch.linalg.eigh((matrix + matrix.mT) / 2)
-        return vectors * values.abs().clamp_min(1e-2) @ vectors.mT
+        return vectors * values.abs().clamp_min(MIN_CURVATURE) @ vectors.mT

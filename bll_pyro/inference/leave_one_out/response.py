@@ -1,8 +1,8 @@
-"""How far a row moves its own outputs: the covariance that the weights' means answer with when a row is left out.
+"""Linear response: the change of a row's outputs when the row is left out.
 
-When a row is left out of a variational or exact fit, the mean of the weights moves by ``P^-1`` times what the row
-pulled at it, where P is the curvature of the whole objective in the means (linear response; Giordano, Broderick and
-Jordan 2018; for one row left out, Rad and Maleki 2020):
+When a row is left out of a variational or exact fit, the mean of the weights changes by ``-P^-1`` times the gradient of
+the row's term, where P is the curvature of the objective in the means (linear response; Giordano, Broderick and Jordan
+2018; for one row left out, Rad and Maleki 2020):
 
 ======================================================== ==================================================
 on paper                                                 in code
@@ -13,9 +13,9 @@ on paper                                                 in code
 ``R_n = H_n P^-1 H_n'``, with ``f_n = H_n vec(W)``       ``Response.of``
 ======================================================== ==================================================
 
-For an exact posterior ``P^-1`` is its covariance. For mean-field it is not: the variances of independent weights leave
-out what the weights tie down together, so that in output space a row can seem to own more than the whole precision. P
-holds every row, and with a log-concave likelihood ``L_n`` is always less than ``R_n^-1``: no row owns all.
+For an exact posterior ``P^-1`` is its covariance. A mean-field covariance ignores posterior correlations between the
+weights, so in output space the precision of one row could exceed the total precision that it implies. P is the sum over
+all rows, and with a log-concave likelihood ``L_n`` is always smaller than ``R_n^-1``.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ from bll_pyro.layer import LastLayer
 from bll_pyro.posterior import GaussianPosterior
 from bll_pyro.priors import GaussianPrior
 
-MAX_JOINT_COLUMNS = 8192  # K P up to which the outputs' ties are kept: 0.5 GB a copy
-MAX_BLOCK_WORK = 2e13  # multiplications up to which every output keeps its own P x P
-NUM_GLOBAL_POINTS = 32
-NUM_NODES = 64
-MIN_DISTANCE = 1e-6  # of a point from the prior's centre, where a prior with a pole curves without bound
+MAX_JOINT_COLUMNS = 8192  # largest K P of a joint precision: 0.5 GB per copy
+MAX_BLOCK_WORK = 2e13  # most multiplications for one P x P block per output
+NUM_GLOBAL_POINTS = 32  # quasi-random points over the hyper-parameters
+NUM_NODES = 64  # quantiles of a weight in the expectation of a prior's curvature
+MIN_DISTANCE = 1e-6  # smallest distance of a point estimate from the prior's centre, a possible pole
+SHARE_OF_PRECISION = 1e-6  # smallest prior precision of a weight, as a share of its posterior precision
 
-CurvatureBlocks = Callable[
-    [], Iterable[tuple[Tensor, Tensor]]
-]  # design [B, P] and curvature L [B, K, K], over all rows
+# yields design [B, P] and curvature L [B, K, K] of all rows
+CurvatureBlocks = Callable[[], Iterable[tuple[Tensor, Tensor]]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +55,7 @@ class Response:
     weights
         The Gaussian with precision P.
     ties
-        Whether P ties the outputs to each other where the likelihood does. If not, only the diagonals of ``L_n`` count.
+        Whether P includes the likelihood's coupling of outputs. If not, only the diagonals of ``L_n`` are used.
     """
 
     weights: WeightGaussian
@@ -65,7 +65,7 @@ class Response:
         """``R [N, K, K]`` for rows ``design [N, P]``."""
         if not isinstance(self.weights, Dense):
             return self.weights.outputs(design).covariance
-        # h' C_kl h of each pair of outputs: half the work of a factor for each row
+        # h' C_kl h for each pair of outputs: half the work of multiplying by the factor
         num_outputs = len(self.weights.loc)
         result = design.new_empty(len(design), num_outputs, num_outputs)
         for row in range(num_outputs):
@@ -85,13 +85,13 @@ class Response:
 
 @torch.no_grad()
 def response(posterior: GaussianPosterior, rows: CurvatureBlocks, num_rows: int) -> Response:
-    """Sum the curvature over all rows; as much of it as the size of the layer allows.
+    """Sum the curvature over all rows, in the largest form that the size of the layer allows.
 
     ============================== ================================= =====================================
-    kept                           numbers                           where
+    form                           numbers                           where
     ============================== ================================= =====================================
-    P                              ``(K P)^2``, or ``K P^2`` where   ``K P <= 8192``, or outputs that the
-                                   the likelihood ties no outputs    likelihood does not tie
+    P                              ``(K P)^2``, or ``K P^2`` where   ``K P <= 8192``, or a likelihood with
+                                   the ``L_n`` are diagonal          diagonal ``L_n``
     a block of P for each output   ``K P^2``                         ``N K P^2 <= 2e13``
     the diagonal of P              ``K P``                           everything larger
     ============================== ================================= =====================================
@@ -99,26 +99,26 @@ def response(posterior: GaussianPosterior, rows: CurvatureBlocks, num_rows: int)
     weights = posterior.latents.marginal_weights()
     num_outputs, num_columns = weights.loc.shape
     prior = prior_precision(posterior)
-    alone = num_outputs == 1 or not _ties_outputs(rows)
-    joint = (not alone or prior.dim() == 4) and num_outputs * num_columns <= MAX_JOINT_COLUMNS
+    independent = num_outputs == 1 or not _ties_outputs(rows)
+    joint = (not independent or prior.dim() == 4) and num_outputs * num_columns <= MAX_JOINT_COLUMNS
     if not joint and prior.dim() == 4:
         prior = _diagonal_of(prior)
     curvature: curvatures.Curvature = curvatures.Full()
     if not joint and 2.0 * num_rows * num_outputs * num_columns**2 > MAX_BLOCK_WORK:
         curvature, prior = curvatures.Diagonal(), _diagonal_of(prior)
-    ties = joint or alone
+    ties = joint or independent
     for concave in (False, True):
-        sums = curvature.zeros(num_outputs, num_columns, alone or not joint, weights.loc)
-        for design, of_rows in rows():
-            values = _without_negative(of_rows) if concave else of_rows
-            own = DiagonalInformation(values.diagonal(dim1=-2, dim2=-1))
-            curvature.add(sums, design, own if alone or not joint else DenseInformation(values))
+        sums = curvature.zeros(num_outputs, num_columns, independent or not joint, weights.loc)
+        for design, row_curvature in rows():
+            values = _without_negative(row_curvature) if concave else row_curvature
+            diagonal = DiagonalInformation(values.diagonal(dim1=-2, dim2=-1))
+            curvature.add(sums, design, diagonal if independent or not joint else DenseInformation(values))
         try:
             gaussian = curvature.precision(sums, prior.to(sums[0])).gaussian(weights.loc.double())
         except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
             if concave:
                 raise
-            # rows that are not log-concave outweigh the rest somewhere: count what they say, not what they unsay
+            # P is not positive definite, since some rows are not log-concave: drop the negative eigenvalues of each L_n
             continue
         break
     parts = {name: value.to(weights.loc) for name, value in gaussian.tensors.items()}
@@ -129,8 +129,8 @@ def prior_precision(posterior: GaussianPosterior) -> Tensor:
     """``-E_q[d2 log p(W, b)]``: ``[K, P]``, or ``[K, P, P]`` or ``[K, P, K, P]`` for a joint prior of all weights.
 
     For a prior that is Normal given its hyper-parameters the mean of ``1 / scale^2``. For any other, with log density l
-    and ``w = m + s z``, by Stein's lemma ``-E[l''(w)] = -E[l'(w) z] / s``, which poles and kinks of l leave smooth. A
-    point has no scale; there it is the curvature of the Normal that touches the density, ``-l'(w) / (w - centre)``.
+    and ``w = m + s z``, by Stein's lemma ``-E[l''(w)] = -E[l'(w) z] / s``, which is finite where l has poles or kinks. A
+    point estimate has no scale s; its precision is that of the Normal with the same gradient, ``-l'(w) / (w - centre)``.
     """
     layer, frame = posterior.layer, posterior.frame
     weights = posterior.latents.marginal_weights()
@@ -139,20 +139,20 @@ def prior_precision(posterior: GaussianPosterior) -> Tensor:
     num_features = frame.num_features
     loc, scale = weights.loc[:, :num_features], weights.marginal_scale()[:, :num_features]
     is_point = isinstance(weights, Delta)
-    own = torch.zeros_like(loc)
+    result = torch.zeros_like(loc)
     draws = global_draws(posterior)
     for hyper in draws:
-        own += _curvature_of(layer, loc, scale, {**posterior.learned, **hyper}, is_point) / len(draws)
+        result += _curvature_of(layer, loc, scale, {**posterior.learned, **hyper}, is_point) / len(draws)
     if not is_point:
-        # heavy tails curve upwards; what a weight has of precision at all is more than this
-        own = own.clamp_min(1e-6 * scale.square().reciprocal())
+        # the curvature is negative in heavy tails
+        result = result.clamp_min(SHARE_OF_PRECISION * scale.square().reciprocal())
     if not layer.bias:
-        return own
-    return torch.cat([own, own.new_full((len(own), 1), layer.bias_scale**-2)], -1)
+        return result
+    return torch.cat([result, result.new_full((len(result), 1), layer.bias_scale**-2)], -1)
 
 
 def global_draws(posterior: GaussianPosterior) -> list[dict[str, Tensor]]:
-    """Quasi-random draws of the prior's hyper-parameters; one empty draw where it has none."""
+    """Quasi-random draws of the prior's hyper-parameters; one empty draw if it has none."""
     sites, latents = posterior.global_sites, posterior.latents
     if not sites.hyper_names:
         return [{}]
@@ -176,38 +176,38 @@ def _curvature_of(
         normal = prior.distribution((loc.shape[0], loc.shape[1]), **hyper)
         return normal.scale.to(loc).square().reciprocal().expand_as(loc)
 
-    def slope(point: Tensor) -> Tensor:
+    def gradient(point: Tensor) -> Tensor:
         with torch.enable_grad():
             leaf = point.detach().clone().requires_grad_()
             given = prior.distribution((loc.shape[0], loc.shape[1]), **hyper)
-            (gradient,) = torch.autograd.grad(given.log_prob(leaf).sum(), leaf)
-        return gradient
+            (result,) = torch.autograd.grad(given.log_prob(leaf).sum(), leaf)
+        return result
 
     if is_point:
         centre = torch.zeros_like(loc) if getattr(prior, "loc", None) is None else prior.loc.to(loc)  # type: ignore[attr-defined]
         distance = loc - centre
         distance = torch.where(distance.abs() < MIN_DISTANCE, MIN_DISTANCE, distance)
-        return slope(centre + distance) / -distance
+        return gradient(centre + distance) / -distance
     nodes = quantile_nodes(NUM_NODES).to(loc)
     total = torch.zeros_like(loc)
     for node in nodes:
-        total += slope(loc + scale * node) * node
+        total += gradient(loc + scale * node) * node
     return total / (-scale * nodes.square().sum())
 
 
 def quantile_nodes(num: int) -> Tensor:
-    """Standard normals ``[num]`` at evenly spaced probabilities."""
+    """Standard normal quantiles ``[num]`` at evenly spaced probabilities."""
     return torch.special.ndtri((torch.arange(num, dtype=torch.float64) + 0.5) / num)
 
 
 def _ties_outputs(rows: CurvatureBlocks) -> bool:
-    """Whether the likelihood's curvature has anything off the diagonal, by its first block of rows."""
+    """Whether the likelihood's curvature is not diagonal, judged by its first block of rows."""
     _, curvature = next(iter(rows()))
     return has_ties(curvature)
 
 
 def has_ties(curvature: Tensor) -> bool:
-    """Whether curvatures ``[N, K, K]`` of outputs have anything off the diagonal."""
+    """Whether curvatures ``[N, K, K]`` of outputs have off-diagonal elements other than 0."""
     return bool((curvature != torch.diag_embed(curvature.diagonal(dim1=-2, dim2=-1))).any())
 
 

@@ -1,9 +1,9 @@
-"""A sample of rows that stands for all: drawn by size, its totals unbiased, and the rows outside it by a ratio.
+"""A sample of rows with probabilities proportional to size: unbiased totals, and predictions of the rows outside it.
 
-With sizes ``s_n`` row n is in the sample with probability ``pi_n = min(1, kappa s_n)``, so that the rows that matter most
-are all in it, and counts for ``1 / pi_n`` rows (Horvitz and Thompson 1952). What a quantity d is on the rows outside is
-predicted by a cheap one c of every row, as ``rho c`` with the ratio of both over the sample, each row counting for the
-``1 / pi_n - 1`` rows that it stands for outside it (Brewer 1999).
+With sizes ``s_n``, row n is in the sample with probability ``pi_n = min(1, kappa s_n)``, so that the largest rows are
+always in it, and has the weight ``1 / pi_n`` (Horvitz and Thompson 1952). For a row outside, a costly quantity d is
+predicted from a cheap one c as ``rho c``. The ratio ``rho`` is that of the sample's sums of d and c, each row weighted by
+``1 / pi_n - 1``, the number of rows outside the sample that it represents (Brewer 1999).
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-LEAST_SHARE = 0.1  # of the mean size, for rows of next to none: no row of the sample counts for very many
+LEAST_SHARE = 0.1  # summand of every size, as a share of the mean size: it bounds the weights 1 / pi_n
 
 
 @dataclass(frozen=True, eq=False)
 class RowSample:
-    """n of N rows.
+    """A sample of n of N rows.
 
     Parameters
     ----------
     index
-        The rows, in order ``[n]``.
+        Row numbers in increasing order, ``[n]``.
     count
-        How many rows each counts for, ``1 / pi_n >= 1``, ``[n]``.
+        Number of rows that each represents, ``1 / pi_n >= 1``, ``[n]``.
     """
 
     index: Tensor
@@ -33,12 +33,14 @@ class RowSample:
 
     @classmethod
     def by_size(cls, sizes: Tensor, num_rows: int) -> RowSample:
-        """About ``num_rows`` rows by sizes ``[N]`` of at least 0: a systematic sample, the same for the same sizes."""
+        """A systematic sample of about ``num_rows`` rows by non-negative sizes ``[N]``; deterministic."""
         sizes = sizes.double()
         sizes = sizes + LEAST_SHARE * sizes.mean() + torch.finfo(sizes.dtype).tiny
         chance = torch.zeros_like(sizes)
         certain = torch.zeros(len(sizes), dtype=torch.bool, device=sizes.device)
-        while True:  # those whose probability would exceed one are taken, and the others share what is left
+        while (
+            True
+        ):  # rows whose probability would exceed 1 get 1, and the others share the rest of the sample
             chance = sizes * ((num_rows - int(certain.sum())) / sizes[~certain].sum())
             more = (chance >= 1) & ~certain
             if not bool(more.any()):
@@ -53,10 +55,10 @@ class RowSample:
         return cls(index, chance[index].reciprocal())
 
     def spread(self, found: Tensor, cheap: Tensor) -> Tensor:
-        """Values of all rows ``[N]``: ``found [n]`` in the sample, and outside ``cheap [N]`` times the ratio of both."""
+        """Values of all rows ``[N]``: ``found [n]`` in the sample, ``cheap [N]`` times the ratio of both outside."""
         weight = self.count - 1
-        own = cheap[self.index].double()
-        total = (weight * own).sum()
+        sampled = cheap[self.index].double()
+        total = (weight * sampled).sum()
         ratio = float((weight * found.double()).sum() / total) if float(total) > 0 else 0.0
         result = ratio * cheap
         result[self.index] = found.to(result)

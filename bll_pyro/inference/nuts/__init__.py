@@ -1,4 +1,4 @@
-"""The No-U-Turn sampler: a Gaussian approximation to start from and to whiten by, chains, and their checks."""
+"""The No-U-Turn sampler: the Gaussian approximation that initializes and whitens, the chains, and their checks."""
 
 from bll_pyro.inference.nuts.nuts import NUTS
 

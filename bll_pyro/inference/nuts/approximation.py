@@ -1,11 +1,11 @@
-"""Where chains start and how they are scaled: a Gaussian approximation of the posterior, good enough to sample from there.
+"""A Gaussian approximation of the posterior: it initializes the chains and scales their coordinates.
 
-For priors that are Gaussian given few hyper-parameters it is Laplace's approximation where the evidence is highest, the
-one of :class:`bll_pyro.Laplace`. For all others, whose mode says little about them, the same Newton steps are taken on
+For priors that are Gaussian given few hyper-parameters it is Laplace's approximation at the maximum of the evidence,
+the one of :class:`bll_pyro.Laplace`. For all others the mode is a poor summary, so Newton's method maximises
 
 ``E_q[log p(A)] + log p(y | m)``, with q the independent Normals of the current approximation,
 
-in which the kink of a Laplace prior or the pole of a horseshoe is smoothed over the width of the posterior.
+which smooths the kink of a Laplace prior, or the pole of a horseshoe, over the width of the posterior.
 """
 
 from __future__ import annotations
@@ -32,29 +32,29 @@ from bll_pyro.priors import GaussianPrior
 from bll_pyro.priors import Posterior as PosteriorPrior
 from bll_pyro.scope import generator
 
-MAX_HYPER = 100
-MAX_STEPS = 100
-MODE_TOLERANCE = 1e-3  # posterior standard deviations
-START_TOLERANCE = 0.1  # chains only start here
-LEARNED_TOLERANCE = 1e-3  # of log tau, which the chains keep
-MAX_HALVINGS = 20
-LEAST_SHARE = 1e-4  # of the precision of the approximation, which the prior has at least
+MAX_HYPER = 100  # most hyper-parameters with which Laplace's evidence is maximized
+MAX_STEPS = 100  # most Newton steps in one search
+MODE_TOLERANCE = 1e-3  # distance from the mode, in posterior standard deviations, for Laplace's approximation
+START_TOLERANCE = 0.1  # the same for the smoothed density, whose maximum only initializes chains
+LEARNED_TOLERANCE = 1e-3  # change of the log of a learned prior scale, which stays fixed in the chains
+MAX_HALVINGS = 20  # most halvings of a step in one line search
+LEAST_SHARE = 1e-4  # smallest precision of the smoothed prior, as a share of the approximation's precision
 
 
 @dataclass(frozen=True, eq=False)
 class ChainStart:
-    """A Gaussian approximation: weights ``N(loc, R R')``, with everything else at a point.
+    """A Gaussian approximation: weights ``N(loc, R R')``, all other unknowns at a point.
 
     Parameters
     ----------
     u
         Global unknowns ``[U]``, unconstrained.
     learned
-        Hyper-parameters without a prior, at their best values.
+        Hyper-parameters without a prior, at the maximum of the evidence or of its bound.
     loc
-        ``[K, P]``.
+        Mean of the weights, ``[K, P]``.
     prior_precision
-        Share of the prior in the precision, ``[K, P]`` (or joint).
+        The prior's term of the precision, ``[K, P]``, ``[K, P, P]`` or ``[K, P, K, P]``.
     whitening
         R.
     """
@@ -67,7 +67,7 @@ class ChainStart:
 
 
 def approximate(layer: LastLayer, rows: DesignRows, target_shape: TargetShape, trace: Trace) -> ChainStart:
-    """The origin for a layer on some rows; what did not go as it should goes into the trace."""
+    """The approximation of a layer's posterior on some rows; failures to converge are recorded in the trace."""
     num_outputs = layer.likelihood.num_outputs(target_shape)
     hyper = layer.prior.hyper((num_outputs, rows.frame.num_features))
     num_hyper = sum(prior.event_shape.numel() for prior in hyper.values())
@@ -77,7 +77,7 @@ def approximate(layer: LastLayer, rows: DesignRows, target_shape: TargetShape, t
 
 
 def by_evidence(layer: LastLayer, rows: DesignRows, target_shape: TargetShape, trace: Trace) -> ChainStart:
-    """Laplace's approximation at the highest evidence."""
+    """Laplace's approximation at the maximum of the evidence."""
     num_outputs = layer.likelihood.num_outputs(target_shape)
     curvature: Curvature = Full() if num_outputs * rows.num_columns <= MAX_JOINT else Kronecker()
     if isinstance(layer.prior, PosteriorPrior) and not isinstance(curvature, Full):
@@ -87,7 +87,7 @@ def by_evidence(layer: LastLayer, rows: DesignRows, target_shape: TargetShape, t
     at, num_learned = optimum.point, evidence.settings.num_learned
     if bool(optimum.at_upper[:num_learned].any()):
         trace.stop(
-            "the evidence grows with the prior scale without bound: look at the targets, or give a scale: "
+            "the evidence increases without bound in the prior scale: check the targets, or give a scale: "
             "priors.Normal(scale=1.0)"
         )
     informed, precision = list(at.mode.rows.informed()), at.mode.prior.precision
@@ -97,7 +97,7 @@ def by_evidence(layer: LastLayer, rows: DesignRows, target_shape: TargetShape, t
 
 
 def by_bound(layer: LastLayer, rows: DesignRows, target_shape: TargetShape, trace: Trace) -> ChainStart:
-    """Newton's method on the smoothed log joint density, in turns with learned hyper-parameters."""
+    """Newton's method on the smoothed log joint density, alternating with updates of learned hyper-parameters."""
     num_outputs, num_features = layer.likelihood.num_outputs(target_shape), rows.frame.num_features
     sites = GlobalSites(layer, (num_outputs, num_features), target_shape)
     learned = {
@@ -112,17 +112,17 @@ def by_bound(layer: LastLayer, rows: DesignRows, target_shape: TargetShape, trac
     at, least = function.at(loc, noise), LEAST_SHARE * scale.square().reciprocal()
     for _ in range(MAX_STEPS):
         smoothed = SmoothedPrior(layer, {**learned, **hyper}, scale, least)
-        value, slope = smoothed.at(loc)
+        value, gradient = smoothed.at(loc)
         precision = smoothed.precision(loc)
         whitened = whitening(list(at.informed()), precision, independent)
-        slope = slope + at.gradient
-        step = whitened.covariance_times(slope)
-        distance = math.sqrt(max(float((slope * step).sum()), 0.0) / slope.numel())
+        gradient = gradient + at.gradient
+        step = whitened.covariance_times(gradient)
+        distance = math.sqrt(max(float((gradient * step).sum()), 0.0) / gradient.numel())
         size = 1.0
         for _ in range(MAX_HALVINGS):
-            moved = function.at(loc + size * step, noise)
-            if moved.value + smoothed.at(moved.weights)[0] >= at.value + value:
-                at, loc = moved, moved.weights
+            proposal = function.at(loc + size * step, noise)
+            if proposal.value + smoothed.at(proposal.weights)[0] >= at.value + value:
+                at, loc = proposal, proposal.weights
                 break
             size /= 2
         scale = whitened.variance().sqrt()
@@ -137,7 +137,7 @@ def by_bound(layer: LastLayer, rows: DesignRows, target_shape: TargetShape, trac
             break
     else:
         trace.messages.append(
-            f"the approximation in which chains start did not settle within {MAX_STEPS} steps"
+            f"the Gaussian approximation that initializes the chains did not converge within {MAX_STEPS} Newton steps"
         )
     return ChainStart(start.globals_loc.double(), learned, loc, precision, whitened)
 
@@ -145,30 +145,30 @@ def by_bound(layer: LastLayer, rows: DesignRows, target_shape: TargetShape, trac
 class SmoothedPrior:
     """``E_q[log p(A | hyper)]`` for independent Normals q of given scales, as a function of their means.
 
-    ``least`` is the smallest precision, ``[K, P]``.
+    ``least`` is a lower bound of the precision, ``[K, P]``.
     """
 
     def __init__(self, layer: LastLayer, hyper: dict[str, Tensor], scale: Tensor, least: Tensor) -> None:
         self.layer, self.hyper, self.scale, self.least = layer, hyper, scale, least
 
     def at(self, loc: Tensor) -> tuple[float, Tensor]:
-        """Value, and slope ``[K, P]`` in the means."""
-        return self._slope(loc.detach().requires_grad_(), self.scale, of_scale=False)
+        """Value in nats, and gradient ``[K, P]`` in the means."""
+        return self._gradient(loc.detach().requires_grad_(), self.scale, of_scale=False)
 
     def precision(self, loc: Tensor) -> Tensor:
         """Mean curvature ``-E[d2 log p / dA^2]`` ``[K, P]``, as ``-(d value / d scale) / scale`` (Price's theorem).
 
-        Heavy tails curve upwards; the smallest precision is then a little of the posterior's own. It stays above a little
-        of the one at the start, too: where the data leave a direction free, scales would grow from step to step.
+        It is negative in heavy tails, so it is bounded below by ``LEAST_SHARE`` of the current approximation's precision,
+        and by ``least``, without which scales would grow from step to step in directions that the data leave free.
         """
-        _, slope = self._slope(loc, self.scale.detach().requires_grad_(), of_scale=True)
-        own = LEAST_SHARE * self.scale.square().reciprocal()
-        return (-slope / self.scale).maximum(own).maximum(self.least)
+        _, gradient = self._gradient(loc, self.scale.detach().requires_grad_(), of_scale=True)
+        lower = LEAST_SHARE * self.scale.square().reciprocal()
+        return (-gradient / self.scale).maximum(lower).maximum(self.least)
 
-    def _slope(self, loc: Tensor, scale: Tensor, of_scale: bool) -> tuple[float, Tensor]:
+    def _gradient(self, loc: Tensor, scale: Tensor, of_scale: bool) -> tuple[float, Tensor]:
         with torch.enable_grad():
-            # the same draws every time, where there is no closed form
+            # where there is no closed form, the same draws in every evaluation: the objective is then deterministic
             normals = IndependentNormals(loc, scale)
             value = self.layer.expected_log_prior(normals, self.hyper, generator(0, loc.device))
-            (slope,) = torch.autograd.grad(value, scale if of_scale else loc)
-        return float(value.detach()), slope
+            (gradient,) = torch.autograd.grad(value, scale if of_scale else loc)
+        return float(value.detach()), gradient

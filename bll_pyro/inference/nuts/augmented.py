@@ -1,8 +1,8 @@
-"""Priors with unknowns of their own brought back: what is best summed out for a guide is best sampled by a chain.
+"""The horseshoe with its local scales as unknowns: guides work with them integrated out, chains with them sampled.
 
-Summed over its local scales the horseshoe has a pole at its centre, which no step size suits. Given them its weights are
-Normal, and the coordinates of :mod:`bll_pyro.inference.nuts.density` take care of the funnel. The posterior of everything
-else is the same.
+Integrated over its local scales, the horseshoe's density has a pole at its centre, for which no step size is right.
+Given these scales the weights are Normal, and the coordinates of :mod:`bll_pyro.inference.nuts.density` remove the
+funnel. The marginal posterior of all other unknowns is the same.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from bll_pyro.likelihoods.base import TargetShape
 from bll_pyro.priors import GaussianPrior, Horseshoe
 from bll_pyro.priors.base import Shape, centre, expand
 
-MAX_LOG = 5.0  # local scales start within a factor of 150 of 1
+MAX_LOG = 5.0  # largest absolute log of an initial local scale: a factor of about 150
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,21 +43,21 @@ class _LocalHorseshoe(GaussianPrior):
 
 
 def augmented(
-    layer: LastLayer, origin: ChainStart, num_features: int, target_shape: TargetShape
+    layer: LastLayer, start: ChainStart, num_features: int, target_shape: TargetShape
 ) -> tuple[LastLayer, ChainStart]:
-    """The layer that chains run on, and the origin with a value for each unknown that it has on top.
+    """The layer that chains sample, and the start extended by initial values of the local scales.
 
-    A local scale starts where the prior's variance is that of the approximation.
+    The initial local scale of a weight gives the prior the variance that it has in the approximation.
     """
     prior = layer.prior
     if not isinstance(prior, Horseshoe):
-        return layer, origin
-    shape = (len(origin.loc), num_features)
-    values = GlobalSites(layer, shape, target_shape).constrain(origin.u)[0]
-    precision = origin.prior_precision[:, :num_features]
+        return layer, start
+    shape = (len(start.loc), num_features)
+    values = GlobalSites(layer, shape, target_shape).constrain(start.u)[0]
+    precision = start.prior_precision[:, :num_features]
     rest = (precision - values["c2"].reciprocal()).clamp_min(torch.finfo(precision.dtype).tiny)
     log_local = -0.5 * rest.log() - values["tau"].log()
     values["lambda"] = log_local.clamp(-MAX_LOG, MAX_LOG).exp()
-    inside = replace(layer, prior=_LocalHorseshoe(prior))
-    u = GlobalSites(inside, shape, target_shape).unconstrain(values)
-    return inside, replace(origin, u=u)
+    sampled_layer = replace(layer, prior=_LocalHorseshoe(prior))
+    u = GlobalSites(sampled_layer, shape, target_shape).unconstrain(values)
+    return sampled_layer, replace(start, u=u)

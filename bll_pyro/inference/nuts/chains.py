@@ -1,6 +1,6 @@
-"""Chains of Pyro's NUTS from a log density, each in a process of its own, or one after another.
+"""Chains of Pyro's NUTS from a log density, in parallel processes or one after another.
 
-A chain depends on its seed and on nothing else: it runs in one thread, with random state of its own, wherever it runs.
+A chain depends on its seed only: it runs in one thread, with its own random state, in any process.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from bll_pyro.inference.nuts.density import LogDensity
 from bll_pyro.inference.nuts.recording import RecordingNUTS
 from bll_pyro.scope import isolated
 
-MAX_DENSE_GLOBALS = 50  # up to so many global unknowns get a full mass matrix among themselves
-FIRST_STEP = 0.5
-INTEGERS = ("n_steps", "tree_depth")
+MAX_DENSE_GLOBALS = 50  # most global unknowns that share a full mass matrix
+FIRST_STEP = 0.5  # initial step size for one weight; it falls with the fourth root of their number
+INTEGERS = ("n_steps", "tree_depth")  # names of the integer statistics
 
 
 @dataclass(frozen=True)
 class ChainSettings:
-    """How long and how carefully to sample; see :class:`bll_pyro.NUTS`."""
+    """Length and accuracy of sampling; the fields are documented in :class:`bll_pyro.NUTS`."""
 
     num_warmup: int
     num_samples: int
@@ -54,7 +54,7 @@ def run_chains(
         return [run_chain(density, each, settings) for each in seeds]
     from joblib import Parallel, delayed, parallel_config
 
-    # "c": workers read large arrays from one shared copy, and may not change it
+    # "c": the processes read large arrays from one memory map, and write to private copies of its pages
     with parallel_config(backend="loky", inner_max_num_threads=1):
         pool = Parallel(n_jobs=min(num_processes, num_chains), mmap_mode="c")
         return list(pool(delayed(run_chain)(density, each, settings) for each in seeds))
@@ -91,30 +91,35 @@ def run_chain(density: LogDensity, seed: int, settings: ChainSettings) -> Chain:
 
 @torch.no_grad()
 def collect(density: LogDensity, mcmc: MCMC, potentials: list[float], num_gradients: int) -> Chain:
-    """Bring the draws back to weights and global unknowns, and the statistics into arrays."""
+    """Transform the states of a finished run to weights and global unknowns, and its statistics to arrays."""
     states = mcmc.get_samples()
     num_draws = len(states["weights"])
     weights = torch.empty(num_draws, *density.coordinates.loc.shape, dtype=density.dtype)
     u = torch.empty(num_draws, density.global_sites.num, dtype=torch.float64)
-    stretches = np.empty(num_draws)
+    log_stretches = np.empty(num_draws)
     for index in range(num_draws):
         place = density.place({name: values[index] for name, values in states.items()})
-        u[index], weights[index], stretches[index] = place[0], place[1], float(place[2])
-    found = mcmc._diagnostics[0]
+        u[index], weights[index], log_stretches[index] = place[0], place[1], float(place[2])
+    diagnostics = mcmc._diagnostics[0]
     statistics = {
         name: np.asarray(values, dtype=np.int64 if name in INTEGERS else None)
-        for name, values in found["statistics"].items()
+        for name, values in diagnostics["statistics"].items()
     }
     statistics["diverging"] = np.zeros(num_draws, dtype=bool)
-    statistics["diverging"][np.asarray(found["divergences"], dtype=int)] = True
-    statistics["lp"] = -np.asarray(potentials) - stretches
+    statistics["diverging"][np.asarray(diagnostics["divergences"], dtype=int)] = True
+    statistics["lp"] = -np.asarray(potentials) - log_stretches
     return Chain(weights.numpy(), u.numpy(), statistics, num_gradients)
 
 
 def initial_state(density: LogDensity, device: torch.device) -> dict[str, Tensor]:
-    """A draw from the approximation: chains start apart from each other, where most of the posterior is.
+    """A draw from the Gaussian approximation, so that chains start at different typical points.
 
-    Drawn nearer and nearer to its centre until the density is finite there.
+    It is halved towards the mean, up to ten times, until the log density is finite.
+
+    Raises
+    ------
+    ValueError
+        If the log density is not finite at any of these points.
     """
     options: dict[str, Any] = {"dtype": torch.float64, "device": device}
     drawn = {name: torch.randn(size, **options) for name, size in density.shape.items()}
@@ -123,14 +128,14 @@ def initial_state(density: LogDensity, device: torch.device) -> dict[str, Tensor
             return drawn
         drawn = {name: value / 2 for name, value in drawn.items()}
     raise ValueError(
-        "NUTS: expected a finite log density near the mode, got none; look for extreme features or targets, use "
+        "NUTS: expected a finite log density near the mode, got infinity or NaN; look for extreme features or targets, use "
         "standardize=True, or features in double precision"
     )
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Compute in one thread inside the block: the same sums in the same order, whatever the machine."""
+    """Compute in one thread inside the block, so that sums have the same order on every machine."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

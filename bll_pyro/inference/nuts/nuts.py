@@ -1,4 +1,4 @@
-"""NUTS: draws from the posterior itself, by Hamiltonian dynamics in coordinates whitened by its Gaussian approximation."""
+"""NUTS: draws from the posterior by Hamiltonian dynamics, in coordinates whitened by a Gaussian approximation."""
 
 from __future__ import annotations
 
@@ -22,37 +22,43 @@ from bll_pyro.layer import LastLayer
 from bll_pyro.likelihoods.base import TargetShape
 from bll_pyro.posterior import Draws, DrawsPosterior, Posterior
 
-MAX_BYTES = 8 * 2**30
+MAX_BYTES = 8 * 2**30  # largest memory of the draws, in bytes
 
 
 @dataclass(frozen=True, eq=False)
 class NUTS(Inference):
     """The No-U-Turn sampler (Hoffman and Gelman 2014; Betancourt 2017) of Pyro on cached features.
 
-    Of all inferences the one whose error can be made as small as one likes, and the referee of the others. Chains run
-    in parallel processes, and with the same seed give the same draws however many of them there are. Their coordinates
-    are whitened by a Gaussian approximation of the posterior at its mode: plain ones are hopeless for the features of a
-    network, which are strongly correlated.
+    Its error vanishes with the number of draws, so it is the reference for the other inferences. Chains run in parallel
+    processes; the draws depend on the seed, not on the number of processes. The coordinates are whitened by a Gaussian
+    approximation of the posterior: the features of a network are strongly correlated, and a sampler in the weights
+    themselves would need very small steps.
 
-    A prior scale that is learned (``scale=None``) has no posterior: it is set to the value at which Laplace's evidence
-    is highest (for priors that are not Gaussian, the bound of the evidence that a Gaussian at the mode gives), and kept.
-    ``priors.HierarchicalNormal`` has a prior for it, and is sampled along.
+    A learned prior scale (``scale=None``) has no posterior: it is fixed at the maximum of Laplace's evidence (for priors
+    that are not Gaussian, of a bound of the evidence under a Gaussian approximation). With
+    ``priors.HierarchicalNormal`` the prior scale has a prior of its own and is sampled.
 
     Parameters
     ----------
     num_warmup
-        Transitions of each chain in which step size and mass matrix are adapted; they are not kept.
+        Transitions of each chain that adapt step size and mass matrix; they are not kept.
     num_samples
         Draws of each chain.
     num_chains
         Number of chains.
     target_accept
-        Mean acceptance that the step size is adapted to; larger is slower, and safer where the posterior is curved.
+        Mean acceptance probability, between 0 and 1, that the step size is adapted to. A larger one takes smaller steps,
+        which are slower and diverge less where the curvature of the posterior varies.
     max_tree_depth
-        Most doublings of a trajectory.
+        Largest number of doublings of a trajectory.
     num_processes
-        Processes at a time; None (default) takes one for each chain, up to the number of cores. On a GPU, and with 1,
-        chains run one after another.
+        Number of parallel processes; None (default) takes one for each chain, up to the number of cores. On a GPU, and
+        with 1, chains run one after another.
+
+    Raises
+    ------
+    ValueError
+        If a number is out of its range.
     """
 
     num_warmup: int = 500
@@ -73,7 +79,7 @@ class NUTS(Inference):
         share(self.target_accept, "target_accept", "NUTS")
 
     def check(self, layer: LastLayer, num_outputs: int, num_columns: int) -> None:
-        """Priors with a density; draws that fit in memory."""
+        """Raise a ValueError unless the prior has a density and the draws fit in memory."""
         if not layer.prior.has_density:
             raise ValueError(
                 f"NUTS: expected a prior of independent weights given its hyper-parameters, got {layer.prior!r}; use "
@@ -96,21 +102,23 @@ class NUTS(Inference):
         seed: int,
         validation: DesignRows | None = None,
     ) -> tuple[Posterior, Trace]:
-        """Approximate, whiten, sample, judge."""
+        """Approximate the posterior by a Gaussian, run chains in whitened coordinates, and check them."""
         began = time.perf_counter()
         trace, frame = Trace(), rows.frame
         layer.prior.check((layer.likelihood.num_outputs(target_shape), frame.num_features))
-        origin = approximate(layer, rows, target_shape, trace)
-        inside, start = augmented(layer, origin, frame.num_features, target_shape)
-        terms = row_terms(layer.likelihood, rows, len(origin.loc))
-        place = coordinates(inside, start, rows, target_shape, terms)
+        approximation = approximate(layer, rows, target_shape, trace)
+        sampled_layer, start = augmented(layer, approximation, frame.num_features, target_shape)
+        terms = row_terms(layer.likelihood, rows, len(approximation.loc))
+        place = coordinates(sampled_layer, start, rows, target_shape, terms)
         dtype = frame.center.dtype
-        density = LogDensity(inside, frame.num_features, target_shape, terms, origin.learned, place, dtype)
+        density = LogDensity(
+            sampled_layer, frame.num_features, target_shape, terms, approximation.learned, place, dtype
+        )
         settings = ChainSettings(self.num_warmup, self.num_samples, self.target_accept, self.max_tree_depth)
         num_processes = self._num_processes(rows, trace)
         chains = run_chains(density, seed, self.num_chains, settings, num_processes)
-        learned = {name: value.to(frame.center) for name, value in origin.learned.items()}
-        posterior = DrawsPosterior(layer, frame, target_shape, len(origin.loc), learned)
+        learned = {name: value.to(frame.center) for name, value in approximation.learned.items()}
+        posterior = DrawsPosterior(layer, frame, target_shape, len(approximation.loc), learned)
         posterior = replace(posterior, draws=present(posterior, density.global_sites, chains))
         keep_statistics(trace, chains, posterior, rows.total_weight)
         check_chains(trace, posterior.draws, self.max_tree_depth)
@@ -126,18 +134,18 @@ class NUTS(Inference):
             )
             return 1
         if self.num_processes is not None:
-            wanted = self.num_processes
+            num_processes = self.num_processes
         else:
             import joblib
 
-            wanted = joblib.cpu_count()
-        if wanted == 1:
+            num_processes = joblib.cpu_count()
+        if num_processes == 1:
             trace.messages.append(f"the {self.num_chains} chains ran one after another, in one process")
-        return min(wanted, self.num_chains)
+        return min(num_processes, self.num_chains)
 
 
 def present(posterior: DrawsPosterior, sites: GlobalSites, chains: list[Chain]) -> Draws:
-    """Draws ``{site: [chain, draw, *event]}`` of the sites of the layer, weights rotated back from the axes of the frame."""
+    """Draws ``{site: [chain, draw, *event]}`` of the layer's sites, the weights rotated from the frame's axes to features."""
     frame = posterior.frame
     weights = torch.stack([torch.from_numpy(chain.weights) for chain in chains]).to(frame.center)
     draws = {name: value.contiguous() for name, value in frame.split(weights).items()}
@@ -150,9 +158,10 @@ def present(posterior: DrawsPosterior, sites: GlobalSites, chains: list[Chain]) 
 
 
 def keep_statistics(trace: Trace, chains: list[Chain], posterior: DrawsPosterior, num_rows: float) -> None:
-    """Put what the chains tell of every draw into ``trace.statistics["sample_stats"]``, ``{name: [chain, draw]}``.
+    """Put the chains' statistics of every draw into ``trace.statistics["sample_stats"]``, ``{name: [chain, draw]}``.
 
-    ``lp`` is ``log p(y, A, u)`` with y in the user's units and u unconstrained, of a horseshoe with its local scales.
+    ``lp`` is ``log p(y, A, u)`` in nats, with y in the user's units and u unconstrained; under a horseshoe u includes the
+    local scales.
     """
     names = chains[0].statistics
     stats = {

@@ -1,4 +1,4 @@
-"""``RecordingNUTS``: Pyro's NUTS, which keeps what it knows of every draw."""
+"""``RecordingNUTS``: Pyro's NUTS with statistics of every draw."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from pyro.infer import NUTS
 class RecordingNUTS(NUTS):
     """Pyro's NUTS, which also keeps the statistics of every draw for :func:`bll_pyro.from_pyro`.
 
-    Pyro's kernel forgets them: after a run it knows the divergences and one acceptance rate for each chain. This one
-    sends them home with the chain's diagnostics, also from chains that run in processes of their own. Sampling is
-    unchanged, random numbers included. Arguments are those of :class:`pyro.infer.NUTS`.
+    Pyro's kernel keeps only the divergences and one acceptance rate of each chain. This one adds the statistics to the
+    chain's diagnostics, which also come back from chains in other processes. Sampling is unchanged, random numbers
+    included. Arguments are those of :class:`pyro.infer.NUTS`.
 
     ========================= ==============================================================
     statistic                 meaning
@@ -21,7 +21,7 @@ class RecordingNUTS(NUTS):
     ``acceptance_rate``       mean Metropolis acceptance over the trajectory's points
     ``n_steps``               leapfrog steps
     ``tree_depth``            doublings of the trajectory
-    ``reached_max_treedepth`` whether it stopped for want of depth, not of distance
+    ``reached_max_treedepth`` whether it stopped at the maximum depth, before its U-turn
     ``step_size``             step size
     ``energy``                ``-log p(z, y) + p'p / 2`` at the start, with fresh momentum
     ========================= ==============================================================
@@ -40,7 +40,7 @@ class RecordingNUTS(NUTS):
         self._num_steps = self._num_doublings = 0
 
     def _reset(self) -> None:
-        """Forget the last run; Pyro calls this when a chain starts and when it ends."""
+        """Clear the records; Pyro calls this at the start and at the end of a chain."""
         self._records = defaultdict(list)
         super()._reset()
 
@@ -51,7 +51,7 @@ class RecordingNUTS(NUTS):
     def _build_tree(
         self, z: Any, r: Any, z_grads: Any, slice_: Any, way: Any, depth: int, energy: Any
     ) -> Any:
-        # The outermost call of each doubling has the greatest depth so far.
+        # the outermost call of each doubling has the largest depth
         self._num_doublings = max(self._num_doublings, depth + 1)
         self._energy = energy
         return super()._build_tree(z, r, z_grads, slice_, way, depth, energy)
@@ -62,13 +62,15 @@ class RecordingNUTS(NUTS):
         num_before, mean_before = len(self._divergences), self._mean_accept_prob
         result = super().sample(params)
         n = self._t - self._warmup_steps
-        if n > 0 and self._num_steps:  # past the warm-up, in a model that has latent sites
+        if n > 0 and self._num_steps:  # after the warm-up, in a model with latent sites
             stopped = self._num_doublings >= self._max_tree_depth and len(self._divergences) == num_before
-            # Pyro keeps the running mean of the acceptance only; the mean of the warm-up is not carried over.
+            # Pyro keeps the running mean of the acceptance only, and starts it anew after the warm-up
             mean_before = mean_before if n > 1 else 0.0
             acceptance = n * self._mean_accept_prob - (n - 1) * mean_before
             for name, value in {
-                "acceptance_rate": min(max(acceptance, 0.0), 1.0),  # rounding
+                "acceptance_rate": min(
+                    max(acceptance, 0.0), 1.0
+                ),  # the difference may round to outside of [0, 1]
                 "n_steps": self._num_steps,
                 "tree_depth": self._num_doublings,
                 "reached_max_treedepth": stopped,

@@ -1,18 +1,19 @@
 """Coordinates in which the posterior of the weights is nearly a standard normal: ``A = m + R z``, with ``R R' = P^-1``.
 
-P is the precision of a Gaussian approximation, ``sum_n L_n (x) h_n h_n' + prior``. A chain multiplies by R and by R'
-once a gradient, so that R must cost no more than the rows do.
+P is the precision of a Gaussian approximation, ``sum_n L_n (x) h_n h_n' + prior``. Each gradient of a chain multiplies
+by R and by R', so these products must cost no more than the log likelihood of the rows.
 
-============= ====================================================== =============================
-whitening     P is taken                                             numbers, and flops, of R
-============= ====================================================== =============================
-JointWhitening         as it is                                               ``(K P)^2``
-BlockWhitening  block by block in output axes                          ``K P^2``
-ProductWhitening   diagonal in output axes (x) column axes                ``K^2 + P^2``
-============= ====================================================== =============================
+================ ========================================= ==========================
+whitening        approximation of P                        numbers, and flops, of R
+================ ========================================= ==========================
+JointWhitening   none                                      ``(K P)^2``
+BlockWhitening   block diagonal in the output axes         ``K P^2``
+ProductWhitening diagonal in output axes (x) column axes   ``K^2 + P^2``
+================ ========================================= ==========================
 
-Output axes are the eigenvectors of the mean information of the outputs. For a softmax one of them moves all outputs
-alike; of that direction only the prior knows, and blocks in plain outputs would miss it by orders of magnitude.
+Output axes are the eigenvectors of the mean information of the outputs. For a softmax one of them adds the same to all
+outputs. The likelihood does not depend on this direction, so its precision is the prior's, which a block diagonal
+precision in the outputs themselves would overestimate by orders of magnitude.
 """
 
 from __future__ import annotations
@@ -29,17 +30,17 @@ from torch import Tensor
 from bll_pyro.curvatures import Full
 from bll_pyro.curvatures.full import as_matrix
 from bll_pyro.gaussian.information import Information
-from bll_pyro.gaussian.precision import diagonal
+from bll_pyro.gaussian.precision import diagonal, inverse_root
 
-MAX_JOINT = 3072  # K P: a 19 million-number triangle, 40 MB in float32, is still read faster than 10,000 rows
-MAX_BLOCK_NUMBERS = 2**25
+MAX_JOINT = 3072  # largest K P of a joint root: its 40 MB in float32 are read faster than 10,000 rows
+MAX_BLOCK_NUMBERS = 2**25  # largest K P^2 of block roots
 
 Informed = Iterable[tuple[Tensor, Information]]  # design [B, P] and information of blocks of rows
 
 
 @dataclass(frozen=True, eq=False)
 class Whitening(ABC):
-    """A linear map R from standard normals ``z [K P]`` to moves of the weights ``[K, P]``."""
+    """A linear map R from standard normals ``z [K P]`` to deviations of the weights ``[K, P]``."""
 
     @abstractmethod
     def apply(self, z: Tensor) -> Tensor:
@@ -55,19 +56,19 @@ class Whitening(ABC):
         """Marginal variances of the weights, the diagonal of ``R R'``, as ``[K, P]``."""
 
     @abstractmethod
-    def back(self, slope: Tensor) -> Tensor:
-        """``R' g`` as ``[K P]`` for slopes ``g [K, P]`` in the weights: slopes in z."""
+    def back(self, gradient: Tensor) -> Tensor:
+        """``R' g`` as ``[K P]``: the gradient in z of a function with gradient ``g [K, P]`` in the weights."""
 
-    def covariance_times(self, slope: Tensor) -> Tensor:
+    def covariance_times(self, gradient: Tensor) -> Tensor:
         """``R R' g`` for ``g [K, P]``: a Newton step."""
-        return self.apply(self.back(slope))
+        return self.apply(self.back(gradient))
 
     def to(self, like: Tensor) -> Self:
         """The same map in the dtype and on the device of a tensor."""
         return type(self)(**{f.name: getattr(self, f.name).to(like).contiguous() for f in fields(self)})
 
     def __getstate__(self) -> dict[str, Any]:
-        """Tensors go to other processes as arrays, which can be shared and not copied."""
+        """Pickle tensors as arrays, which joblib shares between processes instead of copying them."""
         return {f.name: getattr(self, f.name).cpu().numpy() for f in fields(self)}
 
     def __setstate__(self, state: dict[str, np.ndarray]) -> None:
@@ -91,13 +92,13 @@ class JointWhitening(Whitening):
     def variance(self) -> Tensor:
         return self.root.square().sum(-1)
 
-    def back(self, slope: Tensor) -> Tensor:
-        return self.root.flatten(0, 1).mT @ slope.reshape(-1)
+    def back(self, gradient: Tensor) -> Tensor:
+        return self.root.flatten(0, 1).mT @ gradient.reshape(-1)
 
 
 @dataclass(frozen=True, eq=False)
 class BlockWhitening(Whitening):
-    """Output axes ``[K, K]`` and a triangle ``R_k [P, P]`` for each: ``A = Q [R_1 z_1; R_2 z_2; ...]``."""
+    """Output axes ``Q [K, K]`` and a triangular ``R_k [P, P]`` for each: ``A = Q [R_1 z_1; R_2 z_2; ...]``."""
 
     axes: Tensor
     roots: Tensor
@@ -112,13 +113,13 @@ class BlockWhitening(Whitening):
     def variance(self) -> Tensor:
         return self.axes.square() @ self.roots.square().sum(-1)
 
-    def back(self, slope: Tensor) -> Tensor:
-        return (self.roots.mT @ (self.axes.mT @ slope)[..., None]).flatten()
+    def back(self, gradient: Tensor) -> Tensor:
+        return (self.roots.mT @ (self.axes.mT @ gradient)[..., None]).flatten()
 
 
 @dataclass(frozen=True, eq=False)
 class ProductWhitening(Whitening):
-    """Axes of outputs ``[K, K]`` and of columns ``[P, P]``, and a scale ``[K, P]``: ``A = Q (s * Z) V'``."""
+    """Output axes ``Q [K, K]``, column axes ``V [P, P]`` and scales ``s [K, P]``: ``A = Q (s * Z) V'``."""
 
     axes: Tensor
     columns: Tensor
@@ -134,8 +135,8 @@ class ProductWhitening(Whitening):
     def variance(self) -> Tensor:
         return self.axes.square() @ self.scale.square() @ self.columns.square().mT
 
-    def back(self, slope: Tensor) -> Tensor:
-        return (self.scale * (self.axes.mT @ slope @ self.columns)).flatten()
+    def back(self, gradient: Tensor) -> Tensor:
+        return (self.scale * (self.axes.mT @ gradient @ self.columns)).flatten()
 
 
 @torch.no_grad()
@@ -147,9 +148,9 @@ def whitening(informed: Informed, prior: Tensor, is_independent: bool) -> Whiten
     informed
         All rows; read more than once.
     prior
-        Precision ``[K, P]``, ``[K, P, P]`` or ``[K, P, K, P]``; beyond the as_matrix form only its diagonal counts.
+        Precision ``[K, P]``, ``[K, P, P]`` or ``[K, P, K, P]``; only a :class:`JointWhitening` uses more than its diagonal.
     is_independent
-        Whether no row ties two outputs.
+        Whether the information of each row is diagonal.
     """
     num_outputs, num_columns = prior.shape[:2]
     like = prior.double()
@@ -165,9 +166,9 @@ def whitening(informed: Informed, prior: Tensor, is_independent: bool) -> Whiten
         total += information.sum()
     identity = torch.eye(num_outputs, dtype=like.dtype, device=like.device)
     axes = identity if is_independent else torch.linalg.eigh(total).eigenvectors
-    inside = axes.square().mT @ diagonal(like)
+    prior_diagonal = axes.square().mT @ diagonal(like)  # in the output axes
     if num_outputs * num_columns**2 <= MAX_BLOCK_NUMBERS:
-        return BlockWhitening(axes, block_roots(informed, axes, inside))
+        return BlockWhitening(axes, block_roots(informed, axes, prior_diagonal))
     gram, weight = like.new_zeros(num_columns, num_columns), 0.0
     for design, information in informed:
         trace = information.trace()
@@ -175,7 +176,7 @@ def whitening(informed: Informed, prior: Tensor, is_independent: bool) -> Whiten
         weight += float(trace.sum())
     values, columns = torch.linalg.eigh(gram / weight)
     level = (axes.mT @ total @ axes).diagonal().clamp_min(0)
-    precision = level[:, None] * values.clamp_min(0) + inside @ columns.square()
+    precision = level[:, None] * values.clamp_min(0) + prior_diagonal @ columns.square()
     return ProductWhitening(axes, columns, precision.rsqrt())
 
 
@@ -187,9 +188,3 @@ def block_roots(informed: Informed, axes: Tensor, prior: Tensor) -> Tensor:
             axis = axes[:, index].to(design)
             blocks[index] += (design * information.inner(torch.outer(axis, axis))[:, None]).mT @ design
     return inverse_root(torch.linalg.cholesky(blocks))
-
-
-def inverse_root(tril: Tensor) -> Tensor:
-    """Upper triangular R with ``R R' = (L L')^-1``, for lower triangular L ``[..., n, n]``."""
-    eye = torch.eye(tril.shape[-1], dtype=tril.dtype, device=tril.device)
-    return torch.linalg.solve_triangular(tril, eye.expand_as(tril), upper=False).mT.contiguous()

@@ -1,4 +1,4 @@
-"""Draws of a guide that knows no closed form (flows, guides of others), and their density where it has one."""
+"""Draws of a guide without a closed form (flows, custom guides), and their log density where it is defined."""
 
 from __future__ import annotations
 
@@ -16,16 +16,17 @@ from bll_pyro.guides.custom import is_data
 def draw_guide(
     guide: Any, arguments: tuple[Any, ...], free_sizes: Mapping[str, int], num_draws: int
 ) -> tuple[dict[str, Tensor], Tensor | None]:
-    """Draws ``{site: [1, S, *event]}`` of the latent sites, one call each, and ``log q`` of them, ``[1, S]``.
+    """Draws ``{site: [1, S, *event]}`` of the latent sites, one call of the guide each, and ``log q [1, S]`` in nats.
 
-    Pyro's autoguides draw auxiliary numbers and set the sites from them, with the log-Jacobian as density of a point
-    mass; the product of all is the density of the sites if as many numbers are drawn as are set. With more, the surplus
-    would have to be integrated out, with fewer there is no density: ``log q`` is None.
+    Pyro's autoguides sample auxiliary variables and set the sites to functions of them, each as a point mass that carries
+    the log Jacobian. The product of all densities is that of the sites if the auxiliary variables and the sites have the
+    same number of dimensions. With more, the surplus would have to be integrated out, with fewer there is no density:
+    ``log q`` is None.
 
     Parameters
     ----------
     free_sizes
-        Unconstrained numbers of each latent site.
+        Number of unconstrained dimensions of each latent site.
     """
     collected: dict[str, list[Tensor]] = {name: [] for name in free_sizes}
     densities: list[Tensor] = []
@@ -44,8 +45,10 @@ def _log_density(trace: Any, free_sizes: Mapping[str, int]) -> Tensor | None:
     trace.compute_log_prob()
     sites = {name: site for name, site in trace.iter_stochastic_nodes() if not is_data(site)}
     auxiliary = sum(site["value"].numel() for name, site in sites.items() if name not in free_sizes)
-    tied = sum(size for name, size in free_sizes.items() if name in sites and _is_delta(sites[name]["fn"]))
-    if auxiliary != tied:
+    determined = sum(
+        size for name, size in free_sizes.items() if name in sites and _is_delta(sites[name]["fn"])
+    )
+    if auxiliary != determined:
         return None
     return torch.stack([site["log_prob_sum"] for site in sites.values()]).sum()
 

@@ -1,9 +1,9 @@
-"""The default training step with its gradients written out: Diagonal guide, Normal prior, any likelihood.
+"""The default training step with gradients in closed form: Diagonal guide, Normal prior, any likelihood.
 
-The objective is that of :mod:`bll_pyro.inference.svi.output_space`, and so are its gradients (tests compare them). Only the
-likelihood, on arrays of size B x K, goes through automatic differentiation, and not even that where it names its slope
-(``Likelihood.slope``); everything of the size of the weights is done in closed form and in place, which is where the
-time of a wide layer goes. With ``V = s^2`` and all gradients of ``-ELBO / N``:
+Objective and gradients are those of :mod:`bll_pyro.inference.svi.output_space` (tests compare them). Only the likelihood,
+on arrays of size B x K, uses automatic differentiation, unless it gives its own gradient (``Likelihood.slope``). All
+operations on arrays of the size of the weights, which take most of the time of a wide layer, are in closed form and in
+place. With ``V = s^2`` and all gradients of ``-ELBO / N``:
 
 ======================================= ==========================================================
 on paper                                in code
@@ -25,16 +25,15 @@ from torch.nn import functional
 
 from bll_pyro.gaussian import OutputGaussian
 from bll_pyro.global_sites import GlobalSites
+from bll_pyro.gaussian.weights import LOG_TWO_PI
 from bll_pyro.guides.diagonal import DiagonalGuide
 from bll_pyro.inference.targets import Targets, expected_log_prob
 from bll_pyro.layer import LastLayer
 from bll_pyro.priors import Normal
 
-LOG_TWO_PI = math.log(2 * math.pi)
-
 
 class MeanFieldStep:
-    """Value and gradients of the ELBO a row from a batch; gradients are left in ``guide.parameters()``."""
+    """ELBO estimate from a batch, with the gradients of ``-ELBO / N`` left in ``guide.parameters()``."""
 
     def __init__(self, guide: DiagonalGuide, layer: LastLayer, sites: GlobalSites, num_rows: int) -> None:
         self.guide, self.layer, self.global_sites, self.num_rows = guide, layer, sites, num_rows
@@ -45,21 +44,21 @@ class MeanFieldStep:
         self._held = False
 
     def hold(self, learned: dict[str, Tensor]) -> None:
-        """Keep the learned scale at this value."""
+        """Fix the learned prior scale at this value."""
         self.learned, self._held = learned, True
 
     @staticmethod
     def applies(guide: object, layer: LastLayer, sites: GlobalSites) -> bool:
-        """Whether this guide and layer have the form above."""
+        """Whether the closed form holds for this guide and layer."""
         prior = layer.prior
-        plain = (
+        is_plain = (
             type(prior) is Normal
             and prior.loc is None
             and not prior.per_output
             and not layer.prior.hyper((1, 1))
             and layer.bias_loc is None
         )
-        return type(guide) is DiagonalGuide and plain and not sites.hyper_names
+        return type(guide) is DiagonalGuide and is_plain and not sites.hyper_names
 
     def parts(self, vector: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Views of u ``[U]``, weight ``[K, D]`` and bias ``[K]`` (or nothing) in a latent vector."""
@@ -100,7 +99,7 @@ class MeanFieldStep:
                 math.log(self.layer.bias_scale) + 0.5 * LOG_TWO_PI
             )
 
-        # scaled while they are of size B x K, so that no pass over the weights is needed for it
+        # scaled here, at size B x K, to save a pass over arrays of the size of the weights
         per_row = -1.0 / self.num_rows
         g_mean, g_spread, g_u, g_u_raw = gradients
         g_mean, g_variance = g_mean.mul_(per_row), g_spread.div_(spread).mul_(per_row)
@@ -116,10 +115,10 @@ class MeanFieldStep:
             bias_grad.sub_(bias, alpha=per_row * bias_precision)
             torch.sum(g_variance, 0, out=bias_raw_grad)
             bias_raw_grad.sub_(per_row * bias_precision)
-        inner, outer = self.raw.grad[len(u) :], scale[len(u) :]
-        inner.mul_(outer).add_(outer.reciprocal(), alpha=per_row)
+        raw_grad, weights_scale = self.raw.grad[len(u) :], scale[len(u) :]
+        raw_grad.mul_(weights_scale).add_(weights_scale.reciprocal(), alpha=per_row)
         # Pyro's constraint is torch's softplus with its default threshold of 20
-        torch.ops.aten.softplus_backward(inner, self.raw[len(u) :], 1.0, 20.0, grad_input=inner)
+        torch.ops.aten.softplus_backward(raw_grad, self.raw[len(u) :], 1.0, 20.0, grad_input=raw_grad)
         if len(u):
             u_grad.copy_(g_u * per_row)
             u_raw_grad.copy_(g_u_raw * per_row)
@@ -135,17 +134,17 @@ class MeanFieldStep:
         targets: Targets,
         generator: torch.Generator | None,
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Likelihood (scaled to all rows) and the terms of the noise, with gradients in outputs and noise."""
+        """Likelihood scaled to all rows plus the noise terms, in nats, and gradients in mean, spread, u and raw u scale."""
         likelihood = self.layer.likelihood
         if likelihood.has_slope and not len(u) and isinstance(targets, Tensor):
             noise = torch.randn(mean.shape, dtype=mean.dtype, device=mean.device, generator=generator)
             deviation = spread * noise
-            # the mirrored pair of Likelihood.expected_log_prob
+            # the antithetic pair of Likelihood.expected_log_prob
             pair = torch.stack([mean + deviation, mean - deviation])
-            log_probs, slopes = likelihood.slope(pair, targets)
-            share = 0.5 * self.num_rows / batch_size
-            up, down = slopes.mul_(share)
-            return log_probs.sum() * share, (up + down, (up - down).mul_(noise), u, u)
+            log_probs, gradients_of_pair = likelihood.slope(pair, targets)
+            factor = 0.5 * self.num_rows / batch_size
+            plus, minus = gradients_of_pair.mul_(factor)
+            return log_probs.sum() * factor, (plus + minus, (plus - minus).mul_(noise), u, u)
         with torch.enable_grad():
             leaves = [mean.requires_grad_(), spread.requires_grad_()]
             values: dict[str, Tensor] = {}
@@ -158,10 +157,10 @@ class MeanFieldStep:
                 values, log_prior, log_jacobian = self.global_sites.constrain(location + noise_scale * noise)
                 total = log_prior + log_jacobian + noise_scale.log().sum() + 0.5 * len(u) * (1 + LOG_TWO_PI)
             outputs = OutputGaussian(mean, spread)
-            fit = expected_log_prob(
+            rows = expected_log_prob(
                 self.layer.likelihood, outputs, targets, generator, self.global_sites.noise(values)
             )
-            total = total + fit.sum() * (self.num_rows / batch_size)
+            total = total + rows.sum() * (self.num_rows / batch_size)
             gradients = torch.autograd.grad(total, leaves)
         mean.requires_grad_(False)
         spread.requires_grad_(False)

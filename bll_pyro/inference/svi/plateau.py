@@ -1,11 +1,11 @@
-"""When the ELBO has stopped rising beyond its noise: the rest of the schedule is run through faster, or a verdict is kept.
+"""Test of whether the ELBO has stopped rising: if so, the rest of the schedule is shortened, else a warning is made.
 
-On paper: with ``m_1, m_2`` the means of the ELBO over two successive windows of w steps, and ``v`` the variance of one
-estimate, taken from successive differences (von Neumann 1941: a trend does not enter it),
+With ``m_1, m_2`` the means of the ELBO over two successive windows of w steps, and ``v`` the variance of one estimate
+from successive differences (von Neumann 1941), which a trend does not inflate, it has stopped where
 
-    ``m_2 - m_1 <= max(sqrt(2 v / w), 0.01 nats)``  means that it has stopped.
+    ``m_2 - m_1 <= max(sqrt(2 v / w), 0.01 nats)``.
 
-Looked at while the step size is still large: once it falls towards zero any ELBO stops, wherever it is.
+The test runs only while the step size is large: as the step size falls to zero, the ELBO stops rising at any point.
 """
 
 from __future__ import annotations
@@ -16,25 +16,25 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-NUM_WINDOWS = 15  # in a whole schedule
-MIN_WINDOW = 50  # steps
-LAST_LOOK = 0.6  # share of the schedule after which the step size is too small to tell
-TOLERANCE = 0.01  # nats: a smaller rise is none, however small the noise
-PACE = 4  # how many times faster the rest of the schedule is run through
+NUM_WINDOWS = 15  # number of windows in a whole schedule
+MIN_WINDOW = 50  # fewest steps in a window
+LAST_LOOK = 0.6  # share of the schedule after which the step size is too small for the test
+TOLERANCE = 0.01  # rise of the ELBO, in nats, that counts as none
+PACE = 4  # factor by which the rest of the schedule is shortened
 
 
 @dataclass
 class Plateau:
-    """Watches the ELBO estimates of the steps, a window at a time (one synchronisation with the device each).
+    """The test on the ELBO estimates of the steps, once per window (one synchronisation with the device each).
 
     Parameters
     ----------
     num_steps
-        Steps of the whole schedule.
+        Number of steps in the whole schedule.
     step
-        Step at which the ELBO was seen to have stopped rising; None as long as it has not.
+        Number of steps after which the ELBO was found to have stopped rising; None before.
     rise, noise
-        Of the last look: rise between the windows and its standard error, nats.
+        Rise between the windows of the last test, and its standard error, in nats.
     """
 
     num_steps: int
@@ -44,16 +44,16 @@ class Plateau:
 
     @property
     def window(self) -> int:
-        """Steps of a window."""
+        """Number of steps in a window."""
         return max(MIN_WINDOW, self.num_steps // NUM_WINDOWS)
 
     @property
     def can_tell(self) -> bool:
-        """Whether the schedule holds two windows before the step size has fallen."""
+        """Whether two windows fit into the part of the schedule with a large step size."""
         return 2 * self.window <= LAST_LOOK * self.num_steps
 
     def look(self, history: Sequence[Tensor]) -> bool:
-        """Look at the ELBO of all steps so far; True once it has stopped rising."""
+        """Test the ELBO of all steps so far; True once it has stopped rising."""
         done, width = len(history), 2 * self.window
         due = done % self.window == 0 and width <= done <= LAST_LOOK * self.num_steps
         if self.step is None and due and self._has_stopped(history[-width:]):
@@ -61,14 +61,14 @@ class Plateau:
         return self.step is not None
 
     def verdict(self) -> str:
-        """What is to be said of the fit; empty where the ELBO has stopped rising."""
+        """The warning for the fit; empty if the ELBO has stopped rising."""
         if self.step is not None:
             return ""
         if not self.can_tell:
             return f"{self.num_steps} steps are too few to tell whether the ELBO has stopped rising"
         return (
-            f"the ELBO was still rising, by {self.rise:.3g} nats in {self.window} steps (noise {self.noise:.2g}), when "
-            f"the step size began to fall; give SVI(num_epochs=...) more than the {self.num_steps} steps it had"
+            f"the ELBO was still rising, by {self.rise:.3g} nats in {self.window} steps (standard error {self.noise:.2g}), when "
+            f"the step size began to fall; use more than these {self.num_steps} steps: SVI(num_epochs=...)"
         )
 
     def _has_stopped(self, recent: Sequence[Tensor]) -> bool:

@@ -104,8 +104,8 @@ def test_pyro_finds_no_slope_at_the_mode(
 SIZES = {
     "outputs' blocks": (preconditioner_file, "MAX_BLOCK_NUMBERS", 2**25),
     "product axes": (preconditioner_file, "MAX_BLOCK_NUMBERS", 0),
-    "many outputs": (preconditioner_file, "MAX_TURNED_OUTPUTS", 0),
-    "many columns": (preconditioner_file, "MAX_TURNED_COLUMNS", 0),
+    "many outputs": (preconditioner_file, "MAX_ROTATED_OUTPUTS", 0),
+    "many columns": (preconditioner_file, "MAX_ROTATED_COLUMNS", 0),
     "few rows for the blocks": (preconditioner_file, "NUM_BLOCK_ROWS", 60),
     "start on some rows": (evidence_file, "NUM_FIRST_ROWS", 50),
     "outputs not kept": (row_likelihood_file, "CACHE_NUMBERS", 0),

@@ -71,6 +71,6 @@ def test_statistics_belong_to_the_draws() -> None:
 def test_a_density_that_is_nowhere_finite() -> None:
     with (
         isolated(0),
-        pytest.raises(ValueError, match="expected a finite log density near the mode, got none"),
+        pytest.raises(ValueError, match="expected a finite log density near the mode, got infinity"),
     ):
         initial_state(density(torch.full_like(TARGETS, float("nan"))), torch.device("cpu"))
