@@ -261,7 +261,7 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
         {"sample_weight": -torch.ones(N)},
         "sample_weight of data: expected numbers >= 0, got -1.0 in row 0",
     ),
-    ("Gaussian", {"sample_weight": torch.zeros(N)}, "expected a weight above 0, got none"),
+    ("Gaussian", {"sample_weight": torch.zeros(N)}, "expected at least one weight above 0, got none"),
     (
         "Gaussian",
         {"sample_weight": torch.ones(N - 1)},

@@ -1,4 +1,4 @@
-"""Conformal prediction: from scores to thresholds, p-values, sets and intervals that cover."""
+"""Conformal prediction: thresholds, p-values, sets and intervals with finite-sample coverage, from scores."""
 
 from bll_pyro.conformal.fit_sets import APS, LAC, Interval, PredictionIntervals, PredictionSets, SetScore
 from bll_pyro.conformal.intervals import normalized_residual_interval, normalized_residual_scores

@@ -1,8 +1,8 @@
-"""Conformal sets and intervals on top of a fit: calibrated once on held-out rows, then for any inputs.
+"""Conformal sets and intervals of a fit: calibrated once on held-out rows, then for any inputs.
 
-Coverage is of finite samples: over calibration rows and a new row that are exchangeable, the set or interval holds the
-target with probability at least ``1 - alpha``, however wrong the model is (Vovk et al. 2005). A better model gives smaller
-ones. Coverage is over rows, not for each class or kind of row.
+If calibration rows and a new row are exchangeable, the set or interval contains the target with probability at least
+``1 - alpha``, for any sample size and any model (Vovk et al. 2005). A better model gives smaller sets. Coverage is
+marginal over rows, not conditional on the class or on the inputs.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from bll_pyro.calibrated import Calibrated
@@ -28,55 +29,57 @@ if TYPE_CHECKING:
 
 
 class SetScore(Declaration):
-    """How badly a class fits a row."""
+    """A score of each class of a row: larger for less plausible classes."""
 
     family: ClassVar[str] = "conformal"
 
     @abstractmethod
-    def of(self, probs: Tensor, new: bool = True) -> Array:
-        """Scores ``[N, K]`` of every class, of new rows or of those of the calibration."""
+    def of(self, probs: Float[Tensor, "N K"], new: bool = True) -> Array:
+        """Scores ``[N, K]`` of all classes, of new rows (``new=True``) or of calibration rows."""
 
 
 @dataclass(frozen=True, eq=False)
 class LAC(SetScore):
-    """``1 - p_k``: the smallest sets on average, now and then an empty one (Sadinle et al. 2019)."""
+    """``1 - p_k``: the smallest sets on average, some of which may be empty (Sadinle et al. 2019)."""
 
-    def of(self, probs: Tensor, new: bool = True) -> Array:
+    def of(self, probs: Float[Tensor, "N K"], new: bool = True) -> Array:
         return lac_scores(probs)
 
 
 @dataclass(frozen=True, eq=False)
 class APS(SetScore):
-    """Probability of the classes down to class k: sets grow with the difficulty of the row (Romano et al. 2020).
+    """Total probability of the classes from the most probable one to class k (Romano et al. 2020).
+
+    Sets are larger for rows that are harder to classify.
 
     Parameters
     ----------
     seed
-        Of the paper's uniform draw for each row, which makes coverage exact; by it, a row's set depends on its place in the
-        batch. None takes the probability of class k as a whole: nothing is random, and coverage is higher where scores tie
-        (the least probable class of every row has the score 1).
+        Seed of the paper's uniform draw for each row, which makes coverage exact; a row's set then depends on its place
+        in the batch. None includes the whole probability of class k: nothing is random, and coverage is higher where
+        scores tie (the least probable class of every row has the score 1).
     """
 
     seed: int | None = 0
 
-    def of(self, probs: Tensor, new: bool = True) -> Array:
-        # rows of the calibration and new rows need draws of their own, or they would not be exchangeable
+    def of(self, probs: Float[Tensor, "N K"], new: bool = True) -> Array:
+        # calibration rows and new rows are exchangeable only with independent draws
         return aps_scores(probs, None if self.seed is None else generator(2 * self.seed + int(new)))
 
 
 class Interval(NamedTuple):
-    """Lower and upper ends in the shape of the targets and in their units."""
+    """Lower and upper bounds, ``[N]`` or ``[N, T]`` each, in the targets' units."""
 
     lower: Tensor
     upper: Tensor
 
 
 class _Conformal(Calibrated):
-    """What sets and intervals share: an allowed share of misses, and a threshold of scores that keeps it."""
+    """The common part of sets and intervals: the allowed share of misses, and its threshold of scores."""
 
     family: ClassVar[str] = "conformal"
-    takes: ClassVar[str]  # kind of targets
-    remedy: ClassVar[str]
+    takes: ClassVar[str]  # kind of targets, for messages
+    remedy: ClassVar[str]  # end of the message for other targets
     alpha: float
 
     def _check_alpha(self) -> None:
@@ -87,21 +90,21 @@ class _Conformal(Calibrated):
 
     @abstractmethod
     def _fits(self, likelihood: Likelihood) -> bool:
-        """Whether targets are of the kind."""
+        """Whether the likelihood has targets of the right kind."""
 
     @abstractmethod
     def _own_scores(self, prediction: Any, targets: Any) -> Array:
-        """How badly each target fits its row, ``[N]``, or ``[N, T]`` where every target has a threshold of its own."""
+        """Scores of the targets ``[N]``, or ``[N, T]`` with one threshold per target."""
 
     def calibrate(self, fit: Fit, inputs: Any, targets: Any) -> Self:
-        """Find the threshold on rows that the fit has not seen; returns a copy, for use with this fit.
+        """A copy with the threshold from rows that the fit was not trained on, for use with this fit.
 
         Raises
         ------
         ValueError
-            For fewer than ``1 / alpha - 1`` rows, or targets that don't fit.
+            If there are fewer than ``1 / alpha - 1`` rows, or the targets do not match.
         TypeError
-            For a fit of another kind of targets.
+            If the fit has targets of another kind.
         """
         likelihood = fit.layer.likelihood
         if not self._fits(likelihood):
@@ -120,18 +123,18 @@ class _Conformal(Calibrated):
 
 @dataclass(frozen=True, eq=False)
 class PredictionSets(_Conformal):
-    """Sets of classes that hold the true one with probability at least ``1 - alpha``.
+    """Sets of classes that contain the true class with probability at least ``1 - alpha``.
 
     Parameters
     ----------
     score
         ``LAC()`` (default) or ``APS()``.
     alpha
-        Allowed share of misses.
+        Allowed share of misses, between 0 and 1.
     allow_empty
         False puts the class of the lowest score into sets that would be empty.
     threshold
-        Score up to which a class is in the set; found by :meth:`calibrate`.
+        Largest score of a class in the set; set by :meth:`calibrate`.
     """
 
     score: SetScore = LAC()
@@ -154,8 +157,8 @@ class PredictionSets(_Conformal):
     def _own_scores(self, prediction: Any, targets: Any) -> Array:
         return own_scores(self.score.of(prediction.probs, new=False), targets)
 
-    def predict(self, inputs: Any) -> Tensor:
-        """Sets ``[N, K]``, true where the class is in the set of the row."""
+    def predict(self, inputs: Any) -> Bool[Tensor, "N K"]:
+        """Sets ``[N, K]``: whether each class is in the row's set."""
         fit = self.check_bound()
         assert self.threshold is not None
         scores = self.score.of(fit.predict(inputs).probs)
@@ -164,17 +167,17 @@ class PredictionSets(_Conformal):
 
 @dataclass(frozen=True, eq=False)
 class PredictionIntervals(_Conformal):
-    """Intervals ``mean -+ threshold * scale`` that hold the target with probability at least ``1 - alpha``.
+    """Intervals ``mean -+ threshold * scale`` that contain the target with probability at least ``1 - alpha``.
 
-    ``scale`` is the standard deviation of the predictive, so that intervals are as wide as the fit is unsure (normalised
-    residuals: Papadopoulos et al. 2008; Lei et al. 2018). Several targets have a threshold each, and each its own coverage.
+    ``scale`` is the standard deviation of the predictive, so the width is proportional to it (normalised residuals:
+    Papadopoulos et al. 2008; Lei et al. 2018). Each of several targets has its own threshold and coverage.
 
     Parameters
     ----------
     alpha
-        Allowed share of misses.
+        Allowed share of misses, between 0 and 1.
     threshold
-        Half width in predicted standard deviations, one for each target; found by :meth:`calibrate`.
+        Half-width in predictive standard deviations, one number per target; set by :meth:`calibrate`.
     """
 
     alpha: float = 0.1
@@ -194,7 +197,7 @@ class PredictionIntervals(_Conformal):
         return normalized_residual_scores(loc, scale, values)
 
     def predict(self, inputs: Any) -> Interval:
-        """Ends of the intervals, ``[N]`` or ``[N, T]`` each."""
+        """Bounds of the intervals, ``[N]`` or ``[N, T]`` each, in the targets' units."""
         fit = self.check_bound()
         assert self.threshold is not None
         prediction = fit.predict(inputs)
@@ -210,6 +213,6 @@ class PredictionIntervals(_Conformal):
         return Interval(lower, upper)
 
 
-def _by_target(prediction: Any) -> tuple[Tensor, Tensor]:
+def _by_target(prediction: Any) -> tuple[Float[Tensor, "N T"], Float[Tensor, "N T"]]:
     """Mean and scale as ``[N, T]``."""
     return prediction.mean.reshape(len(prediction), -1), prediction.scale.reshape(len(prediction), -1)

@@ -1,4 +1,4 @@
-"""Conformal intervals for real values: a mean and a scale, widened to finite-sample coverage."""
+"""Conformal intervals for real values from a mean and a scale, with finite-sample coverage."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from bll_pyro.metrics.arrays import Array, Values, like, real
 
 
 def normalized_residual_scores(loc: Values, scale: Values, targets: Values) -> Array:
-    """Distance of each target from its prediction in predicted standard deviations: `|y - loc| / scale`.
+    """Absolute residual of each target in predictive standard deviations: `|y - loc| / scale`.
 
-    Normalised residuals make the intervals as wide as the model is unsure (Papadopoulos et al. 2008; Lei et
+    The width of the intervals is then proportional to `scale` (normalised residuals: Papadopoulos et al. 2008; Lei et
     al. 2018); `scale=1.0` gives plain residuals and one width for all.
 
     Parameters
@@ -18,8 +18,7 @@ def normalized_residual_scores(loc: Values, scale: Values, targets: Values) -> A
     loc, scale
         Predictive mean and standard deviation, in the targets' shape or one number.
     targets
-        `[N]` or `[N, T]`. For several outputs calibrate each column, or take the largest of a row for a joint
-        box.
+        `[N]` or `[N, T]`. For several targets calibrate each column, or the maximum of each row for a joint box.
 
     Raises
     ------
@@ -31,7 +30,7 @@ def normalized_residual_scores(loc: Values, scale: Values, targets: Values) -> A
 
 
 def normalized_residual_interval(loc: Values, scale: Values, threshold: float) -> tuple[Array, Array]:
-    """Interval `loc -+ threshold scale`, which holds a new target with probability at least `1 - alpha`.
+    """Interval `loc -+ threshold scale`, which contains a new target with probability at least `1 - alpha`.
 
     Parameters
     ----------

@@ -1,9 +1,8 @@
 """Conformal sets of classes: a score for every class of every row, and the classes at or below the threshold.
 
-The order of work: `scores = lac_scores(probs)` on calibration rows,
-`conformal_quantile(own_scores(scores, targets), alpha)`, and on new rows
-`prediction_sets(lac_scores(new_probs), threshold)`. Such sets hold the true class with probability at least
-`1 - alpha`, over rows, not for each class or kind of row.
+Use: `scores = lac_scores(probs)` and `threshold = conformal_quantile(own_scores(scores, targets), alpha)` on
+calibration rows, then `prediction_sets(lac_scores(new_probs), threshold)` on new rows. The sets contain the true
+class with probability at least `1 - alpha`, marginally over rows, not conditionally on the class.
 """
 
 from __future__ import annotations
@@ -33,12 +32,12 @@ def lac_scores(probs: Values) -> Array:
 
 
 def aps_scores(probs: Values, generator: torch.Generator | None = None) -> Array:
-    """Scores of the adaptive sets (Romano et al. 2020): the mass of the classes down to class k, `[N, K]`.
+    """Scores of the adaptive sets (Romano et al. 2020), `[N, K]`.
 
-    `sum of p_j over the classes ranked above k, + u p_k`. Sets grow with the difficulty of the row. With a
-    generator u is uniform, one draw a row, as in the paper. Without one `u = 1`: nothing is random, but a row
+    `sum of p_j over the classes more probable than k, + u p_k`. Sets are larger for rows that are harder to classify.
+    With a generator u is uniform, one draw per row, as in the paper. Without one `u = 1`: nothing is random, but a row
     whose largest probability is above the threshold gets an empty set unless `prediction_sets` forbids it.
-    Make the same choice for calibration and for new rows.
+    Use the same choice for calibration rows and new rows.
 
     Parameters
     ----------
@@ -66,7 +65,7 @@ def aps_scores(probs: Values, generator: torch.Generator | None = None) -> Array
 
 
 def own_scores(scores: Values, targets: Values) -> Array:
-    """Score of each row's true class, `[N]`: what `conformal_quantile` is taken of.
+    """Score of each row's true class, `[N]`, the argument of `conformal_quantile`.
 
     Parameters
     ----------
@@ -78,7 +77,7 @@ def own_scores(scores: Values, targets: Values) -> Array:
     Raises
     ------
     ValueError
-        For shapes that don't fit, NaN, or targets out of range.
+        For shapes that don't match, NaN, or targets out of range.
     """
     s = _class_scores(scores)
     y = class_targets(targets, *s.shape)
@@ -86,12 +85,12 @@ def own_scores(scores: Values, targets: Values) -> Array:
 
 
 def prediction_sets(scores: Values, threshold: float, *, allow_empty: bool = True) -> Mask:
-    """Make sets of classes, `[N, K]`: true where the class's score is at or below the threshold.
+    """Sets of classes, `[N, K]`: whether each class's score is at or below the threshold.
 
     Parameters
     ----------
     scores
-        `[N, K]`, by the function whose scores were calibrated.
+        `[N, K]`, by the same function as the calibration scores.
     threshold
         From `conformal_quantile`.
     allow_empty
@@ -113,7 +112,7 @@ def prediction_sets(scores: Values, threshold: float, *, allow_empty: bool = Tru
 
 
 def set_coverage(sets: Values, targets: Values) -> float:
-    """Share of rows whose set holds the true class.
+    """Share of rows whose set contains the true class.
 
     Parameters
     ----------
@@ -125,13 +124,13 @@ def set_coverage(sets: Values, targets: Values) -> float:
     Raises
     ------
     ValueError
-        For shapes that don't fit, sets that are not 0 or 1, or targets out of range.
+        For shapes that don't match, sets that are not 0 or 1, or targets out of range.
     """
     members = own_scores(sets, targets)
     if not np.isin(members, (0, 1)).all():
         raise ValueError(
             f"sets: expected 0 or 1, got {members.min():g} to {members.max():g}; "
-            "pass what prediction_sets(scores, threshold) gave"
+            "pass the result of prediction_sets(scores, threshold)"
         )
     return float(np.mean(members))
 

@@ -1,7 +1,7 @@
-"""Split conformal prediction from scores alone: threshold, p-values, many tests, coverage.
+"""Split conformal prediction from scores: threshold, p-values, multiple tests, coverage.
 
-Calibration rows and new rows must be exchangeable, and the model must not have seen the calibration rows. A
-larger score is stranger, always; infinite scores are allowed.
+Calibration rows and new rows must be exchangeable, and the model must not be trained on the calibration rows. Larger
+scores mean less plausible rows; infinite scores are allowed.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from bll_pyro.metrics.arrays import ROUNDING, Array, Mask, Values, at_least_one,
 
 
 def conformal_quantile(scores: Values, alpha: float) -> float:
-    """Threshold that a new score stays at or below with probability at least `1 - alpha`.
+    """Threshold with probability at least `1 - alpha` that a new score is at or below it.
 
     The `k`-th smallest of n calibration scores, `k = ceil((n + 1) (1 - alpha))` (Vovk et al. 2005; Lei et al.
     2018). A score is above it exactly when its `p_values` are at most `alpha`.
@@ -37,13 +37,13 @@ def conformal_quantile(scores: Values, alpha: float) -> float:
 def p_values(calibration_scores: Values, scores: Values) -> Array:
     """Conformal p-values, `(1 + #{calibration score >= score}) / (n + 1)` (Vovk et al. 2005).
 
-    For a row exchangeable with the calibration rows `P(p <= a) <= a` for every a, ties or not. The smallest
-    value there is, `1 / (n + 1)`, limits the `alpha` that can ever alarm.
+    For a row exchangeable with the calibration rows `P(p <= a) <= a` for every a, also with ties. The smallest
+    possible value is `1 / (n + 1)`, so a smaller `alpha` never raises an alarm.
 
     Parameters
     ----------
     calibration_scores
-        `[n]`, larger = stranger.
+        `[n]`, larger = less plausible.
     scores
         New scores, any shape.
 
@@ -59,23 +59,22 @@ def p_values(calibration_scores: Values, scores: Values) -> Array:
     """
     reference = np.sort(_scores("calibration_scores", calibration_scores))
     new = real("scores", scores, infinite=True)
-    num_as_strange = len(reference) - np.searchsorted(reference, new, side="left")
-    return np.asarray((1 + num_as_strange) / (len(reference) + 1))
+    num_at_least = len(reference) - np.searchsorted(reference, new, side="left")
+    return np.asarray((1 + num_at_least) / (len(reference) + 1))
 
 
 def benjamini_hochberg(p_values: Values, fdr: float) -> Mask:
-    """Rows of a batch to flag so that the expected share of false ones among them is at most `fdr`.
+    """Rows of a batch to flag so that the false discovery rate is at most `fdr`.
 
     The k smallest p-values, with the largest k for which `p_(k) <= k fdr / m` (Benjamini and Hochberg 1995).
-    Holds for conformal p-values of one calibration set (Bates et al. 2023), although they depend on each
-    other.
+    Valid for conformal p-values of one calibration set (Bates et al. 2023), although they are dependent.
 
     Parameters
     ----------
     p_values
         `[m]`, one for each row of the batch.
     fdr
-        Allowed share of false alarms among the alarms, in (0, 1).
+        Allowed expected share of false alarms among the alarms, in (0, 1).
 
     Raises
     ------
@@ -87,32 +86,32 @@ def benjamini_hochberg(p_values: Values, fdr: float) -> Mask:
     p = unit("p_values", p_values)
     if p.ndim != 1:
         raise ValueError(f"p_values: expected shape [rows], got {p.shape}; pass one batch at a time")
-    # Conformal p-values are fractions that can equal k fdr / m; rounding in m p / k must not decide then.
+    # conformal p-values are fractions that may equal k fdr / m exactly; the comparison must not depend on rounding
     return np.asarray(false_discovery_control(p) <= share("fdr", fdr) * (1 + ROUNDING))
 
 
 def coverage_band(
     num_calibration: int, num_new: int, alpha: float, prob: float = 0.95
 ) -> tuple[float, float]:
-    """Range of the share of new rows at or below the threshold, for one calibration set.
+    """Central interval of the share of new rows at or below the threshold, for one calibration set.
 
-    Scores are continuous. The number of covered rows is beta-binomial, `BetaBinomial(num_new, k, n + 1 - k)`
-    with `k = ceil((n + 1) (1 - alpha))` (Angelopoulos and Bates 2021, section 3.2). The share of alarms lies
-    in `1 - upper` to `1 - lower`.
+    For continuous scores the number of covered rows is `BetaBinomial(num_new, k, n + 1 - k)` with
+    `k = ceil((n + 1) (1 - alpha))` (Angelopoulos and Bates 2021, section 3.2). The share of alarms lies between
+    `1 - upper` and `1 - lower`.
 
     Parameters
     ----------
     num_calibration, num_new
-        Rows of the calibration set and of the new set.
+        Number n of calibration rows, and number of new rows.
     alpha
-        The level of the threshold.
+        Level of the threshold, in (0, 1).
     prob
-        Probability of the band, at least.
+        Smallest probability of the interval, in (0, 1).
 
     Returns
     -------
     tuple[float, float]
-        Lower and upper end, both part of the band.
+        Lower and upper bound, both included.
 
     Raises
     ------

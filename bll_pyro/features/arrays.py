@@ -1,4 +1,4 @@
-"""Arrays of every kind (NumPy, torch, pandas, lists) as tensors, without copying and without surprises."""
+"""Arrays of every kind (NumPy, torch, pandas, lists) as tensors, without a copy where possible."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
-CHUNK_BYTES = 2**26
+CHUNK_BYTES = 2**26  # bytes of rows that are checked or hashed at a time
 
-# torch stores these but can hardly compute with them; the next wider signed type holds their values
+# torch supports few operations on these types; the next wider signed type holds their values
 _WIDER = {torch.uint16: torch.int32, torch.uint32: torch.int64, torch.uint64: torch.int64}
 
 
 def to_tensor(array: Any, what: str) -> Tensor:
-    """Return `array` as a tensor of real numbers, integers or booleans; memory is shared where torch can.
+    """Return `array` as a tensor of real numbers, integers or booleans, which shares its memory where torch can.
 
     Parameters
     ----------
@@ -59,7 +59,7 @@ def to_tensor(array: Any, what: str) -> Tensor:
 def check_finite(tensor: Tensor, what: str) -> None:
     """Raise ValueError when a value is NaN or infinite, naming how many and the first row; integers always pass.
 
-    Works through the rows in pieces, so that no second array of the size of the data is built.
+    Rows are checked in chunks, so that no second array of the size of the data is needed.
     """
     if not (tensor.is_floating_point() or tensor.is_complex()) or tensor.numel() == 0:
         return
@@ -69,7 +69,7 @@ def check_finite(tensor: Tensor, what: str) -> None:
     step = rows_per_chunk(rows)
     for start in range(0, len(rows), step):
         chunk = rows[start : start + step]
-        # one pass without a second array: a sum is finite only if all its terms are (but may overflow where they are)
+        # a finite sum implies finite terms; one that is not finite may also be an overflow, so the terms are checked
         if chunk.sum().isfinite():
             continue
         wrong = ~torch.isfinite(chunk)
@@ -135,7 +135,7 @@ def _numpy_to_tensor(array: np.ndarray, what: str) -> Tensor:
     if array.flags.writeable:
         return _widen(torch.from_numpy(array), what)
     try:
-        # torch.from_numpy warns about read-only memory; DLPack passes the flag on. Nothing here writes to inputs.
+        # torch.from_numpy warns about read-only memory, DLPack does not; bll_pyro never writes to inputs
         return _widen(from_dlpack(array), what)
     except BufferError:  # older versions of NumPy or torch cannot share read-only memory
         return _widen(torch.from_numpy(array.copy()), what)
@@ -146,7 +146,7 @@ def _frame_to_numpy(frame: Any, what: str) -> np.ndarray:
     array = np.asarray(frame.to_numpy())
     if array.dtype != object or not type(frame).__module__.startswith("pandas"):
         return array
-    # mixed column types (numbers beside booleans, nullable integers) come out as objects
+    # mixed column types (numbers and booleans, nullable integers) give an array of objects
     from pandas.api.types import is_integer_dtype, is_numeric_dtype
 
     columns = list(frame.dtypes.items()) if array.ndim == 2 else [(frame.name, frame.dtype)]

@@ -42,7 +42,7 @@ class Backbone(nn.Module):
     name
         Its name in timm.
     unfreeze
-        Which parts joint training moves; see :func:`timm_backbone`.
+        Parts that joint training updates; see :func:`timm_backbone`.
     """
 
     def __init__(
@@ -59,9 +59,9 @@ class Backbone(nn.Module):
         self.name = name
         self.unfreeze = unfreeze if isinstance(unfreeze, (int, str)) else tuple(unfreeze)
         self._kwargs, self._images = dict(kwargs), dict(images)
-        moving = unfrozen_names(model, self.unfreeze)
+        trainable = unfrozen_names(model, self.unfreeze)
         for path, parameter in model.named_parameters():
-            parameter.requires_grad_(path in moving)
+            parameter.requires_grad_(path in trainable)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the features ``[N, D]`` of images ``[N, C, H, W]``."""
@@ -94,7 +94,7 @@ class Backbone(nn.Module):
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:
-        """Build the network of :attr:`config` with random weights; load_model its state_dict afterwards. Never downloads."""
+        """Build the network of :attr:`config` with random weights, for ``load_state_dict`` afterwards; never downloads."""
         with isolated(0):
             model = create(config["name"], config["kwargs"])
         return cls(
@@ -118,27 +118,27 @@ def timm_backbone(
         prefix ``"hf-hub:"`` or ``"local-dir:"``.
     pretrained
         True takes timm's weights, from its cache or from the network. A path loads a safetensors or .pth file through
-        timm, without unpickling code; a head in the file is ignored. False starts from random weights, drawn from
-        torch's global state.
+        timm, without unpickling code; a head in the file is ignored. False takes random weights, drawn from torch's
+        global random state.
     unfreeze
-        Which parts move in joint training, ``SVI(backbone_learning_rate=...)``; without it nothing does. True: all.
-        False: none. A number n: the last n blocks (of transformers) or stages (of convolutional networks) and what
-        follows them. A list of names: the parameters under these names, such as ``["layer4"]``. BatchNorm layers of
-        all other parts keep their statistics.
+        Parts that joint training, ``SVI(backbone_learning_rate=...)``, updates. True: all. False: none. A number n: the
+        last n blocks (of transformers) or stages (of convolutional networks) and all layers after them. A list of names:
+        the parameters under these names, such as ``["layer4"]``. BatchNorm layers of all other parts keep their
+        statistics.
     **kwargs
-        Go to the model: `in_chans`, `img_size`, `global_pool`, `drop_path_rate` and others.
+        Arguments of the model: `in_chans`, `img_size`, `global_pool`, `drop_path_rate` and others.
 
     Raises
     ------
     ValueError
-        For a name that timm doesn't have (with the nearest ones), weights that cannot be had or don't fit, and parts
-        to unfreeze that don't exist.
+        If timm has no model of this name (the message lists the nearest ones), weights are not available or do not
+        match, or parts to unfreeze do not exist.
     """
     from timm.data import resolve_model_data_config
 
     if reserved := sorted(_RESERVED & set(kwargs)):
         raise ValueError(
-            f"{name}: expected arguments of the network below its head, got {', '.join(reserved)}; the last layer is "
+            f"{name}: expected arguments of the network without its head, got {', '.join(reserved)}; the last layer is "
             "the Bayesian one, and weights are chosen by pretrained="
         )
     check_name(name)
@@ -148,7 +148,7 @@ def timm_backbone(
         model = create(name, kwargs)
     else:
         model = load_model(name, kwargs, Path(pretrained))
-    if ":" in name:  # the files behind such a name may be gone later: keep the model's own name and arguments
+    if ":" in name:  # the files of such a name may not exist later: store the model's own name and arguments
         kwargs = {k: v for k, v in getattr(model, "_model_args", {}).items() if k != "num_classes"} | kwargs
         name = str(cast(dict[str, Any], model.pretrained_cfg)["architecture"])
     return Backbone(
@@ -161,13 +161,13 @@ def timm_backbone(
 
 
 def _image_config(config: Mapping[str, Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Return timm's preprocessing for the size and channels that the model was built with."""
+    """Preprocessing of the model in timm, for its image size and number of channels."""
     channels, *size = config["input_size"]
     channels = kwargs.get("in_chans") or channels
     if wanted := kwargs.get("img_size"):
         size = [wanted, wanted] if isinstance(wanted, int) else list(wanted)
     images = {**config, "input_size": (channels, *size)}
-    for name in ("mean", "std"):  # of three colours; other channels get their average
+    for name in ("mean", "std"):  # timm's are for three channels; other numbers of channels get their average
         if len(images[name]) != channels:
             images[name] = (sum(images[name]) / len(images[name]),) * channels
     return images

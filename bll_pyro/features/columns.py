@@ -1,4 +1,4 @@
-"""``Data``: data with a weight or an exposure for each row, wherever the library takes data."""
+"""``Data``: data with a weight or an exposure for each row."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from bll_pyro.features.arrays import check_finite, to_tensor
 
 @dataclass(frozen=True, eq=False)
 class Data:
-    """Data with what is known of each row beside inputs and targets.
+    """Data with a weight or an exposure for each row.
 
-    Every function of the library that takes data takes it in this form too; ``bll.fit(..., sample_weight=, exposure=)``
-    and ``fit.predict(..., exposure=)`` are short for it.
+    Every function of the library that takes data also takes this; ``bll.fit(..., sample_weight=, exposure=)`` and
+    ``fit.predict(..., exposure=)`` are short forms.
 
     Parameters
     ----------
     rows
         Inputs, or inputs and targets, in any form that :func:`bll_pyro.fit` takes, in a fixed order.
     sample_weight
-        ``[N]``, numbers >= 0, of which one at least is not 0: each multiplies its row's log likelihood. A whole number
-        stands for so many equal rows; the standardisation counts them so too.
+        ``[N]``, numbers >= 0, at least one above 0: each multiplies its row's log likelihood, so that a whole number n is
+        equivalent to n equal rows, also in the standardisation.
     exposure
-        ``[N]``, or ``[N, T]`` for T counts a row, numbers > 0: time, area or population in which a row's counts were
-        seen. They multiply the mean of the likelihoods of counts (``log(exposure)`` is the offset). None is 1.
+        ``[N]``, or ``[N, T]`` for T counts per row, numbers > 0: time, area or population in which the counts were
+        observed. They multiply the mean of the likelihoods of counts (``log(exposure)`` is the offset). None means 1.
     """
 
     rows: Any
@@ -35,10 +35,10 @@ class Data:
     exposure: Any = None
 
     def columns(self, num_rows: int, shuffled: bool, what: str) -> Columns:
-        """Check weights and exposures against the rows that they belong to."""
+        """The checked weights and exposures of ``num_rows`` rows; ValueError if they do not match."""
         if (self.sample_weight is not None or self.exposure is not None) and shuffled:
             raise ValueError(
-                f"{what}: expected rows in a fixed order, which weights and exposures follow, got a DataLoader that shuffles; "
+                f"{what}: expected rows in a fixed order, the order of weights and exposures, got a DataLoader that shuffles; "
                 "pass its dataset"
             )
         weight = _column(self.sample_weight, "sample_weight", num_rows, what)
@@ -47,12 +47,12 @@ class Data:
             if weight.dim() != 1:
                 raise ValueError(
                     f"sample_weight of {what}: expected one number for each row, shape [{num_rows}], got "
-                    f"{list(weight.shape)}; the targets of a row share their weight"
+                    f"{list(weight.shape)}; all targets of a row share one weight"
                 )
             _check_range(weight, weight < 0, "sample_weight", "numbers >= 0", what)
             if not bool((weight > 0).any()):
                 raise ValueError(
-                    f"sample_weight of {what}: expected a weight above 0, got none; look at them"
+                    f"sample_weight of {what}: expected at least one weight above 0, got none; check the weights"
                 )
         if exposure is not None:
             _check_range(exposure, exposure <= 0, "exposure", "positive numbers", what)
@@ -62,7 +62,7 @@ class Data:
 
 @dataclass(frozen=True, eq=False)
 class Columns:
-    """Weights ``[N]`` and exposures ``[N, 1]`` or ``[N, T]`` of rows, checked; None where there are none."""
+    """Checked weights ``[N]`` and exposures ``[N, 1]`` or ``[N, T]`` of rows; None if there are none."""
 
     weight: Tensor | None = None
     exposure: Tensor | None = None
@@ -71,17 +71,17 @@ class Columns:
         return self.weight is not None or self.exposure is not None
 
     def __getitem__(self, index: slice | Tensor) -> Columns:
-        """Of some rows."""
+        """The columns of some rows."""
         if not self:
             return self
         return Columns(*(None if value is None else value[index] for value in (self.weight, self.exposure)))
 
     def to(self, like: Tensor) -> Columns:
-        """On the device and in the dtype of a tensor."""
+        """The columns on the device and in the dtype of a tensor."""
         return Columns(*(None if value is None else value.to(like) for value in (self.weight, self.exposure)))
 
     def total_weight(self, num_rows: int) -> float:
-        """Sum of the weights: how many rows all of them count for."""
+        """Sum of the weights, or ``num_rows`` without weights."""
         return float(num_rows) if self.weight is None else float(self.weight.double().sum())
 
 
@@ -94,8 +94,8 @@ def _column(values: Any, name: str, num_rows: int, what: str) -> Tensor | None:
     column = to_tensor(values, f"{name} of {what}")
     if column.dim() not in (1, 2) or len(column) != num_rows:
         raise ValueError(
-            f"{name} of {what}: expected one entry for each of the {num_rows} rows, got shape {list(column.shape)}; pass those "
-            "of the same rows in the same order"
+            f"{name} of {what}: expected one entry for each of the {num_rows} rows, got shape {list(column.shape)}; pass the "
+            "entries of the same rows in the same order"
         )
     check_finite(column, f"{name} of {what}")
     return column if column.is_floating_point() else column.to(torch.get_default_dtype())

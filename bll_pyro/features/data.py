@@ -1,4 +1,4 @@
-"""One reader for every form of data: arrays, tensors, data frames, datasets, loaders and stores of features."""
+"""The reader of all forms of data: arrays, tensors, data frames, datasets, loaders and stores of features."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ def read(
     ----------
     data
         A tuple ``(inputs, targets)`` of arrays, tensors, data frames or lists; one of these alone, without targets; a
-        torch Dataset with items ``(x, y)`` or ``x``; a DataLoader, which keeps its own order and batches; a `Features`
-        store, alone or in a tuple with targets; any of these in a `Data`, with weights or exposures.
+        torch Dataset with items ``(x, y)`` or ``x``; a DataLoader, whose order and batches are kept; a `Features` store,
+        alone or in a tuple with targets; any of these in a `Data`, with weights or exposures.
     need_targets
-        Raise ValueError when there are none.
+        Whether to raise a ValueError if there are no targets.
     what
         The name of the data in error messages.
     min_rows
-        Raise ValueError when there are fewer rows.
+        Smallest number of rows.
     num_workers
-        Processes that load the items of a Dataset. A DataLoader brings its own.
+        Number of processes that load the items of a Dataset; a DataLoader has its own setting.
 
     Raises
     ------
     TypeError
-        When this is no data, or not numbers.
+        If this is not a form of data, or does not consist of numbers.
     ValueError
-        When inputs and targets differ in length, targets are missing, rows are too few, their number is unknown, or a
+        If inputs and targets differ in length, targets are missing, rows are too few, their number is unknown, or a
         loader would leave some out.
     """
     source = _source(data.rows if isinstance(data, Data) else data, what, num_workers)
@@ -73,8 +73,8 @@ def _source(data: Any, what: str, num_workers: int) -> Source:
         return TensorSource(_rows(data, what), None)
     if len(data) != 2:
         raise ValueError(
-            f"{what}: expected a tuple (inputs, targets), got a tuple of {len(data)}; pass inputs alone as an array "
-            "and several inputs as a Dataset with items ((x1, x2), y)"
+            f"{what}: expected a tuple (inputs, targets), got a tuple of {len(data)}; pass inputs without targets as an "
+            "array, and several inputs as a Dataset with items ((x1, x2), y)"
         )
     inputs, targets = data
     if not isinstance(inputs, Features):

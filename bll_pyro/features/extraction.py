@@ -1,10 +1,9 @@
-"""Extraction: a backbone runs once over the data, and its features are kept, in memory or on disk."""
+"""Extraction: one pass of a backbone over the data, whose features are kept in memory or on disk."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -20,6 +19,7 @@ from bll_pyro.features.fingerprint import module_fingerprint, plain_attributes
 from bll_pyro.features.sources import Source
 from bll_pyro.features.store import Features
 from bll_pyro.features.writer import MemoryWriter, ShardWriter
+from bll_pyro.progress import progress
 from bll_pyro.scope import isolated
 
 
@@ -35,34 +35,39 @@ def extract(
 ) -> Features:
     """Return the features of `data`, computed in eval mode, once per row.
 
-    With a `store`, a call with the same backbone, data and dtype opens what an earlier call kept, and the backbone
-    does not run. Rows with targets keep them. The rows of a DataLoader that shuffles are kept in the order in which
-    they came.
+    With a `store`, a call with the same backbone, data and dtype opens the features of the earlier call, and the backbone
+    does not run. Targets are kept with their rows. The rows of a DataLoader that shuffles are kept in its order.
 
     Parameters
     ----------
     backbone
-        A module that turns a batch of inputs into features ``[N, D]``; None when the inputs are features already.
+        A module that maps a batch of inputs to features ``[N, D]``; None if the inputs are features already.
     data
         Any data that :func:`bll_pyro.fit` takes; targets are optional.
     store
-        A folder with one sub-folder for each key, the sha256 of weights, buffers, classes and plain attributes of the
-        backbone, of the data after its transforms, and of the dtype. None keeps the features in memory.
+        A folder with one sub-folder per key. The key is the SHA-256 of weights, buffers, classes and plain attributes of
+        the backbone, of the inputs after their transforms, and of the dtype. None keeps the features in memory.
     batch_size
-        Rows at a time; a DataLoader brings its own.
+        Number of rows in a batch; a DataLoader has its own.
     device
-        Where the backbone runs; it is moved back afterwards. None: where it is.
+        Device for the pass; the backbone is moved back afterwards. None runs it on its own device.
     dtype
-        The type that the features are kept in.
+        Floating-point type of the stored features.
     num_workers
-        Processes that load the items of a Dataset.
+        Number of processes that load the items of a Dataset.
+
+    Returns
+    -------
+    Features
+        N rows of D features, with the targets of the data.
 
     Raises
     ------
     ValueError
-        When the output is not ``[N, D]``, a feature is NaN or infinite, or the store is damaged. Nothing is kept then.
+        If the output is not ``[N, D]``, a feature is NaN or infinite, or the store is damaged. Nothing is kept then.
     """
-    with isolated():  # datasets and loaders may draw from the global random state, which is the caller's
+    # datasets and loaders may draw from the global random state, which must not change for the caller
+    with isolated():
         source = read(data, need_targets=False, num_workers=num_workers)
         return extract_source(
             backbone, source, store=store, batch_size=batch_size, device=device, dtype=dtype
@@ -78,7 +83,7 @@ def extract_source(
     device: str | torch.device | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Features:
-    """:func:`extract` for data that was read already; random numbers come from the global state."""
+    """:func:`extract` for data that has been read; random numbers come from the global state."""
     if batch_size < 1:
         raise ValueError(f"batch_size: expected at least 1, got {batch_size}; 256 suits most networks")
     if not dtype.is_floating_point:
@@ -102,12 +107,12 @@ def extract_source(
     return features if source.shuffled else features.with_targets(targets)
 
 
-# Plain attributes that a pass changes by itself, by class: seen when it happens, and left out of later keys.
+# Plain attributes that a forward pass was found to change, by class; they are left out of later keys.
 _RECORDS: WeakKeyDictionary[type[nn.Module], set[str]] = WeakKeyDictionary()
 
 
 def features_key(backbone: nn.Module | None, inputs_hash: str, dtype: torch.dtype) -> str:
-    """sha256 of everything that decides the features: the backbone, the inputs after their transforms, the dtype."""
+    """SHA-256 of all that determines the features: the backbone, the inputs after their transforms, the dtype."""
     network = _network(backbone)
     parts = {
         "backbone": None if network is None else module_fingerprint(network, _RECORDS.get(type(network), ())),
@@ -118,9 +123,8 @@ def features_key(backbone: nn.Module | None, inputs_hash: str, dtype: torch.dtyp
 
 
 def _network(backbone: nn.Module | None) -> nn.Module | None:
-    return (
-        backbone.model if isinstance(backbone, Backbone) else backbone
-    )  # `unfreeze` does not change the output
+    # without the wrapper, whose `unfreeze` does not change the output
+    return backbone.model if isinstance(backbone, Backbone) else backbone
 
 
 def _attributes(backbone: nn.Module | None) -> dict[str, str]:
@@ -129,7 +133,7 @@ def _attributes(backbone: nn.Module | None) -> dict[str, str]:
 
 
 def _note_records(backbone: nn.Module | None, before: dict[str, str]) -> None:
-    """Remember which attributes the pass has changed (a counter of calls): they don't decide the features."""
+    """Record the attributes that the pass has changed, such as a counter of calls: they do not determine the features."""
     network, after = _network(backbone), _attributes(backbone)
     changed = {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
     if network is not None and changed:
@@ -140,8 +144,8 @@ def _open(path: Path, key: str) -> Features:
     features = Features.open(path)
     if features.key != key:
         raise ValueError(
-            f"features at {path}: expected the key {key[:12]}..., got {str(features.key)[:12]}...; the folder was "
-            "renamed or moved here: delete it and extract the features again"
+            f"features at {path}: expected the key {key[:12]}..., got {str(features.key)[:12]}...; the folder has been "
+            "renamed or moved: delete it and extract the features again"
         )
     return features
 
@@ -158,7 +162,6 @@ def _run(
     modes = nullcontext() if backbone is None else frozen(backbone)
     with modes, _moved(backbone, device), torch.no_grad(), _progress(source.num_rows) as advance:
         for inputs, targets in source.batches(batch_size):
-            # a first batch that is not [N, D] ends the pass before it begins
             features = compute_features(backbone, inputs).to("cpu", dtype)
             _check(features, row, source, dtype)
             append(features, None if targets is None else targets.cpu())
@@ -174,34 +177,26 @@ def _check(features: Tensor, first_row: int, source: Source, dtype: torch.dtype)
     order = " in the order of the DataLoader" if source.shuffled else ""
     raise ValueError(
         f"features: expected finite values in {dtype}, got {int((~finite).sum())} that are NaN or infinite, the first "
-        f"in row {row}{order}; look at this input, at the scale of the inputs and at the backbone's weights, or take a "
-        "wider dtype"
+        f"in row {row}{order}; check this input, the scale of the inputs and the backbone's weights, or use a wider dtype"
     )
 
 
 @contextmanager
 def _moved(backbone: nn.Module | None, device: str | torch.device | None) -> Iterator[None]:
-    """Have the backbone on `device` inside the block, and where it was afterwards."""
-    home = None if backbone is None else next((p.device for p in backbone.parameters()), None)
-    if backbone is None or home is None or device is None or torch.device(device) == home:
+    """Move the backbone to `device` inside the block, and back afterwards."""
+    original = None if backbone is None else next((p.device for p in backbone.parameters()), None)
+    if backbone is None or original is None or device is None or torch.device(device) == original:
         yield
         return
     try:
         backbone.to(device)
         yield
     finally:
-        backbone.to(home)
+        backbone.to(original)
 
 
 @contextmanager
 def _progress(num_rows: int) -> Iterator[Callable[[int], None]]:
-    """Show a progress bar where a person watches: standard error is a terminal."""
-    if not sys.stderr.isatty():
-        yield lambda _: None
-        return
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("features", total=num_rows)
-        yield lambda num_done: bar.advance(task, num_done)
+    """Show a progress bar if standard error is a terminal."""
+    with progress(num_rows, "features") as advance:
+        yield lambda num_done: advance(num_done, "")

@@ -1,4 +1,4 @@
-"""Fingerprints: sha256 of data and of modules, so that kept features are only used for what they were made from."""
+"""Fingerprints: SHA-256 of data and of modules, so that stored features are only reused for equal data and modules."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from torch import Tensor, nn
 
 from bll_pyro.features.arrays import rows_per_chunk
 
-# timm's notes on where the weights came from: the same network has others after it was saved and loaded
+# timm's attributes for the origin of the weights, which change when a network is saved and loaded
 _RECORDS = {"pretrained_cfg", "default_cfg", "pretrained_model_args", "_model_args", "_traits"}
 
 
 class DataHash:
-    """sha256 over the contents, dtypes and shapes of rows that arrive in batches.
+    """SHA-256 of contents, dtypes and shapes of rows in batches.
 
-    The cut into batches does not change the result. With ``ordered=False`` the order of the rows does not either: the
-    hashes of the rows are added up modulo 2**256, so that a loader that shuffles has one fingerprint.
+    The result does not depend on the batch size. With ``ordered=False`` it does not depend on the order of the rows
+    either: the hashes of the rows are added modulo 2**256, so that a loader that shuffles has one fingerprint.
     """
 
     def __init__(self, *, ordered: bool = True) -> None:
@@ -54,7 +54,7 @@ class DataHash:
     def _update_stream(self, path: str, leaf: Tensor) -> None:
         stream = self._streams.setdefault(path, hashlib.sha256())
         form = _format(leaf)
-        if self._formats.get(path) != form:  # sequences may be padded to another length in every batch
+        if self._formats.get(path) != form:  # padded sequences may have another length in every batch
             self._formats[path] = form
             stream.update(form)
         step = rows_per_chunk(leaf)
@@ -62,7 +62,7 @@ class DataHash:
             stream.update(_bytes(leaf[start : start + step]).numpy())
 
     def hexdigest(self) -> str:
-        """Return the fingerprint of everything added so far."""
+        """Return the fingerprint of all rows added so far."""
         total = hashlib.sha256(f"ordered={self._ordered} rows={self._num_rows}".encode())
         total.update((self._sum % 2**256).to_bytes(32))
         for path, stream in sorted(self._streams.items()):
@@ -71,7 +71,7 @@ class DataHash:
 
 
 def plain_attributes(module: nn.Module) -> dict[str, str]:
-    """Plain attributes of a module and its parts, each as a text that changes with the value."""
+    """Plain attributes of a module and its submodules, each as a text that changes with the value."""
     own = set(vars(nn.Module())) | _RECORDS
     return {
         f"{name}.{key}": text
@@ -82,11 +82,11 @@ def plain_attributes(module: nn.Module) -> dict[str, str]:
 
 
 def module_fingerprint(module: nn.Module, ignored: Collection[str] = ()) -> str:
-    """sha256 over what decides a module's output: classes and their code, plain attributes, parameters, buffers.
+    """SHA-256 of what determines a module's output: classes and their code, plain attributes, parameters, buffers.
 
-    Weights alone are not enough: the same weights under another pooling or activation give other features. Not seen
-    are functions that ``forward`` calls and that live outside the classes. ``ignored`` names plain attributes that a
-    pass changes by itself (a counter): they are a record of passes and do not decide the output.
+    Weights alone are not enough: the same weights with another pooling or activation give other features. Functions
+    outside the classes that ``forward`` calls are not included. ``ignored`` names plain attributes that a pass itself
+    changes, such as a counter, and that do not determine the output.
     """
     digest = hashlib.sha256()
     for name, text in plain_attributes(module).items():
@@ -139,7 +139,7 @@ def _bytes(leaf: Tensor) -> Tensor:
 
 
 def _describe(value: Any) -> str | None:
-    """Return a text that changes when a plain value changes; None for what is hashed elsewhere or not plain."""
+    """A text that changes when a plain value changes; None for values that are hashed elsewhere or are not plain."""
     if value is None or isinstance(value, (bool, int, float, complex, str, torch.dtype)):
         return repr(value)
     if isinstance(value, (tuple, list)):
@@ -168,7 +168,7 @@ def _code(code: types.CodeType) -> bytes:
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
             digest.update(_code(constant))
-        elif isinstance(constant, frozenset):  # its order changes from process to process
+        elif isinstance(constant, frozenset):  # its order differs between processes
             digest.update(repr(sorted(map(repr, constant))).encode())
         else:
             digest.update(repr(constant).encode())

@@ -6,23 +6,24 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from bll_pyro.features.freezing import frozen
 
 
-def compute_features(backbone: nn.Module | None, inputs: Any) -> Tensor:
-    """Return the features ``[N, D]`` of a batch: `inputs` on the backbone's device and in its dtype, run and checked.
+def compute_features(backbone: nn.Module | None, inputs: Any) -> Float[Tensor, "N D"]:
+    """Return the checked features ``[N, D]`` of a batch.
 
-    Floating-point inputs take the dtype of the backbone's parameters, integers stay. Without a backbone the inputs are
-    the features. Modes and gradients are left to the caller.
+    `inputs` are moved to the backbone's device, and floating-point inputs to the dtype of its parameters. Without a
+    backbone the inputs are the features. Train mode and gradients are left to the caller.
 
     Raises
     ------
     ValueError
-        When the backbone cannot run on the inputs or returns something else than ``[N, D]``.
+        If the backbone cannot run on the inputs, or its output is not ``[N, D]``.
     TypeError
-        When it does not return a tensor.
+        If it does not return a tensor.
     """
     if backbone is None:
         return _check_features(inputs, None, "the inputs (there is no backbone)")
@@ -43,7 +44,7 @@ def compute_features(backbone: nn.Module | None, inputs: Any) -> Tensor:
 
 
 def feature_width(backbone: nn.Module | None, example_inputs: Any) -> int:
-    """Return D from a dry run in eval mode, which leaves modes, BatchNorm buffers and gradients as they were.
+    """Return D from a dry run in eval mode, which changes neither modes, BatchNorm buffers nor gradients.
 
     Raises the errors of :func:`compute_features`.
     """

@@ -1,4 +1,4 @@
-"""Loading: sources that go through torch's DataLoader, from a Dataset or from a user's own loader."""
+"""Sources that load through torch's DataLoader, from a Dataset or from a user's own loader."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class DatasetSource(Source):
                     "and a shuffled pass; shuffle inside the dataset and wrap it in a DataLoader"
                 )
             sampler = permutation(self.num_rows, generator).tolist()
-        # a generator of its own: the seeds of the workers would otherwise be drawn from torch's global state
+        # an explicit generator, because the seeds of the workers would otherwise come from torch's global state
         seeds = torch.Generator() if generator is None else generator
         loader: DataLoader[Any] = DataLoader(
             self._dataset, batch_size, sampler=sampler, num_workers=self._num_workers, generator=seeds
@@ -59,11 +59,11 @@ class DatasetSource(Source):
 
 
 class LoaderSource(Source):
-    """The batches of a user's DataLoader as they are: its order, batch size, workers and collation.
+    """The batches of a user's DataLoader, in its order, batch size, workers and collation.
 
     `num_rows` is the length of the dataset, or of the subset that a `SubsetRandomSampler` visits. The random numbers
     of a pass come from one seed, drawn from `generator` or from torch's global state, so that the number of workers
-    changes neither the order of the rows nor anything that the caller draws between batches.
+    affects neither the order of the rows nor the caller's draws between batches.
     """
 
     own_order = True
@@ -79,7 +79,7 @@ class LoaderSource(Source):
         if isinstance(inner, SubsetRandomSampler):
             self.num_rows = len(inner)
         once = isinstance(inner, RandomSampler) and not inner.replacement and len(inner) == self.num_rows
-        # samplers that weigh, repeat or split rows visit another number of them than there are
+        # samplers that weight, repeat or split rows do not visit each row exactly once
         self._counted = iterable or (
             plain and (once or isinstance(inner, SubsetRandomSampler) or type(inner) is SequentialSampler)
         )
@@ -113,13 +113,13 @@ def _num_items(dataset: Any, what: str) -> int:
         return len(dataset)
     except (TypeError, NotImplementedError) as error:
         raise ValueError(
-            f"{what}: expected a dataset with a length, got {type(dataset).__name__} without __len__; the number of "
-            "rows weighs the data against the prior, so give the dataset a __len__ that returns it"
+            f"{what}: expected a dataset with a length, got {type(dataset).__name__} without __len__; the likelihood is "
+            "scaled to the number of rows, so give the dataset a __len__ that returns it"
         ) from error
 
 
 def _first_item(dataset: Any, collate: Any, what: str, collated: bool = True) -> Batch:
-    # looking at an item must not move the caller's random state, which the item may draw from
+    # the item may draw from the global random state, which must not change for the caller
     with isolated():
         item = next(iter(dataset)) if isinstance(dataset, IterableDataset) else dataset[0]
         try:
@@ -127,16 +127,16 @@ def _first_item(dataset: Any, collate: Any, what: str, collated: bool = True) ->
         except TypeError as error:
             raise TypeError(
                 f"{what}: expected items that can be put into a batch (tensors, arrays, numbers), got {_kind(item)}: "
-                f"{error}; convert them in the dataset, images for instance by transform=backbone.transform"
+                f"{error}; convert them in the dataset, for example images by transform=backbone.transform"
             ) from error
 
 
 def _isolated_batches(loader: Iterable[Any], generator: torch.Generator | None) -> Iterator[Batch]:
-    """Yield batches, each loaded under a random state of its own.
+    """Yield batches, each loaded with its own random state.
 
-    Without workers a loader draws in the caller's process and whenever it likes, with workers elsewhere and early. A
-    seed for each batch makes these one and the same for samplers, which draw when the pass begins, and keeps whatever
-    the caller draws in between apart.
+    Without workers a loader draws random numbers in the caller's process, with workers in other processes and ahead of
+    time. One seed per batch gives samplers, which draw at the start of a pass, the same numbers in both cases, and keeps
+    them independent of the caller's draws between batches.
     """
     seed = int(torch.randint(2**62, (), generator=generator, device=generator.device if generator else None))
     with isolated(seed):
@@ -164,7 +164,7 @@ def _pair(batch: Any, what: str) -> Batch:
 
 
 def _counted(batches: Iterator[Batch], num_rows: int, what: str) -> Iterator[Batch]:
-    """Pass batches on, and raise ValueError when they do not add up to the rows that were promised."""
+    """Yield the batches, and raise a ValueError unless they have ``num_rows`` rows in total."""
     seen = 0
     for inputs, targets in batches:
         seen += _num_rows(inputs)
@@ -174,8 +174,8 @@ def _counted(batches: Iterator[Batch], num_rows: int, what: str) -> Iterator[Bat
     if seen != num_rows:
         raise ValueError(
             f"{what}: expected {num_rows} rows in a pass by len(dataset), got {seen}{' or more' * (seen > num_rows)}; "
-            "an iterable dataset must begin anew in every pass and share its rows out among workers, and len(dataset) "
-            "must count rows, not batches"
+            "an iterable dataset must restart in every pass and divide its rows among the workers, and len(dataset) must "
+            "count rows, not batches"
         )
 
 

@@ -1,4 +1,4 @@
-"""Rows that lie in one or several tensors, reached as if they lay in one."""
+"""Rows in one or several tensors, indexed like one tensor."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class ShardedRows:
         return self._gather(rows) if rows.ndim else self._gather(rows[None])[0]
 
     def _cut(self, start: int, stop: int) -> Tensor:
-        """Return rows start..stop: a view where one part holds them."""
+        """Return rows start..stop; a view if they are in one part."""
         pieces = []
         for part, end in zip(self.parts, self._ends):
             offset = end - len(part)
@@ -65,6 +65,7 @@ class ShardedRows:
         owner = torch.bucketize(rows, torch.tensor(self._ends), right=True)
         result = self.parts[0].new_empty((len(rows), *self.parts[0].shape[1:]))
         for i in owner.unique().tolist():
-            mine = owner == i
-            result[mine] = self.parts[i].index_select(0, rows[mine] - (self._ends[i] - len(self.parts[i])))
+            in_part = owner == i
+            offset = self._ends[i] - len(self.parts[i])
+            result[in_part] = self.parts[i].index_select(0, rows[in_part] - offset)
         return result

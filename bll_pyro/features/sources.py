@@ -1,4 +1,4 @@
-"""Sources: what fitting, prediction and extraction read rows from, here tensors and stores of features."""
+"""Sources of rows for fitting, prediction and extraction: the interface, tensors, and stores of features."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ Batch = tuple[Any, Tensor | None]
 
 
 class Source(ABC):
-    """What fitting, prediction and extraction read rows from.
+    """Rows of data that fitting, prediction and extraction read in batches.
 
     Attributes
     ----------
     num_rows
-        N of the data: the rows that one pass over the data stands for, not the number of batches.
+        N, the number of rows in one pass.
     shuffled
-        True when the rows come in another order than that of the data, by the will of a user's DataLoader.
+        True if a user's DataLoader gives the rows in another order than the dataset's.
     columns
         Weights and exposures of the rows, in the order of the data.
     stored
         The store of features that the rows are, with their targets; None for other rows.
     own_order
-        True when the rows come in an order of the data's own, whatever generator a pass is given.
+        True if a pass ignores the generator that it is given and keeps the data's own order.
     """
 
     num_rows: int
@@ -52,12 +52,12 @@ class Source(ABC):
     def batches_with_columns(
         self, batch_size: int, *, generator: torch.Generator | None = None
     ) -> Iterator[tuple[Any, Tensor, Columns]]:
-        """Yield (inputs, targets, columns) as :meth:`batches` does; there have to be targets."""
+        """Yield (inputs, targets, columns) like :meth:`batches`, of a source with targets."""
         order = None
         if self.columns and generator is not None and not self.own_order:
             twin = torch.Generator(generator.device)
             twin.set_state(generator.get_state())
-            order = permutation(self.num_rows, twin)  # what the pass itself is about to draw
+            order = permutation(self.num_rows, twin)  # the permutation that the pass will draw
         start = 0
         for inputs, targets in self.batches(batch_size, generator=generator):
             assert targets is not None
@@ -70,15 +70,14 @@ class Source(ABC):
         """Return the first row or two as a batch, for dry runs."""
 
     def tensors(self) -> Batch | None:
-        """Return all inputs and targets when they are at hand as tensors, else None."""
+        """Return all inputs and targets if they are tensors already, else None."""
         return None
 
     def scan(self) -> tuple[str, Tensor | None]:
-        """Return the sha256 over contents, dtypes and shapes of the inputs, and the targets, in one pass.
+        """Return the SHA-256 of contents, dtypes and shapes of the inputs, and the targets, in one pass.
 
-        The same inputs have the same sha256 in any form of data, with other targets or without. Rows that come
-        shuffled have no order in which targets could be matched to kept features: there the sha256 covers the targets
-        too, and none are returned.
+        The SHA-256 is the same for the same inputs in any form of data, whatever their targets. Targets of shuffled rows
+        cannot be matched to stored features: then the SHA-256 includes the targets, and none are returned.
         """
         digest = DataHash(ordered=not self.shuffled)
         collected: list[Tensor] = []
@@ -120,7 +119,7 @@ class TensorSource(Source):
 
 
 class FeaturesSource(Source):
-    """Rows of a store of features, gathered from its shards; other targets may take the place of the stored ones."""
+    """Rows of a store of features, gathered from its shards, with its targets or others."""
 
     def __init__(self, features: Features, targets: Tensor | None) -> None:
         self._features, self._targets = features, targets

@@ -1,7 +1,7 @@
-"""A store of features: the rows that a backbone made, with their targets, in memory or memory-mapped from disk.
+"""A store of features: the output of a backbone, with targets, in memory or memory-mapped from disk.
 
-On disk a store is a folder of safetensors files (shards) beside a manifest with the number of rows, the shapes, the
-dtype, the key and the sha256 of every shard. `bll_pyro.features.writer` writes it.
+On disk a store is a folder of safetensors files (shards) and a manifest with the number of rows, the shapes, the
+dtype, the key and the SHA-256 of every shard. `bll_pyro.features.writer` writes it.
 """
 
 from __future__ import annotations
@@ -20,29 +20,29 @@ from torch import Tensor
 from bll_pyro import tensorfile
 from bll_pyro.features.rows import Index, ShardedRows
 
-FORMAT = "bll_pyro.features"
-VERSION = 1
-MANIFEST = "manifest.json"
+FORMAT = "bll_pyro.features"  # name of the format in a manifest
+VERSION = 1  # version of the format in a manifest
+MANIFEST = "manifest.json"  # file name of the manifest
 
 
 class Features:
     """Rows of features ``[N, D]``, with targets or without; immutable.
 
-    Made by :func:`bll_pyro.extract`, :meth:`open` or :meth:`from_tensors`. Indexing gives rows: a number one row
-    ``[D]``, a slice or a list of row numbers several ``[n, D]``.
+    Made by :func:`bll_pyro.extract`, :meth:`open` or :meth:`from_tensors`. ``features[index]`` gives rows: one row
+    ``[D]`` for a number, n rows ``[n, D]`` for a slice, row numbers or a mask.
 
     Attributes
     ----------
     num_rows, num_features
         N and D.
     num_shards
-        How many pieces the rows lie in. One piece is read without a copy.
+        Number of shards; a single one is read without a copy.
     dtype
-        The type of the features.
+        The dtype of the features.
     path
         The folder of the store; None in memory.
     key
-        sha256 of what the features were made from; None when nobody asked for it.
+        SHA-256 of backbone, inputs and dtype; None if it was not computed.
     """
 
     def __init__(
@@ -72,7 +72,13 @@ class Features:
     def from_tensors(
         cls, features: Tensor, targets: Tensor | None = None, *, key: str | None = None
     ) -> Features:
-        """Return a store in memory around `features` ``[N, D]`` and `targets` ``[N]`` or ``[N, T]``, without a copy."""
+        """Return a store in memory of `features` ``[N, D]`` and `targets` ``[N]`` or ``[N, T]``, without a copy.
+
+        Raises
+        ------
+        ValueError
+            If the features are not floats of shape ``[N, D]`` with N > 0, or the targets have another number of rows.
+        """
         if features.ndim != 2 or not features.is_floating_point() or len(features) == 0:
             raise ValueError(
                 f"features: expected floats of shape [N, D] with N > 0, got {features.dtype} of shape "
@@ -89,8 +95,12 @@ class Features:
     def open(cls, path: str | Path) -> Features:
         """Open the store in the folder `path`; rows are read from disk when they are used.
 
-        Raises ValueError when the manifest or a shard is missing, cut, altered or does not fit the other. The sizes and
-        headers of the shards are checked here, their contents by :meth:`verify`.
+        Sizes and headers of the shards are checked here, their contents by :meth:`verify`.
+
+        Raises
+        ------
+        ValueError
+            If the manifest or a shard is missing, truncated or altered, or they do not match.
         """
         path = Path(path)
         manifest = _read_manifest(path)
@@ -104,7 +114,7 @@ class Features:
         return None if self._targets is None else self._targets.all()
 
     def with_targets(self, targets: Tensor | None) -> Features:
-        """Return the same features with other targets, or with none; nothing is copied."""
+        """Return the same features with other targets ``[N]`` or ``[N, T]``, or with none; nothing is copied."""
         if targets is not None and len(targets) != self.num_rows:
             raise ValueError(
                 f"targets: expected {self.num_rows} entries, got {len(targets)}; one is needed for each row"
@@ -138,7 +148,7 @@ class Features:
         return self._features.all()
 
     def verify(self) -> None:
-        """Read every shard and compare its sha256 with the manifest; ValueError names the shard that was altered."""
+        """Read every shard and compare its SHA-256 with the manifest; ValueError for an altered shard, by name."""
         for name, expected in self._hashes:
             assert self.path is not None
             got = tensorfile.sha256(self.path / name)
@@ -149,7 +159,7 @@ class Features:
 
 
 def manifest_hash(manifest: dict[str, Any]) -> str:
-    """sha256 of a manifest without its own hash."""
+    """SHA-256 of a manifest without its own hash."""
     body = {name: value for name, value in manifest.items() if name != "sha256"}
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
@@ -162,7 +172,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         )
     try:
         manifest = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:  # JSON that is cut, or bytes that are no text
+    except ValueError as error:  # truncated JSON, or bytes that are not text
         raise ValueError(
             _damage(path, f"a whole {MANIFEST}", f"one that cannot be read ({error})")
         ) from error
@@ -205,6 +215,6 @@ def _open_shard(file: Path, shard: dict[str, Any], manifest: dict[str, Any]) -> 
 
 def _damage(path: Path, expected: str, got: str) -> str:
     return (
-        f"features at {path}: expected {expected}, got {got}; the store is damaged or not one: delete the folder and "
-        "extract the features again, or restore it from a copy"
+        f"features at {path}: expected {expected}, got {got}; the store is damaged, or this is not a store: delete the "
+        "folder and extract the features again, or restore it from a copy"
     )

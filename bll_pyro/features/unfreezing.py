@@ -1,4 +1,4 @@
-"""Unfreezing: which parameters of a network joint training moves, by blocks or by names."""
+"""Selection of the parameters that joint training updates, by blocks or by names."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Unfreeze = bool | int | str | Sequence[str]
 
 
 def unfrozen_names(model: nn.Module, unfreeze: Unfreeze) -> set[str]:
-    """Return the names of the parameters that joint training moves."""
+    """Return the names of the parameters that joint training updates; ValueError for blocks or names that don't exist."""
     names = [name for name, _ in model.named_parameters()]
     if isinstance(unfreeze, bool):
         return set(names) if unfreeze else set()
@@ -36,16 +36,16 @@ def _last_blocks(model: nn.Module, names: Sequence[str], num_blocks: int) -> set
 
     try:
         matcher = model.group_matcher(coarse=True)  # type: ignore[operator]
-    except (AttributeError, AssertionError) as error:  # some models have none, some have no coarse one
+    except (AttributeError, AssertionError) as error:  # some models have no matcher, or no coarse one
         parts = dict.fromkeys(name.partition(".")[0] for name in names)
         raise ValueError(
             f"unfreeze: expected names of parts, since timm does not divide {type(model).__name__} into blocks, got "
             f"{num_blocks}; it has: {', '.join(parts)}"
         ) from error
     blocks = group_parameters(model, matcher, reverse=True)
-    # what no pattern of timm's matches comes after the blocks: a norm or convolution that goes with the last one
-    after = {name for name in names if not _matches(matcher, name)}
-    numbers = sorted({blocks[name] for name in names if name not in after})
+    # parameters that match no pattern of timm are layers after the last block, such as a norm, and belong to it
+    after_blocks = {name for name in names if not _matches(matcher, name)}
+    numbers = sorted({blocks[name] for name in names if name not in after_blocks})
     if not 0 <= num_blocks <= len(numbers):
         raise ValueError(
             f"unfreeze: expected a number of blocks from 0 to {len(numbers)} for {type(model).__name__}, got "
@@ -53,7 +53,7 @@ def _last_blocks(model: nn.Module, names: Sequence[str], num_blocks: int) -> set
         )
     if num_blocks == 0:
         return set()
-    return after | {name for name in names if blocks[name] in numbers[-num_blocks:]}
+    return after_blocks | {name for name in names if blocks[name] in numbers[-num_blocks:]}
 
 
 def _matches(matcher: Any, name: str) -> bool:

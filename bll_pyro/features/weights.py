@@ -1,4 +1,4 @@
-"""Weights: making a timm model, with random weights, timm's own, or those of a local file."""
+"""Models of timm with random weights, timm's own weights, or those of a local file."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch import nn
 
 from bll_pyro.scope import isolated
 
-_WEIGHT_FILES = (".safetensors", ".pth", ".pt", ".bin", ".tar", ".ckpt")
+_WEIGHT_FILES = (".safetensors", ".pth", ".pt", ".bin", ".tar", ".ckpt")  # suffixes of files that timm loads
 
 
 def check_name(name: str) -> None:
-    """Raise ValueError with the nearest names when timm has no model, or no weights, of this name."""
+    """Raise a ValueError with the nearest names if timm has no model, or no weights, of this name."""
     import timm
 
     if ":" in name:
@@ -37,14 +37,14 @@ def check_name(name: str) -> None:
 
 
 def create(name: str, kwargs: Mapping[str, Any], **weights: Any) -> nn.Module:
-    """Return the timm model without its head, with random weights unless `weights` says otherwise."""
+    """Return the timm model without its head, with random weights unless `weights` asks for others."""
     import timm
 
     return timm.create_model(name, **{"pretrained": False, **weights}, num_classes=0, **kwargs)
 
 
 def download(name: str, kwargs: Mapping[str, Any]) -> nn.Module:
-    """Return the model with timm's weights, from its cache or the network; ValueError when neither has them."""
+    """Return the model with timm's weights, from its cache or the network; ValueError if neither has them."""
     import timm
 
     if ":" not in name and not timm.models.is_model_pretrained(name.partition(".")[0]):
@@ -56,23 +56,23 @@ def download(name: str, kwargs: Mapping[str, Any]) -> nn.Module:
         return create(name, kwargs, pretrained=True)
     except TypeError:  # a wrong keyword argument
         raise
-    except Exception as error:  # of the network, the hub or the file: the classes differ between versions
+    except Exception as error:  # errors of network, hub and files, whose classes differ between versions
         raise ValueError(
             f"{name}: expected timm's pretrained weights, but its cache does not have them and they could not be "
             f"downloaded or loaded ({type(error).__name__}: {_first_line(error)}); connect to the network once, or "
-            "fetch the file elsewhere and pass pretrained='weights.safetensors'"
+            "download the file on another machine and pass pretrained='weights.safetensors'"
         ) from error
 
 
 def load_model(name: str, kwargs: Mapping[str, Any], file: Path) -> nn.Module:
-    """Return the model with the weights of a local file, and ValueError when the file does not hold all of them."""
+    """Return the model with the weights of a local file; ValueError if the file does not hold all of them."""
     if not file.is_file() or file.suffix not in _WEIGHT_FILES:
-        got = f"the file {str(file)!r}" if file.is_file() else f"{str(file)!r}, which is no file"
+        got = f"the file {str(file)!r}" if file.is_file() else f"{str(file)!r}, which is not a file"
         raise ValueError(
             f"{name}: expected pretrained to be True, False or a file of weights ({', '.join(_WEIGHT_FILES)}), got "
-            f"{got}; a tag of timm's own weights belongs into the name: 'resnet50.a1_in1k'"
+            f"{got}; a tag of timm's own weights is part of the name: 'resnet50.a1_in1k'"
         )
-    # num_classes is unlike that of the model (0), so that timm takes a head in the file away
+    # num_classes differs from the model's (0), so that timm drops a head in the file
     overlay = {"file": str(file), "source": None, "num_classes": 1000}
     states = []
     for seed in (0, 1):
@@ -81,13 +81,13 @@ def load_model(name: str, kwargs: Mapping[str, Any], file: Path) -> nn.Module:
                 model = create(name, kwargs, pretrained=True, pretrained_cfg_overlay=overlay)
         except TypeError:  # a wrong keyword argument
             raise
-        except Exception as error:  # a cut or foreign file, refused pickles, tensors of other shapes
+        except Exception as error:  # a truncated or unrelated file, refused pickles, tensors of other shapes
             raise ValueError(
                 f"{name}: expected weights of this model in {file}, but they could not be loaded "
-                f"({_first_line(error)}); check that the file is whole, belongs to this model and holds tensors only"
+                f"({_first_line(error)}); check that the file is complete, belongs to this model and holds tensors only"
             ) from error
         states.append(model.state_dict())
-    # timm only notes missing weights in its log. They show here: they differ from one random start to the other.
+    # timm only logs missing weights; here they are found because they differ between two random initializations
     missing = [key for key, value in states[0].items() if not value.equal(states[1][key])]
     if missing:
         raise ValueError(

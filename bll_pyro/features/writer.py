@@ -1,4 +1,4 @@
-"""Writers of features: into one tensor in memory, or into a folder of shards that appears only when it is complete."""
+"""Writers of features: into one tensor in memory, or into a folder of shards that exists only once it is complete."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from bll_pyro import tensorfile
 from bll_pyro.features.store import FORMAT, MANIFEST, VERSION, Features, manifest_hash
 
-SHARD_BYTES = 2**30
+SHARD_BYTES = 2**30  # default largest size of the rows in one shard, in bytes
 
 
 class MemoryWriter:
@@ -42,20 +42,20 @@ class MemoryWriter:
 class ShardWriter:
     """Writes batches of features and targets into the folder `path`, shard by shard.
 
-    The shards go into a hidden folder beside `path`, which :meth:`close` moves into place. Leaving the ``with`` block
-    without that (an error, an interrupt) deletes what was written, and an earlier store at `path` is never touched. No
-    more than one shard is held in memory.
+    The shards are written to a hidden folder next to `path`, which :meth:`close` renames to `path`. Leaving the ``with``
+    block before that (an error, an interrupt) deletes the hidden folder, and an earlier store at `path` is never changed.
+    At most one shard is held in memory.
 
     Parameters
     ----------
     path
         The folder to write; it must not exist.
     num_rows
-        N, the rows to come.
+        N, the number of rows that will be appended.
     key
-        sha256 of what the features are made from.
+        SHA-256 of backbone, inputs and dtype.
     shard_bytes
-        The largest size of the rows of one shard.
+        The largest size of the rows in one shard, in bytes.
     """
 
     def __init__(
@@ -95,9 +95,9 @@ class ShardWriter:
                 self._write()
 
     def close(self, path: Path | None = None, key: str | None = None) -> Features:
-        """Write the last shard and the manifest, move the folder into place, and open it.
+        """Write the last shard and the manifest, rename the folder, and open it.
 
-        A `path` beside the first one, and a `key`, take the place of those that were given at the start.
+        A `path` in the same folder, and a `key`, replace those of the constructor.
         """
         self._path, self._key = path or self._path, key or self._key
         if self._block is not None:
@@ -114,7 +114,7 @@ class ShardWriter:
         try:
             self._partial.rename(self._path)
         except OSError:
-            # another process extracted the same features in the meantime: its store is as good as this one
+            # another process has written the same features in the meantime: open its store
             if self._key is None or Features.open(self._path).key != self._key:
                 raise
         return Features.open(self._path)
@@ -134,7 +134,7 @@ class ShardWriter:
         }
         if self._form and form != self._form:
             raise ValueError(
-                f"features: expected rows of one form, {self._form}, got {form}; look at the dataset's items"
+                f"features: expected rows of one form, {self._form}, got {form}; check the dataset's items"
             )
         self._form = form
         return _Block(min(max(1, self._shard_bytes // row), left), features, targets)
@@ -159,7 +159,7 @@ class ShardWriter:
 
 
 class _Block:
-    """Room for `num_rows` rows of features and targets, filled from the front; memory is used as it fills."""
+    """Memory for `num_rows` rows of features and targets, filled in order."""
 
     def __init__(self, num_rows: int, features: Tensor, targets: Tensor | None) -> None:
         self._features = torch.empty((num_rows, *features.shape[1:]), dtype=features.dtype)
@@ -179,7 +179,7 @@ class _Block:
         _fill(self._features, rows, features, "features")
         if (targets is None) != (self._targets is None):
             raise ValueError(
-                "targets: expected them with every batch or with none, got both; look at the dataset's items"
+                "targets: expected them with every batch or with none, got both; check the dataset's items"
             )
         if targets is not None and self._targets is not None:
             _fill(self._targets, rows, targets, "targets")

@@ -1,9 +1,8 @@
-"""Metrics: pure functions of tensors or arrays, computed in float64 on the CPU, never touching random state.
+"""Metrics: pure functions of tensors or arrays, computed in float64 on the CPU, without use of global random state.
 
-A metric gives one float; a score of real values (`crps_*`, `interval_score`) gives one for each target, since
-comparisons pair rows. SciPy and scikit-learn compute what takes more than a line; formulas of one line stand
-here, since their libraries round to float32, clip probabilities, or take seconds to import, and are tested
-against them.
+A metric returns one float; a score of real values (`crps_*`, `interval_score`) returns one number per target, for
+paired comparisons. SciPy and scikit-learn compute what takes more than a line. One-line formulas are written here,
+because other libraries round to float32, clip probabilities, or take seconds to import; they are tested against them.
 """
 
 from bll_pyro.metrics.calibration_error import Reliability, adaptive_ece, classwise_ece, ece, reliability

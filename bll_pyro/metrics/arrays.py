@@ -1,4 +1,4 @@
-"""What a metric accepts: tensors or arrays, made float64 arrays, or an error that says what to change."""
+"""Conversion of tensors and arrays to checked float64 arrays, with errors that say what to change."""
 
 from __future__ import annotations
 
@@ -14,26 +14,25 @@ type Array = NDArray[np.float64]
 type Labels = NDArray[np.int64]
 type Mask = NDArray[np.bool_]
 
-# A softmax in float32 sums to 1 within about 1e-6 and passes; in bfloat16 within about 1e-2, and does not.
+# largest deviation of a sum of probabilities from 1: a softmax in float32 (about 1e-6) passes, in bfloat16 (1e-2) not
 SUM_TOLERANCE = 1e-4
-# `1 - p` and averages may leave the unit interval by rounding, but not by more than this.
+# largest distance of a probability from [0, 1], which `1 - p` and averages leave by rounding
 UNIT_TOLERANCE = 1e-6
-# (n + 1)(1 - alpha) is a whole number for many alpha, but not in floating point: 100 * 0.07 =
-# 7.000000000000001.
+# relative rounding error of a product: 100 * 0.07 = 7.000000000000001 counts as 7
 ROUNDING = 1e-12
 
 
 def real(name: str, values: Values, *, infinite: bool = False) -> Array:
-    """Give `values` as a float64 array, after checking that it is not empty and has no NaN.
+    """Return `values` as a float64 array that is not empty and has no NaN.
 
     Parameters
     ----------
     name
-        Name of the argument, for the error.
+        Name of the values in error messages.
     values
         Tensor (any device and floating type), array, or nested sequence of numbers.
     infinite
-        Whether infinite values are allowed; only where order alone matters.
+        Whether infinite values are allowed.
 
     Raises
     ------
@@ -55,32 +54,27 @@ def real(name: str, values: Values, *, infinite: bool = False) -> Array:
     bad = np.isnan(array) if infinite else ~np.isfinite(array)
     if bad.any():
         first = tuple(int(i) for i in np.argwhere(bad)[0])
-        wanted = "no NaN" if infinite else "finite values"
+        expected = "no NaN" if infinite else "finite values"
         raise ValueError(
-            f"{name}: expected {wanted}, got {int(bad.sum())} bad of {array.size}, the first at "
-            f"index {first} ({array[first]}); remove these rows or correct the code that computed them"
+            f"{name}: expected {expected}, got {int(bad.sum())} bad of {array.size}, the first at "
+            f"index {first} ({array[first]}); remove these rows or correct their computation"
         )
     return array
 
 
 def like(name: str, values: Values, shape: tuple[int, ...], *, infinite: bool = False) -> Array:
-    """Give `values` as float64 in exactly `shape`; one number stands for all, nothing else is broadcast.
+    """Return `values` as float64 in exactly `shape`; only a single number is broadcast.
 
-    Strict on purpose: `[N, 1]` against `[N]` would silently make `[N, N]`.
+    Other broadcasts are refused, because `[N, 1]` with `[N]` would silently give `[N, N]`.
     """
     array = real(name, values, infinite=infinite)
     if array.shape not in {shape, ()}:
-        raise ValueError(
-            f"{name}: expected shape {shape} (or one number), got {array.shape}; "
-            "reshape it to the shape of what it goes with"
-        )
+        raise ValueError(f"{name}: expected shape {shape} (or one number), got {array.shape}; reshape it")
     return np.broadcast_to(array, shape)
 
 
 def unit(name: str, values: Values) -> Array:
-    """Give `values` as float64 within [0, 1]; rounding just outside is cut off, anything further is an
-    error.
-    """
+    """Return `values` as float64 within [0, 1]; values outside by rounding are clipped, others are an error."""
     array = real(name, values)
     low, high = float(array.min()), float(array.max())
     if low < -UNIT_TOLERANCE or high > 1 + UNIT_TOLERANCE:
@@ -92,12 +86,12 @@ def unit(name: str, values: Values) -> Array:
 
 
 def checked_class_probs(name: str, probs: Values) -> Array:
-    """Give class probabilities `[N, K]`, K >= 2, each row summing to 1."""
+    """Return class probabilities `[N, K]`, K >= 2, whose rows sum to 1."""
     array = unit(name, probs)
     if array.ndim != 2 or array.shape[1] < 2:
         raise ValueError(
             f"{name}: expected shape [rows, classes] with 2 classes or more, got {array.shape}; "
-            "a lone probability p of a yes is stack([1 - p, p], 1), or pass 0/1 targets of its own shape"
+            "for the probability p of a 1 pass stack([1 - p, p], 1), or 0/1 targets of the shape of p"
         )
     excess = np.abs(array.sum(1) - 1)
     if excess.max() > SUM_TOLERANCE:
@@ -110,7 +104,7 @@ def checked_class_probs(name: str, probs: Values) -> Array:
 
 
 def class_targets(targets: Values, num_rows: int, num_classes: int) -> Labels:
-    """Give class numbers `[N]`, whole numbers from 0 to K - 1."""
+    """Return class numbers `[N]`, whole numbers from 0 to K - 1."""
     array = real("targets", targets)
     if array.shape != (num_rows,):
         raise ValueError(
@@ -128,10 +122,10 @@ def class_targets(targets: Values, num_rows: int, num_classes: int) -> Labels:
 
 
 def probs_and_targets(probs: Values, targets: Values) -> tuple[Array, Labels]:
-    """Check predictions of classes or of yes/no labels; the shapes say which.
+    """Check predictions of classes or of 0/1 labels, which are told apart by their shapes.
 
     Classes: `probs [N, K]` with `targets [N]`. Labels: `probs` and `targets` both `[N]` or both `[N, T]`,
-    where `probs` is the probability of a 1. So `probs.ndim == targets.ndim` marks labels in what is returned.
+    where `probs` is the probability of a 1. So labels have `probs.ndim == targets.ndim`.
     """
     p, y = unit("probs", probs), real("targets", targets)
     if p.ndim != y.ndim:
@@ -157,7 +151,7 @@ def probs_and_targets(probs: Values, targets: Values) -> tuple[Array, Labels]:
 
 
 def matrix(name: str, values: Values, num_columns: int) -> Array:
-    """Give a finite float64 matrix with `num_columns` columns."""
+    """Return a finite float64 matrix with `num_columns` columns."""
     array = real(name, values)
     if array.ndim != 2 or array.shape[1] != num_columns:
         hint = (
@@ -170,19 +164,19 @@ def matrix(name: str, values: Values, num_columns: int) -> Array:
 
 
 def share(name: str, value: float) -> float:
-    """Give a number strictly between 0 and 1."""
+    """Return a number strictly between 0 and 1."""
     if not 0 < value < 1:
         raise ValueError(f"{name}: expected a number strictly between 0 and 1, got {value}; 90 % is 0.9")
     return float(value)
 
 
 def at_least_one(name: str, value: int) -> int:
-    """Give a whole number from 1 on."""
+    """Return a whole number of at least 1."""
     if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
-        raise ValueError(f"{name}: expected a whole number from 1 on, got {value!r}; pass a count")
+        raise ValueError(f"{name}: expected a whole number of at least 1, got {value!r}")
     return value
 
 
 def round_up(value: float) -> int:
-    """Give the smallest whole number not below `value`; just above one by rounding counts as that one."""
+    """Return the smallest whole number not below `value`, up to rounding errors of `value`."""
     return math.ceil(value * (1 - ROUNDING))

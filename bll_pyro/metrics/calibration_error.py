@@ -1,6 +1,6 @@
-"""Whether events predicted with probability 0.8 happen in 80 % of cases: bins and calibration errors.
+"""Calibration of probabilities: reliability diagrams and calibration errors.
 
-For classes the confidence is the largest probability and a hit is a right decision (Guo et al. 2017); for
+For classes the confidence is the largest probability and a hit is a correct decision (Guo et al. 2017); for
 labels the confidence is the probability of a 1 and a hit is a 1.
 """
 
@@ -15,7 +15,7 @@ from bll_pyro.metrics.arrays import Array, Labels, Values, at_least_one, probs_a
 
 @dataclass(frozen=True, eq=False)
 class Reliability:
-    """Confidence against accuracy, bin by bin; NaN in a bin without rows.
+    """Confidence and accuracy of each bin; NaN in a bin without rows.
 
     Attributes
     ----------
@@ -24,7 +24,7 @@ class Reliability:
     accuracy
         `[num_bins]`, share of hits among the bin's rows.
     count
-        `[num_bins]`, rows in the bin.
+        `[num_bins]`, number of rows in the bin.
     lower, upper
         `[num_bins]`, Wilson score interval (Wilson 1927) for the bin's true share of hits.
     """
@@ -44,7 +44,7 @@ class Reliability:
 def reliability(
     probs: Values, targets: Values, num_bins: int = 15, equal_mass: bool = False, prob: float = 0.95
 ) -> Reliability:
-    """Sort the rows into bins of confidence and compare confidence with the share of hits in each.
+    """Mean confidence and share of hits in bins of confidence.
 
     Parameters
     ----------
@@ -56,7 +56,7 @@ def reliability(
         False: bin b is `[b/B, (b+1)/B)`, the last one closed. True: bins of N/B rows each in the order of
         confidence; rows of equal confidence share a bin, so the order of the rows does not matter.
     prob
-        Coverage of the Wilson interval of each bin.
+        Coverage of the Wilson interval of each bin, in (0, 1).
 
     Raises
     ------
@@ -81,12 +81,11 @@ def reliability(
 
 
 def ece(probs: Values, targets: Values, num_bins: int = 15, equal_mass: bool = False) -> float:
-    """Compute the expected calibration error (Naeini et al. 2015; Guo et al. 2017):
-    `sum_b count_b / N |accuracy_b - confidence_b|`.
+    """Expected calibration error `sum_b count_b / N |accuracy_b - confidence_b|` (Naeini et al. 2015; Guo et al. 2017).
 
-    Of the largest probability for classes, of the probability of a 1 for labels, where several labels are
-    averaged. It is biased upwards by an amount of order `sqrt(B / N)`: even right probabilities have a
-    positive value, and only values from equally many rows compare.
+    For classes it is that of the largest probability, for labels that of the probability of a 1, averaged over several
+    labels. It has an upward bias of order `sqrt(B / N)`: even calibrated probabilities have a positive value, and values
+    are comparable only for equal numbers of rows.
 
     Parameters
     ----------
@@ -109,8 +108,8 @@ def ece(probs: Values, targets: Values, num_bins: int = 15, equal_mass: bool = F
 def classwise_ece(probs: Values, targets: Values, num_bins: int = 15, equal_mass: bool = False) -> float:
     """Calibration error of every class's probability, averaged over the classes (Kull et al. 2019).
 
-    `1/K sum_k sum_b count_kb / N |share of class k in bin b - mean p_k in bin b|`: all K probabilities of a
-    row count, not only the largest. For labels it equals `ece`.
+    `1/K sum_k sum_b count_kb / N |share of class k in bin b - mean p_k in bin b|`: it uses all K probabilities of a row,
+    not only the largest. For labels it equals `ece`.
 
     Parameters
     ----------
@@ -132,15 +131,15 @@ def classwise_ece(probs: Values, targets: Values, num_bins: int = 15, equal_mass
 def adaptive_ece(probs: Values, targets: Values, num_bins: int = 15) -> float:
     """Adaptive calibration error (Nixon et al. 2019): `classwise_ece` in bins of equal mass.
 
-    Bins are weighted by their rows, which is the paper's plain mean over bins whenever no probabilities tie
-    and `num_bins` divides N.
+    Bins are weighted by their number of rows; without tied probabilities, and if `num_bins` divides N, this is the paper's
+    unweighted mean over bins.
 
     Parameters
     ----------
     probs, targets
         Classes `[N, K]` and `[N]`, or labels `[N]` or `[N, T]` for both.
     num_bins
-        Bins for each class.
+        Number of bins for each class.
 
     Raises
     ------
@@ -157,12 +156,12 @@ def _confidence_and_hit(p: Array, y: Labels) -> tuple[Array, Array]:
 
 
 def _binned(confidence: Array, hit: Array, num_bins: int, equal_mass: bool) -> tuple[Array, Array, Labels]:
-    """Mean confidence, share of hits, and rows, of each bin."""
+    """Mean confidence, share of hits and number of rows of each bin."""
     at_least_one("num_bins", num_bins)
     if equal_mass:
         from scipy.stats import rankdata
 
-        # Twice the mid-rank minus 1 is a whole number, so that no rounding moves a row across a bin's edge.
+        # twice the mid-rank minus 1 is a whole number, so that rounding cannot change a row's bin
         position = (2 * rankdata(confidence) - 1).astype(np.int64)
         bins = position * num_bins // (2 * len(confidence))
     else:

@@ -1,4 +1,4 @@
-"""How good probabilities of classes, or of yes/no labels, are: accuracy, NLL, Brier.
+"""Accuracy, negative log likelihood and Brier score of probabilities of classes or of 0/1 labels.
 
 Classes are `probs [N, K]` with class numbers `targets [N]`. Labels are `probs` and 0/1 `targets` of one
 shape, `[N]` (binary) or `[N, T]` (multilabel), with `probs` the probability of a 1.
@@ -12,7 +12,7 @@ from bll_pyro.metrics.arrays import Array, Values, probs_and_targets, real
 
 
 def accuracy(probs: Values, targets: Values) -> float:
-    """Share of right decisions.
+    """Share of correct decisions.
 
     Classes: rows whose most probable class (the first, if several tie) is the target. Labels: entries of
     `[N, T]` where `probs > 0.5` agrees with the target (one minus the Hamming loss).
@@ -25,7 +25,7 @@ def accuracy(probs: Values, targets: Values) -> float:
     Raises
     ------
     ValueError
-        For shapes that don't fit, NaN, rows that don't sum to 1, targets out of range.
+        For shapes that don't match, NaN, rows that don't sum to 1, targets out of range.
     """
     p, y = probs_and_targets(probs, targets)
     decision = p.argmax(1) if p.ndim > y.ndim else p > 0.5
@@ -35,8 +35,8 @@ def accuracy(probs: Values, targets: Values) -> float:
 def nll(probs: Values, targets: Values, *, log_probs: bool = False) -> float:
     """Negative log-likelihood of the targets, mean nats per row: `-1/N sum_n log p(y_n)`.
 
-    For labels the log-probabilities of a row's T labels are added up first. Nothing is clipped: a target with
-    probability 0 gives infinity. Where small probabilities matter, pass their logarithms.
+    For labels the log probabilities of a row's T labels are summed. Nothing is clipped: a target with probability 0
+    gives infinity. For very small probabilities pass their logarithms.
 
     Parameters
     ----------
@@ -48,19 +48,19 @@ def nll(probs: Values, targets: Values, *, log_probs: bool = False) -> float:
     Raises
     ------
     ValueError
-        For shapes that don't fit, NaN, rows that don't sum to 1, targets out of range, logits in place of
+        For shapes that don't match, NaN, rows that don't sum to 1, targets out of range, logits in place of
         `log p`.
     """
     log_p = _checked_log_probs(probs) if log_probs else None
     p, y = probs_and_targets(probs if log_p is None else np.exp(log_p), targets)
-    with np.errstate(divide="ignore"):  # log 0 is the minus infinity that is meant
+    with np.errstate(divide="ignore"):  # log 0 is minus infinity
         log_yes = np.log(p) if log_p is None else log_p
         if p.ndim > y.ndim:
             log_row = np.take_along_axis(log_yes, y[:, None], axis=1)[:, 0]
         else:
             log_no = np.log1p(-p) if log_p is None else np.log(-np.expm1(log_p))
             log_row = np.where(y == 1, log_yes, log_no).reshape(len(y), -1).sum(1)
-    return float(0.0 - np.mean(log_row))  # a perfect score prints 0.0, not -0.0
+    return float(0.0 - np.mean(log_row))  # 0.0 instead of -0.0 for a perfect score
 
 
 def brier(probs: Values, targets: Values) -> float:
@@ -78,7 +78,7 @@ def brier(probs: Values, targets: Values) -> float:
     Raises
     ------
     ValueError
-        For shapes that don't fit, NaN, rows that don't sum to 1, targets out of range.
+        For shapes that don't match, NaN, rows that don't sum to 1, targets out of range.
     """
     p, y = probs_and_targets(probs, targets)
     truth = y[:, None] == np.arange(p.shape[1]) if p.ndim > y.ndim else y

@@ -1,8 +1,8 @@
-"""Continuous ranked probability score (CRPS): less sensitive to outliers than the log score; smaller is better.
+"""Continuous ranked probability score (CRPS), less sensitive to outliers than the log score; smaller is better.
 
 `CRPS(F, y) = integral (F(x) - [x >= y])^2 dx = E|X - y| - 1/2 E|X - X'|` (Gneiting and Raftery 2007, eq. 20
-and 21). Each function gives the score of each target, in its units, since comparisons pair rows; `.mean()` is
-the usual figure.
+and 21). Each function returns the score of each target, in its units, for paired comparisons; its mean is usually
+reported.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from bll_pyro.metrics.arrays import SUM_TOLERANCE, Array, Values, like, real, un
 
 
 def crps_sample(draws: Values, targets: Values, *, fair: bool = False) -> Array:
-    """CRPS of a predictive distribution known by draws, in O(S log S).
+    """CRPS of a predictive distribution from S draws, in O(S log S).
 
     `1/S sum_s |x_s - y| - 1/c sum_(s<t) |x_s - x_t|`, where the double sum is `sum_i (2i - S - 1) x_(i)` over
-    the sorted draws. Plain, `c = S^2`: exact for the S points as the whole prediction, too large by about
-    `E|X - X'| / (2 S)` for the distribution behind them. Fair, `c = S (S - 1)` (Ferro 2014): unbiased for
-    that distribution, so results with different S compare; single scores can be negative.
+    the sorted draws. With `c = S^2` it is exact for the empirical distribution of the draws, and too large by about
+    `E|X - X'| / (2 S)` for the distribution that they come from. The fair score, `c = S (S - 1)` (Ferro 2014), is
+    unbiased for that distribution, so that results with different S are comparable; single scores can be negative.
 
     Parameters
     ----------
@@ -27,12 +27,12 @@ def crps_sample(draws: Values, targets: Values, *, fair: bool = False) -> Array:
     targets
         `[N]` or `[N, T]`.
     fair
-        Which of the two.
+        Whether to return the fair score.
 
     Raises
     ------
     ValueError
-        For shapes that don't fit, NaN or infinite values, or fewer than two draws when fair.
+        For shapes that don't match, NaN or infinite values, or fewer than two draws for the fair score.
     """
     x, y = real("draws", draws), real("targets", targets)
     _check_leading("draws", x, y.shape)
@@ -41,7 +41,7 @@ def crps_sample(draws: Values, targets: Values, *, fair: bool = False) -> Array:
         raise ValueError(
             f"draws: expected two or more for the fair score, got {num_draws}; draw more, or fair=False"
         )
-    # The differences don't depend on the origin; about y no digits are lost when values are far from 0.
+    # the score does not depend on the origin; centred on y it is precise for values far from 0
     centred = np.sort(x - y, axis=0)
     rank_weight = (2 * np.arange(1, num_draws + 1) - num_draws - 1).reshape(-1, *[1] * y.ndim)
     pairs = num_draws * (num_draws - 1) if fair else num_draws**2
@@ -64,7 +64,7 @@ def crps_normal(loc: Values, scale: Values, targets: Values) -> Array:
     Raises
     ------
     ValueError
-        For shapes that don't fit, NaN or infinite values, a scale that is not positive.
+        For shapes that don't match, NaN or infinite values, a scale that is not positive.
     """
     y = real("targets", targets)
     scales = like("scale", scale, y.shape)
@@ -77,24 +77,24 @@ def crps_normal_mixture(loc: Values, scale: Values, targets: Values, weights: Va
     """CRPS of a mixture of Normals in closed form (Grimit et al. 2006).
 
     `sum_m w_m A(y - mu_m, s_m) - 1/2 sum_m sum_l w_m w_l A(mu_m - mu_l, sqrt(s_m^2 + s_l^2))`, where
-    `A(mu, s) = E|N(mu, s^2)| = mu (2 Phi(mu/s) - 1) + 2 s phi(mu/s)`. Takes M (M + 1) / 2
-    passes over the rows: for many hundred components draw from them and use `crps_sample`.
+    `A(mu, s) = E|N(mu, s^2)| = mu (2 Phi(mu/s) - 1) + 2 s phi(mu/s)`. The cost is M (M + 1) / 2 passes over the rows;
+    for many hundred components use `crps_sample` on draws.
 
     Parameters
     ----------
     loc
         Component means `[M, N]` or `[M, N, T]`, components first.
     scale
-        Component standard deviations: the shape of `loc`, `[M]` for one each, or one number.
+        Component standard deviations: in the shape of `loc`, `[M]`, or one number.
     targets
         `[N]` or `[N, T]`.
     weights
-        `[M]`, or the shape of `loc`; they sum to 1 over the components. None: all the same.
+        `[M]`, or in the shape of `loc`; they sum to 1 over the components. None: equal weights.
 
     Raises
     ------
     ValueError
-        For shapes that don't fit, NaN or infinite values, a scale that is not positive, weights that don't
+        For shapes that don't match, NaN or infinite values, a scale that is not positive, weights that don't
         sum to 1.
     """
     y, locs = real("targets", targets), real("loc", loc)
@@ -110,10 +110,10 @@ def crps_normal_mixture(loc: Values, scale: Values, targets: Values, weights: Va
             f"weights: expected a sum of 1 over the components, got {worst:.6g}; divide by their sum"
         )
     score: Array = np.sum(shares * _mean_abs_normal(y - locs, scales), axis=0)
-    for m in range(len(locs)):  # the components one by one: [M, M, N] would not fit
+    for m in range(len(locs)):  # one component at a time: an array [M, M, N] could exceed the memory
         spread = np.sqrt(scales[m] ** 2 + scales[m:] ** 2)
         pair = shares[m] * shares[m:] * _mean_abs_normal(locs[m] - locs[m:], spread)
-        score -= pair.sum(0) - 0.5 * pair[0]  # m < l stands for both orders, m = l for itself
+        score -= pair.sum(0) - 0.5 * pair[0]  # pairs with m < l count twice, the pair m = l once
     return score
 
 
@@ -129,7 +129,7 @@ def _mean_abs_normal(loc: Array, scale: Array) -> Array:
 def _check_leading(name: str, values: Array, shape: tuple[int, ...]) -> None:
     if values.ndim == 0 or values.shape[1:] != shape:
         raise ValueError(
-            f"{name}: expected shape [any, {', '.join(map(str, shape))}], one more axis, in front, "
+            f"{name}: expected shape [any, {', '.join(map(str, shape))}], one leading axis more "
             f"than the targets' {shape}, got {values.shape}; move that axis to the front"
         )
 

@@ -1,7 +1,7 @@
-"""How well a score tells unknown (out-of-distribution) inputs from known ones; a larger score is further out.
+"""Separation of unknown (out-of-distribution) from known inputs by a score; a larger score is further out.
 
-Only the order of the scores matters, so infinite ones are allowed; they are replaced by their
-ranks, because scikit-learn refuses infinity.
+Only the order of the scores matters, so infinite ones are allowed. Scores are replaced by their ranks, because
+scikit-learn refuses infinity.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from bll_pyro.metrics.arrays import Array, Mask, Values, real, round_up, share
 
 
 def auroc(known_scores: Values, unknown_scores: Values) -> float:
-    """Area under the ROC curve: chance that an unknown input scores above a known one, ties counting half.
+    """Area under the ROC curve: probability that an unknown input has a larger score than a known one, ties counting half.
 
     Parameters
     ----------
@@ -34,8 +34,8 @@ def aupr(known_scores: Values, unknown_scores: Values) -> float:
     """Average precision with the unknown inputs as the positives ("AUPR-Out").
 
     `sum_i (recall_i - recall_(i-1)) precision_i` over the thresholds, without interpolation (Davis and
-    Goadrich 2006). A useless score gives M / (N + M), so values compare only at the same mix of known and
-    unknown.
+    Goadrich 2006). An uninformative score gives M / (N + M), so values are comparable only for the same share of unknown
+    inputs.
 
     Parameters
     ----------
@@ -56,20 +56,19 @@ def aupr(known_scores: Values, unknown_scores: Values) -> float:
 def fpr_at_tpr(
     known_scores: Values, unknown_scores: Values, tpr: float = 0.95, *, known_positive: bool = True
 ) -> float:
-    """False-positive rate at a chosen true-positive rate ("FPR95"), in either of its two conventions.
+    """False-positive rate at a given true-positive rate ("FPR95"), in either of its two conventions.
 
     Parameters
     ----------
     known_scores, unknown_scores
         `[N]` and `[M]`, larger = further out.
     tpr
-        The true-positive rate to reach.
+        Smallest true-positive rate, in (0, 1).
     known_positive
         True, the convention of the OOD literature (Liang et al. 2018): share of the unknown inputs that are
-        accepted (score <= t) by the smallest threshold t that accepts at least `tpr` of the known ones.
-        False, the alarm's view: share of the known inputs that raise a false alarm (score >= t) at the
-        largest t that catches at least `tpr` of the unknown ones. The two differ, so a
-        table has to name the one it shows.
+        accepted (score <= t) at the smallest threshold t that accepts at least `tpr` of the known ones.
+        False: share of the known inputs that raise a false alarm (score >= t) at the largest t that detects at least
+        `tpr` of the unknown ones. The two differ, so report which one is used.
 
     Raises
     ------
@@ -80,8 +79,8 @@ def fpr_at_tpr(
     share("tpr", tpr)
     positive, negative = ranks[~is_unknown], ranks[is_unknown]
     if not known_positive:
-        positive, negative = -negative, -positive  # the same problem with the roles exchanged
-    # An order statistic, not an interpolated quantile: at least `tpr` of the positives are in, whatever ties.
+        positive, negative = -negative, -positive  # the same definition with reversed scores
+    # an order statistic, not an interpolated quantile: at least `tpr` of the positives are accepted, also with ties
     threshold = np.sort(positive)[round_up(tpr * len(positive)) - 1]
     return float(np.mean(negative <= threshold))
 

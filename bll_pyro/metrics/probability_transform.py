@@ -1,8 +1,8 @@
-"""Probability integral transform (PIT): where targets fall in their predictive distributions.
+"""Probability integral transform (PIT): the predictive distribution function at each target.
 
-Uniform is right. A hump means predictions too wide, a U too narrow, a slope a bias. Continuous targets:
-`pit(cdf(y))`. Counts: `pit(pit_discrete(cdf(y - 1), cdf(y), generator))`, or the picture without randomness,
-`pit_histogram`.
+PIT values of calibrated predictions are uniform. A hump in their histogram means predictions that are too wide, a U too
+narrow, a trend a bias. Continuous targets: `pit(cdf(y))`. Counts: `pit(pit_discrete(cdf(y - 1), cdf(y), generator))`, or
+without random numbers `pit_histogram`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from bll_pyro.metrics.arrays import Array, Values, at_least_one, share, unit
 
 @dataclass(frozen=True, eq=False)
 class Pit:
-    """PIT values against the uniform distribution.
+    """PIT values and their comparison with the uniform distribution.
 
     Attributes
     ----------
@@ -26,11 +26,11 @@ class Pit:
     ecdf
         `[N]`, `i / N`: its y axis.
     lower, upper
-        `[N]`, band that holds the whole ECDF of a uniform sample with probability `prob` (exact, Kolmogorov).
+        `[N]`, band that contains the whole ECDF of a uniform sample with probability `prob` (exact, Kolmogorov).
     statistic
         Kolmogorov-Smirnov distance of the ECDF from the diagonal.
     p_value
-        Probability of such a distance or a larger one, if the PIT values are uniform and independent.
+        Probability of this distance or a larger one, if the PIT values are uniform and independent.
     """
 
     values: Array
@@ -42,16 +42,15 @@ class Pit:
 
 
 def pit(cdf_values: Values, prob: float = 0.95) -> Pit:
-    """Judge PIT values `F_n(y_n)` by Kolmogorov and Smirnov, with the band for their ECDF (Dawid 1984).
+    """Kolmogorov-Smirnov test of PIT values `F_n(y_n)`, with the band for their ECDF (Dawid 1984).
 
     Parameters
     ----------
     cdf_values
-        `[N]` or `[N, T]`, the predictive distribution function at each target. Continuous targets only:
-        counts pile up at a few values and seem wrong even when they are right; they go through `pit_discrete`
-        first.
+        `[N]` or `[N, T]`, the predictive distribution function at each target. For continuous targets only: the PIT of
+        counts is not uniform even if they are calibrated, so pass counts through `pit_discrete` first.
     prob
-        Probability of the band, for the whole curve at once.
+        Simultaneous probability of the band, in (0, 1).
 
     Raises
     ------
@@ -81,7 +80,7 @@ def pit_discrete(cdf_below: Values, cdf_at: Values, generator: torch.Generator) 
     Returns
     -------
     Array
-        Values uniform under a right prediction, in the shape of the arguments.
+        PIT values, uniform for calibrated predictions, in the shape of the arguments.
 
     Raises
     ------
@@ -98,8 +97,8 @@ def pit_histogram(cdf_below: Values, cdf_at: Values, num_bins: int = 10) -> Arra
     """Heights of the PIT histogram of counts without randomness (Czado et al. 2009).
 
     Each target spreads its mass evenly from `F(y - 1)` to `F(y)`. The heights are densities: their mean is 1,
-    and under a right prediction each has expectation 1. For continuous targets `cdf_below = cdf_at` gives the
-    plain histogram, with bins closed on the right.
+    and for calibrated predictions each has expectation 1. For continuous targets `cdf_below = cdf_at` gives the
+    ordinary histogram, with bins closed on the right.
 
     Parameters
     ----------
@@ -116,13 +115,13 @@ def pit_histogram(cdf_below: Values, cdf_at: Values, num_bins: int = 10) -> Arra
     below, at = (values.ravel() for values in _steps(cdf_below, cdf_at))
     width = at - below
     step = width == 0
-    reached = np.zeros(at_least_one("num_bins", num_bins) + 1)
-    for i in range(1, num_bins):  # nothing is reached at 0, all of it at 1
+    cumulative = np.zeros(at_least_one("num_bins", num_bins) + 1)
+    for i in range(1, num_bins):  # the distribution function of the mass at each inner edge
         edge = i / num_bins
         ramp = np.clip((edge - below) / np.where(step, 1, width), 0, 1)
-        reached[i] = np.mean(np.where(step, at <= edge, ramp))
-    reached[-1] = 1
-    return np.diff(reached) * num_bins
+        cumulative[i] = np.mean(np.where(step, at <= edge, ramp))
+    cumulative[-1] = 1
+    return np.diff(cumulative) * num_bins
 
 
 def _steps(cdf_below: Values, cdf_at: Values) -> tuple[Array, Array]:

@@ -1,6 +1,6 @@
-"""How good predictions of real values are: errors of the mean, coverage, width and score of intervals.
+"""Errors of predicted real values, and coverage, width and score of intervals.
 
-Arrays are `[N]` or `[N, T]`; means run over all entries, and the units are those of the targets.
+Arrays are `[N]` or `[N, T]`; means are over all entries, and the units are those of the targets.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def rmse(predictions: Values, targets: Values) -> float:
 
 
 def mae(predictions: Values, targets: Values) -> float:
-    """Mean absolute error over all entries; the median is the prediction that it rewards.
+    """Mean absolute error over all entries, which the predictive median minimises.
 
     Raises
     ------
@@ -64,8 +64,8 @@ def sharpness(lower: Values, upper: Values) -> float:
 def interval_score(lower: Values, upper: Values, targets: Values, prob: float) -> Array:
     """Interval score (Gneiting and Raftery 2007, eq. 43) of each target; smaller is better.
 
-    `(u - l) + 2/a (l - y)_+ + 2/a (y - u)_+` with `a = 1 - prob`: width, and a penalty for each miss. Proper for
-    the equal-tailed interval of probability `prob`.
+    `(u - l) + 2/a (l - y)_+ + 2/a (y - u)_+` with `a = 1 - prob`: the width plus a penalty for targets outside. Proper
+    for the equal-tailed interval of probability `prob`.
 
     Parameters
     ----------

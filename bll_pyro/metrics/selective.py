@@ -1,7 +1,7 @@
-"""Acting on uncertainty: abstain on the uncertain rows, or choose the cheapest action.
+"""Decisions under uncertainty: selective prediction, and the action of least expected cost.
 
-Rows are accepted from the least uncertain on. Rows of equal uncertainty are accepted in random order, and
-what is given is the exact expectation over that order: nothing depends on how the rows happen to be stored.
+Rows are accepted in the order of increasing uncertainty. Results are exact expectations over a random order of rows with
+equal uncertainty, so they do not depend on the order of the rows.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class RiskCoverage:
 
 
 class Decision(NamedTuple):
-    """The action chosen for each row, `[N]`, and what it is expected to cost, `[N]`."""
+    """The action chosen for each row, `[N]`, and its expected cost, `[N]`."""
 
     action: Labels
     expected_cost: Array
@@ -55,8 +55,8 @@ def risk_coverage(uncertainty: Values, error: Values) -> RiskCoverage:
     u, e = real("uncertainty", uncertainty, infinite=True), real("error", error)
     if u.ndim != 1 or u.shape != e.shape:
         raise ValueError(
-            f"expected one uncertainty and one error a row, shape [N] for both, got {u.shape} and {e.shape}; "
-            "reduce several outputs to one figure a row"
+            f"expected one uncertainty and one error per row, shape [N] for both, got {u.shape} and {e.shape}; "
+            "reduce several outputs to one number per row"
         )
     _, group = np.unique(u, return_inverse=True)
     group_mean = np.bincount(group, e) / np.bincount(group)
@@ -65,10 +65,9 @@ def risk_coverage(uncertainty: Values, error: Values) -> RiskCoverage:
 
 
 def aurc(uncertainty: Values, error: Values) -> float:
-    """Area under the risk-coverage curve (Geifman et al. 2019): mean of the risk over the coverages
-    `1/N, ..., 1`.
+    """Area under the risk-coverage curve (Geifman et al. 2019): mean of the risk over the coverages `1/N, ..., 1`.
 
-    Smaller is better; the mean error is what an uninformative uncertainty gives.
+    Smaller is better; an uninformative uncertainty gives the mean error.
 
     Parameters
     ----------
@@ -91,7 +90,7 @@ def selective_accuracy(uncertainty: Values, correct: Values, coverage: float) ->
     uncertainty
         `[N]`, larger = more uncertain.
     correct
-        `[N]`, true (1) where the decision was right.
+        `[N]`, true (1) for correct decisions.
     coverage
         Share of rows to accept, in (0, 1].
 
@@ -100,22 +99,21 @@ def selective_accuracy(uncertainty: Values, correct: Values, coverage: float) ->
     ValueError
         For shapes that differ, NaN, `correct` that is not 0 or 1, or `coverage` outside (0, 1].
     """
-    right = real("correct", correct)
-    if not np.isin(right, (0, 1)).all():
+    is_correct = real("correct", correct)
+    if not np.isin(is_correct, (0, 1)).all():
         raise ValueError(
-            f"correct: expected 0 or 1, got {right.min():g} to {right.max():g}; pass label == target"
+            f"correct: expected 0 or 1, got {is_correct.min():g} to {is_correct.max():g}; pass label == target"
         )
     if not 0 < coverage <= 1:
         raise ValueError(f"coverage: expected a share above 0 and up to 1, got {coverage}; 80 % is 0.8")
-    accepted = risk_coverage(uncertainty, right).risk  # with 1 for right, the "risk" is the accuracy
-    return float(accepted[round_up(coverage * len(right)) - 1])
+    accepted = risk_coverage(uncertainty, is_correct).risk  # the mean of 1 for correct rows is the accuracy
+    return float(accepted[round_up(coverage * len(is_correct)) - 1])
 
 
 def expected_cost_decision(probs: Values, loss_matrix: Values) -> Decision:
-    """Choose for each row the action of least expected cost (Bayes action; Berger 1985), the first of a tie.
+    """The action of least expected cost for each row (Bayes action; Berger 1985), the first if several tie.
 
-    `expected_cost[n, a] = sum_k loss[a, k] probs[n, k]`. Abstaining is one more action, a row of
-    constant cost.
+    `expected_cost[n, a] = sum_k loss[a, k] probs[n, k]`. To allow abstention, add an action of constant cost.
 
     Parameters
     ----------

@@ -1,8 +1,8 @@
-"""Out-of-distribution alarms: scores of a row's strangeness, and detectors with a stated rate of false alarms.
+"""Out-of-distribution detection: scores of rows, and detectors with a given rate of false alarms.
 
 The threshold comes from held-out known rows (split conformal: Vovk et al. 2005; Laxhammar and Falkman 2010; Bates et al.
-2023), so that of new known rows a share of at most ``alpha`` raises an alarm, whatever the score, and without any unknown
-rows. How many unknown rows are caught depends on the score.
+2023), so that the probability of an alarm on a new known row is at most ``alpha``, for any score and without any unknown
+rows. The share of unknown rows that are detected depends on the score.
 """
 
 from bll_pyro.ood.base import Score, View

@@ -1,4 +1,4 @@
-"""What a score is, and what it may look at."""
+"""The interface of scores, and the view of a fit that they read."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import cached_property
 from typing import ClassVar, Self
 
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from bll_pyro.declaration import Declaration
@@ -17,18 +18,21 @@ from bll_pyro.prediction.recalibration import Recalibration
 
 
 class View:
-    """What a fit says about some rows; outputs and prediction are computed when a score first asks for them.
+    """Features of some rows with a fit's outputs and prediction for them, which are computed on first use.
 
     Parameters
     ----------
     features
         Features ``[N, D]`` of the rows.
     posterior, recalibration
-        Of the fit.
+        Posterior and recalibration of the fit.
     """
 
     def __init__(
-        self, features: Tensor, posterior: Posterior, recalibration: Recalibration | None = None
+        self,
+        features: Float[Tensor, "N D"],
+        posterior: Posterior,
+        recalibration: Recalibration | None = None,
     ) -> None:
         self.features, self.posterior, self.recalibration = features, posterior, recalibration
 
@@ -39,46 +43,46 @@ class View:
 
     @cached_property
     def prediction(self) -> Prediction:
-        """Posterior predictive, with the points of integration that are the default."""
+        """Posterior predictive of the rows, with the default integration."""
         return predict(self.posterior, self.features, recalibration=self.recalibration)
 
     def refuse(self, score: Score, expected: str, remedy: str) -> TypeError:
-        """The error of a score that has no meaning for this fit."""
+        """The error of a score that is not defined for this fit."""
         return TypeError(
             f"{type(score).__name__}: expected {expected}, got {self.posterior.layer.likelihood!r}; {remedy}"
         )
 
 
 class Score(Declaration):
-    """How strange a row is: one number, larger is further out."""
+    """A score of rows: larger is further from the training distribution."""
 
     family: ClassVar[str] = "ood"
 
     @property
     def needs_training_rows(self) -> bool:
-        """Whether training rows have to be seen first."""
+        """Whether :meth:`fitted` must be called with training rows first."""
         return False
 
     @abstractmethod
-    def of(self, view: View) -> Tensor:
+    def of(self, view: View) -> Float[Tensor, " N"]:
         """Scores ``[N]`` of the rows of a view."""
 
     def fitted(
         self,
         posterior: Posterior,
-        features: Tensor,
-        targets: Tensor,
+        features: Float[Tensor, "N D"],
+        targets: Shaped[Tensor, "N *T"],
         score_rows: Callable[[Score], Tensor],
     ) -> Self:
-        """The same score with what it takes from the training rows.
+        """The same score with its statistics of the training rows.
 
         Parameters
         ----------
         posterior
-            Of the fit.
+            Posterior of the fit.
         features, targets
-            Training rows ``[N, D]`` and their checked targets.
+            Training rows ``[N, D]`` and their checked targets ``[N]`` or ``[N, T]``.
         score_rows
-            Gives the scores ``[N]`` of the training rows by another score.
+            Returns the scores ``[N]`` of the training rows by another score.
         """
         return self

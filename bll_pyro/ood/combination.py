@@ -1,4 +1,4 @@
-"""Several scores as one."""
+"""The weighted sum of several scores."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Self
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from bll_pyro.ood.base import Score, View
@@ -15,19 +16,19 @@ from bll_pyro.posterior import Posterior
 
 @dataclass(frozen=True, eq=False)
 class Combination(Score):
-    """Weighted sum of scores, each less its mean and over its standard deviation on the training rows.
+    """Weighted sum of M scores, each standardised by its mean and standard deviation on the training rows.
 
-    The scales come from training rows and not from the rows of the calibration: these have to stay exchangeable with new
-    rows, or the rate of false alarms would not hold.
+    Mean and standard deviation do not come from the calibration rows, because the rate of false alarms holds only if
+    these are exchangeable with new rows.
 
     Parameters
     ----------
     scores
         Two or more scores.
     weights
-        One positive number for each; None weighs all alike.
+        One positive number per score; None gives all the weight 1.
     loc, scale
-        Means and standard deviations ``[M]`` on the training rows; found by the calibration.
+        Means and standard deviations ``[M]`` on the training rows; set by the calibration.
     """
 
     scores: tuple[Score, ...]
@@ -44,8 +45,8 @@ class Combination(Score):
         if self.weights is None:
             return
         object.__setattr__(self, "weights", tuple(self.weights))
-        right = all(isinstance(w, (int, float)) and 0 < w < float("inf") for w in self.weights)
-        if len(self.weights) != len(self.scores) or not right:
+        positive = all(isinstance(w, (int, float)) and 0 < w < float("inf") for w in self.weights)
+        if len(self.weights) != len(self.scores) or not positive:
             raise ValueError(
                 f"Combination(weights=...): expected a positive number for each of the {len(self.scores)} scores, got "
                 f"{self.weights!r}"
@@ -53,10 +54,10 @@ class Combination(Score):
 
     @property
     def needs_training_rows(self) -> bool:
-        """Whether training rows have to be seen first."""
+        """Whether :meth:`fitted` must be called with training rows first."""
         return self.loc is None
 
-    def of(self, view: View) -> Tensor:
+    def of(self, view: View) -> Float[Tensor, " N"]:
         assert self.loc is not None and self.scale is not None
         values = torch.stack([score.of(view) for score in self.scores], -1)
         weights = values.new_tensor(self.weights or (1.0,) * len(self.scores))

@@ -1,4 +1,4 @@
-"""Detectors: a score, and a threshold with a stated rate of false alarms."""
+"""Detectors: a score with a threshold for a given rate of false alarms."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from bll_pyro.calibrated import Calibrated
@@ -21,25 +22,30 @@ from bll_pyro.prediction.verdict import Verdict
 if TYPE_CHECKING:
     from bll_pyro.fitting import Fit
 
-ROWS_AT_ONCE = 8192
+ROWS_AT_ONCE = 8192  # rows that are scored at a time
 
 
 @dataclass(frozen=True, eq=False)
 class Detector(Calibrated):
-    """An alarm for inputs that are unlike the known ones (split conformal: Vovk et al. 2005).
+    """A detector of inputs from outside the known distribution (split conformal: Vovk et al. 2005).
 
     With n calibration scores a row of score s has the p-value ``(1 + #{calibration score >= s}) / (n + 1)`` and raises an
-    alarm when that is at most ``alpha``. If a row is exchangeable with the calibration rows, this happens with probability
-    ``alpha`` or less.
+    alarm if that is at most ``alpha``. For a row exchangeable with the calibration rows, the probability of an alarm is
+    at most ``alpha``.
 
     Parameters
     ----------
     score
-        What is strange: ``Leverage()`` (default), ``Epistemic()``, ``Mahalanobis()``, ...; larger is further out.
+        ``Leverage()`` (default), ``Epistemic()``, ``Mahalanobis()``, ...; larger is further out.
     alpha
-        Allowed rate of false alarms.
+        Allowed rate of false alarms, between 0 and 1.
     calibration_scores
-        Scores ``[n]`` of the calibration rows, in order; found by :meth:`calibrate`.
+        Scores ``[n]`` of the calibration rows, in increasing order; set by :meth:`calibrate`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If ``score`` is not a score, or ``alpha`` is not between 0 and 1.
     """
 
     score: Score = Leverage()
@@ -58,26 +64,27 @@ class Detector(Calibrated):
             )
 
     def calibrate(self, fit: Fit, inputs: Any, *, train: Any = None, batch_size: int = 256) -> Self:
-        """Find the threshold on known rows; returns a new detector, for use with this fit.
+        """A new detector with the threshold from known rows, for use with this fit.
 
         Parameters
         ----------
         fit
-            The fit to watch over.
+            The fit whose inputs are to be checked.
         inputs
             At least ``1 / alpha`` known rows that neither the backbone nor the last layer was trained on.
         train
             ``(inputs, targets)`` of training rows, for the scores that need them (``Mahalanobis``,
-            ``RelativeMahalanobis``, ``Combination``). They must be other rows than those of the calibration.
+            ``RelativeMahalanobis``, ``Combination``). They must not contain the calibration rows.
         batch_size
-            Rows at a time through the backbone.
+            Number of rows in a batch of the backbone.
 
         Raises
         ------
         ValueError
-            For fewer than ``1 / alpha`` rows, a score that needs training rows and gets none, or is NaN somewhere.
+            If there are fewer than ``1 / alpha`` rows, a score needs training rows and gets none, or scores are NaN or
+            all equal.
         TypeError
-            For a score that has no meaning for the fit's likelihood.
+            If the score is not defined for the fit's likelihood.
         """
         features = fit.features(inputs, batch_size=batch_size)
         least = math.ceil((1 - ROUNDING) / self.alpha)
@@ -91,7 +98,7 @@ class Detector(Calibrated):
             if train is None:
                 raise ValueError(
                     f"Detector.calibrate: {type(score).__name__} needs training rows, got none; pass "
-                    "train=(inputs, targets), of other rows than the calibration's"
+                    "train=(inputs, targets) without the calibration rows"
                 )
             rows = fit.features(train, need_targets=True, batch_size=batch_size)
             assert rows.targets is not None
@@ -102,11 +109,11 @@ class Detector(Calibrated):
         if bool(scores.isnan().any()) or bool((scores == scores[0]).all()):
             raise ValueError(
                 f"Detector.calibrate: expected scores that differ from row to row, got {float(scores[0]):.4g} for every row or "
-                f"NaN by {type(score).__name__}; a point estimate (MAP) has no spread: fit a guide with a covariance"
+                f"NaN by {type(score).__name__}; a point estimate (MAP) has no epistemic uncertainty: fit a guide with a covariance"
             )
         ordered = scores.sort().values.cpu()
-        made = replace(self, score=score, calibration_scores=ordered, fingerprint=fit.fingerprint)
-        return made.bound(fit)
+        calibrated = replace(self, score=score, calibration_scores=ordered, fingerprint=fit.fingerprint)
+        return calibrated.bound(fit)
 
     @property
     def threshold(self) -> float:
@@ -116,18 +123,18 @@ class Detector(Calibrated):
         return conformal_quantile(self.calibration_scores, self.alpha)
 
     def detect(self, inputs: Any, *, fdr: float | None = None, batch_size: int = 256) -> Verdict:
-        """Judge inputs.
+        """Test inputs for being outside the known distribution.
 
         Parameters
         ----------
         inputs
-            As for ``fit.predict``.
+            Inputs as for ``fit.predict``.
         fdr
-            None judges each row by itself: of the known rows a share of ``alpha`` raises an alarm. A number judges the batch
-            as a whole: of the alarms a share of ``fdr`` at most is false, on average (Benjamini and Hochberg 1995, for
-            conformal p-values Bates et al. 2023).
+            None tests each row separately, with a rate of false alarms of at most ``alpha``. A number tests the batch
+            together: the expected share of false alarms among the alarms is at most ``fdr`` (Benjamini and Hochberg 1995,
+            for conformal p-values Bates et al. 2023).
         batch_size
-            Rows at a time through the backbone.
+            Number of rows in a batch of the backbone.
         """
         fit = self.check_bound()
         features = fit.features(inputs, batch_size=batch_size)
@@ -137,7 +144,7 @@ class Detector(Calibrated):
         chosen = torch.from_numpy(benjamini_hochberg(verdict.p_value, fdr))
         return replace(verdict, is_ood=chosen.to(verdict.is_ood.device))
 
-    def judge(self, scores: Tensor) -> Verdict:
+    def judge(self, scores: Float[Tensor, " N"]) -> Verdict:
         """The verdict on rows with given scores ``[N]``."""
         self.check_calibrated()
         assert self.calibration_scores is not None
@@ -146,12 +153,12 @@ class Detector(Calibrated):
 
 
 def views(fit: Fit, features: Features) -> Iterator[View]:
-    """What the fit says about features, some rows at a time."""
+    """Views of a fit on features, block by block."""
     for part, _ in features.batches(ROWS_AT_ONCE):
         yield View(part, fit.posterior, fit.recalibration)
 
 
 @torch.no_grad()
-def score_rows(fit: Fit, score: Score, features: Features) -> Tensor:
+def score_rows(fit: Fit, score: Score, features: Features) -> Float[Tensor, " N"]:
     """Scores ``[N]`` of all rows."""
     return torch.cat([score.of(view) for view in views(fit, features)])

@@ -1,8 +1,8 @@
 """Mahalanobis distances of features to those of the training rows.
 
-Features are taken on the standardised scale of the fit. The distances need training rows:
-``Detector(Mahalanobis()).calibrate(fit, inputs, train=(inputs, targets))``. Prefer training rows that the backbone has not
-seen, or its features are too good and the distances too small.
+Features are standardised as in the fit. The distances need training rows:
+``Detector(Mahalanobis()).calibrate(fit, inputs, train=(inputs, targets))``. Prefer rows on which the backbone was not
+trained: on its own training rows the features of a class vary less, and new rows then seem further out.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Self
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from bll_pyro.ood.base import Score, View
@@ -32,7 +33,7 @@ class _Distance(Score):
 
     @property
     def needs_training_rows(self) -> bool:
-        """Whether training rows have to be seen first."""
+        """Whether :meth:`fitted` must be called with training rows first."""
         return self.means is None
 
 
@@ -40,18 +41,18 @@ class _Distance(Score):
 class Mahalanobis(_Distance):
     """Squared distance to the nearest class, ``min_c (h - m_c)' S^-1 (h - m_c)`` (Lee et al. 2018).
 
-    Targets that are no classes count as one class.
+    Without classes all rows count as one class.
 
     Parameters
     ----------
     ridge
-        Added to the covariance, as a share of its mean variance: features that are constant in training must not divide
-        by 0.
+        Positive number, as a share of the mean variance, that is added to the diagonal of the covariance, so that it is
+        invertible with constant features.
     means, whitening
-        Class means ``[C, D]`` and ``S^-1/2 [D, D]`` of the training rows, within classes; found by the calibration.
+        Class means ``[C, D]``, and ``S^-1/2 [D, D]`` of the covariance within classes; set by the calibration.
     """
 
-    def of(self, view: View) -> Tensor:
+    def of(self, view: View) -> Float[Tensor, " N"]:
         assert self.means is not None and self.whitening is not None
         white = _features(view) @ self.whitening.to(view.features.device)
         centres = self.means.to(white) @ self.whitening.to(white)
@@ -71,22 +72,22 @@ class Mahalanobis(_Distance):
 
 @dataclass(frozen=True, eq=False)
 class RelativeMahalanobis(_Distance):
-    """Distance to the nearest class less that to all rows taken as one (Ren et al. 2021).
+    """Squared distance to the nearest class minus that to all rows as one class (Ren et al. 2021).
 
     Parameters
     ----------
     ridge
         As in :class:`Mahalanobis`.
     means, whitening
-        Of the distance to the classes.
+        Class means ``[C, D]`` and ``S^-1/2 [D, D]`` within classes; set by the calibration.
     background_mean, background_whitening
-        Mean ``[1, D]`` and ``S^-1/2 [D, D]`` of all training rows.
+        Mean ``[1, D]`` and ``S^-1/2 [D, D]`` of all training rows; set by the calibration.
     """
 
     background_mean: Tensor | None = None
     background_whitening: Tensor | None = None
 
-    def of(self, view: View) -> Tensor:
+    def of(self, view: View) -> Float[Tensor, " N"]:
         nearest = Mahalanobis(self.ridge, self.means, self.whitening)
         background = Mahalanobis(self.ridge, self.background_mean, self.background_whitening)
         return nearest.of(view) - background.of(view)

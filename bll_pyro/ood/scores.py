@@ -1,4 +1,4 @@
-"""Scores from the prediction and from the posterior of the outputs: they need no training rows.
+"""Scores of the prediction, the posterior of the outputs or the features, without training rows.
 
 ===================== ============================================ ===================================
 score                 formula                                      source
@@ -17,6 +17,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from bll_pyro.likelihoods import Categorical
@@ -26,12 +27,12 @@ from bll_pyro.prediction import ClassPrediction, LabelPrediction, ValuePredictio
 
 @dataclass(frozen=True, eq=False)
 class Epistemic(Score):
-    """Uncertainty that more data would remove: mutual information (nats), or the variance of ``E[y | f]``.
+    """Epistemic uncertainty: mutual information in nats, or the variance of ``E[y | f]``.
 
-    Several labels of a row are added up, and so are several values, each on its standardised scale.
+    Summed over the labels, or the standardised targets, of a row.
     """
 
-    def of(self, view: View) -> Tensor:
+    def of(self, view: View) -> Float[Tensor, " N"]:
         prediction = view.prediction
         values = prediction.epistemic
         if isinstance(prediction, ValuePrediction) and values.dim() > 1:
@@ -41,9 +42,9 @@ class Epistemic(Score):
 
 @dataclass(frozen=True, eq=False)
 class PredictiveEntropy(Score):
-    """Entropy of the averaged prediction in nats, the labels of a row added up."""
+    """Entropy of the averaged prediction in nats, summed over the labels of a row."""
 
-    def of(self, view: View) -> Tensor:
+    def of(self, view: View) -> Float[Tensor, " N"]:
         if not isinstance(view.prediction, ClassPrediction | LabelPrediction):
             raise view.refuse(self, "classes or labels", "use Epistemic() or Leverage()")
         return _row(view.prediction.total)
@@ -51,16 +52,16 @@ class PredictiveEntropy(Score):
 
 @dataclass(frozen=True, eq=False)
 class MaxProbability(Score):
-    """One minus the probability of the most probable class, of several labels the largest."""
+    """One minus the probability of the most probable class; the largest of several labels."""
 
-    def of(self, view: View) -> Tensor:
+    def of(self, view: View) -> Float[Tensor, " N"]:
         prediction = view.prediction
         if isinstance(prediction, ClassPrediction):
-            # the sum of the others keeps digits that 1 - max loses near certainty
+            # the sum of the other probabilities is more precise than 1 - max near 0
             return prediction.probs.sort(-1, descending=True).values[:, 1:].sum(-1)
         if isinstance(prediction, LabelPrediction):
-            doubt = torch.minimum(prediction.probs, 1 - prediction.probs)
-            return doubt if doubt.dim() == 1 else doubt.amax(-1)
+            complement = torch.minimum(prediction.probs, 1 - prediction.probs)
+            return complement if complement.dim() == 1 else complement.amax(-1)
         raise view.refuse(self, "classes or labels", "use Epistemic() or Leverage()")
 
 
@@ -71,7 +72,7 @@ class Energy(Score):
     Parameters
     ----------
     temperature
-        The T of the formula: of this score alone.
+        T of the formula, a positive number; it is not the temperature of the likelihood.
     """
 
     temperature: float = 1.0
@@ -80,7 +81,7 @@ class Energy(Score):
         if not (isinstance(self.temperature, (int, float)) and 0 < self.temperature < float("inf")):
             raise ValueError(f"Energy(temperature=...): expected a positive number, got {self.temperature!r}")
 
-    def of(self, view: View) -> Tensor:
+    def of(self, view: View) -> Float[Tensor, " N"]:
         if not isinstance(view.posterior.layer.likelihood, Categorical):
             raise view.refuse(self, "the Categorical likelihood", "use Leverage() or Epistemic()")
         return -self.temperature * (view.outputs.mean / self.temperature).logsumexp(-1)
@@ -88,28 +89,28 @@ class Energy(Score):
 
 @dataclass(frozen=True, eq=False)
 class Leverage(Score):
-    """Variance of the outputs under the posterior, ``h' V_k h``: the log of its geometric mean over the outputs.
+    """Log of the geometric mean, over the outputs, of the posterior variance ``h' V_k h``.
 
-    The classical leverage ``h' (H'H + c)^-1 h`` is the case of one output with Gaussian noise. It sees how far features lie
-    from those of training in directions that training pinned down, and not how the classes compete.
+    With one output and Gaussian noise this is the log of the classical leverage ``h' (H'H + c)^-1 h``, up to a constant. It
+    measures the distance of the features from those of the training rows, not the ambiguity between classes.
     """
 
-    def of(self, view: View) -> Tensor:
+    def of(self, view: View) -> Float[Tensor, " N"]:
         variance = view.outputs.variance
-        # of a point estimate the variance is 0, and of a score that is infinite for every row nothing can be learned
+        # the variance of a point estimate is 0; the lower bound avoids infinite scores
         return variance.clamp_min(torch.finfo(variance.dtype).tiny).log().mean(-1)
 
 
 @dataclass(frozen=True, eq=False)
 class FeatureNorm(Score):
-    """How little the backbone found: minus the 1-norm of the features, as it gave them.
+    """Minus the 1-norm of the backbone's features, before standardisation.
 
-    A network trained to tell classes apart answers what it knows with large features; an image that has nothing of what it
-    looks for leaves them small (the first factor of Huang, Geng and Li's gradient norm; Yu et al. 2023). Whether a given
-    network is of this kind has to be tried: there are some whose unknown inputs have the larger features.
+    Classification networks often have larger features for inputs like those of training (the first factor of the gradient
+    norm of Huang, Geng and Li; Yu et al. 2023). This is not true of every network, so test it on yours: for some, unknown
+    inputs have the larger features.
     """
 
-    def of(self, view: View) -> Tensor:
+    def of(self, view: View) -> Float[Tensor, " N"]:
         return -view.features.abs().sum(-1)
 
 

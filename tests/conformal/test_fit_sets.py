@@ -101,7 +101,7 @@ def test_saved_loaded_and_tied_to_the_fit(tmp_path, classes, values):
         assert again == made and str(again.predict(FEATURES[:9])) == str(made.predict(FEATURES[:9]))
         with pytest.raises(ValueError, match="expected the fit that it was calibrated on"):
             type(made).load(tmp_path / "file", other)
-    with pytest.raises(ValueError, match="expected to be calibrated first"):
+    with pytest.raises(ValueError, match="expected a calibrated declaration"):
         PredictionSets().predict(FEATURES)
 
 

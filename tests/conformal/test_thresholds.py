@@ -193,5 +193,5 @@ def test_refusals():
         conformal.benjamini_hochberg([0.1, 0.5], 0.0)
     with pytest.raises(ValueError, match=r"at least 19 calibration rows for alpha=0.05, got 18"):
         conformal.coverage_band(18, 10, 0.05)
-    with pytest.raises(ValueError, match="num_new: expected a whole number from 1 on, got 0"):
+    with pytest.raises(ValueError, match="num_new: expected a whole number of at least 1, got 0"):
         conformal.coverage_band(19, 0, 0.05)

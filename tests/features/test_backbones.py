@@ -261,7 +261,7 @@ def test_files_that_do_not_hold_the_weights(tmp_path, trained, capsys):
 @pytest.mark.parametrize("pretrained", ["a1_in1k", "missing.safetensors", "", __file__])
 def test_files_that_are_none(pretrained):
     with pytest.raises(
-        ValueError, match=r"expected pretrained to be True, False or a file.*belongs into the name"
+        ValueError, match=r"expected pretrained to be True, False or a file.*is part of the name"
     ):
         timm_backbone("resnet10t", pretrained=pretrained)
 

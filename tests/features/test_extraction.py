@@ -226,7 +226,7 @@ def test_features_too_large_for_the_type_are_an_error():
     backbone = Counting()
     with torch.no_grad():
         backbone.body[1].bias += 1e5
-    with pytest.raises(ValueError, match=r"torch.float16.*take a wider dtype"):
+    with pytest.raises(ValueError, match=r"torch.float16.*use a wider dtype"):
         extract(backbone, X, dtype=torch.float16)
 
 

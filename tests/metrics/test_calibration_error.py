@@ -140,7 +140,7 @@ def test_band_is_wilsons_and_empty_bins_are_nan():
 
 def test_refusals():
     p, y = simulated(20, 3, seed=0)
-    with pytest.raises(ValueError, match="num_bins: expected a whole number from 1 on, got 0"):
+    with pytest.raises(ValueError, match="num_bins: expected a whole number of at least 1, got 0"):
         metrics.ece(p, y, 0)
     with pytest.raises(ValueError, match="prob: expected a number strictly between 0 and 1, got 95"):
         metrics.reliability(p, y, prob=95)

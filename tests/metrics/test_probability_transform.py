@@ -130,5 +130,5 @@ def test_refusals():
         ValueError, match=r"cdf_below <= cdf_at, got 1 of 2 the other way round; pass F\(y - 1\) first"
     ):
         metrics.pit_discrete([0.1, 0.5], [0.2, 0.3], torch.Generator())
-    with pytest.raises(ValueError, match="num_bins: expected a whole number from 1 on, got 0"):
+    with pytest.raises(ValueError, match="num_bins: expected a whole number of at least 1, got 0"):
         metrics.pit_histogram([0.1], [0.2], 0)

@@ -91,7 +91,7 @@ def test_refusals():
         metrics.expected_cost_decision(p, np.full((2, 3), np.inf))
     with pytest.raises(ValueError, match="rows that sum to 1"):
         metrics.expected_cost_decision(2 * p / 3, np.zeros((2, 3)))
-    with pytest.raises(ValueError, match=r"one uncertainty and one error a row.* got \(2,\) and \(3,\)"):
+    with pytest.raises(ValueError, match=r"one uncertainty and one error per row.* got \(2,\) and \(3,\)"):
         metrics.risk_coverage(np.zeros(2), np.zeros(3))
     with pytest.raises(ValueError, match="uncertainty: expected no NaN"):
         metrics.aurc([np.nan], [0.0])
