@@ -192,7 +192,7 @@ def test_bad_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
     monkeypatch.setattr("bll_pyro.demo.job.train_heads", refuse_to_train)
     assert cli.main(["demo", "--seed", "-1", "--out", str(tmp_path / "out")]) == 1
     assert capsys.readouterr().err == (
-        "bll demo: error: seed: expected a whole number from 0 to 2**32 - 1, got -1; take any other, such as 0\n"
+        "bll demo: error: seed: expected a whole number from 0 to 2**32 - 1, got -1; use for example 0\n"
     )
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(ValueError, match="got -1"):

@@ -1,4 +1,4 @@
-"""Scikit-learn's handwritten digits: 0 to 7 are known, 8 and 9 are kept away from every training."""
+"""Scikit-learn's handwritten digits: 0 to 7 are known, 8 and 9 are not used in training."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from torch import Tensor
 
 from bll_pyro.scope import generator
 
-NUM_KNOWN = 8
-IMAGE_SIZE = 32  # pixels a side; timm's networks halve the 8 x 8 images too often
-TEST_SHARE, VALIDATION_SHARE = 0.25, 0.15  # of the known digits
-NOISE_SCALE = 0.3  # of the pixels of the 8 x 8 images, where full ink is 1
-QUICK_ROWS = 150
+NUM_KNOWN = 8  # number of known classes
+IMAGE_SIZE = 32  # side of the enlarged images in pixels; timm's networks downsample 8 x 8 images too much
+TEST_SHARE, VALIDATION_SHARE = 0.25, 0.15  # shares of the known digits in the two parts
+NOISE_SCALE = 0.3  # standard deviation of the noise on the 8 x 8 images, whose pixels are between 0 and 1
+QUICK_ROWS = 150  # most images in each part of a quick run
 
 Images = tuple[Tensor, Tensor]
 """Images ``[N, 1, 32, 32]`` between 0 and 1, and their digits ``[N]``."""
@@ -31,11 +31,11 @@ class Digits:
     validation
         Known digits for early stopping and for the temperature of the softmax.
     test
-        Known digits that nothing is chosen by.
+        Known digits that are not used for any choice.
     noisy
-        The test digits again, with Normal noise on the pixels: known digits as no head has seen them.
+        The test digits with Normal noise on the pixels, which no training image has.
     unknown
-        All images of an 8 or a 9. No head has a class for them.
+        All images of an 8 or a 9, which are no classes of the heads.
     """
 
     train: Images
@@ -51,9 +51,9 @@ class Digits:
 
 
 def load_digits(seed: int, quick: bool = False) -> Digits:
-    """Read the digits, enlarge them, and split the known ones at random, every digit in the same shares.
+    """Read the digits, enlarge them, and split the known ones at random, stratified by digit.
 
-    The quick form keeps 150 known images for each part and as many unknown ones.
+    A quick run has at most 150 images in each part.
     """
     from sklearn.datasets import load_digits as read
     from sklearn.model_selection import train_test_split
@@ -81,5 +81,5 @@ def load_digits(seed: int, quick: bool = False) -> Digits:
 
 
 def enlarged(images: Tensor) -> Tensor:
-    """Images ``[N, 1, 8, 8]`` as ``[N, 1, 32, 32]``."""
+    """Images ``[N, 1, 8, 8]`` interpolated to ``[N, 1, 32, 32]``."""
     return torch.nn.functional.interpolate(images, size=(IMAGE_SIZE, IMAGE_SIZE), mode="bilinear")

@@ -1,4 +1,4 @@
-"""A folder of results that is either whole or not there: made beside its place and moved into it at the end."""
+"""A folder of results that exists only when complete: it is written under another name and renamed at the end."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from pathlib import Path
 
 @contextmanager
 def replaced_when_complete(target: Path, contents: Collection[str]) -> Iterator[Path]:
-    """Yield an empty folder; when the block ends without an error it takes the place of `target`.
+    """Yield an empty folder, which replaces `target` if the block ends without an error.
 
     Parameters
     ----------
     target
-        Where the results belong. An earlier folder there stays whole until the new one is complete.
+        Path of the results. An earlier folder is kept until the new one is complete.
     contents
-        Names that the results may have. An earlier folder that holds anything else is not replaced.
+        Names of the entries of a folder of results. An earlier folder with other entries is not replaced.
 
     Raises
     ------
     ValueError
-        Before any work, when `target` is no folder or holds other files, which replacing would delete.
+        Before any work, if `target` is not a folder or has other entries, which the replacement would delete.
     """
-    target = Path(os.path.abspath(target))  # the current folder may change on the way
+    target = Path(os.path.abspath(target))  # absolute, because the current folder may change in the block
     _check_replaceable(target, contents)
     target.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
@@ -34,12 +34,12 @@ def replaced_when_complete(target: Path, contents: Collection[str]) -> Iterator[
     try:
         fresh.mkdir()
         yield fresh
-        _check_replaceable(target, contents)  # it may have changed meanwhile
+        _check_replaceable(target, contents)  # again, because it may have changed in the block
         if target.exists():
             target.rename(earlier)
         fresh.rename(target)
     finally:
-        if earlier.exists() and not target.exists():  # interrupted between the two
+        if earlier.exists() and not target.exists():  # interrupted between the two renames
             earlier.rename(target)
         shutil.rmtree(beside, ignore_errors=True)
 

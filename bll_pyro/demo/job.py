@@ -1,4 +1,4 @@
-"""What ``bll demo`` does: train, judge, write, print."""
+"""The job of ``bll demo``: train, evaluate, write, print."""
 
 from __future__ import annotations
 
@@ -20,15 +20,13 @@ from bll_pyro.prediction import PredictiveTemperature
 
 PICTURES = ("reliability.png", "entropy.png", "largest_weights.png", "most_uncertain.png")
 CONTENTS = ("metrics.json", "model", "posterior.nc", *PICTURES)
-NUM_DRAWS = 1000
+NUM_DRAWS = 1000  # draws in posterior.nc
 
 
 def run(out: Path, seed: int, quick: bool) -> None:
-    """Do all the work; `out` appears, or is replaced, when everything is written."""
+    """Run the demo; `out` is created or replaced when all results are written."""
     if not 0 <= seed < 2**32:
-        raise ValueError(
-            f"seed: expected a whole number from 0 to 2**32 - 1, got {seed}; take any other, such as 0"
-        )
+        raise ValueError(f"seed: expected a whole number from 0 to 2**32 - 1, got {seed}; use for example 0")
     console = Console(highlight=False)
     began = time.perf_counter()
     with replaced_when_complete(out, CONTENTS) as folder:
@@ -48,7 +46,7 @@ def run(out: Path, seed: int, quick: bool) -> None:
 
 
 def figures(judged: dict[str, HeadResult], digits: Digits, seed: int, quick: bool) -> dict[str, Any]:
-    """What metrics.json says."""
+    """The contents of metrics.json."""
     recalibration = judged["softmax_temperature"].head.fit.recalibration
     assert isinstance(recalibration, PredictiveTemperature)
     return {

@@ -16,18 +16,18 @@ from bll_pyro.demo.table import HeadResult
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-DPI = 110
-BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#666666"  # blue and orange differ for colour-blind eyes too
-NUM_BINS = 10
-NUM_DIGITS = 9
-NUM_WEIGHTS, NUM_DRAWS = 20, 4000
+DPI = 110  # resolution of the files, in dots per inch
+BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#666666"  # distinguishable for colour-blind readers
+NUM_BINS = 10  # bins of confidence
+NUM_DIGITS = 9  # digits in a row of images
+NUM_WEIGHTS, NUM_DRAWS = 20, 4000  # weights in the forest plot, and draws for it
 
 
 def draw_reliability(judged: dict[str, HeadResult], digits: Digits) -> Figure:
-    """Confidence against the share of right answers on the noisy test digits, one panel for each head.
+    """Share of correct predictions against confidence on the noisy test digits, one panel per head.
 
-    The bands are the 95 % Wilson intervals of the bins; a right head's cross the diagonal, most of the time. The bars
-    below show how many digits a bin holds. (The digits without noise nearly all lie in the last bin.)
+    The bands are the 95 % Wilson intervals of the bins; for a calibrated head most of them cross the diagonal. The bars
+    below show the number of digits in each bin. (Nearly all digits without noise are in the last bin.)
     """
     figure = Figure(figsize=(10.5, 3.9), layout="constrained")
     grid = figure.subplots(2, len(judged), sharex=True, sharey="row", height_ratios=(4, 1))
@@ -56,14 +56,14 @@ def draw_reliability(judged: dict[str, HeadResult], digits: Digits) -> Figure:
 
 
 def draw_entropy(judged: dict[str, HeadResult]) -> Figure:
-    """Predictive entropy of known and unknown digits, one panel for each head that differs in it."""
+    """Predictive entropy of known and unknown digits, one panel for each of three heads."""
     shown = [judged[name] for name in ("softmax", "bayesian_two_stage", "bayesian_joint")]
     figure = Figure(figsize=(10.5, 3.4), layout="constrained")
     panels = figure.subplots(1, len(shown), sharex=True, sharey=True)
     bins = np.geomspace(1e-4, np.log(NUM_KNOWN), 37)
     for axes, one in zip(panels, shown, strict=True):
         for part, color, label in ((one.test, BLUE, "known (test)"), (one.unknown, ORANGE, "unknown (8, 9)")):
-            entropy = part.total.numpy().clip(bins[0], bins[-1])  # what lies below counts in the first bin
+            entropy = part.total.numpy().clip(bins[0], bins[-1])  # smaller entropies count in the first bin
             share = np.full(len(part), 1 / len(part))
             axes.hist(entropy, bins, weights=share, color=color, alpha=0.6, label=label)
         axes.set_xscale("log")
@@ -99,13 +99,13 @@ def draw_most_uncertain(one: HeadResult, digits: Digits) -> Figure:
 
 
 def bare_axes(axes: Axes) -> None:
-    """Leave only the axes that carry numbers."""
+    """Remove the lines at the top and the right."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=8)
 
 
 def draw_largest_weights(fit: bll.Fit, path: Path) -> None:
-    """Forest of the weights whose posterior mean is largest: mean, 50 % and 89 % intervals, by ArviZ."""
+    """Forest plot of the weights with the largest absolute posterior mean: mean, 50 % and 89 % intervals, by ArviZ."""
     import arviz as az
     from matplotlib import pyplot
 

@@ -1,4 +1,4 @@
-"""How good each head is: figures for metrics.json, and the tables that are printed."""
+"""Evaluation of the heads: figures for metrics.json, and the printed tables."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 HeadScores = dict[str, float | None]
 
-# name of a score: heading, whether larger is better
+# name of a score: its heading, and whether larger is better
 PROBABILITIES = {
     "accuracy": ("accuracy", True),
     "nll": ("NLL", False),
@@ -33,7 +33,7 @@ DETECTION = {
 
 @dataclass(frozen=True)
 class HeadResult:
-    """A head's predictions, and the scores that follow from them.
+    """A head's predictions and scores.
 
     Parameters
     ----------
@@ -42,11 +42,12 @@ class HeadResult:
     test, noisy, unknown
         Its predictions for these digits.
     scores
-        On the test digits accuracy, NLL (nats), ECE (15 bins) and Brier score; AUROC of unknown against test digits by
+        Accuracy, NLL (nats), ECE (15 bins) and Brier score on the test digits; AUROC of unknown against test digits by
         predictive entropy, by epistemic uncertainty, and by the variance of the outputs, the latter two None for a point
-        estimate. (The variance sees only how far features lie from the centre, and known digits lie further out.)
+        estimate. (The variance depends only on the distance of the features from the centre, which is larger for known
+        digits.)
     noisy_scores
-        The first four on the noisy test digits.
+        The first four scores on the noisy test digits.
     """
 
     head: Head
@@ -58,7 +59,7 @@ class HeadResult:
 
 
 def evaluate_head(head: Head, digits: Digits) -> HeadResult:
-    """Predict and score."""
+    """Predictions and scores of a head."""
     test, noisy, unknown = (predict(head, part) for part in (digits.test, digits.noisy, digits.unknown))
     detection: HeadScores = {"auroc_entropy": bll.metrics.auroc(test.total, unknown.total)}
     detection |= {"auroc_epistemic": None, "auroc_output_variance": None}
@@ -85,7 +86,7 @@ def output_variance(head: Head, part: Images) -> Tensor:
 
 
 def score(prediction: ClassPrediction, part: Images) -> HeadScores:
-    """How good probabilities are."""
+    """Accuracy, NLL (nats), ECE and Brier score of a prediction."""
     probs, labels = prediction.probs, part[1]
     return {
         "accuracy": bll.metrics.accuracy(probs, labels),
@@ -96,7 +97,7 @@ def score(prediction: ClassPrediction, part: Images) -> HeadScores:
 
 
 def make_tables(judged: dict[str, HeadResult], digits: Digits) -> list[Table]:
-    """Test and unknown digits, then noisy ones."""
+    """Two tables: test and unknown digits, and noisy test digits."""
     titles, rows = [one.head.title for one in judged.values()], digits.num_rows
     test = [one.scores for one in judged.values()]
     noisy = [one.noisy_scores for one in judged.values()]
@@ -110,7 +111,7 @@ def make_tables(judged: dict[str, HeadResult], digits: Digits) -> list[Table]:
 def make_table(
     title: str, columns: dict[str, tuple[str, bool]], heads: list[str], scores: list[HeadScores]
 ) -> Table:
-    """One line for each head, the best figures of a column in bold: those that print like the best."""
+    """One line per head; in each column all numbers that are printed like the best one are bold."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 

@@ -1,19 +1,19 @@
-"""Pictures of a fit and of what is made of it: thin functions over ArviZ and matplotlib.
+"""Plots of fits, predictions and results: thin functions over ArviZ and matplotlib.
 
-All follow the same conventions, and a new picture is one file, and its name below twice:
+All follow the same conventions. A new plot is one file, with its name in two lists below:
 
-- **What is drawn comes first** (a fit, a prediction, a tree, a result of this library); every choice after it is a keyword.
-  Nothing is fitted or predicted that the caller did not ask for, and no number is shown that the arguments do not hold.
-- **What comes back**: where ArviZ draws, its ``PlotCollection`` as it is, so that ArviZ's own functions go on with it; else a
-  :class:`~bll_pyro.plots.style.Picture`, which is a matplotlib ``Figure`` that a notebook shows and ``savefig`` writes.
-  It is not registered with ``pyplot``: no global state, nothing to close, never shown twice.
-- **Composition**: a picture of one panel takes ``axes=None``; given axes, it draws there and returns their figure.
+- **Arguments**: the object that is drawn (a fit, a prediction, a tree, a result of this library) comes first; all options are
+  keywords. A plot fits and predicts nothing by itself, and shows only numbers of its arguments.
+- **Result**: where ArviZ draws, its ``PlotCollection``, for use with ArviZ's own functions; else a
+  :class:`~bll_pyro.plots.style.Picture`, a matplotlib ``Figure`` that a notebook shows and ``savefig`` writes.
+  It is not registered with ``pyplot``: it needs no closing and is shown only once.
+- **Composition**: a plot of one panel takes ``axes=None``; given axes, it draws into them and returns their figure.
 - **Size**: ``size=None`` in inches; by default 7 wide, and as high as the content needs; a row of panels is 10 wide.
-- **Colours** are from :mod:`bll_pyro.plots.style`: Okabe and Ito's, which differ for colour-blind eyes too. Blue is first,
-  what it is compared with is orange, references (diagonals, zero lines, priors) are grey. Magnitudes go from light to dark
-  (``SEQUENTIAL``), signed values through white (``DIVERGING``).
-- **Words**: axes carry their unit (nats, the target's), titles are left-aligned sentences, legends have no frame, and only the
-  axes that carry numbers have a line.
+- **Colours** are from :mod:`bll_pyro.plots.style`: the palette of Okabe and Ito, which colour-blind readers can distinguish.
+  The first data set is blue, the one compared with it orange, references (diagonals, zero lines, priors) are grey. Magnitudes
+  go from light to dark (``SEQUENTIAL``), signed values through white (``DIVERGING``).
+- **Text**: axis labels have units (nats, the target's), titles are left-aligned, legends have no frame, and only axes with a
+  scale have a line.
 - **Names**: the field's standard terms; a file is not named like a function that it exports, since an import of the file would
   put the module in the function's place.
 - **Tests** compare the data that is drawn (lines, offsets, arrays of the artists) with the numbers they come from.

@@ -1,4 +1,4 @@
-"""What is gained by leaving the doubtful rows to somebody else."""
+"""The risk-coverage curve of selective prediction."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 def risk_coverage(
     uncertainties: Any, error: Any, *, axes: Axes | None = None, size: Size | None = None
 ) -> Figure:
-    """Mean error of the accepted rows against their share, from the least uncertain on (El-Yaniv and Wiener 2010).
+    """Mean error of the accepted rows against their share, in order of increasing uncertainty (El-Yaniv and Wiener 2010).
 
-    The dashed line is the error of all rows, which an uncertainty that knows nothing would give everywhere.
+    The dashed line is the error of all rows, the expected curve of an uninformative uncertainty.
 
     Parameters
     ----------
     uncertainties
-        One uncertainty a row, ``[N]``, or several to compare by name, ``{"total": prediction.total, ...}``.
+        One uncertainty per row, ``[N]``, or several to compare by name, ``{"total": prediction.total, ...}``.
     error
         Loss of each row, ``[N]``: 0/1 for classes (``prediction.label != targets``), or any other.
     """

@@ -1,4 +1,4 @@
-"""Scores of known and unknown rows, and where the alarm begins."""
+"""Histograms of out-of-distribution scores with the detector's threshold."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ def ood_scores(
     axes: Axes | None = None,
     size: Size | None = None,
 ) -> Figure:
-    """Histograms of a detector's scores, its threshold, and the share of each kind that raises an alarm.
+    """Histograms of a detector's scores for known and unknown rows, its threshold, and the share of alarms.
 
     Parameters
     ----------
     detector
         A calibrated detector.
     known
-        Inputs like those of the calibration, but others; or their verdict.
+        Inputs from the distribution of the calibration rows, but other rows; or their verdict.
     unknown
-        Inputs of another kind, or their verdict; None draws the known ones alone.
+        Inputs from another distribution, or their verdict; None draws only the known ones.
     num_bins
-        Bins of the histograms, over the middle 96 % of all scores and the threshold; what lies beyond is in the outermost bins.
+        Number of bins. They span the middle 96 % of all scores and the threshold; scores beyond count in the outermost bins.
     """
     verdicts = {"known": known} if unknown is None else {"known": known, "unknown": unknown}
     verdicts = {k: v if hasattr(v, "p_value") else detector.detect(v) for k, v in verdicts.items()}

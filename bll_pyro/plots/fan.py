@@ -1,4 +1,4 @@
-"""The fan of a regression on one input: the median, and intervals of growing probability around it."""
+"""The fan chart of a regression on one input: the median with intervals of several probabilities."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ def fan_chart(
     Parameters
     ----------
     prediction
-        Prediction of one real value or count a row, at inputs ``x [N]``.
+        Prediction of one real value or count per row, at inputs ``x [N]``.
     x
-        The inputs; in any order.
+        The inputs ``[N]``, in any order.
     data
         Inputs and targets to show as points.
     probs
         Probabilities of the intervals.
     kind
-        Of the intervals; see :meth:`~bll_pyro.prediction.ValuePrediction.interval`.
+        Kind of the intervals; see :meth:`~bll_pyro.prediction.ValuePrediction.interval`.
     title, labels
         Title, and the labels of the two axes, with their units.
 
@@ -56,7 +56,7 @@ def fan_chart(
     at = np.asarray(x, dtype=float)
     if prediction.mean.dim() != 1 or at.shape != (len(prediction),):
         raise ValueError(
-            f"fan_chart: expected one target a row and one input for each of {len(prediction)} rows, got targets of shape "
+            f"fan_chart: expected one target per row and one input for each of {len(prediction)} rows, got targets of shape "
             f"{list(prediction.mean.shape)} and inputs of shape {list(at.shape)}; draw one target and one input at a time"
         )
     figure, axes = panel(axes, size)
@@ -64,7 +64,7 @@ def fan_chart(
     shades = np.linspace(FAINTEST, DARKEST, len(probs))
     for prob, shade in zip(sorted(probs, reverse=True), shades, strict=True):
         low, high = (end.cpu().numpy()[order] for end in prediction.interval(prob, kind))
-        # white below, so that bands do not add up where they overlap
+        # white below each band, so that the opacities of overlapping bands do not add up
         axes.fill_between(at[order], low, high, color="white", linewidth=0, zorder=1)
         axes.fill_between(
             at[order], low, high, color=BLUE, alpha=shade, linewidth=0, zorder=1, label=f"{prob:.0%} interval"

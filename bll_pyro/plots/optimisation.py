@@ -1,4 +1,4 @@
-"""The ELBO on its way up."""
+"""The ELBO of the training steps."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ if TYPE_CHECKING:
 def elbo_trace(
     fit: Fit, *, window: int | None = None, axes: Axes | None = None, size: Size | None = None
 ) -> Figure:
-    """ELBO of each step, its running mean, and the ELBO of the result, in nats a row.
+    """ELBO of each step, its running mean, and the ELBO of the result, in nats per row.
 
-    The noise of a step is that of its batch and its draws; the running mean shows whether it still climbs. The scale follows
-    the running mean, so that a few wild first steps do not flatten the rest.
+    Estimates of single steps are noisy because of batches and draws; the running mean shows whether the ELBO still rises.
+    The range of the axis follows the running mean, so that extreme first steps do not dominate it.
 
     Parameters
     ----------
     fit
         A fit by :class:`bll_pyro.SVI`.
     window
-        Steps of the running mean; None is a twentieth of them.
+        Number of steps in the running mean; None takes a twentieth of all steps.
 
     Raises
     ------
     ValueError
-        If the inference has no ELBO of each step, or the window does not fit.
+        If the inference has no ELBO of each step, or the window is longer than the trace.
     """
     if fit.trace.elbo is None:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""What a prior says before it has seen a target."""
+"""Prior predictive distributions."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 NUM_BINS = 40
-KEPT = (0.001, 0.999)  # quantiles between which targets are shown: heavy tails would flatten the rest
+KEPT = (0.001, 0.999)  # quantiles that bound the axis, which heavy tails would otherwise dominate
 
 
 def prior_predictive(trees: xr.DataTree | Mapping[str, xr.DataTree], *, size: Size | None = None) -> Figure:
-    """Outputs under the prior, and below what they mean: entropies of classes, or targets beside those observed.
+    """Outputs under the prior, and below them entropies of classes, or targets with those observed.
 
-    One column for each prior. With classes the dashed line is the largest entropy there is, log K: mass near it is a
-    prior that knows nothing yet, mass at 0 one that is certain before it has seen a label. Otherwise the orange
-    histogram is of the targets, where the tree has them: a prior should cover them, and not by orders of magnitude.
+    One column per prior. With classes the dashed line is the maximum entropy, log K: a prior with entropies near it is
+    uninformative, one with entropies near 0 is certain before it has seen data. Otherwise the orange histogram shows the
+    observed targets, if the tree has them: a prior should cover them, but not be wider by orders of magnitude.
 
     Parameters
     ----------
     trees
-        Of :func:`bll_pyro.prior_predictive`; several by name are drawn side by side.
+        Result of :func:`bll_pyro.prior_predictive`; several by name are drawn side by side.
 
     Raises
     ------
     ValueError
-        When a tree has no outputs under the prior.
+        If a tree has no outputs under the prior.
     """
     import xarray as xr
 
@@ -41,7 +41,7 @@ def prior_predictive(trees: xr.DataTree | Mapping[str, xr.DataTree], *, size: Si
     for name, tree in named.items():
         if "prior_predictive" not in tree.children or "f" not in tree["prior_predictive"].data_vars:
             raise ValueError(
-                f"prior_predictive: expected trees of bll.prior_predictive(layer, features), got another {name!r}"
+                f"prior_predictive: expected trees of bll.prior_predictive(layer, features), got another kind of tree {name!r}"
             )
     width = ROW_WIDTH if len(named) > 1 else 5.0
     figure = new_picture(size, (width, 5.2))
@@ -106,7 +106,7 @@ def _targets(axes: Axes, tree: xr.DataTree) -> None:
 def _shares(
     axes: Axes, values: np.ndarray, low: float, high: float, color: str, label: str | None = None
 ) -> None:
-    """Histogram of the share of values in each of the bins; those beyond the range are left out of it."""
+    """Histogram of the share of values in each bin; values out of range are not drawn."""
     weights = np.full(len(values), 1 / len(values))
     high = high if high > low else low + 1.0
     axes.hist(values, NUM_BINS, range=(low, high), weights=weights, color=color, alpha=0.7, label=label)

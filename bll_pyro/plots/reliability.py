@@ -1,4 +1,4 @@
-"""Whether what is said with probability 0.8 happens in 80 % of cases."""
+"""The reliability diagram."""
 
 from __future__ import annotations
 
@@ -24,29 +24,29 @@ def reliability_diagram(
     axes: Axes | None = None,
     size: Size | None = None,
 ) -> Figure:
-    """Share of right decisions against confidence, bin by bin, with an interval for each share and the rows of each bin.
+    """Share of correct decisions against confidence in bins, with an interval for each share and the share of rows.
 
-    On the diagonal confidence is honest; below it the prediction is too sure. The bars at the bottom are the shares of the
-    rows, in the scale of the axis.
+    Points on the diagonal are calibrated, points below it overconfident. The bars at the bottom are the shares of rows, on
+    the scale of the axis.
 
     Parameters
     ----------
     predictions
-        A prediction of classes or of one label a row, or several to compare by name, ``{name: prediction}``.
+        A prediction of classes or of one label per row, or several to compare by name, ``{name: prediction}``.
     targets
         The targets of the same rows.
     num_bins, equal_mass, prob
-        Of :func:`bll_pyro.metrics.reliability`: number of bins, whether they hold equally many rows, and the coverage of
-        the intervals (Wilson).
+        Arguments of :func:`bll_pyro.metrics.reliability`: number of bins, whether they have equal numbers of rows, and the
+        coverage of the intervals (Wilson).
     """
     named = predictions if isinstance(predictions, dict) else {"": predictions}
     figure, axes = panel(axes, size, (5.6, 5.2))
     axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle="--")
     for i, (name, prediction) in enumerate(named.items()):
         found = metrics.reliability(prediction.probs, targets, num_bins, equal_mass, prob)
-        there = found.count > 0
-        x, y = found.confidence[there], found.accuracy[there]
-        errors = np.abs(np.stack([found.lower[there], found.upper[there]]) - y)
+        filled = found.count > 0
+        x, y = found.confidence[filled], found.accuracy[filled]
+        errors = np.abs(np.stack([found.lower[filled], found.upper[filled]]) - y)
         color = PALETTE[i % len(PALETTE)]
         label = f"{name}, ECE {found.ece:.3f}" if name else f"ECE {found.ece:.3f}"
         axes.errorbar(
@@ -54,10 +54,10 @@ def reliability_diagram(
         )
         if i == 0:
             width = 0.8 * np.diff(x).min() if len(x) > 1 else 0.05
-            share = found.count[there] / found.count.sum()
+            share = found.count[filled] / found.count.sum()
             axes.bar(x, share, min(width, 0.06), color=SKY, alpha=0.35, zorder=0, label="share of rows")
     axes.set(xlim=(0, 1.02), ylim=(0, 1.02))
-    # intervals may lie anywhere inside
+    # below the axes, because intervals may lie anywhere inside
     axes.legend(
         frameon=False, loc="upper left", bbox_to_anchor=(-0.02, -0.12), ncols=len(named) + 1, fontsize=9
     )

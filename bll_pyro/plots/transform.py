@@ -1,4 +1,4 @@
-"""The histogram of the probability integral transform: where targets fall in their predictions."""
+"""The histogram of the probability integral transform."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-BAND = 0.95
+BAND = 0.95  # probability that a bar of calibrated predictions is within the band
 
 
 def pit_histogram(
@@ -27,27 +27,27 @@ def pit_histogram(
     axes: Axes | None = None,
     size: Size | None = None,
 ) -> Figure:
-    """Histogram of ``F_n(y_n)``, whose bars are all about 1 high if the predictions are right.
+    """Histogram of ``F_n(y_n)``, whose bars have heights near 1 if the predictions are calibrated.
 
-    A hump means predictions too wide, a U too narrow, a slope a bias. The band holds each bar with 95 percent if they are
-    right (exact, binomial). Counts and ordered classes spread each target's share over ``F(y - 1)`` to ``F(y)`` (Czado et
-    al. 2009), without random numbers; then the band is a little too wide.
+    A hump means predictions that are too wide, a U too narrow, a trend a bias. For calibrated predictions each bar is within
+    the band with probability 0.95 (exact, binomial). Counts and ordered classes spread each target's share over
+    ``F(y - 1)`` to ``F(y)`` (Czado et al. 2009), without random numbers; the band is then slightly too wide.
 
     Parameters
     ----------
     prediction
         Prediction of real values, counts or ordered classes.
     targets
-        Their targets.
+        Targets of the same rows.
     num_bins
         Number of bars.
     """
     from scipy.stats import binom
 
-    given = torch.as_tensor(targets)
-    whole = isinstance(prediction, OrdinalPrediction) or prediction.mixture.likelihood.is_count
-    at = prediction.cdf(given)
-    below = prediction.cdf(given - 1) if whole else at
+    values = torch.as_tensor(targets)
+    is_discrete = isinstance(prediction, OrdinalPrediction) or prediction.mixture.likelihood.is_count
+    at = prediction.cdf(values)
+    below = prediction.cdf(values - 1) if is_discrete else at
     heights = metrics.pit_histogram(below.double().clamp(0, 1), at.double().clamp(0, 1), num_bins)
     num_values = at.numel()
     ends = binom.ppf([(1 - BAND) / 2, (1 + BAND) / 2], num_values, 1 / num_bins) * num_bins / num_values

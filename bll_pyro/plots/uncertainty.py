@@ -1,4 +1,4 @@
-"""Uncertainty of predictions: the two parts of it, and the draws of one row's class probabilities."""
+"""Uncertainty of predictions: aleatoric against epistemic, and draws of one row's class probabilities."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
     from bll_pyro.prediction import Prediction
 
-NUM_GRID = 400
-OVERLAP = 1.35  # height of a ridge, in distances between two
-MIN_WIDTH = 0.008  # of a kernel: a narrower ridge would not be seen
+NUM_GRID = 400  # points of a density's curve
+OVERLAP = 1.35  # height of a ridge, in distances between ridges
+MIN_WIDTH = 0.008  # smallest bandwidth of a kernel, in probability, so that a ridge is visible
 
 
 def decomposition(
@@ -27,21 +27,20 @@ def decomposition(
     axes: Axes | None = None,
     size: Size | None = None,
 ) -> Figure:
-    """Aleatoric against epistemic uncertainty of each row; along a grey line the total is the same.
+    """Aleatoric against epistemic uncertainty of each row; grey lines join points of equal total uncertainty.
 
-    To the right are rows whose target scatters, upwards rows of which too little is known. Nats for classes and labels
-    (the sum over a row's labels), variances in the target's unit squared otherwise (of the first target where there are
-    several, if they are given one by one).
+    In nats for classes and labels, else variances in the squared unit of the target; summed over the labels or targets of a
+    row.
 
     Parameters
     ----------
     predictions
-        A prediction, or several by name, e.g. ``{"known": ..., "unknown": ...}``, each in a colour.
+        A prediction, or several by name, e.g. ``{"known": ..., "unknown": ...}``, each in its own colour.
 
     Raises
     ------
     ValueError
-        When there is nothing to draw.
+        If there are no predictions.
     """
     from bll_pyro.prediction import ClassPrediction, LabelPrediction
 
@@ -79,21 +78,21 @@ def decomposition(
 def class_probs(
     tree: xr.DataTree, obs: Any = 0, *, axes: Axes | None = None, size: Size | None = None
 ) -> Figure:
-    """Draws of the class probabilities of one row, as a ridge for each class; the point is the prediction.
+    """Draws of the class probabilities of one row, as a ridge per class; the points are the predictive probabilities.
 
-    A sharp ridge in the middle is a row between classes (aleatoric); a wide one is a row of which too little is known.
+    Narrow ridges away from 0 and 1 mean aleatoric uncertainty, wide ridges epistemic uncertainty.
 
     Parameters
     ----------
     tree
-        Of ``fit.to_datatree(..., class_probs=True)``.
+        Result of ``fit.to_datatree(..., class_probs=True)``.
     obs
-        The row, by its coordinate.
+        Coordinate of the row.
 
     Raises
     ------
     ValueError
-        When the tree has no class probabilities, or not this row.
+        If the tree has no class probabilities, or not this row.
     """
     if "posterior_predictive" not in tree.children or "class_probs" not in tree["posterior_predictive"]:
         raise ValueError(
@@ -125,7 +124,7 @@ def class_probs(
 
 
 def _parts(prediction: Prediction) -> tuple[np.ndarray, np.ndarray]:
-    """Aleatoric and epistemic uncertainty ``[N]``; of several labels or targets their sum."""
+    """Aleatoric and epistemic uncertainty ``[N]``, summed over labels or targets."""
     parts = []
     for value in (prediction.aleatoric, prediction.epistemic):
         numbers = value.detach().double().cpu().numpy()
@@ -134,7 +133,7 @@ def _parts(prediction: Prediction) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _density(values: np.ndarray, grid: np.ndarray) -> np.ndarray:
-    """Kernel density on [0, 1], mirrored at both ends (Silverman's rule for the width)."""
+    """Kernel density on [0, 1] with reflection at both ends and Silverman's bandwidth."""
     low, high = np.quantile(values, [0.25, 0.75])
     spread = min(float(values.std()), float(high - low) / 1.34) or float(values.std())
     width = max(0.9 * spread * len(values) ** -0.2, MIN_WIDTH)

@@ -1,4 +1,4 @@
-"""Draws of the weights: a forest of the strongest, and how they are correlated."""
+"""Posterior of the weights: forest plot and correlations of the largest."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-MAX_ROWS = 60
+MAX_ROWS = 60  # most weights in one plot
 
 
 def weights_forest(
@@ -26,16 +26,16 @@ def weights_forest(
     ci_probs: tuple[float, float] = (0.5, 0.89),
     size: Size | None = None,
 ) -> PlotCollection:
-    """Forest of the weights of each output whose posterior mean is furthest from 0: mean and two intervals, by ArviZ.
+    """Forest plot by ArviZ of the weights of each output with the largest absolute posterior mean: mean and two intervals.
 
-    Weights are those of standardised features, so that their sizes can be compared.
+    Weights are those of standardised features, so their sizes are comparable.
 
     Parameters
     ----------
     tree
-        Of ``fit.to_datatree(...)``; its ``class_names``, ``output_names`` and ``feature_names`` are the labels.
+        Result of ``fit.to_datatree(...)``; its ``class_names``, ``output_names`` and ``feature_names`` are the labels.
     num_features
-        Weights of each output.
+        Number of weights per output.
     outputs
         Outputs to show, by name; None shows all.
     ci_probs
@@ -44,7 +44,7 @@ def weights_forest(
     Raises
     ------
     ValueError
-        When the tree has no weights, or there would be more than 60 lines.
+        If the tree has no weights, or there would be more than 60 lines.
     """
     import arviz as az
 
@@ -64,7 +64,7 @@ def weights_forest(
     figure = plot.viz["figure"].item()
     figure.set_layout_engine("constrained")
     names, axes = figure.axes
-    names.set(xlabel="", xticks=[])  # a column of words has no scale
+    names.set(xlabel="", xticks=[])  # the column of labels needs no scale
     names.spines[:].set_visible(False)
     axes.axvline(0, color=GREY, linewidth=1, zorder=0)
     percents = " and ".join(f"{100 * prob:g} %" for prob in ci_probs)
@@ -80,23 +80,23 @@ def weights_correlation(
     axes: Axes | None = None,
     size: Size | None = None,
 ) -> Figure:
-    """Correlation, over the posterior's draws, of the weights whose mean is furthest from 0 in each output.
+    """Posterior correlations of the weights of each output with the largest absolute posterior mean.
 
-    Mean-field guides in plain axes show none; where the features are correlated, the posterior's weights are too.
+    Weights of correlated features are correlated in the posterior; mean-field guides in plain axes have no correlations.
 
     Parameters
     ----------
     tree
-        Of ``fit.to_datatree(...)``.
+        Result of ``fit.to_datatree(...)``.
     num_features
-        Weights of each output.
+        Number of weights per output.
     outputs
         Outputs to show, by name; None shows all.
 
     Raises
     ------
     ValueError
-        When the tree has no weights, or there would be more than 60 lines, or fewer than two draws.
+        If the tree has no weights, there would be more than 60 lines, or there are fewer than two draws.
     """
     draws = strongest(tree, num_features, outputs)
     names, flat = draws["weight"].values, draws.values.reshape(-1, draws.sizes["weight"])
@@ -104,7 +104,7 @@ def weights_correlation(
         raise ValueError(f"weights_correlation: expected at least 2 draws, got {len(flat)}")
     side = 2.6 + 0.22 * len(names)
     figure, axes = panel(axes, size, (side + 0.6, side))
-    with np.errstate(invalid="ignore"):  # a weight without spread is correlated with nothing
+    with np.errstate(invalid="ignore"):  # the correlation of a constant weight is NaN, shown as 0
         correlation = np.nan_to_num(np.corrcoef(flat, rowvar=False).reshape(len(names), -1))
     image = axes.imshow(correlation, cmap=DIVERGING, vmin=-1, vmax=1)
     axes.set_xticks(range(len(names)), names, rotation=90, fontsize=TICK)
@@ -144,11 +144,11 @@ def strongest(tree: xr.DataTree, num_features: int, outputs: Sequence[Any] | Non
         )
     parts, labels, owners = [], [], []
     for one in chosen:
-        own = weight.sel(output=one)
-        mean = own.mean(("chain", "draw"))
+        of_output = weight.sel(output=one)
+        mean = of_output.mean(("chain", "draw"))
         order = np.argsort(-np.abs(mean.values), kind="stable")[:count]
-        parts.append(own.isel(feature=order).transpose("chain", "draw", "feature").values)
-        features = own["feature"].values[order].tolist()
+        parts.append(of_output.isel(feature=order).transpose("chain", "draw", "feature").values)
+        features = of_output["feature"].values[order].tolist()
         labels += [f"{_name('output', one)}, {_name('feature', feature)}" for feature in features]
         owners += [one] * count
     coords = {"weight": np.array(labels), "output": ("weight", np.array(owners))}

@@ -116,5 +116,7 @@ def test_refusals():
         conformal.prediction_sets(P[0], 0.5)
     with pytest.raises(ValueError, match="threshold: expected a number, got nan"):
         conformal.prediction_sets(P, np.nan)
-    with pytest.raises(ValueError, match=r"sets: expected 0 or 1, got 0.4 to 0.6; pass the result of prediction_sets"):
+    with pytest.raises(
+        ValueError, match=r"sets: expected 0 or 1, got 0.4 to 0.6; pass the result of prediction_sets"
+    ):
         conformal.set_coverage(P, [1, 0])
