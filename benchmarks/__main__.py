@@ -1,4 +1,4 @@
-"""Run benchmarks: ``python -m benchmarks [NAME ...]``; all of them where none is named."""
+"""Run benchmarks: ``python -m benchmarks [NAME ...]``; without names all of them."""
 
 import argparse
 import os
@@ -28,7 +28,7 @@ NAMES = (
 
 
 def main() -> None:
-    """Read the command line, run what it names, write the results, and print them."""
+    """Read the command line, run the benchmarks that it names, write and print the results."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"any of {', '.join(NAMES)}; default: all")
     parser.add_argument("--small", action="store_true", help="tiny sizes, to see that everything runs")

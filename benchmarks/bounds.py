@@ -1,4 +1,4 @@
-"""The ELBO that each guide reaches on stored features, and what it costs; theory puts the guides in an order."""
+"""ELBO and cost of each guide on stored features, and whether the ELBOs are in the order of the guides' families."""
 
 import math
 import time
@@ -15,17 +15,17 @@ from benchmarks.importance import log_likelihood
 from benchmarks.options import Options
 from benchmarks.report import Report, Table, Target
 
-NUM_POINTS = 2_048
-BLOCK_NUMBERS = 5_000_000
-BIAS_SCALE = 10.0
+NUM_POINTS = 2_048  # quasi-random points of the outputs
+BLOCK_NUMBERS = 5_000_000  # numbers in one block of draws of outputs
+BIAS_SCALE = 10.0  # prior scale of the bias, the layer's default
 
-# In the order of theory: each family holds the one before it, but for the first two, which differ in their axes.
+# Each family contains the one before it, except for the first two, which differ in their axes.
 CHAIN = ("Diagonal, plain axes", "Diagonal, principal axes", "BlockDiagonal", "FullRank")
-NOISE = 1e-3  # nats a row: what stochastic optimisation leaves open
+NOISE = 1e-3  # largest deficit of an ELBO, in nats per row, that stochastic optimisation explains
 
 
 def guides() -> dict[str, Any]:
-    """Give the guides of the tables."""
+    """The guides of the tables by name."""
     import bll_pyro as bll
 
     return {
@@ -40,10 +40,10 @@ def guides() -> dict[str, Any]:
 
 @torch.no_grad()
 def elbo(fit: Any, features: Tensor, targets: Tensor, prior_scale: float) -> float:
-    """Compute the ELBO of a Gaussian posterior over weights with prior ``N(0, prior_scale^2)``, in nats.
+    """ELBO of a Gaussian posterior over weights with prior ``N(0, prior_scale^2)``, in nats.
 
-    Not as the fit does it: expected log-likelihood over 2,048 quasi-random points of the outputs, everything else in
-    closed form. An isotropic prior is the same in all axes, so that squares of the weights are enough.
+    Computed independently of the fit: expected log likelihood over 2,048 quasi-random points of the outputs, all else in
+    closed form. An isotropic prior is invariant under rotations, so it depends only on squares of the weights.
     """
     weights = fit.posterior.latents.weights
     square = weights.loc.double().square() + weights.marginal_scale().double().square()
@@ -66,7 +66,7 @@ def resnet_features() -> tuple[Tensor, Tensor]:
 
 
 def sets(small: bool) -> dict[str, tuple[Tensor, Tensor, int]]:
-    """Give features, labels and number of classes by name."""
+    """Features, labels and number of classes by name."""
     if small:
         task = made_up(120, 8, 3)
         return {task.name: (task.train_features, task.train_targets, 3)}

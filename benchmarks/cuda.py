@@ -1,4 +1,4 @@
-"""The same step on a CUDA device, and ImageNet's size: seconds an epoch, and the share of the memory's bandwidth.
+"""Training steps on a CUDA device, also at ImageNet's size: seconds per epoch, and share of the memory bandwidth.
 
 Without a device nothing is measured, and the report says so."""
 
@@ -15,10 +15,10 @@ from benchmarks.options import Options
 from benchmarks.report import Report, Table, Target
 from benchmarks.step_time import LIMITS, SMALL
 
-NUM_STEPS = 200
+NUM_STEPS = 200  # steps in one measurement
 HAND, OURS = "hand-written torch loop", "bll_pyro, SVI with Diagonal"
 IMAGENET_ROWS, IMAGENET_FEATURES, IMAGENET_CLASSES, IMAGENET_BATCH = 1_281_167, 2_048, 1_000, 1_024
-# Numbers of the size of the weights that a step has to move: mean and spread are each read by the forward pass, have a
+# Passes over arrays of the size of the weights in one step: mean and scale are each read by the forward pass, have a
 # gradient written, and are updated by Adam (four reads, three writes).
 PASSES = 2 * (1 + 1 + 7)
 
@@ -62,7 +62,7 @@ def run(options: Options) -> Report:
 
 
 def rows(num_rows: int, num_features: int, num_classes: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Features with labels that depend on them, made on the device in pieces."""
+    """Features with labels that depend on them, generated on the device in blocks."""
     torch.manual_seed(0)
     features = torch.empty(num_rows, num_features, device="cuda", dtype=dtype)
     targets = torch.empty(num_rows, device="cuda", dtype=torch.long)
@@ -76,7 +76,7 @@ def rows(num_rows: int, num_features: int, num_classes: int, dtype: torch.dtype)
 
 
 def hand_written(features: Tensor, targets: Tensor, num_classes: int, batch_size: int) -> Measure:
-    """The reference step, with parameters and row numbers on the device too."""
+    """The reference step, with parameters and row numbers on the device."""
     with torch.device("cuda"):
         layer = handwritten.MeanField(features.shape[1], num_classes)
     optimizer = torch.optim.Adam(layer.parameters(), lr=handwritten.LEARNING_RATE, fused=True)
@@ -96,7 +96,7 @@ def hand_written(features: Tensor, targets: Tensor, num_classes: int, batch_size
 
 
 def ours(features: Tensor, targets: Tensor, num_classes: int, batch_size: int) -> Measure:
-    """One step inside `bll.fit`: from the device's first to its last update."""
+    """Seconds per step inside `bll.fit`, from the first to the last update on the device."""
     import bll_pyro as bll
 
     steps = -(-len(features) // batch_size)
@@ -125,7 +125,7 @@ def ours(features: Tensor, targets: Tensor, num_classes: int, batch_size: int) -
 
 
 def bandwidth() -> float:
-    """Bytes a second that a copy within the device reads and writes."""
+    """Bytes per second that a copy within the device reads and writes."""
     source = torch.empty(2**28, device="cuda")
     target = torch.empty_like(source)
     target.copy_(source)
@@ -138,7 +138,7 @@ def bandwidth() -> float:
 
 
 def imagenet(options: Options, name: str) -> Table:
-    """Seconds an epoch at ImageNet's size, half-precision features, and the share of the bandwidth."""
+    """Seconds per epoch at ImageNet's size with half-precision features, and the share of the bandwidth."""
     num_rows = 10_000 if options.small else IMAGENET_ROWS
     features, targets = rows(num_rows, IMAGENET_FEATURES, IMAGENET_CLASSES, torch.float16)
     allowed = torch.backends.cuda.matmul.allow_tf32

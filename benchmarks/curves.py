@@ -1,4 +1,4 @@
-"""How cost grows with rows, features, classes and integration points; a picture, and the exponents."""
+"""Growth of cost with rows, features, classes and integration points: exponents, and a picture."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,15 +26,15 @@ SIZES: dict[str, list[int]] = {
 }
 SMALL_SIZES = {"N": [200, 400], "D": [8, 16], "K": [3, 6], "S": [16, 32]}
 MEMORY_ROWS = [10_000, 100_000, 1_000_000]
-MARGIN = 0.1
-# exponents that theory gives where it is not 1: the rotation to principal axes takes D x D for each row
+MARGIN = 0.1  # largest excess of an exponent, or of a ratio, over the theoretical one
+# theoretical exponents other than 1: the rotation of one row to principal axes costs D x D
 THEORY = {("bll_pyro, predict", "D"): 2.0}
 MEMORY_FEATURES, MEMORY_CLASSES = 128, 10
 
 
 @dataclass(frozen=True)
 class Setting:
-    """Sizes from which one at a time is varied."""
+    """The sizes of a measurement, of which one is varied at a time."""
 
     num_rows: int
     num_features: int
@@ -85,7 +85,7 @@ def run(options: Options) -> Report:
 
 
 def _measures(setting: Setting, letter: str, value: int, options: Options) -> dict[str, Measure]:
-    """Make the work for one size: our step (or epoch) and prediction, and the hand-written step beside it."""
+    """The measures at one size: bll_pyro's step (or epoch) and prediction, and the hand-written step."""
     num_rows = value if letter == "N" else setting.num_rows
     num_features = value if letter == "D" else setting.num_features
     num_classes = value if letter == "K" else setting.num_classes
@@ -106,9 +106,9 @@ def _measures(setting: Setting, letter: str, value: int, options: Options) -> di
         )
     if letter == "D":
         plain = bll_pyro.SVI(bll_pyro.guides.Diagonal(principal_axes=False), num_epochs=1)
-        unturned = bll_pyro.fit(layer, data, inference=plain)
+        unrotated = bll_pyro.fit(layer, data, inference=plain)
         measures["bll_pyro, predict in plain axes"] = repeated(
-            lambda: unturned.predict(task.train_features, integration=integration), 1
+            lambda: unrotated.predict(task.train_features, integration=integration), 1
         )
     if letter in "DK":
         measures["bll_pyro, step"] = ours.step_seconds(
@@ -125,7 +125,7 @@ def _gather(timings: dict[str, Timing], values: list[int]) -> dict[str, list[flo
 
 
 class RowsOnDemand(Dataset[tuple[Tensor, int]]):
-    """Rows that exist only while they are read, so that inputs take no memory."""
+    """Rows that are generated when they are read, so that inputs take no memory."""
 
     def __init__(self, num_rows: int, num_features: int) -> None:
         self.num_rows = num_rows
@@ -142,7 +142,7 @@ class RowsOnDemand(Dataset[tuple[Tensor, int]]):
 
 
 def case_predict(num_rows: int, num_features: int, num_classes: int) -> Callable[[], int]:
-    """Predict rows that are made as they are read; gives back the bytes of the prediction itself."""
+    """Predict rows that are generated when read; the work returns the bytes of the prediction."""
     task = made_up(2_000, num_features, num_classes)
     layer = bll_pyro.LastLayer(likelihood=bll_pyro.likelihoods.Categorical(num_classes=num_classes))
     fitted = bll_pyro.fit(
@@ -160,7 +160,7 @@ def case_predict(num_rows: int, num_features: int, num_classes: int) -> Callable
 
 
 def _memory_table(report: Report, options: Options) -> Table:
-    """Peak memory beyond the prediction itself, which has to grow with the rows."""
+    """Peak memory with and without the prediction itself, whose size grows with the rows."""
     columns = {
         "rows": "rows",
         "peak_gib": "peak, GiB",
@@ -207,7 +207,7 @@ def _draw(curves: dict[str, dict[str, list[float]]], sizes: dict[str, list[int]]
         last = next(iter(works.values()))[-1]
         panel.loglog(values, [last * v / values[-1] for v in values], "k:", linewidth=0.8, label="slope 1")
         panel.set_xlabel(letter)
-        # the sizes themselves: the labels that a logarithmic axis makes up between powers of ten run into each other
+        # labels at the sizes only: the default labels between powers of ten overlap
         panel.set_xticks(values, [f"{value:,}" for value in values], fontsize="x-small", rotation=30)
         panel.set_xticks([], minor=True)
         panel.yaxis.set_minor_formatter(NullFormatter())

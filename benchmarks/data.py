@@ -1,4 +1,4 @@
-"""Features that the benchmarks run on: stored network features, and made-up ones of any size."""
+"""Features for the benchmarks: stored network features, and simulated ones of any size."""
 
 import gzip
 import os
@@ -15,7 +15,7 @@ class Task:
     """Training rows, test rows and out-of-distribution rows of one classification task.
 
     Features are float32 ``[N, D]``, targets int64 ``[N]``. ``head_weight [K, D]`` and ``head_bias [K]`` are the
-    network's own last layer, where there is one.
+    network's own last layer, or None.
     """
 
     name: str
@@ -30,7 +30,7 @@ class Task:
 
 
 def data_folder() -> Path:
-    """Give the folder of public data sets: ``BLL_DATA``, or ``../shared/data`` beside the repository."""
+    """The folder of public data sets: ``BLL_DATA``, or by default ``../shared/data``, next to the repository."""
     beside = Path(__file__).resolve().parents[2] / "shared" / "data"
     folder = Path(os.environ.get("BLL_DATA", beside))
     if not folder.is_dir():
@@ -91,11 +91,11 @@ def cifar_features(num_unknown: int = 2000) -> Task:
 def made_up(
     num_rows: int, num_features: int, num_classes: int, *, num_test_rows: int = 0, seed: int = 0
 ) -> Task:
-    """Make features that look like those of a ReLU network, with labels from a linear teacher.
+    """Simulate features like those of a ReLU network, with labels from a linear model.
 
-    ``h = relu(A z + 0.3 e)`` with ``z`` of 32 dimensions (or D, if that is less), so that the spectrum falls off as
-    that of network features does; labels are drawn from a softmax over ``(W h) / c``, scaled to logits of standard
-    deviation 3. Unknown rows come from other directions ``A``.
+    ``h = relu(A z + 0.3 e)`` with ``z`` of 32 dimensions (or D, if that is less), so that the spectrum decays like that
+    of network features; labels are drawn from a softmax over ``(W h) / c``, scaled to logits of standard deviation 3.
+    Unknown rows have another matrix ``A``.
     """
     generator = torch.Generator().manual_seed(seed)
     rank = min(32, num_features)
@@ -113,7 +113,7 @@ def made_up(
     scale = 3.0 / ((sample - sample.mean(0)) @ teacher.mT).std().clamp_min(1e-6)
 
     def labels(rows: Tensor) -> Tensor:
-        # Gumbel's trick: the largest of logit + Gumbel noise is a draw from the softmax; in chunks, to stay small.
+        # Gumbel-max trick: the argmax of logit + Gumbel noise is a draw from the softmax; in blocks, to save memory
         drawn = [
             ((part - sample.mean(0)) @ teacher.mT * scale)
             .sub_(torch.empty(len(part), num_classes).exponential_(generator=generator).log_())

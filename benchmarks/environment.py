@@ -1,4 +1,4 @@
-"""The machine and the versions that figures come from: no host name, no path."""
+"""Description of the machine and the versions of a benchmark, without host name and paths."""
 
 import datetime
 import os
@@ -13,7 +13,7 @@ PACKAGES = ("bll-pyro", "torch", "pyro-ppl", "numpy", "laplace-torch", "vbll")
 
 
 def describe(num_threads: int) -> dict[str, Any]:
-    """Give processor, memory, threads, versions and the load that other work put on the machine just before."""
+    """Processor, memory, threads, versions, and the load average before the run."""
     return {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "processor": _processor(),
@@ -30,7 +30,7 @@ def describe(num_threads: int) -> dict[str, Any]:
 
 
 def as_line(environment: dict[str, Any]) -> str:
-    """Put the description into one sentence for the tables."""
+    """The description as one line for the tables."""
     versions = ", ".join(f"{name} {number}" for name, number in environment["versions"].items())
     return (
         f"{environment['date']}; {environment['processor']}, {environment['cores']} cores "

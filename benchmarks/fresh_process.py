@@ -1,7 +1,8 @@
-"""Work in a process of its own: peak memory and import time that nothing before it can blur.
+"""Measurement of work in a fresh process, so that earlier work affects neither peak memory nor import time.
 
-``python -m benchmarks.fresh_process MODULE:FUNCTION JSON`` calls the function with the keyword arguments. It prepares
-its inputs and returns the work as a callable, whose result goes back as JSON; peak memory is read before and after.
+``python -m benchmarks.fresh_process MODULE:FUNCTION JSON`` calls the function with the keyword arguments. The function
+prepares its inputs and returns the work as a callable, whose result is returned as JSON; peak memory is read before and
+after the work.
 """
 
 import importlib
@@ -21,10 +22,10 @@ _MARK = "benchmark outcome: "
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one process needed; ``failure`` says why there are no figures.
+    """Memory and time of one process, or the reason of its ``failure``.
 
-    ``peak_bytes`` is the peak resident memory of the whole process, ``before_bytes`` the peak when imports and inputs
-    were ready, ``seconds`` the wall time of the work.
+    ``peak_bytes`` is the peak resident memory of the whole process, ``before_bytes`` the peak after imports and the
+    preparation of inputs, ``seconds`` the wall time of the work.
     """
 
     peak_bytes: int | None = None
@@ -37,8 +38,8 @@ class Outcome:
 def peak_bytes() -> int:
     """Peak resident memory of this process.
 
-    ``ru_maxrss`` would do, but on Linux it survives ``exec``: a child of a large process starts with the peak of its
-    parent. ``VmHWM`` belongs to the new address space, so it is read where it exists.
+    On Linux ``ru_maxrss`` is kept across ``exec``: a child of a large process starts with the peak of its parent.
+    ``VmHWM`` belongs to the new address space, so it is used where it exists.
     """
     status = Path("/proc/self/status")
     if status.exists():
@@ -61,10 +62,9 @@ def measure(
 ) -> Outcome:
     """Run ``module:function`` in a fresh process.
 
-    A process that passes ``memory_limit`` bytes or ``time_limit`` seconds is ended, and its outcome says so.
+    A process that exceeds ``memory_limit`` bytes or ``time_limit`` seconds is killed, and its outcome says so.
     """
     environment = dict(os.environ, OMP_NUM_THREADS=str(num_threads), MKL_NUM_THREADS=str(num_threads))
-    # Through a Unix pipe, since a file of a large report would need cleaning up; the report is one short line.
     process = subprocess.Popen(
         [sys.executable, "-W", "ignore", "-m", "benchmarks.fresh_process", target, json.dumps(arguments)],
         stdout=subprocess.PIPE,
@@ -95,7 +95,7 @@ def _watch(
         if memory_limit is not None and status.exists():
             try:
                 used = _kib(status.read_text(), "VmRSS") * 1024
-            except (FileNotFoundError, ProcessLookupError):  # it ended in between
+            except (FileNotFoundError, ProcessLookupError):  # the process has ended since the check
                 continue
             if used > memory_limit:
                 process.kill()
@@ -105,7 +105,7 @@ def _watch(
 
 
 def main() -> None:
-    """Child's side."""
+    """Entry of the child process."""
     target, arguments = sys.argv[1], json.loads(sys.argv[2])
     module, function = target.split(":")
     work = getattr(importlib.import_module(module), function)(**arguments)

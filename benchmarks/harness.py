@@ -1,8 +1,8 @@
 """Timing by interleaved runs: medians, quartiles, and ratios of medians against a named reference.
 
-Other work on a machine comes and goes over seconds. Methods that take turns, round after round, meet the same
-disturbances; methods measured one after the other do not. Hence rounds in which every method runs once, each round
-starting with another one, and ratios formed within one round before their spread is taken.
+The load of a machine changes within seconds. Interleaved methods are affected by it alike; methods measured one after the
+other are not. So every method runs once per round, each round starts with another method, and ratios are formed within a
+round before their quartiles are taken.
 """
 
 import gc
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 Measure = Callable[[], float]
-"""Does the work once and returns the seconds that count."""
+"""Runs the work once and returns the measured seconds."""
 
 
 @dataclass(frozen=True)
@@ -75,34 +75,34 @@ def repeated(work: Callable[[], object], num_calls: int) -> Measure:
 
 
 def repeated_for(work: Callable[[], object], seconds: float, *, max_calls: int = 10_000) -> Measure:
-    """Choose the number of calls so that a block takes about this long (after one call that warms up)."""
+    """Measure seconds per call over a block of about ``seconds``, after one call as warm-up."""
     work()
     once = repeated(work, 1)()
     return repeated(work, max(1, min(max_calls, round(seconds / max(once, 1e-9)))))
 
 
 def interleave(measures: Mapping[str, Measure], num_runs: int, *, num_warm_ups: int = 1) -> dict[str, Timing]:
-    """Run every measure once a round; round ``r`` starts with measure ``r`` and goes on cyclically.
+    """Run every measure once per round; round ``r`` starts with measure ``r`` and continues cyclically.
 
     Parameters
     ----------
     measures : mapping of str to callable
-        By name; each call does the work and returns the seconds that count.
+        Measures by name.
     num_runs : int
-        Rounds that count.
+        Number of rounds.
     num_warm_ups : int
-        Rounds before them that do not.
+        Number of earlier rounds that are not counted.
     """
     if num_runs < 1:
         raise ValueError(f"Expected num_runs >= 1, got {num_runs}.")
     names = list(measures)
     seconds: dict[str, list[float]] = {name: [] for name in names}
-    for turn in range(-num_warm_ups, num_runs):
-        shift = turn % max(len(names), 1)
+    for round_number in range(-num_warm_ups, num_runs):
+        shift = round_number % max(len(names), 1)
         for name in names[shift:] + names[:shift]:
-            gc.collect()  # what one method left behind is not to be cleared away on another's time
+            gc.collect()  # so that garbage of one method is not collected in the time of another
             taken = measures[name]()
-            if turn >= 0:
+            if round_number >= 0:
                 seconds[name].append(taken)
     return {name: Timing(tuple(values)) for name, values in seconds.items()}
 
@@ -110,7 +110,7 @@ def interleave(measures: Mapping[str, Measure], num_runs: int, *, num_warm_ups: 
 def growth_exponent(sizes: list[float], costs: list[float]) -> float:
     """Slope of log cost against log size by least squares: 1 for linear growth.
 
-    Fixed costs pull the slope down at small sizes, so it is taken over the larger half of the sizes (three at least).
+    Fixed costs reduce the slope at small sizes, so it is fitted to the larger half of the sizes (at least three).
     """
     if len(sizes) != len(costs) or len(sizes) < 2:
         raise ValueError(f"Expected as many costs as sizes, two at least, got {len(sizes)} and {len(costs)}.")

@@ -1,7 +1,6 @@
-"""Import time of bll_pyro beside that of torch and Pyro, and what it must not have loaded.
+"""Import time of bll_pyro compared with torch and Pyro, and a check that heavy libraries are not imported.
 
-The package loads its rooms when a name is first used, so the bare import says little: what a first fit takes is timed
-as well.
+The package imports its modules when a name is first used, so the imports of a first fit are timed as well.
 """
 
 import subprocess
@@ -44,7 +43,7 @@ def _seconds(statement: str) -> Measure:
 
 
 def loaded_too_early() -> list[str]:
-    """Name heavy libraries that a first fit's imports have loaded although `import torch, pyro` had not."""
+    """Heavy libraries that the names of a first fit import and `import torch, pyro` does not."""
     lists = []
     for statement in (TORCH_AND_PYRO, FIRST_FIT):
         code = f"{statement}; import sys; print(' '.join(sys.modules))"
@@ -54,7 +53,7 @@ def loaded_too_early() -> list[str]:
 
 
 def run(options: Options) -> Report:
-    """Start fresh interpreters in turns; the first round, which fills the disk cache, does not count."""
+    """Time fresh interpreters in interleaved rounds; the first round, which fills the disk cache, is not counted."""
     measures = {name: _seconds(code) for name, code in STATEMENTS.items()}
     timings = interleave(measures, options.num_runs, num_warm_ups=0 if options.small else 1)
     columns = {"method": "statement", "seconds": "s", "ratio": "over torch and pyro (quartiles)"}

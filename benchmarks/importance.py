@@ -1,8 +1,7 @@
-"""The posterior of a small logistic or softmax regression by brute force: importance sampling, without bll_pyro.
+"""The posterior of a small logistic or softmax regression by importance sampling, without bll_pyro.
 
-Draws come from a multivariate Student-t around the mode, with the inverse Hessian as its shape, and are weighted with
-density over density. The mean weight is the evidence; the effective number of draws says how far all of it can be
-trusted.
+The proposal is a multivariate Student-t at the mode with the inverse negative Hessian as its shape matrix. The mean
+importance weight is the evidence; the effective number of draws measures the accuracy.
 """
 
 import math
@@ -14,15 +13,15 @@ from scipy import stats
 from torch import Tensor
 from torch.nn import functional
 
-NUM_NEWTON_STEPS = 50
-DEGREES_OF_FREEDOM = 12
-NUM_RESAMPLED = 4_000
-CHUNK = 20_000
+NUM_NEWTON_STEPS = 50  # most Newton steps to the mode
+DEGREES_OF_FREEDOM = 12  # degrees of freedom of the proposal
+NUM_RESAMPLED = 4_000  # equally weighted draws that are kept
+CHUNK = 20_000  # draws whose density is evaluated at a time
 
 
 @dataclass(frozen=True)
 class Reference:
-    """Moments of the weights, flattened as ``[K, D + 1]`` with the bias last, and what else is known of a posterior.
+    """Moments, draws and evidence of a posterior over weights ``[K, D + 1]``, flattened, with the bias last.
 
     Attributes
     ----------
@@ -31,7 +30,7 @@ class Reference:
     draws : Tensor
         Equally weighted draws ``[S, K, P]``.
     num_effective : float
-        How many independent draws the moments are worth.
+        Effective number of independent draws.
     log_evidence : float or None
         Nats.
     """
@@ -49,7 +48,7 @@ class Reference:
 
     @classmethod
     def of_draws(cls, draws: Tensor, num_effective: float) -> "Reference":
-        """Take the moments of equally weighted draws ``[S, K, P]``."""
+        """The moments of equally weighted draws ``[S, K, P]``."""
         flat = draws.double().flatten(1)
         return cls(flat.mean(0), flat.T.cov(), draws, num_effective)
 
@@ -85,13 +84,13 @@ def posterior(
 
     mode = torch.zeros(num_outputs * num_columns, dtype=torch.float64)
     for _ in range(NUM_NEWTON_STEPS):
-        slope = torch.func.grad(log_joint)(mode)
+        gradient = torch.func.grad(log_joint)(mode)
         hessian = torch.func.hessian(log_joint)(mode)
-        step, size = torch.linalg.solve(-hessian, slope), 1.0
+        step, size = torch.linalg.solve(-hessian, gradient), 1.0
         while size > 1e-6 and log_joint(mode + size * step) < log_joint(mode):
             size /= 2
         mode = mode + size * step
-        if float(slope.abs().max()) < 1e-9:
+        if float(gradient.abs().max()) < 1e-9:
             break
     shape = torch.linalg.inv(-hessian)
     proposal = stats.multivariate_t(

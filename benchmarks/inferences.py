@@ -15,16 +15,16 @@ from benchmarks.options import Options
 from benchmarks.quality import compare, median, table_of, task_for
 from benchmarks.report import Report, Target
 
-NUM_SUBSET = 2_000
-# far too slow on 60,000 rows: compared with the others on 2,000
+NUM_SUBSET = 2_000  # rows of the subset
+# inferences that are too slow on 60,000 rows, and are compared with the others on the subset
 ON_SUBSET = ("SVI, FullRank", "SVI, Flow", "NUTS")
 RIVAL = laplace_torch.METHODS[0]
-# beside a learned prior scale, the one that a weight of standardised features has without any tuning
+# inferences that are also run with the prior scale 1, the untuned choice for standardised features
 AT_SCALE_ONE = ("SVI, Diagonal (principal axes)", "SVI, BlockDiagonal", "Laplace, Kronecker", "Laplace, Full")
 
 
 def run(options: Options) -> Report:
-    """Compare all inferences that there are; those that draw from Markov chains or flows on a subset."""
+    """Compare all inferences; slow ones on a subset of the rows."""
     task = task_for(options)
     report = Report("inferences", f"Inferences of bll_pyro on {task.name}")
     made, missing = ours.methods(short=options.small)
@@ -51,7 +51,7 @@ def run(options: Options) -> Report:
 
 
 def _at_scale(name: str, scale: float, *, short: bool) -> Method:
-    """Give an inference of the tables with a prior scale that is declared and not learned."""
+    """An inference of the tables with a given prior scale."""
     return Method(
         f"bll_pyro, {name}, prior scale {scale:g}",
         partial(_fit_at_scale, name=name, scale=scale, short=short),
@@ -78,7 +78,7 @@ def _fit_at_scale(
 
 
 def _targets(found: dict[str, dict[str, list]], names: list[str]) -> list[Target]:
-    """Limits for the best inference: all of them must hold for one and the same."""
+    """The targets of the best inference: all of them must be met by one inference."""
     limits = [_limits(name, found) for name in names]
     return max(
         limits,

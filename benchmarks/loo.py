@@ -9,18 +9,18 @@ from benchmarks.options import Options
 from benchmarks.quality import task_for
 from benchmarks.report import Report, Table, Target
 
-NUM_CHOSEN = 2_000
+NUM_CHOSEN = 2_000  # rows of the subsampled estimate
 
 
 def run(options: Options) -> Report:
-    """Fit, leave out all rows, leave out some; CPU seconds, since other work on the machine does not count there."""
+    """CPU seconds, which other work on the machine hardly affects, of a fit, of leave-one-out and of a subsample."""
     task = task_for(options)
     report = Report("loo", f"Leave-one-out on {task.name}")
     data = (task.train_features, task.train_targets)
     layer = bll.LastLayer(bll.likelihoods.Categorical(task.num_classes))
     num_chosen = min(NUM_CHOSEN, len(data[1]) // 2)
     small = (data[0][:200], data[1][:200])
-    bll.loo(bll.fit(layer, small), small, num_rows=100)  # loads what is loaded late
+    bll.loo(bll.fit(layer, small), small, num_rows=100)  # warm-up, with lazy imports
     seconds: dict[str, list[float]] = {"fit": [], "all rows": [], "some rows": []}
     elpd, part = None, None
     for seed in range(options.num_runs):

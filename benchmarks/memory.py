@@ -1,6 +1,6 @@
-"""Peak memory of fit and prediction with many outputs, each case in a process of its own.
+"""Peak memory of fit and prediction with many outputs, each case in a fresh process.
 
-The functions named ``case_*`` run in that process: they make the inputs and return the work.
+The functions ``case_*`` run in that process: they generate the inputs and return the work.
 """
 
 from collections.abc import Callable
@@ -27,12 +27,12 @@ COLUMNS = {
     "seconds": "s",
     "outcome": "outcome",
 }
-LIMIT_GIB = 8.0
-TIME_LIMIT = 600.0
-COMPETITOR_TIME_LIMIT = 120.0
-NUM_ROWS = 10_000
+LIMIT_GIB = 8.0  # memory, in GiB, at which a process is killed
+TIME_LIMIT = 600.0  # seconds after which a process is killed
+COMPETITOR_TIME_LIMIT = 120.0  # the same for competitors
+NUM_ROWS = 10_000  # training rows
 
-# (inference, K, D, rows predicted, limit in GiB that was set)
+# (inference, K, D, rows predicted, target in GiB)
 OURS = [
     (name, num_classes, num_features, 1_000, 3.0)
     for num_classes, num_features in ((3_100, 128), (1_000, 2_048))
@@ -109,7 +109,7 @@ def case_competitor(
 
 
 def _done(_: Any) -> None:
-    """Drop a result that is not wanted."""
+    """Discard a result."""
 
 
 def _row(method: str, num_classes: int, num_features: int, outcome: Outcome) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What a benchmarked method is: a name, a way to fit, a way to predict, and perhaps one training step."""
+"""The interface of a benchmarked method: a name, fit, predict, and optionally one training step."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class ClassPrediction:
-    """Class probabilities ``[N, K]`` and, from a method that has it, mutual information ``[N]`` in nats."""
+    """Class probabilities ``[N, K]`` and mutual information ``[N]`` in nats, None for methods without it."""
 
     probs: Tensor
     epistemic: Tensor | None = None
@@ -21,22 +21,22 @@ Step = Callable[[], None]
 
 @dataclass(frozen=True)
 class Method:
-    """One way to put a classifier on features.
+    """A method that fits a classifier to features.
 
     Attributes
     ----------
     name : str
-        As the tables show it.
+        Name in the tables.
     fit : callable
         ``fit(features [N, D], targets [N], num_classes, seed) -> predict``, and ``predict(features) ->
         ClassPrediction``. All work that depends on the data happens inside, standardisation and tuning included.
     step : callable or None
-        ``step(features, targets, num_classes, batch_size, seed) -> run``; each ``run()`` takes the next batch out
-        of the features and makes one whole optimiser step. None: the method has no such step.
+        ``step(features, targets, num_classes, batch_size, seed) -> run``; each ``run()`` takes the next batch of the
+        features and makes one optimiser step. None: the method has no such step.
     note : str
-        How it was set up, in a line.
+        Its settings, in one line.
     requires : str or None
-        Module that must be there; the method is left out, by name, where it is not.
+        Name of a module that it needs; without the module the method is left out, and the report says so.
     """
 
     name: str
@@ -47,5 +47,5 @@ class Method:
 
     @property
     def is_available(self) -> bool:
-        """Whether the module that the method needs can be found."""
+        """Whether the module that the method needs is installed."""
         return self.requires is None or find_spec(self.requires) is not None

@@ -1,4 +1,4 @@
-"""Out-of-distribution scores x inferences, what their detectors do, and recalibration of plain and Bayesian heads."""
+"""Out-of-distribution scores and detectors for several inferences, and recalibration of plain and Bayesian heads."""
 
 import math
 import sys
@@ -13,9 +13,9 @@ from benchmarks.data import Task, cifar_features, fashion_features, made_up
 from benchmarks.options import Options
 from benchmarks.report import Report, Table, Target
 
-ALPHA = 0.05
-NUM_BINS = 15
-TRAIN_ROWS = 15_000  # that the distances see
+ALPHA = 0.05  # rate of false alarms of the detectors
+NUM_BINS = 15  # bins of the ECE
+TRAIN_ROWS = 15_000  # most training rows for the distances
 
 
 def inferences(small: bool) -> dict[str, tuple[Any, Any]]:
@@ -57,7 +57,7 @@ def scores() -> dict[str, Any]:
 
 
 def fits(task: Task, options: Options) -> Iterator[tuple[str, int, Any]]:
-    """Every inference with every seed; Laplace has nothing random, so that one fit serves all seeds."""
+    """Fits of every inference with every seed; Laplace is deterministic, so one fit is used for all seeds."""
     import bll_pyro as bll
 
     data = (task.train_features, task.train_targets)

@@ -1,4 +1,4 @@
-"""How the benchmarks are to run: chosen on the command line, handed to each of them."""
+"""Options of the benchmarks, from the command line."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,12 +6,12 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Options:
-    """What a run of the benchmarks was asked to do.
+    """The options of a run.
 
     Attributes
     ----------
     small : bool
-        Tiny sizes, to see that everything runs; the figures mean nothing.
+        Tiny sizes, as a test that everything runs; the figures mean nothing.
     num_runs : int
         Interleaved repetitions; medians and quartiles are over these.
     num_threads : int
@@ -34,5 +34,5 @@ class Options:
                 raise ValueError(f"Expected {name} >= 1, got {getattr(self, name)}.")
 
     def keeps(self, name: str) -> bool:
-        """Whether a method of this name was asked for."""
+        """Whether a method of this name is selected."""
         return not self.methods or any(part.lower() in name.lower() for part in self.methods)

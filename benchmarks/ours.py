@@ -1,7 +1,6 @@
-"""bll_pyro behind `benchmarks.method.Method`: its defaults, and every inference that it has.
+"""bll_pyro as a `benchmarks.method.Method`: its defaults, and all its inferences.
 
-Inferences are named here and made when they are asked for; one that the installed version does not know is left out
-of the tables, by name.
+Inferences are created on use; one that the installed version does not have is left out of the tables, and named.
 """
 
 import time
@@ -19,7 +18,7 @@ from benchmarks.method import ClassPrediction, Method, Predict
 
 DEFAULT = "bll_pyro, all defaults"
 
-# bll stands for the package, which is imported on use.
+# the argument bll is the package, which is imported on use
 INFERENCES: dict[str, Callable[[Any], Any]] = {
     "SVI, MAP": lambda bll: bll.SVI(guide=bll.guides.MAP()),
     "SVI, Diagonal (principal axes)": lambda bll: bll.SVI(guide=bll.guides.Diagonal()),
@@ -37,7 +36,7 @@ INFERENCES: dict[str, Callable[[Any], Any]] = {
 
 
 def inference(name: str) -> Any | None:
-    """Make an inference by its name in the tables; None if this version of the package has none of that kind."""
+    """The inference of a name in the tables; None if this version of the package does not have it."""
     import bll_pyro as bll
 
     try:
@@ -55,9 +54,9 @@ def fit_object(
     name: str | None = None,
     short: bool = False,
 ) -> Any:
-    """Fit a `Categorical` last layer; ``name`` picks an inference, None leaves everything at its default.
+    """Fit a `Categorical` last layer with the inference ``name``, or with all defaults if it is None.
 
-    ``short`` ends SVI after two epochs, for runs that only look whether everything works.
+    ``short`` ends SVI after two epochs, for tests that everything runs.
     """
     import bll_pyro as bll
 
@@ -91,7 +90,7 @@ METHOD = Method(DEFAULT, fit, note="standardised features, learned prior scale",
 
 
 def methods(*, short: bool = False) -> tuple[list[Method], list[str]]:
-    """Give a method for every inference that is there, and the names of those that are not."""
+    """A method for every inference that the installed version has, and the names of the others."""
     there = [name for name in INFERENCES if inference(name) is not None]
     made = [
         Method(f"bll_pyro, {name}", partial(fit, name=name, short=short), requires="bll_pyro")
@@ -105,9 +104,9 @@ def step_seconds(
 ) -> Measure:
     """Measure one SVI step inside `bll.fit`, through its public entry.
 
-    torch tells a hook after every optimiser step; the mean gap between the first and the last step of the optimiser
-    that made the most steps is the time of a step: gathering the batch, ELBO, gradient, update, and what the loop keeps
-    on the way. What comes before the first step (standardisation, warm start) is not in it; `quality` has the whole.
+    torch calls a hook after every optimiser step. The mean time between steps of the optimiser with the most steps is the
+    time of a step: gathering the batch, ELBO, gradient, update and the loop's records. Work before the first step
+    (standardisation, warm start) is not included; `quality` times whole fits.
     """
     import bll_pyro as bll
 

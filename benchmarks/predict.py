@@ -23,10 +23,10 @@ from benchmarks.method import ClassPrediction
 from benchmarks.options import Options
 from benchmarks.report import Report, Table, Target
 
-NUM_TRAIN = 10_000
-NUM_EPOCHS = 60  # of 512: about as many steps as the other benchmarks give
-NUM_ERROR_ROWS = 500
-NUM_REFERENCE_DRAWS = 100_000
+NUM_TRAIN = 10_000  # training rows
+NUM_EPOCHS = 60  # epochs of plain Pyro in batches of 512: about as many steps as in the other benchmarks
+NUM_ERROR_ROWS = 500  # rows on which errors are measured
+NUM_REFERENCE_DRAWS = 100_000  # draws of the weights for the reference probabilities
 HEAD = "one softmax head, no uncertainty"
 PYRO = "plain Pyro, Predictive, 100 draws"
 OURS = {256: "bll_pyro, decomposition, 256 points (default)", 128: "bll_pyro, decomposition, 128 points"}
@@ -39,12 +39,12 @@ COLUMNS = {
 
 
 Reference = Callable[[Tensor, int], Tensor]
-"""Class probabilities of rows, averaged over so many draws of the weights."""
+"""Class probabilities of rows, averaged over a number of draws of the weights."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A fitted method: its prediction, and the same by many draws of its weights."""
+    """A fitted method: its prediction, and its reference by many draws of the weights."""
 
     predict: Callable[[Tensor], ClassPrediction]
     reference: Reference | None = None
@@ -139,13 +139,13 @@ def entries(task: Task, options: Options) -> tuple[dict[str, Entry], list[str]]:
 
 
 def run(options: Options) -> Report:
-    """Time all predictions in turns; then their errors, on some of the rows."""
+    """Time all predictions in interleaved rounds, then measure their errors on some of the rows."""
     num_rows, num_features = (200, 16) if options.small else (10_000, 512)
     num_draws = 200 if options.small else NUM_REFERENCE_DRAWS
     task = made_up(500 if options.small else NUM_TRAIN, num_features, 10, num_test_rows=num_rows)
     rows = task.test_features
     made, left_out = entries(task, options)
-    # all alike: calls that follow each other, so that none pays for memory that another method gave back
+    # blocks of successive calls for all methods, so that none has to allocate memory that another one has freed
     block = 0.01 if options.small else 0.2
     measures = {name: repeated_for(_call(entry, rows), block) for name, entry in made.items()}
     timings = interleave(measures, options.num_runs)

@@ -34,14 +34,14 @@ COLUMNS = {
 
 
 def task_for(options: Options) -> Task:
-    """Give the features; a small made-up task in a small run, which needs no data."""
+    """The features; in a small run a small simulated task, which needs no data."""
     return made_up(600, 8, 3, num_test_rows=200) if options.small else fashion_features()
 
 
 def compare(task: Task, methods: Sequence[Method], options: Options) -> dict[str, dict[str, Any]]:
-    """Run all methods in turns, with another seed each round; seconds and scores are lists over the rounds."""
+    """Run all methods in interleaved rounds, each with its own seed; seconds and scores are lists over the rounds."""
     tiny = made_up(64, task.train_features.shape[1], task.num_classes)
-    for method in methods:  # the first call of anything in torch loads and compiles: not on a method's time
+    for method in methods:  # warm-up: the first calls in torch load and compile
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             method.fit(tiny.train_features, tiny.train_targets, task.num_classes, 0)(tiny.train_features)

@@ -17,12 +17,12 @@ from benchmarks.importance import Reference
 from benchmarks.options import Options
 from benchmarks.report import Report, Table, Target
 
-NUM_ROWS = 2_000
-NUM_DRAWS = 20_000  # of a Gaussian posterior; a standard deviation is then good to half a percent
-PRIOR_SCALE = 1.0
-LIMIT_SECONDS = 240.0
-POINTS = ("SVI, MAP",)  # no spread that could be compared
-SLOW = ("SVI, Flow",)  # left out with 1,290 weights, where its layers have 500 times as many numbers
+NUM_ROWS = 2_000  # training rows of network features
+NUM_DRAWS = 20_000  # draws of a Gaussian posterior: the error of a standard deviation is then half a percent
+PRIOR_SCALE = 1.0  # prior scale of the weights
+LIMIT_SECONDS = 240.0  # target for the time of the chains on network features
+POINTS = ("SVI, MAP",)  # point estimates, whose standard deviations cannot be compared
+SLOW = ("SVI, Flow",)  # left out with 1,290 weights, where its layers have 500 times as many parameters
 
 CHAIN_COLUMNS = {
     "method": "method",
@@ -48,7 +48,7 @@ COLUMNS = {
 
 
 def run(options: Options) -> Report:
-    """Judge the chains on network features, then all inferences on three models."""
+    """Check the chains on network features, and compare all inferences on three models."""
     report = Report("referee", "Inferences against NUTS, and NUTS against importance sampling")
     for num_classes in (2, 3):
         _small_model(report, num_classes, options)

@@ -1,4 +1,4 @@
-"""What a benchmark found: tables and targets, written as JSON (everything) and Markdown (to read)."""
+"""The report of a benchmark: tables and targets, written as JSON (complete) and Markdown (for readers)."""
 
 import json
 import math
@@ -12,7 +12,7 @@ from benchmarks.harness import Spread
 
 @dataclass(frozen=True)
 class Target:
-    """One limit that was set before measuring, and what was found. ``sense`` is "<=" or ">="."""
+    """One limit, set before the measurement, and the measured value. ``sense`` is "<=" or ">="."""
 
     what: str
     found: float | None
@@ -21,7 +21,7 @@ class Target:
 
     @property
     def met(self) -> bool | None:
-        """Whether the limit holds; None where nothing could be measured."""
+        """Whether the limit holds; None if nothing was measured."""
         if self.found is None:
             return None
         return self.found <= self.limit if self.sense == "<=" else self.found >= self.limit
@@ -29,7 +29,7 @@ class Target:
 
 @dataclass
 class Table:
-    """Rows by column; ``columns`` maps a key of the rows to its heading. Other keys go to the JSON file only."""
+    """A table; ``columns`` maps keys of the rows to headings. Other keys are written to the JSON file only."""
 
     title: str
     columns: dict[str, str]
@@ -47,7 +47,7 @@ class Table:
 
 @dataclass
 class Report:
-    """All that one benchmark has to say."""
+    """The results of one benchmark."""
 
     name: str
     title: str
@@ -96,7 +96,7 @@ class Report:
 
 
 def show(value: Any) -> str:
-    """Put a cell's value into text: three to four significant digits, a dash for what is not there."""
+    """The text of a cell: numbers with three to four significant digits, a dash for None."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "-"
     if isinstance(value, float):

@@ -1,4 +1,4 @@
-"""The prior scale that the library picks by itself, against a grid of given scales, in regimes that pull it apart."""
+"""The prior scale that the library chooses, compared with a grid of given scales, in regimes with different optima."""
 
 import time
 import warnings
@@ -31,7 +31,7 @@ COLUMNS = {
 
 @dataclass(frozen=True)
 class Regime:
-    """A way to make data sets; ``rows(seed)`` gives training and test rows."""
+    """A family of data sets; ``rows(seed)`` returns training and test rows."""
 
     name: str
     rows: Callable[[int], "Split"]
@@ -58,9 +58,9 @@ def classes(
     num_classes: int = 3,
     num_test: int = NUM_TEST,
 ) -> Split:
-    """Softmax labels of features that lie near ``rank`` directions; a share ``wrong`` of all labels is drawn at random.
+    """Features near a subspace of dimension ``rank`` with softmax labels, of which a share ``wrong`` is random.
 
-    The log odds have a scale of ``signal``: 0 is pure noise, 60 almost separable.
+    The log odds have the scale ``signal``: with 0 labels are pure noise, with 60 almost separable.
     """
     random = torch.Generator().manual_seed(seed)
     num_all = num_rows + num_test

@@ -1,4 +1,4 @@
-"""Scores of predicted class probabilities, written apart from the package that they judge."""
+"""Scores of predicted class probabilities, implemented independently of the package."""
 
 import torch
 from torch import Tensor

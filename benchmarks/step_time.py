@@ -7,7 +7,7 @@ from benchmarks.harness import Measure, interleave, ratio, repeated_for
 from benchmarks.options import Options
 from benchmarks.report import Report, Table, Target
 
-# (features, classes, batch): the limit that was set for bll_pyro's step over the hand-written one
+# (features, classes, batch): target for the time of bll_pyro's step over the hand-written one
 LIMITS = {(512, 10, 256): 1.2, (768, 100, 1024): 1.1, (2048, 1000, 256): 1.1}
 SMALL = {(8, 3, 16): 1.2}
 NUM_BATCHES = 20

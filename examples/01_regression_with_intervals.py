@@ -1,7 +1,7 @@
 """Regression with intervals: a Bayesian linear layer on random features of one input.
 
-The data are noisy inside [-1, 1] and absent outside. The predictive interval is narrow where there is data and wide
-where there is none, and its two parts say why: aleatoric is the noise, epistemic what more data would remove.
+There are noisy data in [-1, 1] and none outside. The predictive interval is narrow where there are data and wide where
+there are none: aleatoric uncertainty is the noise, epistemic uncertainty would decrease with more data.
 
     python examples/01_regression_with_intervals.py [--small]
 """

@@ -1,8 +1,8 @@
 """Noise that depends on the input: a fan chart of head accelerations in a simulated motorcycle crash.
 
-Mean and log-scale of the noise are both linear in spline features of the time, and both are Bayesian. Ten-fold
-cross-validation says whether the second line is worth it. The data are Silverman's (1985), read from
-``shared/data/motorcycle`` beside the checkout, from the folder named by BLL_DATA, or else simulated in their image.
+The mean and the log of the noise scale are both linear in spline features of the time, with a posterior for both. Ten-fold
+cross-validation compares this with a constant noise scale. The data are Silverman's (1985), read from the folder in
+BLL_DATA or from ``shared/data/motorcycle`` next to the checkout, or else similar data are simulated.
 
     python examples/05_heteroscedastic.py [--small] [--picture fan.png]
 """
@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def motorcycle() -> tuple[np.ndarray, np.ndarray]:
-    """Times in ms and accelerations in g: the data, or an imitation where they are not at hand."""
+    """Times in ms and accelerations in g: the data, or simulated ones if they are not available."""
     folders = [Path(os.environ["BLL_DATA"])] if "BLL_DATA" in os.environ else []
     folders += [parent / "shared" / "data" for parent in (ROOT, ROOT.parent)]
     for folder in folders:
@@ -33,7 +33,7 @@ def motorcycle() -> tuple[np.ndarray, np.ndarray]:
 
 
 def splines(time: np.ndarray, num_knots: int = 10) -> np.ndarray:
-    """Cubic B-splines on even knots from the first to the last time, ``[N, num_knots]``."""
+    """Cubic B-splines on evenly spaced knots from the first to the last time, ``[N, num_knots]``."""
     knots, width = np.linspace(2.4, 57.6, num_knots, retstep=True)
     distance = np.abs(time[:, None] - knots) / width
     near, far = 2 / 3 - distance**2 + distance**3 / 2, (2 - distance).clip(0) ** 3 / 6
@@ -43,7 +43,7 @@ def splines(time: np.ndarray, num_knots: int = 10) -> np.ndarray:
 def cross_validate(
     likelihood: bll.likelihoods.Likelihood, time: np.ndarray, y: np.ndarray, num_folds: int
 ) -> str:
-    """Held-out log density a row, and how many targets the 90 % intervals hold."""
+    """Held-out log density per row in nats, and the share of targets in the 90 % intervals."""
     fold = np.random.default_rng(0).permutation(len(time)) % num_folds
     log_prob, inside = [], []
     for k in range(num_folds):
@@ -57,7 +57,7 @@ def cross_validate(
 
 
 def fit(likelihood: bll.likelihoods.Likelihood, time: np.ndarray, y: np.ndarray) -> bll.Fit:
-    """Laplace's approximation with the whole covariance; 11 or 22 weights, so that it takes some milliseconds."""
+    """Laplace's approximation with the full covariance, which takes milliseconds for 11 or 22 weights."""
     layer = bll.LastLayer(likelihood=likelihood)
     return bll.fit(layer, (splines(time), y), inference=bll.Laplace(curvature=bll.curvatures.Full()))
 
