@@ -1,18 +1,21 @@
 # Every target sets up .venv by itself when it is missing or older than what it is made from.
 
-# The tests run in this many processes, one thread each.
+# The tests run in this many processes, one thread each. Bytecode is kept even where the environment says not to:
+# many tests start a Python of their own, and each would compile torch again.
 WORKERS ?= 2
+PYTEST = PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 MPLBACKEND=Agg HF_HUB_OFFLINE=1 $(PYTHON) -m pytest
 
 READY := .venv/.ready
 PYTHON := .venv/bin/python
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint format docs bench clean venv
+.PHONY: help demo check test lint format docs bench clean venv
 
 help:
 	@echo "make demo     run the main job; results in runs/demo/"
-	@echo "make test     run all checks and tests"
+	@echo "make check    floors, style, types and all fast tests: under 3 minutes on two cores"
+	@echo "make test     all checks and tests: under 20 minutes on two cores"
 	@echo "make lint     floors, style and types only"
 	@echo "make format   put the code into the project's format"
 	@echo "make docs     build the documentation into docs/_build/"
@@ -32,10 +35,13 @@ demo: $(READY)
 # The checks of style, floors, types and documentation are tests too (tests/test_project.py), so that one
 # summary, the last thing printed, covers everything.
 test: $(READY)
-	OMP_NUM_THREADS=1 MPLBACKEND=Agg HF_HUB_OFFLINE=1 $(PYTHON) -m pytest -n $(WORKERS) --dist worksteal
+	$(PYTEST) -n $(WORKERS) --dist worksteal
+
+check: $(READY)
+	$(PYTEST) -n $(WORKERS) --dist worksteal -m "not slow and not nuts and not sbc and not browser"
 
 lint: $(READY)
-	$(PYTHON) -m pytest -q tests/test_project.py -k "not documentation"
+	$(PYTEST) -q tests/test_project.py tests/test_house.py -m "not slow"
 
 format: $(READY)
 	$(PYTHON) -m ruff check --fix-only --fixable I,RUF100 .

@@ -1,7 +1,6 @@
 """What every test of bll_pyro stands on: run-time checks of shapes, one thread, no trace left behind, shared data."""
 
 import os
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,30 +22,22 @@ ROOT = Path(__file__).resolve().parent.parent
 
 torch.set_num_threads(1)
 
-# Slow tests that have not begun by then are skipped, and say so: the whole run is to end within twenty minutes anywhere.
-MINUTES_FOR_SLOW_TESTS = float(os.environ.get("BLL_SLOW_MINUTES", "13"))
 LONGEST = (
     "test_documentation",
     "test_every_benchmark_runs",
-)  # minutes each: first, so that nothing waits for them
-BEGAN = time.monotonic()
+    "test_types",
+)  # no other test may wait for these
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest tests first, then the rest, then the slow ones, which may not all have time."""
+    """The longest tests first, then the slow ones: with short ones at the end the workers finish together."""
 
     def place(item: pytest.Item) -> int:
         if item.name.partition("[")[0] in LONGEST:
             return 0
-        return 2 if item.get_closest_marker("slow") else 1
+        return 1 if item.get_closest_marker("slow") else 2
 
     items.sort(key=place)
-
-
-def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skip a slow test for which no time is left."""
-    if item.get_closest_marker("slow") and time.monotonic() - BEGAN > 60 * MINUTES_FOR_SLOW_TESTS:
-        pytest.skip(f"slow, and more than {MINUTES_FOR_SLOW_TESTS:g} minutes have passed (BLL_SLOW_MINUTES)")
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,30 @@
+"""Names that vulture finds unused in the package, the benchmarks, the examples and the documentation, and who uses them.
+
+By name alone where a library asks for any method of that name, else by file and name. Names that only tests use are not
+listed: they are dead.
+"""
+
+UNUSED = {
+    "Python calls it for the attributes of a module, and dir() lists them": ("__getattr__", "__dir__"),
+    "torch.nn.Module and torch.autograd.Function call it": ("forward",),
+    "notebooks call it to show an object": ("_repr_html_", "_repr_png_"),
+    "pyro.distributions reads it of a distribution": ("has_rsample", "_validate_args"),
+    "torch.distributions reads it of a transform": ("domain", "codomain", "bijective", "_inverse"),
+    "Pyro calls it for a sample or param statement under a messenger": ("_pyro_sample", "_pyro_param"),
+    "ArviZ's ELPDData, the base class, writes its report with it": (
+        "elpd/result.py:_header",
+        "elpd/result.py:_footer",
+    ),
+    "an autoguide of Pyro asks for it": (
+        "guides/base.py:_loc_scale",
+        "guides/flow.py:_prototype_tensor",
+        "guides/full_rank.py:scale_tril",
+    ),
+    "users call it: a documented method or property of a result": (
+        "diagnostics/verdicts.py:flagged",
+        "elpd/result.py:flagged",
+        "features/store.py:verify",
+        "layer.py:from_linear",
+        "priors/spike_and_slab.py:slab_probability",
+    ),
+}
