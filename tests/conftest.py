@@ -1,6 +1,7 @@
 """What every test of bll_pyro stands on: run-time checks of shapes, one thread, no trace left behind, shared data."""
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,8 +30,20 @@ LONGEST = (
 )  # no other test may wait for these
 
 
+@pytest.hookimpl(tryfirst=True)  # before the expression of -m is applied
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest tests first, then the slow ones: with short ones at the end the workers finish together."""
+    """Mark what ``thinned`` leaves out of the fast tests; the longest tests first, then the slow ones.
+
+    With short ones at the end the workers finish together.
+    """
+    counts: Counter[str] = Counter()
+    for item in items:
+        thinned = item.get_closest_marker("thinned")
+        if thinned is not None:
+            case = item.nodeid.partition("[")[0]
+            if counts[case] % thinned.args[0]:
+                item.add_marker(pytest.mark.slow)
+            counts[case] += 1
 
     def place(item: pytest.Item) -> int:
         if item.name.partition("[")[0] in LONGEST:

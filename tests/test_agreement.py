@@ -40,6 +40,7 @@ NEW = torch.randn(10, 3, generator=generator(1), dtype=torch.float64)
 
 @pytest.mark.parametrize("guide", GUIDES, ids=repr)
 @pytest.mark.parametrize("likelihood", TARGETS, ids=repr)
+@pytest.mark.thinned(6)
 def test_predictions_agree(likelihood: bll.likelihoods.Likelihood, guide: bll.guides.Guide) -> None:
     layer = bll.LastLayer(likelihood=likelihood, prior=bll.priors.Normal(1.0))
     fit = bll.fit(layer, (FEATURES, TARGETS[likelihood]), inference=bll.SVI(guide=guide, num_epochs=30))

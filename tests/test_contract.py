@@ -426,6 +426,7 @@ def check_particles(case: Case) -> None:
 
 @pytest.mark.parametrize("guide", GUIDE_NAMES)
 @pytest.mark.parametrize("prior", PRIOR_NAMES)
+@pytest.mark.thinned(11)
 def test_every_prior_guide_and_likelihood(
     prior: str, guide: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -454,6 +455,7 @@ def test_every_prior_guide_and_likelihood(
 @pytest.mark.filterwarnings("ignore:NUTS. :RuntimeWarning", "ignore:the evidence is flat:RuntimeWarning")
 @pytest.mark.parametrize("by", INFERENCES)
 @pytest.mark.parametrize("prior", PRIOR_NAMES)
+@pytest.mark.thinned(8)
 def test_every_other_inference(prior: str, by: str, tmp_path: Path) -> None:
     i, j = PRIOR_NAMES.index(prior), list(INFERENCES).index(by)
     for k, likelihood in enumerate(LIKELIHOODS):

@@ -39,12 +39,14 @@ def metrics(results: Path) -> dict:
     return json.loads((results / "metrics.json").read_text())
 
 
+@pytest.mark.slow
 def test_every_result_is_there_and_nothing_else(results: Path) -> None:
     assert sorted(entry.name for entry in results.iterdir()) == sorted(CONTENTS)
     assert [entry.name for entry in results.parent.iterdir()] == ["demo"]
 
 
 @pytest.mark.parametrize("name", PICTURES)
+@pytest.mark.slow
 def test_pictures(results: Path, name: str) -> None:
     """A PNG, large enough to read, that is not blank."""
     from matplotlib.image import imread
@@ -55,6 +57,7 @@ def test_pictures(results: Path, name: str) -> None:
     assert pixels[..., :3].std() > 0.05
 
 
+@pytest.mark.slow
 def test_metrics_name_every_head_and_score(metrics: dict) -> None:
     assert list(metrics["heads"]) == HEADS
     for name, head in metrics["heads"].items():
@@ -69,6 +72,7 @@ def test_metrics_name_every_head_and_score(metrics: dict) -> None:
     assert metrics["rows"] == {"train": 150, "validation": 150, "test": 150, "noisy": 150, "unknown": 150}
 
 
+@pytest.mark.slow
 def test_saved_model_gives_the_figures_of_its_head(results: Path, metrics: dict) -> None:
     fit = bll.load(results / "model")
     digits = load_digits(seed=3, quick=True)
@@ -81,6 +85,7 @@ def test_saved_model_gives_the_figures_of_its_head(results: Path, metrics: dict)
     assert (pairs.double().mean().item() + 1) / 2 == pytest.approx(head["auroc_epistemic"], abs=1e-3)
 
 
+@pytest.mark.slow
 def test_posterior_holds_the_saved_model(results: Path) -> None:
     import xarray as xr
 

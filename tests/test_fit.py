@@ -80,6 +80,7 @@ def test_nothing_global_is_touched(inference: bll.SVI) -> None:
 
 
 @pytest.mark.parametrize("inference", [SHORT, JOINT])
+@pytest.mark.thinned(2)
 def test_same_seed_same_fit_on_one_and_two_workers(inference: bll.SVI) -> None:
     data = TensorDataset(INPUTS, LABELS)
     fits = []

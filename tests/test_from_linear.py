@@ -111,6 +111,7 @@ def closed_form(
     [bll.SVI(guide=bll.guides.FullRank()), bll.Laplace(curvature=bll.curvatures.Full())],
     ids=["SVI", "Laplace"],
 )
+@pytest.mark.thinned(3)
 def test_posterior_is_the_exact_one(inference: bll.SVI | bll.Laplace, standardize: bool) -> None:
     """A narrow prior around the head, bias included, and few rows: the centre decides the posterior."""
     head, features = linear(1), raw_features(8)
@@ -132,6 +133,7 @@ def test_posterior_is_the_exact_one(inference: bll.SVI | bll.Laplace, standardiz
     assert float((found.std(0) / scale - 1).abs().max()) < 0.05
 
 
+@pytest.mark.nuts
 def test_nuts_agrees() -> None:
     head, features = linear(1), raw_features(8)
     targets = values(head, features) + 0.8
@@ -210,6 +212,7 @@ def test_written_and_read_back() -> None:
     assert layer != bll.LastLayer.from_linear(linear(3), bll.likelihoods.Categorical(3), 0.3)
 
 
+@pytest.mark.slow
 def test_few_rows_on_real_features(data_dir: Path) -> None:
     """Fashion-MNIST features, the network's own head, 100 rows: near the head, and far better than a fresh layer."""
     stored = np.load(data_dir / "fashion_features" / "cnn128.npz", allow_pickle=False)

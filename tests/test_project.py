@@ -37,6 +37,7 @@ def test_types() -> None:
 
 
 @pytest.mark.timeout(900)
+@pytest.mark.slow
 def test_documentation(tmp_path: Path) -> None:
     """Build the pages, executing their code; none may load anything from another host."""
     pages_at, doctrees_at = str(tmp_path / "html"), str(tmp_path / "doctrees")

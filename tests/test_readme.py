@@ -26,6 +26,7 @@ def python_blocks() -> str:
     return "\n".join(lines)
 
 
+@pytest.mark.slow
 def test_code_runs(in_empty_folder: Path, capsys: pytest.CaptureFixture) -> None:
     code = python_blocks()
     assert code.count("import bll_pyro as bll") == 1

@@ -58,6 +58,7 @@ def same_fit(one: bll.Fit, other: bll.Fit, tolerance: float) -> None:
 
 @pytest.mark.parametrize("scale", [0.7, None], ids=["given", "learned"])
 @pytest.mark.parametrize("noise", [bll.noises.Integrated(), bll.noises.Conjugate(), bll.noises.Maximized()])
+@pytest.mark.thinned(3)
 def test_whole_weights_repeat_rows_exact(noise: Any, scale: float | None) -> None:
     layer, inference = layer_of(lk.Gaussian(), scale), bll.Exact(noise=noise)
     weighted = bll.fit(layer, (FEATURES, VALUES), inference=inference, sample_weight=WEIGHT)
@@ -78,6 +79,7 @@ def test_updates_with_weights_add_up() -> None:
 
 
 @pytest.mark.parametrize("name", TARGETS)
+@pytest.mark.thinned(3)
 def test_whole_weights_repeat_rows_laplace(name: str) -> None:
     likelihood, targets = TARGETS[name]
     weighted = bll.fit(layer_of(likelihood), (FEATURES, targets), inference=FULL, sample_weight=WEIGHT)
@@ -122,6 +124,7 @@ def test_log_joint_of_the_objective_and_of_nuts(name: str) -> None:
 
 @pytest.mark.parametrize("output_space", [True, False])
 @pytest.mark.parametrize("name", ["Categorical", "Poisson"])
+@pytest.mark.thinned(3)
 def test_whole_weights_repeat_rows_in_expectation_svi(name: str, output_space: bool) -> None:
     """The ELBO of one state, averaged over draws, is that of repeated rows."""
     from bll_pyro.inference.start import warm_start

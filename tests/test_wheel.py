@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parent.parent
 
 PROGRAM = """
@@ -34,6 +36,7 @@ def run(*command: str | Path, cwd: Path, **variables: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_the_wheel_works_outside_of_the_checkout(tmp_path: Path) -> None:
     uv = (sys.executable, "-m", "uv")
     # the build backend of this environment: nothing is fetched

@@ -52,7 +52,12 @@ def fitted(kind, scale, inference=None, data=None):
     )
 
 
-@pytest.fixture(scope="module", params=LIKELIHOODS)
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(kind, marks=[] if i % 4 == 0 else pytest.mark.slow) for i, kind in enumerate(LIKELIHOODS)
+    ],
+)
 def compared(request):
     kind = request.param
     fits = {"tight": fitted(kind, 0.1), "wide": fitted(kind, 1.0)}

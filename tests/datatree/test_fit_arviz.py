@@ -70,9 +70,13 @@ FITS = {
     "nuts": (L.Categorical(3), "class", bll.NUTS(100, 200, num_chains=2, num_processes=1)),
 }
 WITHOUT_LOG_Q = ["nuts"]
+QUICK = ("exact", "diagonal", "weight space", "ordinal")  # the others are slow tests
 
 
-@pytest.fixture(scope="module", params=FITS)
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in FITS],
+)
 def fitted(request):
     likelihood, kind, inference = FITS[request.param]
     data = rows(kind)

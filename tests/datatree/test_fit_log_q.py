@@ -111,6 +111,7 @@ def free(name, value):
 
 
 @pytest.mark.parametrize("case", CASES)
+@pytest.mark.thinned(5)
 def test_log_q_is_the_density_of_the_draws(case, monkeypatch):
     likelihood, prior, kind, inference = CASES[case]
     rows = data(kind)

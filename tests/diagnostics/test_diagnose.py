@@ -85,6 +85,7 @@ def test_a_good_fit_passes(diagnosed):
     ],
     ids=["exact", "full rank", "laplace"],
 )
+@pytest.mark.slow
 def test_good_fits_of_other_kinds_pass(layer, data, inference):
     found = bll.diagnose(fitted(layer, data, inference), data)
     assert found.verdict is Grade.OK, str(found)
@@ -164,6 +165,7 @@ def test_a_prior_in_conflict_with_the_data_is_flagged():
     assert "wider prior" in found["prior against posterior"].remedy
 
 
+@pytest.mark.slow
 def test_a_prior_that_agrees_is_not_flagged_by_chance():
     """Targets from the prior itself: at most a few of twenty data sets are flagged."""
     flagged = 0
@@ -269,6 +271,7 @@ def test_the_pit_leaves_the_row_out():
     assert own.p_value < 0.01
 
 
+@pytest.mark.slow
 def test_counts_with_more_scatter_than_poisson_are_flagged():
     random = torch.Generator().manual_seed(3)
     inputs = torch.randn(300, 2, generator=random, dtype=torch.float64)

@@ -242,6 +242,7 @@ def few_counts_or_labels(kind):
     ],
     ids=["logistic", "softmax", "poisson"],
 )
+@pytest.mark.slow
 def test_agrees_within_two_percent_with_refits_by_laplace(kind, likelihood):
     """Every row left out by a fit of its own; the standardisation is switched off, so that it is no part of the fit."""
     inputs, targets = few_counts_or_labels(kind)

@@ -110,6 +110,7 @@ REACHING = [
     ("num_targets", "correlated"), [(1, True), (3, False)], ids=["correlated features", "three targets"]
 )
 @pytest.mark.parametrize("guide", REACHING, ids=repr)
+@pytest.mark.thinned(3)
 def test_reaches_the_exact_posterior(guide: bll.guides.Guide, num_targets: int, correlated: bool) -> None:
     """In principal axes even mean-field is exact here, predictions included: within 2%; all others as well."""
     features, targets = regression(num_targets, correlated)
@@ -153,6 +154,7 @@ def test_plain_mean_field_has_the_scales_of_theory(correlated: bool) -> None:
 @pytest.mark.parametrize(
     "guide", [bll.guides.FullRank(), bll.guides.BlockDiagonal(), bll.guides.MatrixNormal()], ids=repr
 )
+@pytest.mark.thinned(3)
 def test_reaches_it_in_plain_axes(guide: bll.guides.Guide) -> None:
     """Priors that are not isotropic keep the features' own axes; correlations must then be learned."""
     features, targets = regression(1, correlated=True)
@@ -183,6 +185,7 @@ class PlainAxes(bll.priors.Normal):
 
 
 @pytest.mark.parametrize("guide", [bll.guides.FullRank(), bll.guides.BlockDiagonal()], ids=repr)
+@pytest.mark.slow
 def test_reaches_it_by_batches(guide: bll.guides.Guide) -> None:
     """2,000 rows in batches of 512: gradients are noisy, and the falling rate has to average the noise away."""
     features, targets = regression(1, correlated=True, num_rows=2000)
@@ -193,6 +196,7 @@ def test_reaches_it_by_batches(guide: bll.guides.Guide) -> None:
     assert -1e-2 < gap < 0.05
 
 
+@pytest.mark.slow
 def test_flow_reaches_the_evidence() -> None:
     """A flow holds the Gaussian; its ELBO is known to about ``sqrt(P / 2 / draws)`` nats."""
     features, targets = regression(1, correlated=True)
@@ -207,6 +211,7 @@ def test_flow_reaches_the_evidence() -> None:
     assert math.isfinite(result.elbo)
 
 
+@pytest.mark.slow
 def test_published_reference_draws(data_dir: Path) -> None:
     """posteriordb's sblri-blr: means within 0.1 reference standard deviations, scales within 10% (noise 15%).
 

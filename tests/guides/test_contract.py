@@ -78,6 +78,7 @@ def mean_and_error(draw: Callable[[], Tensor], num_draws: int) -> tuple[float, f
 
 
 @every_guide
+@pytest.mark.thinned(5)
 def test_the_elbo_rises(guide: bll.guides.Guide) -> None:
     """From the warm start on, up to its noise."""
     fit = bll.fit(LAYERS["classes"], data("classes"), inference=bll.SVI(guide=guide, num_epochs=40))
@@ -107,6 +108,7 @@ def test_density_of_draws_averages_to_the_entropy(guide: bll.guides.Guide, name:
 
 
 @pytest.mark.parametrize("name", ["MAP", "flow", "custom class"])
+@pytest.mark.thinned(3)
 def test_no_density(name: str) -> None:
     fit = bll.fit(LAYERS["classes"], data("classes"), inference=bll.SVI(guide=GUIDES[name], num_epochs=2))
     with pytest.raises(ValueError, match="no density"):
@@ -115,6 +117,7 @@ def test_no_density(name: str) -> None:
 
 @every_layer
 @pytest.mark.parametrize("guide", [GUIDES["MAP"], *GAUSSIAN.values()], ids=["MAP", *GAUSSIAN])
+@pytest.mark.thinned(6)
 def test_output_space_elbo_is_pyros(guide: bll.guides.Guide, name: str) -> None:
     """Pyro's ``Trace_ELBO`` of model and guide has the expectation of the ELBO in output space."""
     with isolated(0):
@@ -146,6 +149,7 @@ def test_vectorised_particles_of_a_messenger(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["classes", "two targets, learned noise, no bias"])
 @every_guide
+@pytest.mark.thinned(5)
 def test_starts_at_the_start(guide: bll.guides.Guide, name: str) -> None:
     """Means as given and scales of the given size, whatever the family."""
     if guide is GUIDES["custom function"]:
@@ -177,6 +181,7 @@ def test_starts_at_the_start(guide: bll.guides.Guide, name: str) -> None:
 @pytest.mark.parametrize(
     "guide", [*GAUSSIAN.values(), GUIDES["flow"], GUIDES["custom function"]], ids=name_of
 )
+@pytest.mark.thinned(4)
 def test_same_seed_same_fit(guide: bll.guides.Guide) -> None:
     before = torch.get_rng_state()
     fits = [
@@ -197,6 +202,7 @@ def test_guides_differ() -> None:
 @pytest.mark.parametrize(
     "guide", [g for g in GUIDES.values() if g.can_rotate], ids=[n for n, g in GUIDES.items() if g.can_rotate]
 )
+@pytest.mark.thinned(6)
 def test_draws_come_in_the_axes_of_the_features(guide: bll.guides.Guide, name: str) -> None:
     """Outputs of the draws have the mean of the outputs in closed form, though the fit ran in principal axes."""
     fit = bll.fit(LAYERS[name], data(name), inference=bll.SVI(guide=guide, num_epochs=30))

@@ -94,6 +94,7 @@ def test_log_prob_equals_scipy(likelihood: Likelihood) -> None:
 
 
 @pytest.mark.parametrize("likelihood", FAMILY, ids=repr)
+@pytest.mark.thinned(5)
 def test_expectation_and_curvature(likelihood: Likelihood) -> None:
     """``expected_log_prob`` has the mean of brute force; ``output_curvature`` is the mean of negative Hessians."""
     num_outputs = likelihood.num_outputs(() if likelihood.is_discrete else (2,))
@@ -154,6 +155,7 @@ def simulate(likelihood: Likelihood, num_rows: int) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("likelihood", FAMILY, ids=repr)
+@pytest.mark.thinned(5)
 def test_variational_fits_of_every_likelihood(likelihood: Likelihood) -> None:
     """Uncertainty adds up, and the fit beats one that knows no features."""
     layer = bll.LastLayer(likelihood=likelihood, prior=bll.priors.Normal(3.0), standardize=False)
@@ -168,6 +170,7 @@ def test_variational_fits_of_every_likelihood(likelihood: Likelihood) -> None:
 
 
 @pytest.mark.parametrize("likelihood", [lk.Poisson(), lk.NegativeBinomial(), lk.StudentT()], ids=repr)
+@pytest.mark.thinned(4)
 def test_predictive_of_values_is_the_mixture(likelihood: Likelihood) -> None:
     """Quantiles, distribution function, mean and variance agree with draws of the predictive."""
     layer = bll.LastLayer(likelihood=likelihood, prior=bll.priors.Normal(2.0))

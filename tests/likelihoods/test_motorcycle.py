@@ -38,6 +38,7 @@ def ten_fold(
 
 
 @pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.slow
 def test_heteroscedastic_beats_homoscedastic_and_covers(data_dir: Path, seed: int) -> None:
     """Recorded: -4.31 and -4.29 against -4.60 and -4.61; coverage 87 % (of 133 rows, standard error 2.6 %)."""
     time, y = torch.as_tensor(np.loadtxt(data_dir / "motorcycle/motorcycle.csv", delimiter=",", skiprows=1).T)

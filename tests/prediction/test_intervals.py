@@ -69,6 +69,7 @@ def test_quantiles_and_equal_tailed_intervals(name: str) -> None:
 
 @pytest.mark.parametrize("prob", [0.5, 0.9, 0.99])
 @pytest.mark.parametrize("name", REAL)
+@pytest.mark.thinned(5)
 def test_shortest_interval(name: str, prob: float) -> None:
     """It holds its probability, and none of many other intervals with it is shorter."""
     pred = REAL[name]
@@ -177,6 +178,7 @@ def test_predictions_of_classes_without_order_have_none() -> None:
 
 
 @pytest.mark.parametrize("name", [*REAL, *COUNTS])
+@pytest.mark.thinned(4)
 def test_pit_of_the_predictions_own_draws_is_uniform(name: str) -> None:
     pred = (REAL | COUNTS)[name]
     draws = pred.sample(2000, seed=2)

@@ -27,6 +27,7 @@ def data(likelihood: str, dtype: torch.dtype = torch.float32) -> tuple[Tensor, T
 
 
 @pytest.mark.parametrize("name", PRIORS)
+@pytest.mark.thinned(4)
 def test_double_precision(name: str) -> None:
     layer = bll.LastLayer(bll.likelihoods.Gaussian(), prior=PRIORS[name])
     fit = bll.fit(layer, data("numbers", torch.float64), inference=bll.SVI(num_epochs=5))
@@ -92,6 +93,7 @@ def test_only_priors_that_turn_are_fitted_in_principal_axes() -> None:
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_dependent_weights_against_the_evidence() -> None:
     """On Pyro's general path: a bound of the log evidence, which is that of a Gaussian process, and near it."""
     features, targets = data("numbers")

@@ -50,7 +50,7 @@ def null_size(contrast: Tensor, relevant: Tensor) -> float:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("classes", "seed"), [(False, 0), (False, 1), (True, 0), (True, 1)])
+@pytest.mark.parametrize(("classes", "seed"), [(False, 0), (True, 1)])
 @pytest.mark.parametrize(
     "prior",
     [priors.Horseshoe(), priors.Horseshoe(num_relevant=5), priors.SpikeAndSlab(), priors.StudentT()],
@@ -78,7 +78,7 @@ def test_sparse_regression_is_nearly_as_good_as_knowing_the_features() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("classes", "seed"), [(False, 0), (False, 1), (True, 0)])
+@pytest.mark.parametrize(("classes", "seed"), [(False, 0), (True, 0)])
 def test_automatic_relevance_determination(classes: bool, seed: int) -> None:
     relevant = data(classes, seed)[2]
     prior = priors.HierarchicalNormal(per_feature=True)

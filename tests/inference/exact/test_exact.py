@@ -125,6 +125,7 @@ def test_log_evidence_is_in_the_users_units() -> None:
     assert 40 * float(spread.log()) > 100
 
 
+@pytest.mark.thinned(3)
 def test_no_bound_exceeds_the_evidence_and_full_rank_reaches_it_on_standardized_targets() -> None:
     features, targets = data(60, 4)
     layer = bll.LastLayer(bll.likelihoods.Gaussian(noise_scale=(1.0, 2.0)), bll.priors.Normal(scale=0.7))
@@ -184,6 +185,7 @@ def test_pure_noise_shrinks_the_weights_away() -> None:
 
 
 @pytest.mark.parametrize("inference", [bll.Exact(), bll.Exact(noise=bll.noises.Maximized())])
+@pytest.mark.thinned(3)
 def test_order_and_split_of_rows_change_nothing(
     inference: bll.Exact, monkeypatch: pytest.MonkeyPatch
 ) -> None:

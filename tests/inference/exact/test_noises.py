@@ -61,6 +61,7 @@ def layer_of(noise_scale: Any = None, **options: Any) -> bll.LastLayer:
     ],
 )
 @pytest.mark.parametrize("num_rows", [3, 25])
+@pytest.mark.thinned(3)
 def test_integrates_the_declared_prior_of_the_noise(prior: Any, density: Any, num_rows: int) -> None:
     features, targets = data(num_rows)
     fit = bll.fit(layer_of(prior), (features, targets), inference=bll.Exact())
@@ -263,6 +264,7 @@ def test_constant_targets_are_named(treatment: bll.noises.Integrated, num_rows: 
 
 @pytest.mark.parametrize("treatment", TREATMENTS)
 @pytest.mark.parametrize("num_targets", [1, 2])
+@pytest.mark.thinned(3)
 def test_contract(treatment: bll.noises.Integrated, num_targets: int, tmp_path: Path) -> None:
     """Predict, decompose, save and load, isolation: like every other posterior, with standardised float32 rows."""
     features, targets = data(60, num_targets=num_targets)

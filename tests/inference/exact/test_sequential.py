@@ -52,6 +52,7 @@ def assert_same_predictions(one: bll.Fit, other: bll.Fit, tolerance: float) -> N
         (UNKNOWN, bll.noises.Maximized()),
     ],
 )
+@pytest.mark.thinned(5)
 def test_update_equals_one_fit_on_all_rows(likelihood: Any, noise: Any, bias: bool, tmp_path: Path) -> None:
     """Everything learned is learned anew: prior scale, noise, evidence. Also after saving and loading."""
     layer = bll.LastLayer(likelihood, bias=bias, standardize=False)
@@ -172,6 +173,7 @@ def test_conditioning_a_prior_that_couples_outputs(coupled: type) -> None:
 
 
 @pytest.mark.parametrize("guide", [bll.guides.FullRank(), bll.guides.Diagonal()])
+@pytest.mark.slow
 def test_variational_posterior_as_prior(guide: Any) -> None:
     """Two fits in a row reach what one exact fit of all rows says, as far as the guide can."""
     y1, y2 = FIRST[1][:, 0], SECOND[1][:, 0]
@@ -192,6 +194,7 @@ def test_variational_posterior_as_prior(guide: Any) -> None:
         assert bool(((ratio > 0.7) & (ratio < 1.3)).all())
 
 
+@pytest.mark.slow
 def test_classes_go_on_from_the_posterior_of_earlier_rows() -> None:
     labels = (TARGETS[:, 0] > 0).long()
     layer = bll.LastLayer(bll.likelihoods.Categorical(2), bll.priors.Normal(scale=1.0))

@@ -224,6 +224,7 @@ class TestBruteForce:
 
     @pytest.mark.parametrize("curvature", CURVATURES, ids=repr)
     @pytest.mark.parametrize("likelihood", list(TARGETS)[:5], ids=repr)
+    @pytest.mark.thinned(4)
     def test_the_learned_scale_has_the_highest_evidence(
         self, likelihood: bll.likelihoods.Likelihood, curvature: bll.curvatures.Curvature
     ) -> None:
@@ -242,6 +243,7 @@ class TestBruteForce:
 
     @pytest.mark.parametrize("prior", PRIORS, ids=repr)
     @pytest.mark.parametrize("likelihood", TARGETS, ids=repr)
+    @pytest.mark.thinned(7)
     def test_the_slope_of_the_evidence(
         self, likelihood: bll.likelihoods.Likelihood, prior: bll.priors.Prior
     ) -> None:
@@ -276,9 +278,28 @@ def rows_of(features: Tensor, targets: Tensor, bias: bool = True) -> DesignRows:
     return DesignRows(features, targets, Frame.identity(features.shape[1], num_targets, features[:0], bias))
 
 
-@pytest.mark.parametrize("curvature", CURVATURES, ids=repr)
-@pytest.mark.parametrize("prior", PRIORS, ids=repr)
-@pytest.mark.parametrize("likelihood", TARGETS, ids=repr)
+def in_turns() -> list[tuple[bll.likelihoods.Likelihood, bll.priors.Prior, bll.curvatures.Curvature]]:
+    """Each two of likelihood, prior and curvature meet."""
+    return [
+        (likelihood, prior, CURVATURES[(i + j) % len(CURVATURES)])
+        for i, likelihood in enumerate(TARGETS)
+        for j, prior in enumerate(PRIORS)
+    ]
+
+
+def test_each_two_meet() -> None:
+    for one, other, sizes in (
+        (0, 1, (TARGETS, PRIORS)),
+        (0, 2, (TARGETS, CURVATURES)),
+        (1, 2, (PRIORS, CURVATURES)),
+    ):
+        assert len({(repr(case[one]), repr(case[other])) for case in in_turns()}) == len(sizes[0]) * len(
+            sizes[1]
+        )
+
+
+@pytest.mark.parametrize(("likelihood", "prior", "curvature"), in_turns(), ids=repr)
+@pytest.mark.thinned(7)
 def test_everything_downstream(
     likelihood: bll.likelihoods.Likelihood,
     prior: bll.priors.Prior,

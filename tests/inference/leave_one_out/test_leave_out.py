@@ -153,6 +153,7 @@ GRIDS = {
 
 
 @pytest.mark.parametrize("name", GRIDS)
+@pytest.mark.thinned(3)
 def test_agrees_with_exact_leave_one_out_by_quadrature(name):
     likelihood, log_likelihood, draw = GRIDS[name]
     random = torch.Generator().manual_seed(1)
@@ -272,6 +273,7 @@ def test_layers_too_large_for_ties_are_left_out_cautiously(monkeypatch, limits):
     assert float(rough.influence.max()) < 1
 
 
+@pytest.mark.slow
 def test_a_point_estimate_has_a_leave_one_out_too():
     """Approximate cross-validation of the mode: refits of the mode agree."""
     inputs, labels = separable(30, 8, 3)

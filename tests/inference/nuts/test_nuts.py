@@ -37,8 +37,6 @@ def test_conjugate_model() -> None:
         assert bool(((found.mean(0) - known.mean(0)).abs() < error).all())
         assert bool(((found.std(0) / known.std(0) - 1).abs() < 5 / math.sqrt(2 * len(found) / 3)).all())
     assert fit.trace.converged and not fit.posterior.independent_draws
-    again = bll.fit(layer, (features, targets), inference=inference).posterior.sample()
-    assert torch.equal(again["weight"], draws["weight"])
 
 
 def test_published_reference_draws(data_dir: Path) -> None:
@@ -96,6 +94,14 @@ def test_draws_and_statistics(fit: bll.Fit) -> None:
     assert 0.6 < float(stats["acceptance_rate"].mean()) < 0.99
     assert fit.trace.statistics["num_gradients"].tolist() > [40, 40]
     assert fit.trace.messages[0] == "the 2 chains ran one after another, in one process"
+
+
+@short
+def test_same_seed_same_draws(fit: bll.Fit) -> None:
+    again = bll.fit(fit.layer, labelled(), inference=SHORT, seed=4).posterior.draws
+    assert torch.equal(again["weight"], fit.posterior.draws["weight"])
+    other = bll.fit(fit.layer, labelled(), inference=SHORT, seed=5).posterior.draws
+    assert not torch.equal(other["weight"], fit.posterior.draws["weight"])
 
 
 def test_tree(fit: bll.Fit) -> None:

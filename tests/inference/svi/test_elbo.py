@@ -100,6 +100,7 @@ def test_gradients_do_not_depend_on_the_batch_size(batch_size: int) -> None:
 
 @pytest.mark.parametrize("likelihood", [bll.likelihoods.Categorical(3), bll.likelihoods.Gaussian()])
 @pytest.mark.parametrize("prior", [bll.priors.Normal(0.7), bll.priors.Laplace(0.7)])
+@pytest.mark.slow
 def test_output_space_equals_weight_space(
     likelihood: bll.likelihoods.Likelihood, prior: bll.priors.Prior
 ) -> None:

@@ -59,6 +59,7 @@ def test_known_noise_gives_the_exact_posterior() -> None:
     torch.testing.assert_close(start.scale, precision.diagonal().rsqrt().expand(2, 4), rtol=1e-6, atol=0.0)
 
 
+@pytest.mark.slow
 def test_classes_start_near_the_highest_elbo() -> None:
     """A long fit gains next to nothing over one step from the start."""
     features = features_of(60)
