@@ -12,8 +12,10 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import jaxtyping
 import pytest
+import runtime_checks
 
 # Before bll_pyro is imported: the hook rewrites a module as it is loaded. It stays, since modules load late.
+jaxtyping.jaxtyped = runtime_checks.jaxtyped
 jaxtyping.install_import_hook("bll_pyro", "runtime_checks.checked")
 
 import pyro
