@@ -200,6 +200,7 @@ def test_handwritten_kl_is_that_of_torch_distributions():
 
 
 @pytest.mark.usefixtures("seeded")
+@pytest.mark.slow
 def test_handwritten_and_pyro_have_the_same_elbo():
     """Output-space draws with closed-form KL, and Pyro's weight draws: one number, within Monte-Carlo error."""
     layer = _layer_with_values()
@@ -272,11 +273,13 @@ def test_reference_for_prediction_errors_is_the_average_over_weights():
 
 
 @pytest.mark.usefixtures("seeded")
-@pytest.mark.parametrize("method", [m for m in STEPS if "torch.compile" not in m.name], ids=lambda m: m.name)
+@pytest.mark.parametrize(
+    "method",  # of those that are installed (benchmarks/requirements.txt)
+    [m for m in STEPS if m.is_available and "torch.compile" not in m.name],
+    ids=lambda m: m.name,
+)
 @pytest.mark.filterwarnings("ignore")  # competitors' own deprecations
 def test_steps_change_what_they_train(method):
-    if not method.is_available:
-        pytest.skip(f"{method.requires} is not installed (benchmarks/requirements.txt)")
     task = made_up(100, 6, 3)
     run = method.step(task.train_features, task.train_targets, 3, 20, 0)
     for _ in range(12):  # more than an epoch

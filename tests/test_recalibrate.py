@@ -184,7 +184,7 @@ def test_several_labels_have_one_temperature(tmp_path):
         (bll.likelihoods.MultivariateGaussian([[0.09, 0.05], [0.05, 0.16]]), SHORT),
     ],
 )
-@pytest.mark.thinned(3)
+@pytest.mark.thinned(5)
 def test_an_injected_noise_factor_is_recovered(likelihood, inference):
     tied = isinstance(likelihood, bll.likelihoods.MultivariateGaussian)
     values = torch.stack([VALUES, 0.2 * FEATURES[:, 3] - VALUES], 1) if tied else VALUES

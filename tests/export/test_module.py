@@ -40,7 +40,7 @@ def fit_of(likelihood: Likelihood, inference: Inference) -> bll.Fit:
 
 
 @pytest.mark.parametrize("name", CASES)
-@pytest.mark.thinned(3)
+@pytest.mark.thinned(4)
 def test_exported_and_native_predictions_agree(name: str, tmp_path: Path) -> None:
     plain = fit_of(*CASES[name])
     assert isinstance(plain.posterior.outputs(ROWS), OutputCoupled) == ("tied" in name)

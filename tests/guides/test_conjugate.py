@@ -110,7 +110,7 @@ REACHING = [
     ("num_targets", "correlated"), [(1, True), (3, False)], ids=["correlated features", "three targets"]
 )
 @pytest.mark.parametrize("guide", REACHING, ids=repr)
-@pytest.mark.thinned(3)
+@pytest.mark.thinned(7)
 def test_reaches_the_exact_posterior(guide: bll.guides.Guide, num_targets: int, correlated: bool) -> None:
     """In principal axes even mean-field is exact here, predictions included: within 2%; all others as well."""
     features, targets = regression(num_targets, correlated)

@@ -202,7 +202,7 @@ def test_guides_differ() -> None:
 @pytest.mark.parametrize(
     "guide", [g for g in GUIDES.values() if g.can_rotate], ids=[n for n, g in GUIDES.items() if g.can_rotate]
 )
-@pytest.mark.thinned(6)
+@pytest.mark.thinned(9)
 def test_draws_come_in_the_axes_of_the_features(guide: bll.guides.Guide, name: str) -> None:
     """Outputs of the draws have the mean of the outputs in closed form, though the fit ran in principal axes."""
     fit = bll.fit(LAYERS[name], data(name), inference=bll.SVI(guide=guide, num_epochs=30))

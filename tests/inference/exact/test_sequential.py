@@ -52,7 +52,7 @@ def assert_same_predictions(one: bll.Fit, other: bll.Fit, tolerance: float) -> N
         (UNKNOWN, bll.noises.Maximized()),
     ],
 )
-@pytest.mark.thinned(5)
+@pytest.mark.thinned(8)
 def test_update_equals_one_fit_on_all_rows(likelihood: Any, noise: Any, bias: bool, tmp_path: Path) -> None:
     """Everything learned is learned anew: prior scale, noise, evidence. Also after saving and loading."""
     layer = bll.LastLayer(likelihood, bias=bias, standardize=False)

@@ -173,7 +173,7 @@ def test_where_the_evidence_decides() -> None:
 @pytest.mark.parametrize(
     "criterion", [bll.criteria.LeaveOneOut(), bll.criteria.CrossValidation(2, 20.0)], ids=repr
 )
-@pytest.mark.thinned(5)
+@pytest.mark.thinned(6)
 def test_every_guide_with_scales_of_outputs(
     guide: bll.guides.Guide, criterion: bll.criteria.Criterion
 ) -> None:
@@ -233,6 +233,7 @@ def test_fits_side_by_side_are_those_of_single_fits() -> None:
         assert loss == pytest.approx(alone, rel=0.01)
 
 
+@pytest.mark.slow
 def test_axes_in_which_no_row_varies_change_nothing() -> None:
     """With 12 rows of 30 features the fits see 12 columns, and predict as the fits of all 30 in principal axes do."""
     (features, labels), _ = classes(12, 3, 30, 4.0, 7)
