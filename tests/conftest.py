@@ -15,7 +15,7 @@ import pytest
 import runtime_checks
 
 # Before bll_pyro is imported: the hook rewrites a module as it is loaded. It stays, since modules load late.
-jaxtyping.jaxtyped = runtime_checks.jaxtyped
+jaxtyping.jaxtyped = runtime_checks.jaxtyped  # type: ignore[assignment]
 jaxtyping.install_import_hook("bll_pyro", "runtime_checks.checked")
 
 import pyro
