@@ -138,6 +138,7 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_members_are_added_as_the_page_says(package: Path, tmp_path: Path) -> None:
     """In one process, since starting one costs more than these fits."""
     done = subprocess.run(

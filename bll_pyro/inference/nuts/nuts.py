@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from bll_pyro.global_sites import GlobalSites
 from bll_pyro.checks import count, share
+from bll_pyro.global_sites import GlobalSites
 from bll_pyro.inference.base import Inference, Trace
 from bll_pyro.inference.nuts.approximation import approximate
 from bll_pyro.inference.nuts.augmented import augmented

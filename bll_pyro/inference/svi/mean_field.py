@@ -24,8 +24,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from bll_pyro.gaussian import OutputGaussian
-from bll_pyro.global_sites import GlobalSites
 from bll_pyro.gaussian.weights import LOG_TWO_PI
+from bll_pyro.global_sites import GlobalSites
 from bll_pyro.guides.diagonal import DiagonalGuide
 from bll_pyro.inference.targets import Targets, expected_log_prob
 from bll_pyro.layer import LastLayer
