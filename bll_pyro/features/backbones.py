@@ -11,8 +11,13 @@ from typing import Any, Self, cast
 import torch
 from torch import Tensor, nn
 
-from bll_pyro.features.forward import compute_features, feature_width
-from bll_pyro.features.freezing import frozen, set_training, trainable_parameters
+from bll_pyro.features.forward import (
+    compute_features,
+    feature_width,
+    frozen,
+    set_training,
+    trainable_parameters,
+)
 from bll_pyro.features.unfreezing import Unfreeze, unfrozen_names
 from bll_pyro.features.weights import check_name, create, download, load_model
 from bll_pyro.scope import isolated

@@ -88,6 +88,18 @@ class Columns:
 NO_COLUMNS = Columns()
 
 
+def bundled(data: Any, sample_weight: Any, exposure: Any) -> Any:
+    """Data with the weights and exposures that came beside it."""
+    if sample_weight is None and exposure is None:
+        return data
+    if isinstance(data, Data):
+        raise ValueError(
+            "expected weights and exposures in one place, got a bll.Data and sample_weight or exposure beside it; put all into "
+            "bll.Data(rows, sample_weight=..., exposure=...)"
+        )
+    return Data(data, sample_weight, exposure)
+
+
 def _column(values: Any, name: str, num_rows: int, what: str) -> Tensor | None:
     if values is None:
         return None

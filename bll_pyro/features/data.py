@@ -2,18 +2,76 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from bll_pyro.features.arrays import check_finite, to_tensor
+from bll_pyro.features.arrays import check_finite, rows_per_chunk, to_tensor
 from bll_pyro.features.columns import Data
+from bll_pyro.features.fingerprint import DataHash
 from bll_pyro.features.loading import DatasetSource, LoaderSource
-from bll_pyro.features.sources import FeaturesSource, Source, TensorSource
+from bll_pyro.features.sources import Batch, Source, permutation
 from bll_pyro.features.store import Features
 
 __all__ = ["Data", "Source", "check_finite", "read"]
+
+
+class TensorSource(Source):
+    """Rows of tensors in memory, or memory-mapped; batches are slices."""
+
+    def __init__(self, inputs: Tensor, targets: Tensor | None) -> None:
+        self._inputs, self._targets = inputs, targets
+        self.num_rows = len(inputs)
+
+    @property
+    def has_targets(self) -> bool:
+        return self._targets is not None
+
+    def batches(self, batch_size: int, *, generator: torch.Generator | None = None) -> Iterator[Batch]:
+        order = None if generator is None else permutation(self.num_rows, generator).to(self._inputs.device)
+        for start in range(0, self.num_rows, batch_size):
+            rows = slice(start, start + batch_size) if order is None else order[start : start + batch_size]
+            yield self._inputs[rows], None if self._targets is None else self._targets[rows]
+
+    def example(self) -> Batch:
+        return self._inputs[:2], None if self._targets is None else self._targets[:2]
+
+    def tensors(self) -> Batch:
+        return self._inputs, self._targets
+
+    def scan(self) -> tuple[str, Tensor | None]:
+        digest = DataHash()
+        for inputs, _ in self.batches(rows_per_chunk(self._inputs)):
+            digest.update(inputs, None)
+        return digest.hexdigest(), self._targets
+
+
+class FeaturesSource(Source):
+    """Rows of a store of features, gathered from its shards, with its targets or others."""
+
+    def __init__(self, features: Features, targets: Tensor | None) -> None:
+        self._features, self._targets = features, targets
+        self.num_rows = features.num_rows
+        self.stored = features if targets is features.targets else features.with_targets(targets)
+
+    @property
+    def has_targets(self) -> bool:
+        return self._targets is not None
+
+    def batches(self, batch_size: int, *, generator: torch.Generator | None = None) -> Iterator[Batch]:
+        order = None if generator is None else permutation(self.num_rows, generator)
+        for start in range(0, self.num_rows, batch_size):
+            rows = slice(start, start + batch_size) if order is None else order[start : start + batch_size]
+            yield self._features[rows], None if self._targets is None else self._targets[rows]
+
+    def example(self) -> Batch:
+        return self._features[:2], None if self._targets is None else self._targets[:2]
+
+    def tensors(self) -> Batch | None:
+        return (self._features.tensor(), self._targets) if self._features.num_shards == 1 else None
 
 
 def read(

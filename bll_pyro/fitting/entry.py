@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bll_pyro.features.columns import NO_COLUMNS, Columns
-from bll_pyro.fitting.prepare import bundled, features_of, prepare
+from bll_pyro.features.columns import NO_COLUMNS, Columns, bundled
 from bll_pyro.fitting.result import Fit
 from bll_pyro.inference import SVI, Inference, Trace
 from bll_pyro.inference.rows import DesignRows, FeatureRows
 from bll_pyro.inference.standardization import log_densities_in_user_units, make_frame
+from bll_pyro.inference.training_data import TrainingData
 from bll_pyro.layer import LastLayer
 from bll_pyro.likelihoods.base import TargetShape
 from bll_pyro.posterior import Posterior
@@ -70,10 +70,10 @@ def fit(
         _check_joint(layer, backbone)
     if sample_weight is not None or exposure is not None:
         data = bundled(data, sample_weight, exposure)
-    rows = prepare(layer, data)
+    rows = TrainingData.of(layer, data)
     held_out = None
     if validation_data is not None:
-        held_out = prepare(layer, validation_data, "validation_data", training=False)
+        held_out = TrainingData.of(layer, validation_data, "validation_data", trains=False)
     folder = None if store is None else Path(store)
     stage, earlier = inference, None  # what runs on frozen features, and the trace of what ran before it
     if inference.trains_backbone:
@@ -81,17 +81,17 @@ def fit(
         backbone = copy.deepcopy(backbone)
         assert backbone is not None
         posterior, trace = inference.train_backbone(layer, backbone, rows, seed, held_out, device)
-        log_densities_in_user_units(trace, posterior.frame, rows.source.columns.total_weight(rows.num_rows))
+        log_densities_in_user_units(trace, posterior.frame, rows.source.columns.total_weight(rows.source.num_rows))
         final_stage = inference.on_features()
         if final_stage is None:
-            return Fit(layer, posterior, inference, trace, seed, rows.num_rows, backbone, folder)
+            return Fit(layer, posterior, inference, trace, seed, rows.source.num_rows, backbone, folder)
         stage, earlier = final_stage, trace
     with isolated(seed):
-        features, targets = features_of(rows, backbone, folder, device, batch_size)
+        features, targets = rows.features(backbone, folder, device, batch_size)
         validation = None
         if held_out is not None:
-            made = features_of(held_out, backbone, folder, device, batch_size, training=False)
-            validation = *made, held_out.columns
+            made = held_out.features(backbone, folder, device, batch_size)
+            validation = *made, held_out.source.columns
     posterior, trace = fit_features(
         layer, features, targets, stage, rows.target_shape, seed, rows.source.columns, validation, device
     )

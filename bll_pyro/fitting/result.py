@@ -11,15 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from bll_pyro import archive, priors
-from bll_pyro.features.columns import NO_COLUMNS, Columns, Data
+from bll_pyro.features.columns import NO_COLUMNS, Columns, Data, bundled
 from bll_pyro.features.data import check_finite, read
 from bll_pyro.features.extraction import extract
-from bll_pyro.features.forward import compute_features
-from bll_pyro.features.freezing import frozen
+from bll_pyro.features.forward import compute_features, frozen
 from bll_pyro.features.store import Features
-from bll_pyro.fitting.prepare import bundled, check_exposure
 from bll_pyro.fitting.updating import update
 from bll_pyro.inference import Inference, Trace
+from bll_pyro.inference.training_data import check_exposure
 from bll_pyro.layer import LastLayer
 from bll_pyro.ood import Detector, View
 from bll_pyro.posterior import Posterior

@@ -3,8 +3,8 @@
 from bll_pyro.gaussian.centred import CentredDiagonal
 from bll_pyro.gaussian.coupled import OutputCoupled, noise_points
 from bll_pyro.gaussian.kronecker import Kronecker
-from bll_pyro.gaussian.latent_distribution import LatentDistribution, flatten
-from bll_pyro.gaussian.latents import LatentGaussian
+from bll_pyro.gaussian.latent_distribution import LatentDistribution
+from bll_pyro.gaussian.latents import LatentGaussian, flatten
 from bll_pyro.gaussian.mixture import OutputMixture
 from bll_pyro.gaussian.outputs import OutputDraws, OutputGaussian, Outputs
 from bll_pyro.gaussian.points import normal_points

@@ -6,12 +6,12 @@ import math
 from typing import Any
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Float
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 
-from bll_pyro.gaussian.latents import LatentGaussian
+from bll_pyro.gaussian.latents import LatentGaussian, flatten, unflatten
 
 
 class LatentDistribution(TorchDistribution):
@@ -67,25 +67,3 @@ class LatentDistribution(TorchDistribution):
     def expand(self, batch_shape: Any, _instance: Any = None) -> LatentDistribution:
         """Independent copies."""
         return LatentDistribution(self.latents, self.num_features, tuple(batch_shape))
-
-
-def flatten(
-    u: Shaped[Tensor, "*S U"], weights: Shaped[Tensor, "*S K P"], num_features: int
-) -> Shaped[Tensor, "*S U+K*P"]:
-    """Put ``u [..., U]`` and weights ``[..., K, P]``, or their places, into the order of Pyro's latent vector: u, weight, bias."""
-    weight, bias = weights[..., :num_features].flatten(-2), weights[..., num_features:].flatten(-2)
-    return torch.cat([u, weight, bias], -1)
-
-
-def unflatten(
-    vector: Float[Tensor, "*S L"], num_globals: int, num_outputs: int, num_features: int
-) -> tuple[Float[Tensor, "*S U"], Float[Tensor, "*S K P"]]:
-    """Inverse of :func:`flatten`."""
-    num_weights = num_outputs * num_features
-    u, weight, bias = vector.split(
-        [num_globals, num_weights, vector.shape[-1] - num_globals - num_weights], -1
-    )
-    weight = weight.unflatten(-1, (num_outputs, num_features))
-    if not bias.shape[-1]:
-        return u, weight
-    return u, torch.cat([weight, bias.unflatten(-1, (num_outputs, 1))], -1)

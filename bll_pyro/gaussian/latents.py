@@ -120,3 +120,25 @@ class LatentGaussian:
     def _log_det(self) -> Float[Tensor, ""]:
         factor = self.globals_factor
         return (factor if factor.dim() == 1 else factor.diagonal()).log().sum()
+
+
+def flatten(
+    u: Shaped[Tensor, "*S U"], weights: Shaped[Tensor, "*S K P"], num_features: int
+) -> Shaped[Tensor, "*S U+K*P"]:
+    """Put ``u [..., U]`` and weights ``[..., K, P]``, or their places, into the order of Pyro's latent vector: u, weight, bias."""
+    weight, bias = weights[..., :num_features].flatten(-2), weights[..., num_features:].flatten(-2)
+    return torch.cat([u, weight, bias], -1)
+
+
+def unflatten(
+    vector: Float[Tensor, "*S L"], num_globals: int, num_outputs: int, num_features: int
+) -> tuple[Float[Tensor, "*S U"], Float[Tensor, "*S K P"]]:
+    """Inverse of :func:`flatten`."""
+    num_weights = num_outputs * num_features
+    u, weight, bias = vector.split(
+        [num_globals, num_weights, vector.shape[-1] - num_globals - num_weights], -1
+    )
+    weight = weight.unflatten(-1, (num_outputs, num_features))
+    if not bias.shape[-1]:
+        return u, weight
+    return u, torch.cat([weight, bias.unflatten(-1, (num_outputs, 1))], -1)

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from bll_pyro.gaussian.information import Information
-from bll_pyro.inference.rows import DesignRows
-from bll_pyro.inference.targets import NoiseValues, Targets, information, log_prob
+from bll_pyro.inference.rows import DesignRows, NoiseValues, Targets, information, log_prob
 from bll_pyro.likelihoods import Likelihood
 
 BLOCK_NUMBERS = 2**20  # numbers in one block of rows

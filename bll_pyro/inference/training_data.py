@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bll_pyro.features.arrays import check_finite
-from bll_pyro.features.columns import Columns
-from bll_pyro.features.sources import Source, TensorSource
-from bll_pyro.likelihoods import Likelihood
+from bll_pyro.features.columns import NO_COLUMNS, Columns
+from bll_pyro.features.data import read
+from bll_pyro.features.extraction import extract_source
+from bll_pyro.features.sources import Source, permutation
+from bll_pyro.features.store import Features
+from bll_pyro.inference.rows import FeatureRows
+from bll_pyro.layer import LastLayer
 from bll_pyro.likelihoods.base import TargetShape
+
+BATCH_ROWS = 1024  # rows at a time in a pass over targets
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,49 +32,112 @@ class TrainingData:
     ----------
     source
         The rows as they were given.
-    likelihood
-        Checks targets.
+    layer
+        Its likelihood checks targets.
     target_shape
         Shape of one target; empty for classes.
     whole
         All inputs, and all targets as the likelihood uses them, where both are in memory and were checked. None where rows come
         batch by batch: then each batch is checked when it comes.
+    trains
+        Whether a layer is fitted on the rows, so that there have to be enough different targets.
     """
 
     source: Source
-    likelihood: Likelihood
+    layer: LastLayer
     target_shape: TargetShape
-    whole: tuple[Tensor, Tensor] | None = None
+    whole: tuple[Tensor, Tensor] | None
+    trains: bool = True
 
-    @property
-    def num_rows(self) -> int:
-        """N."""
-        return self.source.num_rows
+    @classmethod
+    def of(cls, layer: LastLayer, data: Any, what: str = "data", trains: bool = True) -> Self:
+        """Read data in any form, and check what is in memory before any work; ``what`` names it in errors."""
+        source = read(data, need_targets=True, what=what, min_rows=2)
+        whole = source.tensors()
+        given = source.example()[1] if whole is None else whole[1]
+        assert given is not None
+        if whole is not None:
+            targets = layer.likelihood.check_targets(given)
+            if trains:
+                layer.likelihood.check_training(targets)
+            check_finite(whole[0], f"inputs of {what}")
+            whole = whole[0], targets
+        target_shape = () if layer.likelihood.is_discrete else tuple(given.shape[1:])
+        if source.columns.exposure is not None:
+            check_exposure(layer, source.columns, target_shape)
+        return cls(source, layer, target_shape, whole, trains)
 
-    @property
-    def columns(self) -> Columns:
-        """Weights and exposures of the rows."""
-        return self.source.columns
+    def features(
+        self,
+        backbone: nn.Module | None,
+        store: Path | None,
+        device: str | torch.device | None,
+        batch_size: int,
+    ) -> tuple[FeatureRows, Tensor]:
+        """Features ``[N, D]`` of all rows, and their targets as the likelihood uses them."""
+        if backbone is None and store is None and self.whole is not None:
+            inputs, targets = self.whole
+            if inputs.dim() != 2:
+                raise ValueError(
+                    f"inputs: expected features of shape [N, D], got {list(inputs.shape)}; "
+                    "pass backbone=... for other inputs, or reshape with inputs.flatten(1)"
+                )
+            return inputs.detach() if inputs.is_floating_point() else inputs.float(), targets.detach()
+        features = self.source.stored if backbone is None else None
+        if features is None:
+            features = extract_source(
+                backbone, self.source, store=store, batch_size=batch_size, device=device
+            )
+        return features, self.whole[1] if self.whole is not None else self._checked_targets(features)
 
     def batches(
         self, batch_size: int, generator: torch.Generator | None = None
     ) -> Iterator[tuple[Any, Tensor, Columns]]:
         """One pass over inputs, targets as the likelihood uses them, and columns: in order, or in a random one."""
+        columns = self.source.columns
         if self.whole is not None:
-            rows = TensorSource(*self.whole)
-            rows.columns = self.columns
-            yield from rows.batches_with_columns(batch_size, generator=generator)
+            inputs, targets = self.whole
+            every = torch.arange(len(inputs)) if generator is None else permutation(len(inputs), generator)
+            for rows in every.to(inputs.device).split(batch_size):
+                yield inputs[rows], targets[rows], columns if columns is NO_COLUMNS else columns[rows]
             return
-        for inputs, targets, columns in self.source.batches_with_columns(batch_size, generator=generator):
+        passed = self.source.batches_with_columns(batch_size, generator=generator)
+        for inputs, given, some_columns in passed:
             if isinstance(inputs, Tensor):
                 check_finite(inputs, "inputs")
-            yield inputs, self.likelihood.check_targets(targets), columns
+            yield inputs, self.layer.likelihood.check_targets(given), some_columns
 
     def all_targets(self) -> Iterator[Tensor]:
         """All targets as the likelihood uses them, in parts."""
         if self.whole is not None:
             yield self.whole[1]
             return
-        for _, targets in self.source.batches(1024):
+        for _, targets in self.source.batches(BATCH_ROWS):
             if targets is not None:
-                yield self.likelihood.check_targets(targets)
+                yield self.layer.likelihood.check_targets(targets)
+
+    def _checked_targets(self, features: Features) -> Tensor:
+        """Targets that came batch by batch, once all of them are there."""
+        assert features.targets is not None
+        for batch, _ in features.batches(65_536):
+            check_finite(batch, "features")
+        targets = self.layer.likelihood.check_targets(features.targets)
+        if self.trains:
+            self.layer.likelihood.check_training(targets)
+        return targets
+
+
+def check_exposure(layer: LastLayer, columns: Columns, target_shape: tuple[int, ...]) -> None:
+    """Only counts have an exposure: one for a row, or one for each of its counts."""
+    if columns.exposure is None:
+        return
+    if not layer.likelihood.is_count:
+        raise ValueError(
+            f"exposure: expected a likelihood of counts (Poisson, NegativeBinomial), got {type(layer.likelihood).__name__}; "
+            "leave it out, or divide the targets by it"
+        )
+    width, num_targets = columns.exposure.shape[1], math.prod(target_shape)
+    if width not in (1, num_targets):
+        raise ValueError(
+            f"exposure: expected shape [N] or [N, {num_targets}], one for each count, got [N, {width}]; reshape it"
+        )

@@ -14,11 +14,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bll_pyro.features.data import read
-from bll_pyro.features.standardize import Moments
 from bll_pyro.frame import Frame
 from bll_pyro.inference import Inference
 from bll_pyro.inference.nuts.nuts import NUTS
-from bll_pyro.inference.standardization import feature_scale
+from bll_pyro.inference.standardization import Moments, feature_scale
 from bll_pyro.layer import LastLayer
 from bll_pyro.progress import progress
 from bll_pyro.simulation.one import Ranked, Task, simulate

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from bll_pyro.features.freezing import frozen, set_training, trainable_parameters
+from bll_pyro.features.forward import frozen, set_training, trainable_parameters
 
 
 def network():

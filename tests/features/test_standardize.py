@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from bll_pyro.features.standardize import Moments
+from bll_pyro.inference.standardization import Moments
 
 RNG = np.random.default_rng(0)
 ROWS = RNG.normal(size=(500, 6)) * [1, 10, 0.1, 1, 5, 2] + [0, 3, -7, 100, 0, 1]

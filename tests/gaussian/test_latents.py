@@ -8,7 +8,7 @@ from scipy import stats
 from torch import Tensor
 
 from bll_pyro.gaussian import BlockDiagonal, Dense, Diagonal, LatentDistribution, LatentGaussian, flatten
-from bll_pyro.gaussian.latent_distribution import unflatten
+from bll_pyro.gaussian.latents import unflatten
 from bll_pyro.scope import generator, isolated
 
 NUM_GLOBALS, NUM_OUTPUTS, NUM_COLUMNS = 2, 3, 4

@@ -27,8 +27,7 @@ from bll_pyro.inference.exact.noises import (
 )
 from bll_pyro.inference.exact.one_dimension import maximize
 from bll_pyro.inference.exact.statistics import SufficientStatistics
-from bll_pyro.inference.rows import DesignRows
-from bll_pyro.inference.targets import values_of, weight_of
+from bll_pyro.inference.rows import DesignRows, values_of, weight_of
 from bll_pyro.layer import LastLayer
 from bll_pyro.likelihoods import Gaussian, MultivariateGaussian
 from bll_pyro.likelihoods.base import TargetShape

@@ -26,9 +26,8 @@ from bll_pyro.inference.laplace.mode import Mode, conjugate_gradients, find_mode
 from bll_pyro.inference.laplace.preconditioner import preconditioners
 from bll_pyro.inference.laplace.prior_terms import PriorTerms
 from bll_pyro.inference.row_likelihood import RowLikelihood
-from bll_pyro.inference.rows import DesignRows
+from bll_pyro.inference.rows import DesignRows, NoiseValues, information, log_prob
 from bll_pyro.inference.start import median_sites
-from bll_pyro.inference.targets import NoiseValues, information, log_prob
 from bll_pyro.layer import LastLayer
 from bll_pyro.likelihoods.base import TargetShape
 

@@ -24,7 +24,7 @@ from bll_pyro.gaussian.information import DiagonalInformation
 from bll_pyro.gaussian.precision import diagonal
 from bll_pyro.inference.laplace.prior_terms import PriorTerms
 from bll_pyro.inference.row_likelihood import RowLikelihood, RowsAt
-from bll_pyro.inference.targets import NoiseValues
+from bll_pyro.inference.rows import NoiseValues
 
 NUM_BLOCK_ROWS = 8192  # most rows from which blocks are computed
 MAX_BLOCK_NUMBERS = 2**25  # largest K P^2 of blocks

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from bll_pyro.gaussian import Delta, OutputGaussian, WeightGaussian
 from bll_pyro.inference.leave_one_out.response import MAX_JOINT_COLUMNS, Response, has_ties, response
-from bll_pyro.inference.rows import DesignRows
-from bll_pyro.inference.targets import NoiseValues, Targets, row_data, values_of, weight_of
+from bll_pyro.inference.rows import DesignRows, NoiseValues, Targets, row_data, values_of, weight_of
 from bll_pyro.likelihoods import Likelihood
 from bll_pyro.posterior import GaussianPosterior
 

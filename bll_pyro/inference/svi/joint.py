@@ -11,18 +11,23 @@ import torch
 from torch import Tensor, nn
 
 from bll_pyro.features.columns import Columns
-from bll_pyro.features.forward import compute_features, feature_width
-from bll_pyro.features.freezing import frozen, set_training, trainable_parameters
+from bll_pyro.features.forward import (
+    compute_features,
+    feature_width,
+    frozen,
+    set_training,
+    trainable_parameters,
+)
 from bll_pyro.frame import Frame
 from bll_pyro.guides import Start
 from bll_pyro.inference.base import Trace
 from bll_pyro.inference.prior_scale.held_out import held_out_loss
+from bll_pyro.inference.rows import with_columns
 from bll_pyro.inference.standardization import target_moments
 from bll_pyro.inference.start import median_sites
 from bll_pyro.inference.svi.objective import Objective
 from bll_pyro.inference.svi.schedule import BETAS, State, Stepper
 from bll_pyro.inference.svi.train import Training, train
-from bll_pyro.inference.targets import with_columns
 from bll_pyro.inference.training_data import TrainingData
 from bll_pyro.layer import LastLayer
 from bll_pyro.model import Model
@@ -122,7 +127,7 @@ class JointTraining(Training):
     ) -> None:
         self.svi, self.layer, self.module, self.fabric = svi, layer, module, fabric
         self.data, self.validation, self.objective = data, validation, module.objective[0]
-        self.batch_size = min(svi.batch_size or 128, data.num_rows)
+        self.batch_size = min(svi.batch_size or 128, data.source.num_rows)
         self.order, self.random = generator(seed), generator(seed, fabric.device)
         self.wrapped, self.first_optimizer = fabric.setup(module, self.optimizer())
         self.frame = frame.to(fabric.device)
@@ -153,7 +158,7 @@ class JointTraining(Training):
         inputs, targets, columns = batch
         value = self.wrapped(inputs, targets, self.random, columns.weight, columns.exposure)
         self.first_optimizer.zero_grad()
-        self.fabric.backward(-value / self.data.num_rows)
+        self.fabric.backward(-value / self.data.source.num_rows)
         return value.detach().float()
 
     def attempt(self, *batch: Any) -> tuple[Tensor, Tensor, tuple[Any, ...]]:
@@ -162,7 +167,7 @@ class JointTraining(Training):
         self.module.zero_grad()
         design, inside = self.module.design(inputs), with_columns(targets, columns)
         value = self.objective(design, inside, self.random)
-        (-value / self.data.num_rows).backward()
+        (-value / self.data.source.num_rows).backward()
         return value.detach(), design.detach(), self.objective.pyro_arguments(design.detach(), inside)
 
     def state(self) -> State:
@@ -176,7 +181,7 @@ class JointTraining(Training):
     def end_pass(self, elbo: Tensor) -> float | None:
         """Show progress; the loss of validation data."""
         if self.advance is not None:
-            self.advance(1, f"ELBO a row {float(elbo) / self.data.num_rows:.3f}")
+            self.advance(1, f"ELBO a row {float(elbo) / self.data.source.num_rows:.3f}")
         if self.validation is None:
             return None
         posterior, backbone = self.posterior(), self.module.backbone
@@ -190,7 +195,7 @@ class JointTraining(Training):
     def run(self) -> Trace:
         """Train; the backbone is changed in place and left in eval mode."""
         num_epochs = self.svi.num_epochs or 20
-        num_steps = num_epochs * -(-self.data.num_rows // self.batch_size)
+        num_steps = num_epochs * -(-self.data.source.num_rows // self.batch_size)
         stepper = Stepper(self.first_optimizer, num_steps, self.svi.clip_norm)
         with progress(num_epochs, "joint training") as advance:
             self.advance = advance
@@ -264,8 +269,8 @@ def _prepared(
             "backbone: expected parameters to train, got none with requires_grad; "
             "unfreeze some (timm_backbone(..., unfreeze=True)) or leave backbone_learning_rate at None"
         )
-    guide = svi.guide.build(model, _start(model, data.num_rows, seed))
-    objective = Objective(inside, model, guide, data.num_rows, svi.output_space)
+    guide = svi.guide.build(model, _start(model, data.source.num_rows, seed))
+    objective = Objective(inside, model, guide, data.source.num_rows, svi.output_space)
     running = RunningScale(num_features, active=layer.standardize)
     module = JointModule(backbone, running, objective, layer.bias)
     return JointTraining(svi, inside, module, frame, data, validation, fabric, seed)

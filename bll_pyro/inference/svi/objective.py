@@ -30,10 +30,9 @@ from bll_pyro.frame import Frame
 from bll_pyro.gaussian import LatentGaussian
 from bll_pyro.global_sites import GlobalSites
 from bll_pyro.guides import GaussianGuide
-from bll_pyro.inference.rows import DesignRows
+from bll_pyro.inference.rows import DesignRows, Targets, expected_log_prob, row_data, values_of, weight_of
 from bll_pyro.inference.svi.guide_draws import draw_guide
 from bll_pyro.inference.svi.mean_field import MeanFieldStep
-from bll_pyro.inference.targets import Targets, expected_log_prob, row_data, values_of, weight_of
 from bll_pyro.layer import LastLayer
 from bll_pyro.likelihoods.base import TargetShape
 from bll_pyro.model import Model

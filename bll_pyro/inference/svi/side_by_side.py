@@ -25,9 +25,8 @@ from bll_pyro.gaussian import Delta, Diagonal, OutputGaussian
 from bll_pyro.guides import Start
 from bll_pyro.inference.prior_scale.folds import NUM_POINTS, Fold, divided
 from bll_pyro.inference.prior_scale.held_out import rows_at_once, total_loss
-from bll_pyro.inference.rows import DesignRows
+from bll_pyro.inference.rows import DesignRows, NoiseValues, expected_log_prob
 from bll_pyro.inference.svi.schedule import Stepper, adam
-from bll_pyro.inference.targets import NoiseValues, expected_log_prob
 from bll_pyro.layer import LastLayer
 
 SMALLEST_SHARE = 1e-10  # of the largest eigenvalue; less is rounding
