@@ -22,9 +22,9 @@ from bll_pyro.gaussian import (
     WeightGaussian,
     noise_points,
 )
-from bll_pyro.global_sites import GlobalSites
 from bll_pyro.layer import LastLayer
 from bll_pyro.likelihoods.base import TargetShape
+from bll_pyro.model import GlobalSites
 from bll_pyro.priors import Posterior as PosteriorPrior
 from bll_pyro.scope import generator
 

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from bll_pyro.gaussian import Delta, Diagonal
-from bll_pyro.global_sites import GlobalSites
 from bll_pyro.guides import Start
 from bll_pyro.inference.rows import DesignRows, log_prob, output_curvature, values_of
 from bll_pyro.layer import LastLayer
+from bll_pyro.model import GlobalSites
 from bll_pyro.priors import ScaleMixturePrior, StudentT
 from bll_pyro.scope import generator
 

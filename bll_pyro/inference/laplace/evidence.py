@@ -21,7 +21,6 @@ from torch import Tensor
 from bll_pyro.curvatures import Curvature, Precision
 from bll_pyro.curvatures.base import Sums
 from bll_pyro.gaussian.weights import LOG_TWO_PI
-from bll_pyro.global_sites import GlobalSites
 from bll_pyro.inference.laplace.mode import Mode, conjugate_gradients, find_mode
 from bll_pyro.inference.laplace.preconditioner import preconditioners
 from bll_pyro.inference.laplace.prior_terms import PriorTerms
@@ -30,6 +29,7 @@ from bll_pyro.inference.rows import DesignRows, NoiseValues, information, log_pr
 from bll_pyro.inference.start import median_sites
 from bll_pyro.layer import LastLayer
 from bll_pyro.likelihoods.base import TargetShape
+from bll_pyro.model import GlobalSites
 
 NUM_FIRST_ROWS = 16_384  # rows on which the first mode of a larger data set is searched
 FIRST_TOLERANCE = 0.5  # distance from that mode, in posterior standard deviations

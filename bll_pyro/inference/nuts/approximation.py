@@ -18,7 +18,6 @@ from torch import Tensor
 
 from bll_pyro.curvatures import Curvature, Diagonal, Full, Kronecker
 from bll_pyro.gaussian import Diagonal as IndependentNormals
-from bll_pyro.global_sites import GlobalSites
 from bll_pyro.inference.base import Trace
 from bll_pyro.inference.laplace.evidence import LaplaceEvidence
 from bll_pyro.inference.laplace.maximize import maximize_evidence
@@ -28,6 +27,7 @@ from bll_pyro.inference.rows import DesignRows
 from bll_pyro.inference.start import warm_start
 from bll_pyro.layer import LastLayer
 from bll_pyro.likelihoods.base import TargetShape
+from bll_pyro.model import GlobalSites
 from bll_pyro.priors import GaussianPrior
 from bll_pyro.priors import Posterior as PosteriorPrior
 from bll_pyro.scope import generator

@@ -13,10 +13,10 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from bll_pyro.global_sites import GlobalSites
 from bll_pyro.inference.nuts.approximation import ChainStart
 from bll_pyro.layer import LastLayer
 from bll_pyro.likelihoods.base import TargetShape
+from bll_pyro.model import GlobalSites
 from bll_pyro.priors import GaussianPrior, Horseshoe
 from bll_pyro.priors.base import Shape, centre, expand
 

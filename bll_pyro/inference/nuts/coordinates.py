@@ -7,13 +7,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from bll_pyro.global_sites import GlobalSites
 from bll_pyro.inference.nuts.approximation import ChainStart
 from bll_pyro.inference.nuts.density import Coordinates, LogDensity, LogPrior
 from bll_pyro.inference.nuts.row_terms import RowTerms
 from bll_pyro.inference.rows import DesignRows
 from bll_pyro.layer import LastLayer
 from bll_pyro.likelihoods.base import TargetShape
+from bll_pyro.model import GlobalSites
 from bll_pyro.priors import GaussianPrior
 
 DIFFERENCE = 0.01  # step of the central difference, in unconstrained units

@@ -28,12 +28,12 @@ from torch.autograd.function import once_differentiable
 
 from bll_pyro.gaussian.precision import times
 from bll_pyro.gaussian.weights import LOG_TWO_PI
-from bll_pyro.global_sites import GlobalSites
 from bll_pyro.inference.laplace.prior_terms import PriorTerms
 from bll_pyro.inference.nuts.row_terms import RowTerms
 from bll_pyro.inference.nuts.whitening import Whitening
 from bll_pyro.layer import LastLayer
 from bll_pyro.likelihoods.base import TargetShape
+from bll_pyro.model import GlobalSites
 from bll_pyro.priors import GaussianPrior, ScaleMixturePrior
 from bll_pyro.priors.base import centre
 

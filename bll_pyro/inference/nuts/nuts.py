@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 import torch
 
 from bll_pyro.checks import count, share
-from bll_pyro.global_sites import GlobalSites
 from bll_pyro.inference.base import Inference, Trace
 from bll_pyro.inference.nuts.approximation import approximate
 from bll_pyro.inference.nuts.augmented import augmented
@@ -20,6 +19,7 @@ from bll_pyro.inference.nuts.row_terms import row_terms
 from bll_pyro.inference.rows import DesignRows
 from bll_pyro.layer import LastLayer
 from bll_pyro.likelihoods.base import TargetShape
+from bll_pyro.model import GlobalSites
 from bll_pyro.posterior import Draws, DrawsPosterior, Posterior
 
 MAX_BYTES = 8 * 2**30  # largest memory of the draws, in bytes

@@ -23,12 +23,12 @@ from torch import Tensor
 from bll_pyro.curvatures import Full
 from bll_pyro.gaussian import Dense, Diagonal, OutputGaussian, flatten
 from bll_pyro.gaussian.information import DenseInformation
-from bll_pyro.global_sites import GlobalSites
 from bll_pyro.guides import Start
 from bll_pyro.inference.rows import DesignRows, Targets, row_data, values_of, weight_of
 from bll_pyro.inference.start import NUM_START_ROWS
 from bll_pyro.layer import LastLayer
 from bll_pyro.likelihoods import Likelihood
+from bll_pyro.model import GlobalSites
 from bll_pyro.scope import generator
 
 MAX_WEIGHTS = 4096  # most weights; with more, the factorizations of the precision cost as much as training

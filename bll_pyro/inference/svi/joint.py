@@ -25,9 +25,8 @@ from bll_pyro.inference.prior_scale.held_out import held_out_loss
 from bll_pyro.inference.rows import with_columns
 from bll_pyro.inference.standardization import target_moments
 from bll_pyro.inference.start import median_sites
-from bll_pyro.inference.svi.objective import Objective
-from bll_pyro.inference.svi.schedule import BETAS, State, Stepper
-from bll_pyro.inference.svi.train import Training, train
+from bll_pyro.inference.svi.objective import Objective, State
+from bll_pyro.inference.svi.train import BETAS, Stepper, Training, train
 from bll_pyro.inference.training_data import TrainingData
 from bll_pyro.layer import LastLayer
 from bll_pyro.model import Model

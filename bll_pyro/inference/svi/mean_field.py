@@ -25,10 +25,10 @@ from torch.nn import functional
 
 from bll_pyro.gaussian import OutputGaussian
 from bll_pyro.gaussian.weights import LOG_TWO_PI
-from bll_pyro.global_sites import GlobalSites
 from bll_pyro.guides.diagonal import DiagonalGuide
 from bll_pyro.inference.rows import Targets, expected_log_prob
 from bll_pyro.layer import LastLayer
+from bll_pyro.model import GlobalSites
 from bll_pyro.priors import Normal
 
 

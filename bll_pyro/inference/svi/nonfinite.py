@@ -15,7 +15,7 @@ import torch
 from pyro import poutine
 from torch import Tensor, nn
 
-from bll_pyro.inference.svi.schedule import all_finite, restore, snapshot
+from bll_pyro.inference.svi.objective import all_finite, restore, snapshot
 
 NUM_PASSES = 3  # most passes over the rows
 

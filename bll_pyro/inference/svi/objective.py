@@ -18,6 +18,7 @@ same expectation, with far less noise.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -28,14 +29,13 @@ from torch import Tensor, nn
 
 from bll_pyro.frame import Frame
 from bll_pyro.gaussian import LatentGaussian
-from bll_pyro.global_sites import GlobalSites
 from bll_pyro.guides import GaussianGuide
 from bll_pyro.inference.rows import DesignRows, Targets, expected_log_prob, row_data, values_of, weight_of
 from bll_pyro.inference.svi.guide_draws import draw_guide
 from bll_pyro.inference.svi.mean_field import MeanFieldStep
 from bll_pyro.layer import LastLayer
 from bll_pyro.likelihoods.base import TargetShape
-from bll_pyro.model import Model
+from bll_pyro.model import GlobalSites, Model
 from bll_pyro.posterior import DrawsPosterior, GaussianPosterior, Posterior
 from bll_pyro.scope import generator
 
@@ -46,6 +46,7 @@ MAX_EVALUATED_OUTPUTS = 2**27  # and outputs of rows and draws below this one
 MAX_BLOCK = 4096  # most rows evaluated at once: a joint covariance has K P numbers for each output of each
 BLOCK_NUMBERS = 2**24  # most outputs evaluated at once
 
+State = Sequence[Tensor]  # copies of tensors, in the order in which they are put back
 Learned = dict[str, Tensor]  # hyper-parameters without a distribution, by name
 
 
@@ -204,3 +205,20 @@ def elbo(
     total = total + fit * (num_rows / len(design))
     total = total + layer.expected_log_prior(weights, {**learned, **sites.hyper(values)}, generator)
     return total if is_point else total + latents.entropy()
+
+
+def snapshot(parameters: Iterable[Tensor]) -> State:
+    """A copy of the parameters."""
+    return [p.detach().clone() for p in parameters]
+
+
+@torch.no_grad()
+def restore(parameters: Iterable[Tensor], state: State) -> None:
+    """Put a copy back."""
+    for parameter, value in zip(parameters, state, strict=True):
+        parameter.copy_(value)
+
+
+def all_finite(tensors: Iterable[Tensor | None]) -> bool:
+    """Whether all numbers are finite."""
+    return all(bool(torch.isfinite(one).all()) for one in tensors if one is not None)

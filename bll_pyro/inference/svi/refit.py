@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -13,12 +14,14 @@ from bll_pyro.guides import Diagonal, Start
 from bll_pyro.inference.prior_scale.folds import Fold
 from bll_pyro.inference.rows import DesignRows
 from bll_pyro.inference.start import warm_start
-from bll_pyro.inference.svi.objective import Learned, Objective
-from bll_pyro.inference.svi.schedule import State, Stepper
+from bll_pyro.inference.svi.objective import Learned, Objective, State
 from bll_pyro.inference.svi.side_by_side import FoldFits, principal
-from bll_pyro.inference.svi.train import FeatureTraining
+from bll_pyro.inference.svi.train import Stepper
 from bll_pyro.likelihoods.base import TargetShape
 from bll_pyro.posterior import GaussianPosterior
+
+if TYPE_CHECKING:
+    from bll_pyro.inference.svi.svi import FeatureTraining
 
 NUM_PATH_STEPS = 100  # steps at each scale of a path, from the fit at the scale before
 

@@ -26,7 +26,7 @@ from bll_pyro.guides import Start
 from bll_pyro.inference.prior_scale.folds import NUM_POINTS, Fold, divided
 from bll_pyro.inference.prior_scale.held_out import rows_at_once, total_loss
 from bll_pyro.inference.rows import DesignRows, NoiseValues, expected_log_prob
-from bll_pyro.inference.svi.schedule import Stepper, adam
+from bll_pyro.inference.svi.train import Stepper, adam
 from bll_pyro.layer import LastLayer
 
 SMALLEST_SHARE = 1e-10  # of the largest eigenvalue; less is rounding

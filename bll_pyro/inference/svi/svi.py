@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 from pyro.nn import PyroModule
-from torch import nn
+from torch import Tensor, nn
 
 from bll_pyro.guides import MAP, Diagonal, Guide
 from bll_pyro.inference.base import Inference, Trace
@@ -18,11 +20,9 @@ from bll_pyro.inference.prior_scale.held_out import held_out_loss
 from bll_pyro.inference.rows import DesignRows
 from bll_pyro.inference.start import first_scales, warm_start
 from bll_pyro.inference.svi.gaussian_start import dense_start
-from bll_pyro.inference.svi.objective import Learned, Objective
-from bll_pyro.inference.svi.plateau import Plateau
+from bll_pyro.inference.svi.objective import Learned, Objective, State, all_finite, restore, snapshot
 from bll_pyro.inference.svi.refit import SVIRefit
-from bll_pyro.inference.svi.schedule import Stepper, all_finite, default_rate
-from bll_pyro.inference.svi.train import FeatureTraining, train
+from bll_pyro.inference.svi.train import Plateau, Stepper, Training, adam, default_rate, train
 from bll_pyro.inference.training_data import TrainingData
 from bll_pyro.layer import LastLayer
 from bll_pyro.likelihoods.base import TargetShape
@@ -211,3 +211,49 @@ class SVI(Inference):
         if self.guide.wants_dense_start:
             start = dense_start(layer, model.global_sites, rows, start, learned)
         return self.guide.build(model, start)
+
+
+class FeatureTraining(Training):
+    """Training of a guide on frozen features."""
+
+    def __init__(
+        self,
+        objective: Objective,
+        rows: DesignRows,
+        batch_size: int,
+        learning_rate: float,
+        random: torch.Generator,
+    ) -> None:
+        self.objective, self.rows, self.batch_size = objective, rows, batch_size
+        self.learning_rate, self.random = learning_rate, random
+        self.validation: Callable[[], float] | None = None
+        if not objective.closed:
+            objective.prepare(rows)
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        """Adam."""
+        return adam(self.objective.parameters, self.learning_rate)
+
+    def batches(self) -> Iterator[tuple[Any, ...]]:
+        """Design matrix and targets."""
+        return self.rows.batches(self.batch_size, self.random)
+
+    def gradient(self, *batch: Any) -> Tensor:
+        """Of the objective."""
+        return self.objective.gradient(batch[0], batch[1], self.random)
+
+    def attempt(self, *batch: Any) -> tuple[Tensor, Tensor, tuple[Any, ...]]:
+        """The design matrix stands for the features."""
+        return self.gradient(*batch), batch[0], self.objective.pyro_arguments(*batch)
+
+    def state(self) -> State:
+        """The parameters."""
+        return snapshot(self.objective.parameters)
+
+    def restore(self, state: State) -> None:
+        """Put parameters back."""
+        restore(self.objective.parameters, state)
+
+    def end_pass(self, elbo: Tensor) -> float | None:
+        """The loss of validation data."""
+        return None if self.validation is None else self.validation()

@@ -1,27 +1,159 @@
 """The training loop of every stochastic fit: on frozen features, and with the backbone trained along.
 
 What is trained says how a pass over the rows goes, what one step does, and what its state is (:class:`Training`). The loop
-steps, ends early where the ELBO has stopped rising or validation data say so, and keeps the last state at which the loss was
-finite.
+takes steps of Adam whose rates fall to zero along half a cosine (:class:`Stepper`), ends early where the ELBO has stopped
+rising (:class:`Plateau`) or validation data say so, and keeps the last state at which the loss was finite.
 """
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bll_pyro.inference.base import Trace
-from bll_pyro.inference.rows import DesignRows
 from bll_pyro.inference.svi.nonfinite import NUM_PASSES, Attempt, explain_nonfinite
-from bll_pyro.inference.svi.objective import Objective
-from bll_pyro.inference.svi.plateau import PACE, Plateau
-from bll_pyro.inference.svi.schedule import State, Stepper, adam, all_finite, restore, snapshot
+from bll_pyro.inference.svi.objective import Objective, State, all_finite
+
+BETAS = (0.9, 0.99)  # decay of Adam's running averages: a fit has some hundred steps
+LEARNING_RATE = 0.02  # for up to MAX_FEATURES features
+MAX_FEATURES = 128
+NUM_WINDOWS = 15  # number of windows in a whole schedule
+MIN_WINDOW = 50  # fewest steps in a window
+LAST_LOOK = 0.6  # share of the schedule after which the step size is too small for the test
+TOLERANCE = 0.01  # rise of the ELBO, in nats, that counts as none
+PACE = 4  # factor by which the rest of the schedule is shortened
+
+
+def default_rate(num_features: int) -> float:
+    """Learning rate for rows of D standardised features: 0.02, beyond 128 of them ``0.02 sqrt(128 / D)``.
+
+    Adam moves every weight by about the rate whatever its gradient, and so an output by up to the rate times the sum of
+    the features. The more weights share an output, the smaller each is, and the smaller the steps that suit it.
+    """
+    return LEARNING_RATE * min(1.0, math.sqrt(MAX_FEATURES / num_features))
+
+
+def adam(parameters: Iterable[Tensor], learning_rate: float) -> torch.optim.Adam:
+    """Adam in one fused step."""
+    return torch.optim.Adam(parameters, lr=learning_rate, betas=BETAS, fused=True)
+
+
+@dataclass
+class Stepper:
+    """Takes the steps of one fit.
+
+    Parameters
+    ----------
+    optimizer
+        Any torch optimizer; the learning rates of its groups are those at the start.
+    num_steps
+        Length of the schedule.
+    clip_norm
+        Largest norm of the gradient; None does not clip.
+    done
+        Steps of the schedule that are done.
+    pace
+        How many steps of the schedule one step counts for.
+    rates, parameters
+        Learning rates at the start, by group, and all that the optimizer moves.
+    """
+
+    optimizer: torch.optim.Optimizer
+    num_steps: int
+    clip_norm: float | None = None
+    done: int = 0
+    pace: int = 1
+    rates: list[float] = field(init=False)
+    parameters: list[Tensor] = field(init=False)
+
+    def __post_init__(self) -> None:
+        groups = self.optimizer.param_groups
+        self.rates = [group["lr"] for group in groups]
+        self.parameters = [p for group in groups for p in group["params"]]
+
+    def step(self, gradient: Callable[..., Tensor], *batch: object) -> Tensor:
+        """Have ``gradient(*batch)`` put gradients into the parameters, and take a step; return what it returns."""
+        factor = 0.5 * (1 + math.cos(math.pi * min(self.done / self.num_steps, 1.0)))
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = rate * factor
+        value = gradient(*batch)
+        if self.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.parameters, self.clip_norm, foreach=True)
+        self.optimizer.step()
+        self.done += self.pace
+        return value
+
+
+@dataclass
+class Plateau:
+    """Tests whether the ELBO has stopped rising, once per window of steps (one synchronisation with the device each).
+
+    With ``m_1, m_2`` the means of the ELBO over two successive windows of w steps, and ``v`` the variance of one estimate
+    from successive differences (von Neumann 1941), which a trend does not inflate, it has stopped where
+
+        ``m_2 - m_1 <= max(sqrt(2 v / w), 0.01 nats)``.
+
+    The test runs only while the step size is large: as the step size falls to zero, the ELBO stops rising at any point.
+
+    Parameters
+    ----------
+    num_steps
+        Number of steps in the whole schedule.
+    step
+        Number of steps after which the ELBO was found to have stopped rising; None before.
+    rise, noise
+        Rise between the windows of the last test, and its standard error, in nats.
+    """
+
+    num_steps: int
+    step: int | None = None
+    rise: float = field(default=float("nan"))
+    noise: float = field(default=float("nan"))
+
+    @property
+    def window(self) -> int:
+        """Number of steps in a window."""
+        return max(MIN_WINDOW, self.num_steps // NUM_WINDOWS)
+
+    @property
+    def can_tell(self) -> bool:
+        """Whether two windows fit into the part of the schedule with a large step size."""
+        return 2 * self.window <= LAST_LOOK * self.num_steps
+
+    def look(self, history: Sequence[Tensor]) -> bool:
+        """Test the ELBO of all steps so far; True once it has stopped rising."""
+        done, width = len(history), 2 * self.window
+        due = done % self.window == 0 and width <= done <= LAST_LOOK * self.num_steps
+        if self.step is None and due and self._has_stopped(history[-width:]):
+            self.step = done
+        return self.step is not None
+
+    def verdict(self) -> str:
+        """The warning for the fit; empty if the ELBO has stopped rising."""
+        if self.step is not None:
+            return ""
+        if not self.can_tell:
+            return f"{self.num_steps} steps are too few to tell whether the ELBO has stopped rising"
+        return (
+            f"the ELBO was still rising, by {self.rise:.3g} nats in {self.window} steps (standard error {self.noise:.2g}), when "
+            f"the step size began to fall; use more than these {self.num_steps} steps: SVI(num_epochs=...)"
+        )
+
+    def _has_stopped(self, recent: Sequence[Tensor]) -> bool:
+        values = torch.stack(list(recent)).double()
+        means = values.view(2, -1).mean(-1)
+        variance = values.diff().square().mean() / 2
+        self.rise, self.noise = torch.stack(
+            [means[1] - means[0], (2 * variance / self.window).sqrt()]
+        ).tolist()
+        return self.rise <= max(self.noise, TOLERANCE)
 
 
 class Training(ABC):
@@ -59,52 +191,6 @@ class Training(ABC):
 
         ``elbo`` is the last estimate.
         """
-
-
-class FeatureTraining(Training):
-    """Training of a guide on frozen features."""
-
-    def __init__(
-        self,
-        objective: Objective,
-        rows: DesignRows,
-        batch_size: int,
-        learning_rate: float,
-        random: torch.Generator,
-    ) -> None:
-        self.objective, self.rows, self.batch_size = objective, rows, batch_size
-        self.learning_rate, self.random = learning_rate, random
-        self.validation: Callable[[], float] | None = None
-        if not objective.closed:
-            objective.prepare(rows)
-
-    def optimizer(self) -> torch.optim.Optimizer:
-        """Adam."""
-        return adam(self.objective.parameters, self.learning_rate)
-
-    def batches(self) -> Iterator[tuple[Any, ...]]:
-        """Design matrix and targets."""
-        return self.rows.batches(self.batch_size, self.random)
-
-    def gradient(self, *batch: Any) -> Tensor:
-        """Of the objective."""
-        return self.objective.gradient(batch[0], batch[1], self.random)
-
-    def attempt(self, *batch: Any) -> tuple[Tensor, Tensor, tuple[Any, ...]]:
-        """The design matrix stands for the features."""
-        return self.gradient(*batch), batch[0], self.objective.pyro_arguments(*batch)
-
-    def state(self) -> State:
-        """The parameters."""
-        return snapshot(self.objective.parameters)
-
-    def restore(self, state: State) -> None:
-        """Put parameters back."""
-        restore(self.objective.parameters, state)
-
-    def end_pass(self, elbo: Tensor) -> float | None:
-        """The loss of validation data."""
-        return None if self.validation is None else self.validation()
 
 
 def train(

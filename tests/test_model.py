@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import bll_pyro as bll
-from bll_pyro.global_sites import GlobalSites
+from bll_pyro.model import GlobalSites
 
 RANDOM = torch.Generator().manual_seed(0)
 FEATURES, VALUES = torch.randn(40, 3, generator=RANDOM), torch.randn(40, generator=RANDOM)
