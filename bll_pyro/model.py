@@ -57,16 +57,12 @@ class Model(PyroModule):
         self.num_features = num_features
         self.target_shape = tuple(target_shape)
         self.num_outputs = layer.likelihood.num_outputs(self.target_shape)
+        self.weight_shape = (self.num_outputs, num_features)
         self.backbone = backbone
         layer.prior.check(self.weight_shape)
         self.global_sites = GlobalSites(layer, self.weight_shape, self.target_shape)
         for name, value in layer.prior.learned_start(self.weight_shape).items():
             setattr(self, name, PyroParam(value, constraints.positive, event_dim=value.dim()))
-
-    @property
-    def weight_shape(self) -> tuple[int, int]:
-        """Shape ``[K, D]`` of the weight."""
-        return self.num_outputs, self.num_features
 
     @property
     def learned(self) -> dict[str, Tensor]:
@@ -169,12 +165,8 @@ class GlobalSites:
         shapes = {k: prior.event_shape for k, prior in self.priors.items()}
         self.shapes = {k: t.inv(torch.full(shapes[k], 0.5)).shape for k, t in self.transforms.items()}
         self.sizes = [math.prod(shape) for shape in self.shapes.values()]
+        self.num = sum(self.sizes)  # length U of the vector
         self._single = {k for k in self.noise_names if not target_shape and tuple(shapes[k]) == (1,)}
-
-    @property
-    def num(self) -> int:
-        """Length U of the vector."""
-        return sum(self.sizes)
 
     @property
     def num_noise(self) -> int:

@@ -53,7 +53,8 @@ def to_tensor(array: Any, what: str) -> Tensor:
                 f"got {type(array).__name__}; wrap other kinds of data in a torch Dataset"
             )
         array = np.asarray(array)
-    return _numpy_to_tensor(array, what)
+    tensor = _numpy_to_tensor(array, what)
+    return _widen(tensor, what) if tensor.dtype in _WIDER else tensor
 
 
 def check_finite(tensor: Tensor, what: str) -> None:
@@ -91,6 +92,11 @@ def rows_per_chunk(tensor: Tensor, num_bytes: int = CHUNK_BYTES) -> int:
     """Return how many rows of `tensor` take up about `num_bytes`; at least one."""
     row = tensor[:1].numel() * tensor.element_size()
     return max(1, num_bytes // max(row, 1))
+
+
+def permutation(num_rows: int, generator: torch.Generator) -> Tensor:
+    """Return a random order of the rows, on the CPU."""
+    return torch.randperm(num_rows, generator=generator, device=generator.device).cpu()
 
 
 def _check_tensor(tensor: Tensor, what: str) -> Tensor:
@@ -133,12 +139,12 @@ def _numpy_to_tensor(array: np.ndarray, what: str) -> Tensor:
     if any(stride < 0 or stride % array.itemsize for stride in array.strides):
         array = np.ascontiguousarray(array)
     if array.flags.writeable:
-        return _widen(torch.from_numpy(array), what)
+        return torch.from_numpy(array)
     try:
         # torch.from_numpy warns about read-only memory, DLPack does not; bll_pyro never writes to inputs
-        return _widen(from_dlpack(array), what)
+        return from_dlpack(array)
     except BufferError:  # older versions of NumPy or torch cannot share read-only memory
-        return _widen(torch.from_numpy(array.copy()), what)
+        return torch.from_numpy(array.copy())
 
 
 def _frame_to_numpy(frame: Any, what: str) -> np.ndarray:

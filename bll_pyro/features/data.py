@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from bll_pyro.features.arrays import check_finite, rows_per_chunk, to_tensor
+from bll_pyro.features.arrays import check_finite, permutation, rows_per_chunk, to_tensor
 from bll_pyro.features.columns import Data
 from bll_pyro.features.fingerprint import DataHash
 from bll_pyro.features.loading import DatasetSource, LoaderSource
-from bll_pyro.features.sources import Batch, Source, permutation
+from bll_pyro.features.sources import Batch, Source
 from bll_pyro.features.store import Features
 
 __all__ = ["Data", "Source", "check_finite", "read"]

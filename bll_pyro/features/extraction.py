@@ -11,6 +11,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from bll_pyro.features.backbones import Backbone, compute_features, frozen
@@ -105,6 +106,24 @@ def extract_source(
             key = features_key(backbone, inputs_hash, dtype)
             features = writer.close(Path(store) / key, key)
     return features if source.shuffled else features.with_targets(targets)
+
+
+def features_in_memory(
+    backbone: nn.Module, source: Source, batch_size: int, device: str | torch.device | None
+) -> Float[Tensor, "N D"]:
+    """Features of rows whose number is known, in one tensor of float32, which is filled batch by batch."""
+    filled: list[Tensor] = []
+    row = 0
+
+    def keep(features: Tensor, targets: Tensor | None) -> None:
+        nonlocal row
+        if not filled:
+            filled.append(features.new_empty(source.num_rows, features.shape[1]))
+        filled[0][row : row + len(features)] = features
+        row += len(features)
+
+    _run(backbone, source, keep, batch_size, device, torch.float32)
+    return filled[0]
 
 
 # Plain attributes that a forward pass was found to change, by class; they are left out of later keys.

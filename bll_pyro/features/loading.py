@@ -18,8 +18,8 @@ from torch.utils.data import (
     default_collate,
 )
 
-from bll_pyro.features.arrays import to_tensor
-from bll_pyro.features.sources import Batch, Source, permutation
+from bll_pyro.features.arrays import permutation, to_tensor
+from bll_pyro.features.sources import Batch, Source
 from bll_pyro.scope import isolated
 
 

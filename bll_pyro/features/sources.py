@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bll_pyro.features.arrays import permutation
 from bll_pyro.features.columns import NO_COLUMNS, Columns
 from bll_pyro.features.fingerprint import DataHash
 from bll_pyro.features.store import Features
@@ -85,8 +86,3 @@ class Source(ABC):
             if targets is not None and not self.shuffled:
                 collected.append(targets)
         return digest.hexdigest(), torch.cat(collected) if collected else None
-
-
-def permutation(num_rows: int, generator: torch.Generator) -> Tensor:
-    """Return a random order of the rows, on the CPU."""
-    return torch.randperm(num_rows, generator=generator, device=generator.device).cpu()

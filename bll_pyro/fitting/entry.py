@@ -81,9 +81,7 @@ def fit(
         backbone = copy.deepcopy(backbone)
         assert backbone is not None
         posterior, trace = inference.train_backbone(layer, backbone, rows, seed, held_out, device)
-        log_densities_in_user_units(
-            trace, posterior.frame, rows.source.columns.total_weight(rows.source.num_rows)
-        )
+        log_densities_in_user_units(trace, posterior.frame, rows.total_weight)
         final_stage = inference.on_features()
         if final_stage is None:
             return Fit(layer, posterior, inference, trace, seed, rows.source.num_rows, backbone, folder)

@@ -104,7 +104,8 @@ class LatentGaussian:
 
     def entropy(self) -> Float[Tensor, ""]:
         """Differential entropy in nats."""
-        return self.weights.entropy() + self._log_det() + 0.5 * self.num_globals * (1 + LOG_TWO_PI)
+        num_globals = len(self.globals_loc)
+        return self.weights.entropy() + self._log_det() + 0.5 * num_globals * (1 + LOG_TWO_PI)
 
     def detach(self) -> LatentGaussian:
         """Cut all parts from the graph of gradients and copy them."""

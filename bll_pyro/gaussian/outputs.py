@@ -153,7 +153,7 @@ class OutputGaussian(Outputs):
 
         Odd functions of the noise cancel in the average of the two, so that of a smooth function has less variance.
         """
-        if self.noise_dim == 0:
+        if self.scale is None and self.factor is None:
             return self.loc
         outputs = self.rsample(generator)
         return torch.cat([outputs, 2 * self.loc - outputs])

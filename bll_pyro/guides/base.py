@@ -38,12 +38,12 @@ class Start:
     @property
     def latent_loc(self) -> Float[Tensor, " L"]:
         """Means in the order of Pyro's latent vector: u, weight (row by row), bias."""
-        return self.flatten(self.globals_loc, self.loc)
+        return flatten(self.globals_loc, self.loc, self.num_features)
 
     @property
     def latent_scale(self) -> Float[Tensor, " L"]:
         """Standard deviations in the same order; global unknowns start at 0.1."""
-        return self.flatten(torch.full_like(self.globals_loc, 0.1), self.scale)
+        return flatten(torch.full_like(self.globals_loc, 0.1), self.scale, self.num_features)
 
     @property
     def latent_tril(self) -> Float[Tensor, "L L"]:
@@ -51,10 +51,6 @@ class Start:
         if self.tril is None:
             return torch.diag(self.latent_scale)
         return torch.block_diag(torch.diag(torch.full_like(self.globals_loc, 0.1)), self.tril)
-
-    def flatten(self, u: Float[Tensor, " U"], weights: Float[Tensor, "K P"]) -> Float[Tensor, " U+K*P"]:
-        """Put u and weights ``[K, P]`` into the order of Pyro's latent vector."""
-        return flatten(u, weights, self.num_features)
 
 
 class Guide(Declaration):

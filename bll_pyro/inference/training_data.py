@@ -11,11 +11,11 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from bll_pyro.features.arrays import check_finite
+from bll_pyro.features.arrays import check_finite, permutation
 from bll_pyro.features.columns import NO_COLUMNS, Columns
 from bll_pyro.features.data import read
-from bll_pyro.features.extraction import extract_source
-from bll_pyro.features.sources import Source, permutation
+from bll_pyro.features.extraction import extract_source, features_in_memory
+from bll_pyro.features.sources import Source
 from bll_pyro.features.store import Features
 from bll_pyro.inference.rows import FeatureRows
 from bll_pyro.layer import LastLayer
@@ -83,12 +83,20 @@ class TrainingData:
                     "pass backbone=... for other inputs, or reshape with inputs.flatten(1)"
                 )
             return inputs.detach() if inputs.is_floating_point() else inputs.float(), targets.detach()
+        if backbone is not None and store is None and self.whole is not None:
+            return features_in_memory(backbone, self.source, batch_size, device), self.whole[1].detach()
         features = self.source.stored if backbone is None else None
         if features is None:
             features = extract_source(
                 backbone, self.source, store=store, batch_size=batch_size, device=device
             )
         return features, self.whole[1] if self.whole is not None else self._checked_targets(features)
+
+    @property
+    def total_weight(self) -> float:
+        """How many rows all of them count for: N without weights."""
+        num_rows, columns = self.source.num_rows, self.source.columns
+        return float(num_rows) if columns is NO_COLUMNS else columns.total_weight(num_rows)
 
     def batches(
         self, batch_size: int, generator: torch.Generator | None = None

@@ -32,6 +32,21 @@ class Prior(Declaration):
     """
 
     family: ClassVar[str] = "priors"
+    # one joint prior of weight and bias, in the coordinates of its ``frame``: it has ``expected_log_prob_of`` and
+    # ``sample_bias`` in place of ``distribution``
+    covers_bias: ClassVar[bool] = False
+    needs_noise: ClassVar[bool] = True  # ``expected_log_prob`` has no closed form
+    has_density: ClassVar[
+        bool
+    ]  # the log density follows from ``hyper`` and ``distribution``: ``sample`` is not overridden
+    frame: ClassVar[Frame | None] = (
+        None  # coordinates that the prior brings along; None takes those of the fit
+    )
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "has_density" not in cls.__dict__:
+            cls.has_density = cls.sample is Prior.sample
 
     def hyper(self, shape: Shape) -> dict[str, dist.Distribution]:
         """Sampled hyper-parameters by name, with their priors (all dimensions in the event)."""
@@ -76,24 +91,6 @@ class Prior(Declaration):
         hyper = {name: pyro.sample(name, prior) for name, prior in self.hyper(shape).items()}
         return pyro.sample("weight", self.distribution(shape, **learned, **hyper).to_event(2))
 
-    @property
-    def has_density(self) -> bool:
-        """Whether the log density follows from ``hyper`` and ``distribution`` (``sample`` is not overridden)."""
-        return type(self).sample is Prior.sample
-
-    @property
-    def covers_bias(self) -> bool:
-        """Whether it is one joint prior of weight and bias, in the coordinates of its ``frame``.
-
-        Such a prior has ``expected_log_prob_of`` and ``sample_bias`` in place of ``distribution``.
-        """
-        return False
-
-    @property
-    def frame(self) -> Frame | None:
-        """Coordinates that the prior brings along; None where it takes those of the fit."""
-        return None
-
     def expected_log_prob_of(self, weights: WeightGaussian) -> Float[Tensor, ""]:
         """``E_q[log p(weight, bias)]`` for weights q in the frame, where the prior covers the bias."""
         raise NotImplementedError(
@@ -123,11 +120,6 @@ class Prior(Declaration):
         value = loc if noise is None else loc + scale * noise
         return prior.log_prob(value).sum()
 
-    @property
-    def needs_noise(self) -> bool:
-        """Whether ``expected_log_prob`` has no closed form."""
-        return True
-
     def _closed_form(
         self, prior: dist.Distribution, loc: Float[Tensor, "*S K D"], scale: Float[Tensor, "*S K D"]
     ) -> Float[Tensor, "*S K D"] | None:
@@ -154,14 +146,11 @@ class Prior(Declaration):
 class GaussianPrior(Prior):
     """A prior whose weights are Normal given the hyper-parameters: everything about it is in closed form."""
 
+    needs_noise: ClassVar[bool] = False
+
     @abstractmethod
     def distribution(self, shape: Shape, **hyper: Tensor) -> dist.Normal:
         """Normal distribution of the weight given its hyper-parameters, batch shape ``[..., K, D]``."""
-
-    @property
-    def needs_noise(self) -> bool:
-        """Whether ``expected_log_prob`` has no closed form."""
-        return False
 
     def _closed_form(
         self, prior: dist.Distribution, loc: Float[Tensor, "*S K D"], scale: Float[Tensor, "*S K D"]
@@ -180,15 +169,11 @@ class ScaleMixturePrior(Prior):
     """
 
     loc: Tensor | None
+    needs_noise: ClassVar[bool] = False
 
     @abstractmethod
     def log_prob_of_square(self, square: Float[Tensor, "*S K D"], **hyper: Tensor) -> Float[Tensor, "*S K D"]:
         """Log density at squared distances ``[..., K, D]`` from the centre; hyper-parameters without leading axes."""
-
-    @property
-    def needs_noise(self) -> bool:
-        """False."""
-        return False
 
     def expected_log_prob(
         self,

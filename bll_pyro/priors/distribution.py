@@ -73,12 +73,12 @@ class Distribution(Prior):
             )
 
     @property
-    def has_density(self) -> bool:
+    def has_density(self) -> bool:  # type: ignore[override]
         """Whether the weights are independent."""
         return self._elementwise is not None
 
     @property
-    def needs_noise(self) -> bool:
+    def needs_noise(self) -> bool:  # type: ignore[override]
         """False for Normal weights."""
         return not isinstance(self._elementwise, torch.distributions.Normal)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import pyro.distributions as dist
 import torch
@@ -27,6 +28,7 @@ class Laplace(Prior):
         Centre ``[K, D]`` of the weights, on the scale of the standardised features; None is 0.
     """
 
+    needs_noise: ClassVar[bool] = False
     scale: float | None = None
     loc: Tensor | None = None
 
@@ -43,11 +45,6 @@ class Laplace(Prior):
         scale = torch.as_tensor(self.scale) if tau is None else tau[..., None, None]
         loc, width = expand(centre(self.loc, scale), shape), expand(scale / math.sqrt(2), shape)
         return dist.Laplace(loc, width, validate_args=False)
-
-    @property
-    def needs_noise(self) -> bool:
-        """Whether ``expected_log_prob`` has no closed form."""
-        return False
 
     def _closed_form(
         self, prior: dist.Distribution, loc: Float[Tensor, "*S K D"], scale: Float[Tensor, "*S K D"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import pyro
 import pyro.distributions as dist
@@ -45,6 +45,9 @@ class Posterior(GaussianPrior):
         Whether there is a bias.
     """
 
+    covers_bias: ClassVar[bool] = True
+    has_density: ClassVar[bool] = True
+
     kind: str
     parts: dict[str, Tensor]
     constants: dict[str, Tensor]
@@ -76,19 +79,9 @@ class Posterior(GaussianPrior):
         return WeightGaussian.kinds[self.kind](**self.parts)
 
     @cached_property
-    def frame(self) -> Frame:
+    def frame(self) -> Frame:  # type: ignore[override]
         """The coordinates."""
         return Frame(**self.constants, bias=self.bias)
-
-    @property
-    def covers_bias(self) -> bool:
-        """True."""
-        return True
-
-    @property
-    def has_density(self) -> bool:
-        """True."""
-        return True
 
     @cached_property
     def _precision(self) -> dict[torch.dtype, Tensor]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from bll_pyro.features.columns import Columns
+from bll_pyro.features.columns import NO_COLUMNS, Columns
 from bll_pyro.features.forward import (
     compute_features,
     feature_width,
@@ -93,9 +93,9 @@ class JointModule(nn.Module):
         exposure: Tensor | None = None,
     ) -> Tensor:
         """ELBO estimate in nats."""
-        return self.objective[0](
-            self.design(inputs), with_columns(targets, Columns(weight, exposure)), generator
-        )
+        plain = weight is None and exposure is None
+        rows = targets if plain else with_columns(targets, Columns(weight, exposure))
+        return self.objective[0](self.design(inputs), rows, generator)
 
 
 class JointTraining(Training):
@@ -215,7 +215,8 @@ class JointTraining(Training):
     ) -> Iterator[tuple[Any, Tensor, Columns]]:
         like = torch.zeros((), device=self.fabric.device)
         for inputs, targets, columns in data.batches(self.batch_size, order):
-            yield *self.fabric.to_device((inputs, targets)), columns.to(like) if columns else columns
+            moved = columns if columns is NO_COLUMNS else columns.to(like)
+            yield *self.fabric.to_device((inputs, targets)), moved
 
 
 def train_jointly(

@@ -190,9 +190,9 @@ def elbo(
     values: dict[str, Tensor] = {}
     total = latents.globals_loc.new_zeros(())
     weights = latents.weights
-    if latents.num_globals:
+    if len(latents.globals_loc):
         draw = torch.randn(
-            latents.num_globals,
+            len(latents.globals_loc),
             dtype=latents.globals_loc.dtype,
             device=latents.globals_loc.device,
             generator=generator,

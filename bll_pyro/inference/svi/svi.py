@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -22,7 +23,7 @@ from bll_pyro.inference.start import first_scales, warm_start
 from bll_pyro.inference.svi.gaussian_start import dense_start
 from bll_pyro.inference.svi.objective import Learned, Objective, State, all_finite, restore, snapshot
 from bll_pyro.inference.svi.refit import SVIRefit
-from bll_pyro.inference.svi.train import Plateau, Stepper, Training, adam, default_rate, train
+from bll_pyro.inference.svi.train import Plateau, Stepper, Training, adam, train
 from bll_pyro.inference.training_data import TrainingData
 from bll_pyro.layer import LastLayer
 from bll_pyro.likelihoods.base import TargetShape
@@ -30,6 +31,8 @@ from bll_pyro.model import Model
 from bll_pyro.posterior import Posterior
 from bll_pyro.scope import generator
 
+LEARNING_RATE = 0.02  # default rate, in units of standardised weights,
+MAX_FEATURES = 128  # for up to so many features
 MIN_STEPS = 300  # fits of fewer steps are not at an optimum whose scale could be compared
 
 
@@ -132,8 +135,12 @@ class SVI(Inference):
         return self.guide.can_rotate and layer.prior.can_rotate
 
     def rate(self, num_features: int) -> float:
-        """Learning rate for rows of D features."""
-        return self.learning_rate or default_rate(num_features)
+        """Learning rate for rows of D standardised features; by default 0.02, beyond 128 of them ``0.02 sqrt(128 / D)``.
+
+        Adam changes every weight by about the rate, whatever the size of its gradient, and so an output by up to the rate
+        times the sum of the features. With more weights per output the weights are smaller, and so must be the steps.
+        """
+        return self.learning_rate or LEARNING_RATE * min(1.0, math.sqrt(MAX_FEATURES / num_features))
 
     def run(
         self,

@@ -22,22 +22,11 @@ from bll_pyro.inference.svi.nonfinite import NUM_PASSES, Attempt, explain_nonfin
 from bll_pyro.inference.svi.objective import Objective, State, all_finite
 
 BETAS = (0.9, 0.99)  # decay of Adam's running averages: a fit has some hundred steps
-LEARNING_RATE = 0.02  # for up to MAX_FEATURES features
-MAX_FEATURES = 128
 NUM_WINDOWS = 15  # number of windows in a whole schedule
 MIN_WINDOW = 50  # fewest steps in a window
 LAST_LOOK = 0.6  # share of the schedule after which the step size is too small for the test
 TOLERANCE = 0.01  # rise of the ELBO, in nats, that counts as none
 PACE = 4  # factor by which the rest of the schedule is shortened
-
-
-def default_rate(num_features: int) -> float:
-    """Learning rate for rows of D standardised features: 0.02, beyond 128 of them ``0.02 sqrt(128 / D)``.
-
-    Adam moves every weight by about the rate whatever its gradient, and so an output by up to the rate times the sum of
-    the features. The more weights share an output, the smaller each is, and the smaller the steps that suit it.
-    """
-    return LEARNING_RATE * min(1.0, math.sqrt(MAX_FEATURES / num_features))
 
 
 def adam(parameters: Iterable[Tensor], learning_rate: float) -> torch.optim.Adam:
@@ -114,13 +103,12 @@ class Plateau:
 
     num_steps: int
     step: int | None = None
-    rise: float = field(default=float("nan"))
-    noise: float = field(default=float("nan"))
+    rise: float = float("nan")
+    noise: float = float("nan")
+    window: int = field(init=False)  # number of steps in a window
 
-    @property
-    def window(self) -> int:
-        """Number of steps in a window."""
-        return max(MIN_WINDOW, self.num_steps // NUM_WINDOWS)
+    def __post_init__(self) -> None:
+        self.window = max(MIN_WINDOW, self.num_steps // NUM_WINDOWS)
 
     @property
     def can_tell(self) -> bool:
