@@ -10,12 +10,8 @@ from contextlib import contextmanager
 @contextmanager
 def progress(total: int, description: str) -> Iterator[Callable[[int, str], None]]:
     """Yield ``advance(num_done, note)``, which does nothing if standard error is not a terminal."""
-
-    def nothing(num_done: int, note: str) -> None:
-        return
-
     if not sys.stderr.isatty():
-        yield nothing
+        yield lambda num_done, note: None
         return
     from rich.console import Console
     from rich.progress import Progress

@@ -179,13 +179,14 @@ def _run(
 ) -> None:
     row = 0
     modes = nullcontext() if backbone is None else frozen(backbone)
-    with modes, _moved(backbone, device), torch.no_grad(), _progress(source.num_rows) as advance:
+    place = nullcontext() if device is None else _moved(backbone, device)
+    with modes, place, torch.no_grad(), progress(source.num_rows, "features") as advance:
         for inputs, targets in source.batches(batch_size):
             features = compute_features(backbone, inputs).to("cpu", dtype)
             _check(features, row, source, dtype)
             append(features, None if targets is None else targets.cpu())
             row += len(features)
-            advance(len(features))
+            advance(len(features), "")
 
 
 def _check(features: Tensor, first_row: int, source: Source, dtype: torch.dtype) -> None:
@@ -212,10 +213,3 @@ def _moved(backbone: nn.Module | None, device: str | torch.device | None) -> Ite
         yield
     finally:
         backbone.to(original)
-
-
-@contextmanager
-def _progress(num_rows: int) -> Iterator[Callable[[int], None]]:
-    """Show a progress bar if standard error is a terminal."""
-    with progress(num_rows, "features") as advance:
-        yield lambda num_done: advance(num_done, "")

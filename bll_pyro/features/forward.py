@@ -29,7 +29,12 @@ def compute_features(backbone: nn.Module | None, inputs: Any) -> Float[Tensor, "
     reference = next(
         (p for p in [*backbone.parameters(), *backbone.buffers()] if p.is_floating_point()), None
     )
-    inputs = _place(inputs, reference)
+    num_rows: int | None
+    if isinstance(inputs, Tensor) and reference is not None:
+        dtype = reference.dtype if inputs.is_floating_point() else inputs.dtype
+        inputs, num_rows = inputs.to(reference.device, dtype), len(inputs)
+    else:
+        inputs, num_rows = _place(inputs, reference), _num_rows(inputs)
     try:
         output = backbone(inputs)
     except torch.OutOfMemoryError:
@@ -39,7 +44,7 @@ def compute_features(backbone: nn.Module | None, inputs: Any) -> Float[Tensor, "
             f"backbone {type(backbone).__name__}: expected inputs that it can run on, got {_form(inputs)}: {error}; "
             "images need floats of shape [N, C, H, W] in the size of the network, as transform= makes them"
         ) from error
-    return _check_features(output, _num_rows(inputs), f"the output of backbone {type(backbone).__name__}")
+    return _check_features(output, num_rows, f"the output of backbone {type(backbone).__name__}")
 
 
 def feature_width(backbone: nn.Module | None, example_inputs: Any) -> int:

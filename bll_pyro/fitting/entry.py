@@ -65,7 +65,12 @@ def fit(
         Rows at a time through the backbone.
     """
     inference = DEFAULT if inference is None else inference
-    _check_types(layer, backbone, inference)
+    if not isinstance(layer, LastLayer):
+        raise TypeError(f"layer: expected bll.LastLayer(likelihood=...), got {type(layer).__name__}")
+    if not isinstance(inference, Inference):
+        raise TypeError(f"inference: expected an inference such as bll.SVI(), got {type(inference).__name__}")
+    if backbone is not None and not isinstance(backbone, nn.Module):
+        raise TypeError(f"backbone: expected a torch.nn.Module or None, got {type(backbone).__name__}")
     if inference.trains_backbone:
         _check_joint(layer, backbone)
     if sample_weight is not None or exposure is not None:
@@ -130,15 +135,6 @@ def fit_features(
         )
     log_densities_in_user_units(trace, posterior.frame, rows.total_weight)
     return posterior, trace
-
-
-def _check_types(layer: Any, backbone: Any, inference: Any) -> None:
-    if not isinstance(layer, LastLayer):
-        raise TypeError(f"layer: expected bll.LastLayer(likelihood=...), got {type(layer).__name__}")
-    if not isinstance(inference, Inference):
-        raise TypeError(f"inference: expected an inference such as bll.SVI(), got {type(inference).__name__}")
-    if backbone is not None and not isinstance(backbone, nn.Module):
-        raise TypeError(f"backbone: expected a torch.nn.Module or None, got {type(backbone).__name__}")
 
 
 def _check_joint(layer: LastLayer, backbone: nn.Module | None) -> None:

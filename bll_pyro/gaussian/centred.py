@@ -67,8 +67,8 @@ class CentredDiagonal(WeightGaussian):
         square = whitened.square().sum(-1) + (whitened * self.direction).sum(-1).square()
         return -0.5 * (square + self._log_det() + self.loc.shape[1] * LOG_TWO_PI)
 
-    def entropy(self) -> Float[Tensor, ""]:
-        return self._normal_entropy(0.5 * self._log_det().sum())
+    def _log_det_scale(self) -> Float[Tensor, ""]:
+        return 0.5 * self._log_det().sum()
 
     @property
     def _length(self) -> Float[Tensor, " K"]:

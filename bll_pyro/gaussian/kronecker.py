@@ -48,9 +48,6 @@ class Kronecker(WeightGaussian):
         inside = torch.linalg.solve(self.column_basis, inside.mT).mT
         return self._normal_log_prob(inside / self.scale, self._log_det_scale())
 
-    def entropy(self) -> Float[Tensor, ""]:
-        return self._normal_entropy(self._log_det_scale())
-
     def _log_det_scale(self) -> Float[Tensor, ""]:
         num_outputs, num_columns = self.loc.shape
         rows, columns = (

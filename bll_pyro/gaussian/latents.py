@@ -104,8 +104,10 @@ class LatentGaussian:
 
     def entropy(self) -> Float[Tensor, ""]:
         """Differential entropy in nats."""
-        num_globals = len(self.globals_loc)
-        return self.weights.entropy() + self._log_det() + 0.5 * num_globals * (1 + LOG_TWO_PI)
+        entropy, num_globals = self.weights.entropy(), len(self.globals_loc)
+        if not num_globals:
+            return entropy
+        return entropy + self._log_det() + 0.5 * num_globals * (1 + LOG_TWO_PI)
 
     def detach(self) -> LatentGaussian:
         """Cut all parts from the graph of gradients and copy them."""

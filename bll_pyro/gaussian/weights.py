@@ -65,8 +65,12 @@ class WeightGaussian(ABC):
         """Log density ``[S]`` of weights ``[S, K, P]``, in nats."""
 
     @abstractmethod
+    def _log_det_scale(self) -> Float[Tensor, ""]:
+        """Half the log determinant of the covariance."""
+
     def entropy(self) -> Float[Tensor, ""]:
         """Differential entropy in nats."""
+        return self._log_det_scale() + 0.5 * self.loc.numel() * (1 + LOG_TWO_PI)
 
     @property
     def tensors(self) -> dict[str, Tensor]:
@@ -79,9 +83,6 @@ class WeightGaussian(ABC):
         return type(self)(
             **{k: v.detach().clone(memory_format=torch.contiguous_format) for k, v in self.tensors.items()}
         )
-
-    def _normal_entropy(self, log_det_scale: Float[Tensor, ""]) -> Float[Tensor, ""]:
-        return log_det_scale + 0.5 * self.loc.numel() * (1 + LOG_TWO_PI)
 
     def _normal_log_prob(
         self, whitened: Float[Tensor, "S ..."], log_det_scale: Float[Tensor, ""]
@@ -110,6 +111,9 @@ class Delta(WeightGaussian):
 
     def entropy(self) -> Float[Tensor, ""]:
         return self.loc.new_zeros(())
+
+    def _log_det_scale(self) -> Float[Tensor, ""]:
+        return self.loc.new_full((), -math.inf)
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,9 +147,6 @@ class Diagonal(WeightGaussian):
             shifted = torch.linalg.solve(self.mixing, shifted)
         return self._normal_log_prob(shifted / self.scale, self._log_det_scale())
 
-    def entropy(self) -> Float[Tensor, ""]:
-        return self._normal_entropy(self._log_det_scale())
-
     def _log_det_scale(self) -> Float[Tensor, ""]:
         log_det = self.scale.log().sum()
         if self.mixing is not None:
@@ -175,9 +176,6 @@ class BlockDiagonal(WeightGaussian):
     def log_prob(self, values: Float[Tensor, "S K P"]) -> Float[Tensor, " S"]:
         whitened = torch.linalg.solve_triangular(self.tril, (values - self.loc)[..., None], upper=False)
         return self._normal_log_prob(whitened.squeeze(-1), self._log_det_scale())
-
-    def entropy(self) -> Float[Tensor, ""]:
-        return self._normal_entropy(self._log_det_scale())
 
     def _log_det_scale(self) -> Float[Tensor, ""]:
         return self.tril.diagonal(dim1=-2, dim2=-1).log().sum()
@@ -215,9 +213,6 @@ class LowRank(WeightGaussian):
         square = shifted.square().sum(-1) - projected.square().sum(0)
         return -0.5 * square - self._log_det_scale() - 0.5 * self.loc.numel() * LOG_TWO_PI
 
-    def entropy(self) -> Float[Tensor, ""]:
-        return self._normal_entropy(self._log_det_scale())
-
     def _capacitance(self) -> Float[Tensor, "R R"]:
         scaled = (self.factor / self.scale[..., None]).flatten(0, 1)
         return scaled.mT @ scaled + torch.eye(scaled.shape[-1], dtype=scaled.dtype, device=scaled.device)
@@ -250,9 +245,6 @@ class MatrixNormal(WeightGaussian):
         whitened = torch.linalg.solve_triangular(self.row_tril, values - self.loc, upper=False)
         whitened = torch.linalg.solve_triangular(self.column_tril, whitened.mT, upper=False).mT
         return self._normal_log_prob(whitened, self._log_det_scale())
-
-    def entropy(self) -> Float[Tensor, ""]:
-        return self._normal_entropy(self._log_det_scale())
 
     def _log_det_scale(self) -> Float[Tensor, ""]:
         num_outputs, num_columns = self.loc.shape
@@ -288,5 +280,5 @@ class Dense(WeightGaussian):
         whitened = torch.linalg.solve(self.factor.flatten(0, 1), shifted.mT).mT
         return self._normal_log_prob(whitened, self.log_det)
 
-    def entropy(self) -> Float[Tensor, ""]:
-        return self._normal_entropy(self.log_det)
+    def _log_det_scale(self) -> Float[Tensor, ""]:
+        return self.log_det

@@ -34,7 +34,7 @@ BLOCK_ROWS = 4096  # made at once
 DEVICE_SHARE = 0.6  # or up to this share of what is free on the device
 
 
-def in_memory_bytes(device: torch.device) -> float:
+def in_device_memory(device: torch.device) -> float:
     """Size up to which the design matrix is kept where it is used."""
     if device.type == "cuda":
         return max(IN_MEMORY_BYTES, DEVICE_SHARE * torch.cuda.mem_get_info(device)[0])
@@ -127,14 +127,15 @@ class DesignRows:
         weighted = own if columns is NO_COLUMNS else with_columns(own, columns.to(frame.center))
         num_bytes = len(features) * (frame.num_features + 1) * frame.center.element_size()
         design = None
-        if num_bytes <= in_memory_bytes(torch.device(device)):
+        device = torch.device(device)
+        if num_bytes <= (IN_MEMORY_BYTES if device.type == "cpu" else in_device_memory(device)):
             design = frame.center.new_empty(len(features), frame.num_features + int(frame.bias))
             for start in range(
                 0, len(features), BLOCK_ROWS
             ):  # in blocks: what is read again is still in the cache
                 part = slice(start, start + BLOCK_ROWS)
                 design[part] = frame.design(features[part].to(device))
-        self._set(frame, torch.device(device), features, design, weighted)
+        self._set(frame, device, features, design, weighted)
 
     def _set(
         self,

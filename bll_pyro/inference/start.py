@@ -23,7 +23,6 @@ from bll_pyro.scope import generator
 NUM_START_ROWS = 4096
 MAX_START_ROWS = 16_384
 ROWS_PER_WEIGHT = 3  # taken where there are so many
-OUTPUT_SCALE = 4.0  # a softmax of such outputs is sure of most rows
 NUM_STEPS = 20  # of L-BFGS
 MAX_HISTORY = 2**28  # numbers that L-BFGS remembers: a gigabyte
 BLOCK_NUMBERS = 2**22  # outputs whose curvature is worked out at once
@@ -76,14 +75,6 @@ def warm_start(
         precision = factor * data_precision(layer, loc, part, sites.noise(values))
     precision += prior_precision(layer, loc.detach(), {**learned, **sites.hyper(values)})
     return Start(u.detach(), loc.detach(), precision.rsqrt(), rows.frame.num_features)
-
-
-def first_scales(learned: dict[str, Tensor], num_features: int) -> dict[str, Tensor]:
-    """Where scales that are learned begin: such that outputs of D standardised features have a scale of up to 4 a priori.
-
-    With a scale of 1 for each of many weights the first mode takes every row for certain, and the scale comes down slowly.
-    """
-    return {name: value * min(1.0, OUTPUT_SCALE / num_features**0.5) for name, value in learned.items()}
 
 
 def data_precision(layer: LastLayer, loc: Tensor, rows: DesignRows, noise: dict[str, Tensor]) -> Tensor:

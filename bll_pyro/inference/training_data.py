@@ -11,7 +11,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from bll_pyro.features.arrays import check_finite, permutation
+from bll_pyro.features.arrays import check_finite
 from bll_pyro.features.columns import NO_COLUMNS, Columns
 from bll_pyro.features.data import read
 from bll_pyro.features.extraction import extract_source, features_in_memory
@@ -92,6 +92,10 @@ class TrainingData:
             )
         return features, self.whole[1] if self.whole is not None else self._checked_targets(features)
 
+    def example(self) -> Any:
+        """Inputs of a row or two, for a dry run."""
+        return self.source.example()[0] if self.whole is None else self.whole[0][:2]
+
     @property
     def total_weight(self) -> float:
         """How many rows all of them count for: N without weights."""
@@ -105,7 +109,9 @@ class TrainingData:
         columns = self.source.columns
         if self.whole is not None:
             inputs, targets = self.whole
-            every = torch.arange(len(inputs)) if generator is None else permutation(len(inputs), generator)
+            every = torch.arange(len(inputs))
+            if generator is not None:
+                every = torch.randperm(len(inputs), generator=generator, device=generator.device)
             for rows in every.to(inputs.device).split(batch_size):
                 yield inputs[rows], targets[rows], columns if columns is NO_COLUMNS else columns[rows]
             return

@@ -100,7 +100,7 @@ class Likelihood(Declaration):
         2015). In a pair the linear part of the log likelihood cancels, which has most of the variance.
         """
         draws = outputs.mirrored(generator)
-        num_draws = len(draws) // outputs.num_rows
+        num_draws = len(draws) // len(outputs.loc)
         if "exposure" in noise:
             noise = {**noise, "exposure": torch.cat([noise["exposure"]] * num_draws)}
         log_probs = self.log_prob(draws, torch.cat([targets] * num_draws), **noise)

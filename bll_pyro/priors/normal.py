@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bll_pyro.checks import positive_or_none
-from bll_pyro.priors.base import IS_DEVIATION, GaussianPrior, Shape, centre, check_loc, expand
+from bll_pyro.priors.base import IS_DEVIATION, GaussianPrior, Shape, check_loc, expand
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +70,8 @@ class Normal(GaussianPrior):
             scale = torch.as_tensor(self.scale)
         else:
             scale = tau[..., :, None] if self.per_output else tau[..., None, None]
-        return dist.Normal(expand(centre(self.loc, scale), shape), expand(scale, shape), validate_args=False)
+        loc = torch.zeros_like(scale) if self.loc is None else self.loc.to(scale)
+        return dist.Normal(expand(loc, shape), expand(scale, shape), validate_args=False)
 
     def learned_update(
         self, loc: Float[Tensor, "*S K D"], scale: Float[Tensor, "*S K D"]
@@ -78,6 +79,7 @@ class Normal(GaussianPrior):
         """``tau^2`` is the mean of ``E[(weight - loc)^2]``: the maximum in closed form."""
         if self.scale is not None:
             return {}
-        second_moment = (loc - centre(self.loc, loc)).square() + scale.square()
+        from_centre = loc if self.loc is None else loc - self.loc.to(loc)
+        second_moment = from_centre.square() + scale.square()
         mean = second_moment.mean(-1) if self.per_output else second_moment.mean()
         return {"tau": mean.clamp_min(torch.finfo(mean.dtype).tiny).sqrt()}

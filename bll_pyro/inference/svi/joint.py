@@ -131,19 +131,17 @@ class JointTraining(Training):
         self.wrapped, self.first_optimizer = fabric.setup(module, self.optimizer())
         self.frame = frame.to(fabric.device)
         self.advance: Callable[[int, str], None] | None = None
+        self.elbo = torch.zeros(())  # the last estimate
+        if validation is not None:
+            self.validation_loss = self._validation_loss
 
     def optimizer(self) -> torch.optim.Optimizer:
         """Adam, with a rate for the guide and one for the backbone."""
         groups: list[dict[str, Any]] = [
-            {"params": self.objective.parameters, "lr": self.svi.rate(self.frame_width)},
+            {"params": self.objective.parameters, "lr": self.svi.rate(self.objective.model.num_features)},
             {"params": trainable_parameters(self.module.backbone), "lr": self.svi.backbone_learning_rate},
         ]
         return torch.optim.Adam(groups, betas=BETAS)
-
-    @property
-    def frame_width(self) -> int:
-        """Width D of the features."""
-        return self.objective.model.num_features
 
     def batches(self) -> Iterator[tuple[Any, ...]]:
         """Inputs, standardised targets, and columns, on the device; unfrozen parts of the backbone are in train mode."""
@@ -151,6 +149,8 @@ class JointTraining(Training):
         self.module.scale.train()
         for inputs, targets, columns in self._on_device(self.data, self.order):
             yield inputs, self.frame.targets(targets), columns
+        if self.advance is not None:
+            self.advance(1, f"ELBO a row {float(self.elbo) / self.data.source.num_rows:.3f}")
 
     def gradient(self, *batch: Any) -> Tensor:
         """By Fabric's backward pass, in the precision that was asked for."""
@@ -158,7 +158,8 @@ class JointTraining(Training):
         value = self.wrapped(inputs, targets, self.random, columns.weight, columns.exposure)
         self.first_optimizer.zero_grad()
         self.fabric.backward(-value / self.data.source.num_rows)
-        return value.detach().float()
+        self.elbo = value.detach().float()
+        return self.elbo
 
     def attempt(self, *batch: Any) -> tuple[Tensor, Tensor, tuple[Any, ...]]:
         """In full precision, with the features in between."""
@@ -177,12 +178,8 @@ class JointTraining(Training):
         """Put parameters and buffers back."""
         self.module.load_state_dict(dict(zip(self.module.state_dict(), state, strict=True)))
 
-    def end_pass(self, elbo: Tensor) -> float | None:
-        """Show progress; the loss of validation data."""
-        if self.advance is not None:
-            self.advance(1, f"ELBO a row {float(elbo) / self.data.source.num_rows:.3f}")
-        if self.validation is None:
-            return None
+    def _validation_loss(self) -> float:
+        assert self.validation is not None
         posterior, backbone = self.posterior(), self.module.backbone
         with frozen(backbone):
             rows = (
@@ -190,17 +187,6 @@ class JointTraining(Training):
                 for x, y, columns in self._on_device(self.validation, None)
             )
             return held_out_loss(posterior, rows)
-
-    def run(self) -> Trace:
-        """Train; the backbone is changed in place and left in eval mode."""
-        num_epochs = self.svi.num_epochs or 20
-        num_steps = num_epochs * -(-self.data.source.num_rows // self.batch_size)
-        stepper = Stepper(self.first_optimizer, num_steps, self.svi.clip_norm)
-        with progress(num_epochs, "joint training") as advance:
-            self.advance = advance
-            trace = train(self, stepper, num_epochs, self.svi.patience, plateau=None, adapts=False)
-        self.module.backbone.eval()
-        return trace
 
     def posterior(self) -> Posterior:
         """The posterior at the present parameters, in the frame of the present averages."""
@@ -238,7 +224,12 @@ def train_jointly(
     with isolated(seed, torch.float32):
         began = time.perf_counter()
         training = _prepared(svi, layer, backbone, data, seed, validation, device)
-        trace = training.run()
+        num_epochs = svi.num_epochs or 20
+        num_steps = num_epochs * -(-data.source.num_rows // training.batch_size)
+        stepper = Stepper(training.first_optimizer, num_steps, svi.clip_norm)
+        with progress(num_epochs, "joint training") as training.advance:
+            trace = train(training, stepper, num_epochs, svi.patience, plateau=None, adapts=False)
+        backbone.eval()
         trace.wall_time = time.perf_counter() - began
         return training.posterior(), trace
 
@@ -257,7 +248,7 @@ def _prepared(
 
     accelerator = "cpu" if device is None else torch.device(device).type
     fabric = Fabric(accelerator=accelerator, devices=1, precision=svi.precision)  # type: ignore[arg-type]
-    num_features = feature_width(backbone, data.source.example()[0])
+    num_features = feature_width(backbone, data.example())
     num_targets, center, scale = target_moments(layer, data)
     frame = Frame.identity(num_features, num_targets, torch.empty(0), layer.bias)
     frame = replace(frame, target_center=center.to(frame.center), target_scale=scale.to(frame.center))

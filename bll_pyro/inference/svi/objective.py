@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from pyro.infer import Trace_ELBO
 from pyro.nn import PyroModule
-from torch import Tensor, nn
+from torch import Tensor
 
 from bll_pyro.frame import Frame
 from bll_pyro.gaussian import LatentGaussian
@@ -75,13 +75,7 @@ class Objective:
         self._step: MeanFieldStep | None = None
         if self.closed and MeanFieldStep.applies(guide, layer, model.global_sites):
             self._step = MeanFieldStep(guide, layer, model.global_sites, num_rows)
-
-    @property
-    def parameters(self) -> list[nn.Parameter]:
-        """What the optimizer moves. Learned scales are parameters on Pyro's path only; elsewhere they are solved for."""
-        if self._trace_elbo is None or not self.learns:
-            return list(self.guide.parameters())
-        return [p for module in (self.guide, self.model) for p in module.parameters()]
+        self.parameters = list(guide.parameters())  # what the optimizer moves
 
     def hold(self, learned: dict[str, Tensor]) -> None:
         """Keep the learned scales at these values from now on."""
@@ -106,6 +100,9 @@ class Objective:
         self._example = self.pyro_arguments(*rows[:2])
         with torch.no_grad():
             self.guide(*self._example)
+        # learned scales are parameters on Pyro's path; elsewhere they are solved for
+        modules = (self.guide, self.model) if self.learns else (self.guide,)
+        self.parameters = [p for module in modules for p in module.parameters()]
 
     def __call__(self, design: Tensor, targets: Targets, generator: torch.Generator | None) -> Tensor:
         """Estimate of the ELBO in nats from a batch."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -19,7 +19,7 @@ from bll_pyro.inference.prior_scale.choose import choose_scale
 from bll_pyro.inference.prior_scale.criteria import Criterion, CrossValidation, check_criterion
 from bll_pyro.inference.prior_scale.held_out import held_out_loss
 from bll_pyro.inference.rows import DesignRows
-from bll_pyro.inference.start import first_scales, warm_start
+from bll_pyro.inference.start import warm_start
 from bll_pyro.inference.svi.gaussian_start import dense_start
 from bll_pyro.inference.svi.objective import Learned, Objective, State, all_finite, restore, snapshot
 from bll_pyro.inference.svi.refit import SVIRefit
@@ -33,6 +33,9 @@ from bll_pyro.scope import generator
 
 LEARNING_RATE = 0.02  # default rate, in units of standardised weights,
 MAX_FEATURES = 128  # for up to so many features
+OUTPUT_SCALE = (
+    4.0  # largest prior standard deviation of the outputs at the start, where the prior scale is learned
+)
 MIN_STEPS = 300  # fits of fewer steps are not at an optimum whose scale could be compared
 
 
@@ -203,7 +206,7 @@ class SVI(Inference):
                 posterior = objective.posterior_in(rows.frame, target_shape)
                 return held_out_loss(posterior, held_out.raw_blocks())
 
-            training.validation = loss
+            training.validation_loss = loss
         num_steps = num_epochs * num_batches
         stepper = Stepper(training.optimizer(), num_steps, self.clip_norm)
         adapts = self.num_epochs is None
@@ -213,7 +216,9 @@ class SVI(Inference):
         """The guide at its start; with scales that were chosen, or where those that are learned begin."""
         learned = {k: v.detach() for k, v in model.learned.items()} if chosen is None else chosen
         if chosen is None and not isinstance(self.guide, MAP):  # a point learns no scale
-            learned = first_scales(learned, model.num_features)
+            # with a scale of 1 for each of many weights the first mode fits every row, and the scale comes down slowly
+            share = min(1.0, OUTPUT_SCALE / model.num_features**0.5)
+            learned = {name: value * share for name, value in learned.items()}
         start = warm_start(layer, model.global_sites, rows, model.num_outputs, learned)
         if self.guide.wants_dense_start:
             start = dense_start(layer, model.global_sites, rows, start, learned)
@@ -233,7 +238,6 @@ class FeatureTraining(Training):
     ) -> None:
         self.objective, self.rows, self.batch_size = objective, rows, batch_size
         self.learning_rate, self.random = learning_rate, random
-        self.validation: Callable[[], float] | None = None
         if not objective.closed:
             objective.prepare(rows)
 
@@ -260,7 +264,3 @@ class FeatureTraining(Training):
     def restore(self, state: State) -> None:
         """Put parameters back."""
         restore(self.objective.parameters, state)
-
-    def end_pass(self, elbo: Tensor) -> float | None:
-        """The loss of validation data."""
-        return None if self.validation is None else self.validation()

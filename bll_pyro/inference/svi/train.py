@@ -119,8 +119,14 @@ class Plateau:
         """Test the ELBO of all steps so far; True once it has stopped rising."""
         done, width = len(history), 2 * self.window
         due = done % self.window == 0 and width <= done <= LAST_LOOK * self.num_steps
-        if self.step is None and due and self._has_stopped(history[-width:]):
-            self.step = done
+        if self.step is None and due:
+            values = torch.stack(list(history[-width:])).double()
+            means = values.view(2, -1).mean(-1)
+            variance = values.diff().square().mean() / 2
+            found = torch.stack([means[1] - means[0], (2 * variance / self.window).sqrt()])
+            self.rise, self.noise = found.tolist()
+            if self.rise <= max(self.noise, TOLERANCE):
+                self.step = done
         return self.step is not None
 
     def verdict(self) -> str:
@@ -134,20 +140,14 @@ class Plateau:
             f"the step size began to fall; use more than these {self.num_steps} steps: SVI(num_epochs=...)"
         )
 
-    def _has_stopped(self, recent: Sequence[Tensor]) -> bool:
-        values = torch.stack(list(recent)).double()
-        means = values.view(2, -1).mean(-1)
-        variance = values.diff().square().mean() / 2
-        self.rise, self.noise = torch.stack(
-            [means[1] - means[0], (2 * variance / self.window).sqrt()]
-        ).tolist()
-        return self.rise <= max(self.noise, TOLERANCE)
-
 
 class Training(ABC):
     """What is trained."""
 
     objective: Objective
+    validation_loss: Callable[[], float] | None = (
+        None  # negative log predictive density of validation data, nats a row
+    )
 
     @abstractmethod
     def optimizer(self) -> torch.optim.Optimizer:
@@ -172,13 +172,6 @@ class Training(ABC):
     @abstractmethod
     def restore(self, state: State) -> None:
         """Put a copy back."""
-
-    @abstractmethod
-    def end_pass(self, elbo: Tensor) -> float | None:
-        """What follows a pass: the negative log predictive density of validation data, nats a row, where there are any.
-
-        ``elbo`` is the last estimate.
-        """
 
 
 def train(
@@ -223,7 +216,7 @@ def train(
             )
             break
         before, latest = latest, training.state()
-        loss = training.end_pass(history[-1])
+        loss = None if training.validation_loss is None else training.validation_loss()
         if loss is not None:
             trace.validation.append(loss)
             waited = 0 if loss < best_loss else waited + 1
