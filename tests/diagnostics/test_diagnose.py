@@ -343,7 +343,7 @@ def test_sensitivity_of_the_outputs_is_that_of_a_fit_with_a_stronger_prior():
 
 def test_it_prints_as_a_table_and_gives_a_dataset(diagnosed):
     text = str(diagnosed)
-    assert text.startswith("check") and text.endswith("Grade: ok")
+    assert text.startswith("check") and text.endswith("Verdict: ok")
     assert all(check.name in text for check in diagnosed)
     assert max(map(len, text.splitlines())) <= 120
     table = diagnosed.to_pandas()
