@@ -13,7 +13,7 @@ import yaml
 from torch import Tensor
 
 from bll_pyro.datatree.fit_tree import yaml_of
-from bll_pyro.datatree.layout import Parts, joined, make_layout
+from bll_pyro.datatree.layout import Parts, join_chunks, make_layout, make_tree
 from bll_pyro.datatree.row_evaluation import (
     RowEvaluator,
     derived_seed,
@@ -21,7 +21,6 @@ from bll_pyro.datatree.row_evaluation import (
     in_double,
     sample_prior,
 )
-from bll_pyro.datatree.tree import make_tree
 from bll_pyro.features.data import check_finite, read
 from bll_pyro.features.store import Features
 from bll_pyro.inference.standardization import make_frame
@@ -214,7 +213,7 @@ def _draw(
                 torch.special.entr(torch.as_tensor(probs)).sum(-1).numpy()
             )
         parts["prior_predictive", "y"].append(rows.new_targets(draws, derived_seed(seed, 3, start)))
-    return joined(parts), draws
+    return join_chunks(parts), draws
 
 
 def _check_memory(rows: RowEvaluator, num_draws: int) -> None:

@@ -12,7 +12,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from bll_pyro.datatree.layout import Layout, Parts, joined, make_layout
+from bll_pyro.datatree.layout import Layout, Parts, join_chunks, make_layout, make_tree
 from bll_pyro.datatree.row_evaluation import (
     RowEvaluator,
     derived_seed,
@@ -24,7 +24,6 @@ from bll_pyro.datatree.row_evaluation import (
     scored_draws,
     stored_index,
 )
-from bll_pyro.datatree.tree import make_tree
 from bll_pyro.declaration import to_plain
 from bll_pyro.features.data import check_finite
 from bll_pyro.posterior import DrawsPosterior
@@ -217,7 +216,7 @@ class FitGroups:
             except ValueError as error:  # a point or a set of draws has no density
                 self.attrs["log_q_missing"] = str(error)
             number += draws["weight"].shape[1]
-        arrays = joined(kept)
+        arrays = join_chunks(kept)
         self.num_draws = number * len(arrays["posterior"]["weight"])
         self.datasets["posterior"] = self.layout.of_sites(arrays["posterior"], draws)
         for group in ("log_likelihood", "posterior_predictive"):
@@ -244,7 +243,7 @@ class FitGroups:
             self.layout.keep_sites(kept, "prior", draws)
             new = self.rows.new_targets(draws, derived_seed(self.seed, 3, start))
             kept["prior_predictive", "y"].append(new)
-        arrays = joined(kept)
+        arrays = join_chunks(kept)
         self.datasets["prior"] = self.layout.of_sites(arrays["prior"], draws)
         self.datasets["prior_predictive"] = self.layout.of_draws(arrays["prior_predictive"])
 

@@ -1,28 +1,44 @@
-"""``Layout``: names and coordinates of the axes of a last layer's sites, and the selection of outputs and features."""
+"""From arrays to a tree: names and coordinates of axes, the selection of outputs and features, groups and attributes."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
-
-from bll_pyro.datatree.tree import SAMPLE_DIMS
 
 if TYPE_CHECKING:
     import xarray as xr
 
     from bll_pyro.posterior import Posterior
 
+SAMPLE_DIMS = ("chain", "draw")
+
+_ORDER = (
+    "posterior",
+    "posterior_predictive",
+    "predictions",
+    "log_likelihood",
+    "log_prior",
+    "sample_stats",
+    "prior",
+    "prior_predictive",
+    "observed_data",
+    "constant_data",
+    "predictions_constant_data",
+)
+
 Names = Sequence[Any]
 Parts = dict[tuple[str, str], list[np.ndarray]]
 """Arrays of each chunk of draws ``[chain, c, ...]``, by group and name."""
 
 
-def joined(parts: Parts) -> dict[str, dict[str, np.ndarray]]:
+def join_chunks(parts: Parts) -> dict[str, dict[str, np.ndarray]]:
     """Arrays of all draws ``[chain, draw, ...]``, by group and by name."""
     result: dict[str, dict[str, np.ndarray]] = {}
     for (group, name), chunks in parts.items():
@@ -182,3 +198,40 @@ def make_layout(
         pairs = [f"{names[column]}-{names[row]}" for row in range(num_targets) for column in range(row)]
         axes["pair"] = Axis.of("pair", len(pairs), pairs, None)
     return Layout(axes, num_targets, target_dims, posterior.global_sites.noise_names, likelihood.pair_sites)
+
+
+def make_tree(datasets: Mapping[str, xr.Dataset], attrs: Mapping[str, Any]) -> xr.DataTree:
+    """Return the tree of these groups.
+
+    The root has all attributes. A group has the versions of the libraries, and a group of draws also says how they
+    were made, so that it can be used alone.
+    """
+    import xarray as xr
+
+    made_by = {
+        "creation_library": "bll_pyro",
+        "creation_library_version": metadata.version("bll-pyro"),
+        "creation_library_language": "Python",
+        "inference_library": "pyro",
+        "inference_library_version": metadata.version("pyro-ppl"),
+        "torch_version": str(torch.__version__),
+    }
+    about_draws = {name: attrs[name] for name in ("inference", "independent_draws") if name in attrs}
+    groups = {}
+    for name in sorted(datasets, key=_ORDER.index):
+        more: dict[str, Any] = {"sample_dims": list(SAMPLE_DIMS)} if "draw" in datasets[name].dims else {}
+        if not name.startswith("prior"):
+            more |= about_draws if more else {}
+        groups[name] = datasets[name].assign_attrs(made_by, **more)
+    tree = xr.DataTree.from_dict(groups)
+    tree.attrs = {**made_by, **attrs}
+    return tree
+
+
+def of_draws(arrays: Mapping[str, NDArray[Any]]) -> xr.Dataset:
+    """Return a dataset of one number for each draw."""
+    import xarray as xr
+
+    shape = next(iter(arrays.values())).shape
+    coords = {dim: np.arange(size) for dim, size in zip(SAMPLE_DIMS, shape)}
+    return xr.Dataset({name: (SAMPLE_DIMS, array) for name, array in arrays.items()}, coords=coords)

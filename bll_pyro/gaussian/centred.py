@@ -59,7 +59,7 @@ class CentredDiagonal(WeightGaussian):
     def log_prob(self, values: Float[Tensor, "S K P"]) -> Float[Tensor, " S"]:
         return self.log_prob_by_output(values).sum(-1)
 
-    def log_prob_by_output(self, values: Float[Tensor, "S K P"]) -> Float[Tensor, "S K"]:
+    def log_prob_by_output(self, values: Float[Tensor, "*S K P"]) -> Float[Tensor, "*S K"]:
         """Log density ``[S, K]`` of each output's weights in ``values [S, K, P]``, in nats."""
         moved = values - self.loc
         beta = moved[..., -1:] + (moved[..., :-1] * self.shift).sum(-1, keepdim=True)

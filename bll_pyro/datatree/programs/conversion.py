@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from numpy.typing import NDArray
 from torch import Tensor
 
+from bll_pyro.datatree.layout import make_tree, of_draws
 from bll_pyro.datatree.programs.densities import (
     Densities,
     check_rows,
@@ -20,7 +21,6 @@ from bll_pyro.datatree.programs.groups import Coords, Dims, Groups
 from bll_pyro.datatree.programs.program import Program, Survey, survey, undisturbed
 from bll_pyro.datatree.programs.runs import Key, Runner, Runs
 from bll_pyro.datatree.programs.source import DrawSource
-from bll_pyro.datatree.tree import make_tree, of_draws
 
 if TYPE_CHECKING:
     import xarray as xr

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bll_pyro.datatree.layout import SAMPLE_DIMS
 from bll_pyro.datatree.programs.conversion import Conversion
 from bll_pyro.datatree.programs.groups import Coords, Dims
 from bll_pyro.datatree.programs.program import Program, undisturbed
 from bll_pyro.datatree.programs.source import DrawSource, from_guide, from_mcmc, from_samples
-from bll_pyro.datatree.tree import SAMPLE_DIMS
 
 if TYPE_CHECKING:
     import xarray as xr

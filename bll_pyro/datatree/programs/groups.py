@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bll_pyro.datatree.layout import SAMPLE_DIMS
 from bll_pyro.datatree.programs.sites import Site
-from bll_pyro.datatree.tree import SAMPLE_DIMS
 
 if TYPE_CHECKING:
     import xarray as xr

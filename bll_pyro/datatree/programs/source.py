@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from pyro.infer.autoguide import AutoGuide
 from torch import Tensor
 
+from bll_pyro.datatree.layout import SAMPLE_DIMS
 from bll_pyro.datatree.programs.program import Program, Survey, survey
 from bll_pyro.datatree.programs.runs import Key, Runner, Runs
-from bll_pyro.datatree.tree import SAMPLE_DIMS
 
 _DTYPES = {"n_steps": np.int64, "tree_depth": np.int64, "reached_max_treedepth": np.bool_}
 
