@@ -8,7 +8,17 @@ from __future__ import annotations
 
 import numpy as np
 
-from bll_pyro.metrics.arrays import ROUNDING, Array, Mask, Values, at_least_one, real, round_up, share, unit
+from bll_pyro.metrics.arrays import (
+    ROUNDING,
+    Array,
+    Mask,
+    Values,
+    at_least_one,
+    checked_share,
+    real,
+    round_up,
+    unit,
+)
 
 
 def conformal_quantile(scores: Values, alpha: float) -> float:
@@ -87,7 +97,7 @@ def benjamini_hochberg(p_values: Values, fdr: float) -> Mask:
     if p.ndim != 1:
         raise ValueError(f"p_values: expected shape [rows], got {p.shape}; pass one batch at a time")
     # conformal p-values are fractions that may equal k fdr / m exactly; the comparison must not depend on rounding
-    return np.asarray(false_discovery_control(p) <= share("fdr", fdr) * (1 + ROUNDING))
+    return np.asarray(false_discovery_control(p) <= checked_share("fdr", fdr) * (1 + ROUNDING))
 
 
 def coverage_band(
@@ -123,7 +133,7 @@ def coverage_band(
     at_least_one("num_calibration", num_calibration)
     at_least_one("num_new", num_new)
     rank = _rank(num_calibration, alpha)
-    lower, upper = betabinom.interval(share("prob", prob), num_new, rank, num_calibration + 1 - rank)
+    lower, upper = betabinom.interval(checked_share("prob", prob), num_new, rank, num_calibration + 1 - rank)
     return float(lower) / num_new, float(upper) / num_new
 
 
@@ -137,7 +147,7 @@ def _scores(name: str, scores: Values) -> Array:
 
 
 def _rank(num_rows: int, alpha: float) -> int:
-    rank = round_up((num_rows + 1) * (1 - share("alpha", alpha)))
+    rank = round_up((num_rows + 1) * (1 - checked_share("alpha", alpha)))
     if rank > num_rows:
         raise ValueError(
             f"expected at least {round_up(1 / alpha) - 1} calibration rows for alpha={alpha:g}, "

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 from weakref import WeakKeyDictionary
 
 import torch
@@ -111,19 +111,16 @@ def extract_source(
 def features_in_memory(
     backbone: nn.Module, source: Source, batch_size: int, device: str | torch.device | None
 ) -> Float[Tensor, "N D"]:
-    """Features of rows whose number is known, in one tensor of float32, which is filled batch by batch."""
-    filled: list[Tensor] = []
-    row = 0
-
-    def keep(features: Tensor, targets: Tensor | None) -> None:
-        nonlocal row
-        if not filled:
-            filled.append(features.new_empty(source.num_rows, features.shape[1]))
-        filled[0][row : row + len(features)] = features
-        row += len(features)
-
-    _run(backbone, source, keep, batch_size, device, torch.float32)
-    return filled[0]
+    """Features of all rows in one tensor of float32."""
+    parts: list[Tensor] = []
+    _run(backbone, source, lambda features, _: parts.append(features), batch_size, device, torch.float32)
+    whole = parts[0].new_empty(sum(map(len, parts)), parts[0].shape[1])
+    end = len(whole)
+    while parts:  # from the last one on: each part is let go when it has been copied
+        part = parts.pop()
+        whole[end - len(part) : end] = part
+        end -= len(part)
+    return whole
 
 
 # Plain attributes that a forward pass was found to change, by class; they are left out of later keys.
@@ -183,16 +180,15 @@ def _run(
     with modes, place, torch.no_grad(), progress(source.num_rows, "features") as advance:
         for inputs, targets in source.batches(batch_size):
             features = compute_features(backbone, inputs).to("cpu", dtype)
-            _check(features, row, source, dtype)
+            if not torch.isfinite(features).all():
+                _refuse(features, row, source, dtype)
             append(features, None if targets is None else targets.cpu())
             row += len(features)
             advance(len(features), "")
 
 
-def _check(features: Tensor, first_row: int, source: Source, dtype: torch.dtype) -> None:
+def _refuse(features: Tensor, first_row: int, source: Source, dtype: torch.dtype) -> NoReturn:
     finite = torch.isfinite(features)
-    if finite.all():
-        return
     row = first_row + int((~finite).any(1).nonzero()[0, 0])
     order = " in the order of the DataLoader" if source.shuffled else ""
     raise ValueError(

@@ -25,7 +25,14 @@ def compute_features(backbone: nn.Module | None, inputs: Any) -> Float[Tensor, "
         If it does not return a tensor.
     """
     if backbone is None:
-        return _check_features(inputs, None, "the inputs (there is no backbone)")
+        if (
+            isinstance(inputs, Tensor)
+            and inputs.ndim == 2
+            and inputs.is_floating_point()
+            and inputs.shape[1] > 0
+        ):
+            return inputs
+        raise _wrong_features(inputs, None, "the inputs (there is no backbone)")
     reference = next(
         (p for p in [*backbone.parameters(), *backbone.buffers()] if p.is_floating_point()), None
     )
@@ -44,7 +51,10 @@ def compute_features(backbone: nn.Module | None, inputs: Any) -> Float[Tensor, "
             f"backbone {type(backbone).__name__}: expected inputs that it can run on, got {_form(inputs)}: {error}; "
             "images need floats of shape [N, C, H, W] in the size of the network, as transform= makes them"
         ) from error
-    return _check_features(output, num_rows, f"the output of backbone {type(backbone).__name__}")
+    is_matrix = isinstance(output, Tensor) and output.ndim == 2 and output.is_floating_point()
+    if is_matrix and num_rows in (None, len(output)) and output.shape[1] > 0:
+        return output
+    raise _wrong_features(output, num_rows, f"the output of backbone {type(backbone).__name__}")
 
 
 def feature_width(backbone: nn.Module | None, example_inputs: Any) -> int:
@@ -58,19 +68,13 @@ def feature_width(backbone: nn.Module | None, example_inputs: Any) -> int:
         return compute_features(backbone, example_inputs).shape[1]
 
 
-def _check_features(output: Any, num_rows: int | None, what: str) -> Tensor:
+def _wrong_features(output: Any, num_rows: int | None, what: str) -> TypeError | ValueError:
+    """The error for an output that is not ``[N, D]``."""
     if not isinstance(output, Tensor):
-        raise TypeError(
+        return TypeError(
             f"{what}: expected one tensor of features [N, D], got {type(output).__name__}; wrap the backbone in a "
             "module that returns the pooled features alone"
         )
-    if (
-        output.ndim == 2
-        and output.is_floating_point()
-        and num_rows in (None, len(output))
-        and output.shape[1] > 0
-    ):
-        return output
     if output.ndim == 4:
         remedy = "pool the map: global_pool='avg' and num_classes=0 in timm, or .mean((2, 3))"
     elif output.ndim == 3:
@@ -80,7 +84,7 @@ def _check_features(output: Any, num_rows: int | None, what: str) -> Tensor:
     else:
         remedy = "return one row of features for each input"
     rows = "N" if num_rows is None else str(num_rows)
-    raise ValueError(
+    return ValueError(
         f"{what}: expected floats of shape [{rows}, D], got {output.dtype} of shape {list(output.shape)}; {remedy}"
     )
 

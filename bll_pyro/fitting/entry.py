@@ -71,8 +71,10 @@ def fit(
         raise TypeError(f"inference: expected an inference such as bll.SVI(), got {type(inference).__name__}")
     if backbone is not None and not isinstance(backbone, nn.Module):
         raise TypeError(f"backbone: expected a torch.nn.Module or None, got {type(backbone).__name__}")
-    if inference.trains_backbone:
-        _check_joint(layer, backbone)
+    if inference.trains_backbone and backbone is None:
+        raise ValueError(
+            "expected a backbone to train along, got none; pass fit(..., backbone=...) or freeze it"
+        )
     if sample_weight is not None or exposure is not None:
         data = bundled(data, sample_weight, exposure)
     rows = TrainingData.of(layer, data)
@@ -86,7 +88,9 @@ def fit(
         backbone = copy.deepcopy(backbone)
         assert backbone is not None
         posterior, trace = inference.train_backbone(layer, backbone, rows, seed, held_out, device)
-        log_densities_in_user_units(trace, posterior.frame, rows.total_weight)
+        weight = rows.source.columns.weight
+        total = float(rows.source.num_rows) if weight is None else float(weight.double().sum())
+        log_densities_in_user_units(trace, posterior.frame, total)
         final_stage = inference.on_features()
         if final_stage is None:
             return Fit(layer, posterior, inference, trace, seed, rows.source.num_rows, backbone, folder)
@@ -135,15 +139,3 @@ def fit_features(
         )
     log_densities_in_user_units(trace, posterior.frame, rows.total_weight)
     return posterior, trace
-
-
-def _check_joint(layer: LastLayer, backbone: nn.Module | None) -> None:
-    if layer.prior.frame is not None:
-        raise ValueError(
-            f"{type(layer.prior).__name__}: expected frozen features, in whose coordinates the prior is, got "
-            "a backbone to train along; leave backbone_learning_rate at None"
-        )
-    if backbone is None:
-        raise ValueError(
-            "expected a backbone to train along, got none; pass fit(..., backbone=...) or freeze it"
-        )

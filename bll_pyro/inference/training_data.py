@@ -92,16 +92,6 @@ class TrainingData:
             )
         return features, self.whole[1] if self.whole is not None else self._checked_targets(features)
 
-    def example(self) -> Any:
-        """Inputs of a row or two, for a dry run."""
-        return self.source.example()[0] if self.whole is None else self.whole[0][:2]
-
-    @property
-    def total_weight(self) -> float:
-        """How many rows all of them count for: N without weights."""
-        num_rows, columns = self.source.num_rows, self.source.columns
-        return float(num_rows) if columns is NO_COLUMNS else columns.total_weight(num_rows)
-
     def batches(
         self, batch_size: int, generator: torch.Generator | None = None
     ) -> Iterator[tuple[Any, Tensor, Columns]]:

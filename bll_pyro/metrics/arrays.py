@@ -163,7 +163,7 @@ def matrix(name: str, values: Values, num_columns: int) -> Array:
     return array
 
 
-def share(name: str, value: float) -> float:
+def checked_share(name: str, value: float) -> float:
     """Return a number strictly between 0 and 1."""
     if not 0 < value < 1:
         raise ValueError(f"{name}: expected a number strictly between 0 and 1, got {value}; 90 % is 0.9")

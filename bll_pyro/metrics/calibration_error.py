@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bll_pyro.metrics.arrays import Array, Labels, Values, at_least_one, probs_and_targets, share
+from bll_pyro.metrics.arrays import Array, Labels, Values, at_least_one, checked_share, probs_and_targets
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +73,7 @@ def reliability(
         )
     confidence, accuracy, count = _binned(*_confidence_and_hit(p, y), num_bins, equal_mass)
     lower, upper = np.full(num_bins, np.nan), np.full(num_bins, np.nan)
-    share("prob", prob)
+    checked_share("prob", prob)
     for b in np.flatnonzero(count):
         test = binomtest(round(accuracy[b] * count[b]), int(count[b]))
         lower[b], upper[b] = test.proportion_ci(prob, method="wilson")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from bll_pyro.metrics.arrays import Array, Mask, Values, real, round_up, share
+from bll_pyro.metrics.arrays import Array, Mask, Values, checked_share, real, round_up
 
 
 def auroc(known_scores: Values, unknown_scores: Values) -> float:
@@ -76,7 +76,7 @@ def fpr_at_tpr(
         For empty scores, NaN, more than one dimension, or `tpr` outside (0, 1).
     """
     is_unknown, ranks = _ranked(known_scores, unknown_scores)
-    share("tpr", tpr)
+    checked_share("tpr", tpr)
     positive, negative = ranks[~is_unknown], ranks[is_unknown]
     if not known_positive:
         positive, negative = -negative, -positive  # the same definition with reversed scores

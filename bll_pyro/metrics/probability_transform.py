@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from bll_pyro.metrics.arrays import Array, Values, at_least_one, share, unit
+from bll_pyro.metrics.arrays import Array, Values, at_least_one, checked_share, unit
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +60,7 @@ def pit(cdf_values: Values, prob: float = 0.95) -> Pit:
     from scipy.stats import kstest, kstwo
 
     values = np.sort(unit("cdf_values", cdf_values).ravel())
-    band = float(kstwo.ppf(share("prob", prob), len(values)))
+    band = float(kstwo.ppf(checked_share("prob", prob), len(values)))
     ecdf = np.arange(1, len(values) + 1) / len(values)
     test = kstest(values, "uniform")
     lower, upper = np.clip(values - band, 0, 1), np.clip(values + band, 0, 1)

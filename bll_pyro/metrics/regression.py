@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from bll_pyro.metrics.arrays import Array, Values, like, real, share
+from bll_pyro.metrics.arrays import Array, Values, checked_share, like, real
 
 
 def rmse(predictions: Values, targets: Values) -> float:
@@ -86,7 +86,7 @@ def interval_score(lower: Values, upper: Values, targets: Values, prob: float) -
     """
     y = real("targets", targets)
     low, high = _bounds(lower, upper, y.shape, infinite=False)
-    penalty = 2 / (1 - share("prob", prob))
+    penalty = 2 / (1 - checked_share("prob", prob))
     return high - low + penalty * (np.maximum(low - y, 0) + np.maximum(y - high, 0))
 
 

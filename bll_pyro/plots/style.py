@@ -14,7 +14,7 @@ SKY, AMBER, PINK = "#56B4E9", "#E69F00", "#CC79A7"
 BLACK, GREY = "#222222", "#777777"
 PALETTE = (BLUE, ORANGE, GREEN, AMBER, PINK, SKY, BLACK)
 
-SEQUENTIAL, DIVERGING = "cividis_r", "RdBu_r"  # colormaps of matplotlib; the second is centred at 0
+DIVERGING = "RdBu_r"  # colormap of matplotlib for signed values, white at 0
 WIDTH, HEIGHT, ROW_WIDTH = 7.0, 4.2, 10.0  # default sizes of a panel, and width of a row of panels, in inches
 DPI = 110  # resolution of pictures, in dots per inch
 TITLE, LABEL, TICK = 11, 10, 9  # font sizes of titles, axis labels and tick labels, in points

@@ -64,10 +64,6 @@ class NoisePrior:
         noise = self.noise(u)
         return self.distribution.log_prob(noise) + self._transform.log_abs_det_jacobian(u, noise)
 
-    def unbounded(self, noise: Tensor) -> Tensor:
-        """The coordinate u at a noise scale."""
-        return self._transform.inv(noise)
-
     @property
     def _transform(self) -> torch.distributions.Transform:
         return biject_to(self.distribution.support)

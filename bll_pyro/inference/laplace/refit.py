@@ -18,7 +18,7 @@ from bll_pyro.inference.rows import DesignRows
 if TYPE_CHECKING:
     from bll_pyro.inference.laplace.laplace import Laplace
 
-State = list[tuple[LaplaceEvidence, LaplaceAt]]  # of each part
+FoldPoints = list[tuple[LaplaceEvidence, LaplaceAt]]  # of each part
 
 
 @dataclass(eq=False)
@@ -51,14 +51,14 @@ class LaplaceRefit:
         """None: the modes are sought one after the other."""
         return None
 
-    def start(self, parts: list[Fold]) -> State:
+    def start(self, parts: list[Fold]) -> FoldPoints:
         """The evidence of each part, and where its search begins: at the fit of all rows."""
         whole = self.evidence
         return [
             (self.laplace.evidence(whole.layer, part.fitted, whole.target_shape), self.at) for part in parts
         ]
 
-    def fit_at(self, parts: list[Fold], x: float, state: State) -> tuple[float, State]:
+    def fit_at(self, parts: list[Fold], x: float, state: FoldPoints) -> tuple[float, FoldPoints]:
         """Fit every part at one x; return the loss of the rows that were left out, nats, and the new state."""
         found = [(evidence, self.at_scale(evidence, x, at)) for evidence, at in state]
         losses = [

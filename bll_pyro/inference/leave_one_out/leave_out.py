@@ -79,11 +79,6 @@ class LeaveOneOutResult:
     log_density: Tensor
     ties: bool = True
 
-    @property
-    def flagged(self) -> Tensor:
-        """Rows whose influence is high ``[n]``."""
-        return self.influence > HIGH_INFLUENCE
-
 
 @torch.no_grad()
 def leave_one_out(

@@ -9,7 +9,7 @@ on paper                                                 in code
 ======================================================== ==================================================
 ``P = P0 + sum_n L_n (x) h_n h_n'``                      ``curvatures.Full``, ``curvatures.Diagonal``
 ``L_n = -E_q[d2 log p(y_n | f) / df df']``               ``likelihood.expected_derivatives``
-``P0 = -E_q[d2 log p(W) / dW dW']``                      ``prior_precision``
+``P0 = -E_q[d2 log p(W) / dW dW']``                      ``expected_prior_precision``
 ``R_n = H_n P^-1 H_n'``, with ``f_n = H_n vec(W)``       ``Response.of``
 ======================================================== ==================================================
 
@@ -98,7 +98,7 @@ def response(posterior: GaussianPosterior, rows: CurvatureBlocks, num_rows: int)
     """
     weights = posterior.latents.marginal_weights()
     num_outputs, num_columns = weights.loc.shape
-    prior = prior_precision(posterior)
+    prior = expected_prior_precision(posterior)
     independent = num_outputs == 1 or not _ties_outputs(rows)
     joint = (not independent or prior.dim() == 4) and num_outputs * num_columns <= MAX_JOINT_COLUMNS
     if not joint and prior.dim() == 4:
@@ -125,7 +125,7 @@ def response(posterior: GaussianPosterior, rows: CurvatureBlocks, num_rows: int)
     return Response(type(gaussian)(**parts), ties)
 
 
-def prior_precision(posterior: GaussianPosterior) -> Tensor:
+def expected_prior_precision(posterior: GaussianPosterior) -> Tensor:
     """``-E_q[d2 log p(W, b)]``: ``[K, P]``, or ``[K, P, P]`` or ``[K, P, K, P]`` for a joint prior of all weights.
 
     For a prior that is Normal given its hyper-parameters the mean of ``1 / scale^2``. For any other, with log density l

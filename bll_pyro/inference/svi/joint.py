@@ -25,7 +25,7 @@ from bll_pyro.inference.prior_scale.held_out import held_out_loss
 from bll_pyro.inference.rows import with_columns
 from bll_pyro.inference.standardization import target_moments
 from bll_pyro.inference.start import median_sites
-from bll_pyro.inference.svi.objective import Objective, State
+from bll_pyro.inference.svi.objective import Objective, StateCopy
 from bll_pyro.inference.svi.train import BETAS, Stepper, Training, train
 from bll_pyro.inference.training_data import TrainingData
 from bll_pyro.layer import LastLayer
@@ -170,11 +170,11 @@ class JointTraining(Training):
         (-value / self.data.source.num_rows).backward()
         return value.detach(), design.detach(), self.objective.pyro_arguments(design.detach(), inside)
 
-    def state(self) -> State:
+    def state(self) -> StateCopy:
         """All parameters and buffers."""
         return [value.detach().clone() for value in self.module.state_dict().values()]
 
-    def restore(self, state: State) -> None:
+    def restore(self, state: StateCopy) -> None:
         """Put parameters and buffers back."""
         self.module.load_state_dict(dict(zip(self.module.state_dict(), state, strict=True)))
 
@@ -215,6 +215,11 @@ def train_jointly(
     device: str | torch.device | None = None,
 ) -> tuple[Posterior, Trace]:
     """Train backbone (in place) and guide together; return the posterior over the last features."""
+    if layer.prior.frame is not None:
+        raise ValueError(
+            f"{type(layer.prior).__name__}: expected frozen features, in whose coordinates the prior is, got "
+            "a backbone to train along; leave backbone_learning_rate at None"
+        )
     if layer.raw_center and layer.standardize:
         raise ValueError(
             "LastLayer(raw_center=True): expected standardize=False where a backbone is trained along, since the constants "
@@ -248,7 +253,8 @@ def _prepared(
 
     accelerator = "cpu" if device is None else torch.device(device).type
     fabric = Fabric(accelerator=accelerator, devices=1, precision=svi.precision)  # type: ignore[arg-type]
-    num_features = feature_width(backbone, data.example())
+    example = data.source.example()[0] if data.whole is None else data.whole[0][:2]
+    num_features = feature_width(backbone, example)
     num_targets, center, scale = target_moments(layer, data)
     frame = Frame.identity(num_features, num_targets, torch.empty(0), layer.bias)
     frame = replace(frame, target_center=center.to(frame.center), target_scale=scale.to(frame.center))
@@ -260,20 +266,17 @@ def _prepared(
             "backbone: expected parameters to train, got none with requires_grad; "
             "unfreeze some (timm_backbone(..., unfreeze=True)) or leave backbone_learning_rate at None"
         )
-    guide = svi.guide.build(model, _start(model, data.source.num_rows, seed))
+    # scales of a posterior that has seen N rows with a quarter of unit information each, around the prior's centre
+    size = (model.num_outputs, num_features + int(layer.bias))
+    scale = torch.full(size, (1 + 0.25 * data.source.num_rows) ** -0.5)
+    loc = inside.center(scale)
+    if not bool(
+        loc.any()
+    ):  # no head is given: random directions, so that the backbone gets a gradient at once
+        loc = torch.randn(size, generator=generator(seed)) / size[1] ** 0.5
+    u = median_sites(model.global_sites, torch.empty(0))
+    guide = svi.guide.build(model, Start(u, loc, scale, num_features))
     objective = Objective(inside, model, guide, data.source.num_rows, svi.output_space)
     running = RunningScale(num_features, active=layer.standardize)
     module = JointModule(backbone, running, objective, layer.bias)
     return JointTraining(svi, inside, module, frame, data, validation, fabric, seed)
-
-
-def _start(model: Model, num_rows: int, seed: int) -> Start:
-    """Scales of a posterior that has seen N rows with a quarter of unit information each, around the prior's centre."""
-    num_columns = model.num_features + int(model.layer.bias)
-    scale = torch.full((model.num_outputs, num_columns), (1 + 0.25 * num_rows) ** -0.5)
-    loc = model.layer.center(scale)
-    if not bool(
-        loc.any()
-    ):  # no head is given: random directions, so that the backbone gets a gradient at once
-        loc = torch.randn(scale.shape, generator=generator(seed)) / num_columns**0.5
-    return Start(median_sites(model.global_sites, torch.empty(0)), loc, scale, model.num_features)

@@ -46,7 +46,7 @@ MAX_EVALUATED_OUTPUTS = 2**27  # and outputs of rows and draws below this one
 MAX_BLOCK = 4096  # most rows evaluated at once: a joint covariance has K P numbers for each output of each
 BLOCK_NUMBERS = 2**24  # most outputs evaluated at once
 
-State = Sequence[Tensor]  # copies of tensors, in the order in which they are put back
+StateCopy = Sequence[Tensor]  # copies of tensors, in the order in which they are put back
 Learned = dict[str, Tensor]  # hyper-parameters without a distribution, by name
 
 
@@ -204,13 +204,13 @@ def elbo(
     return total if is_point else total + latents.entropy()
 
 
-def snapshot(parameters: Iterable[Tensor]) -> State:
+def snapshot(parameters: Iterable[Tensor]) -> StateCopy:
     """A copy of the parameters."""
     return [p.detach().clone() for p in parameters]
 
 
 @torch.no_grad()
-def restore(parameters: Iterable[Tensor], state: State) -> None:
+def restore(parameters: Iterable[Tensor], state: StateCopy) -> None:
     """Put a copy back."""
     for parameter, value in zip(parameters, state, strict=True):
         parameter.copy_(value)

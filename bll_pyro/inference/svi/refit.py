@@ -14,7 +14,7 @@ from bll_pyro.guides import Diagonal, Start
 from bll_pyro.inference.prior_scale.folds import Fold
 from bll_pyro.inference.rows import DesignRows
 from bll_pyro.inference.start import warm_start
-from bll_pyro.inference.svi.objective import Learned, Objective, State
+from bll_pyro.inference.svi.objective import Learned, Objective, StateCopy
 from bll_pyro.inference.svi.side_by_side import FoldFits, principal
 from bll_pyro.inference.svi.train import Stepper
 from bll_pyro.likelihoods.base import TargetShape
@@ -83,12 +83,12 @@ class SVIRefit:
         )  # fmt: skip
         return lambda xs: fits.losses([self.scaled(x) for x in xs], self.random)
 
-    def start(self, parts: list[Fold]) -> State:
+    def start(self, parts: list[Fold]) -> StateCopy:
         """Where a path of fits begins: at the fit of all rows."""
         self.training.random = self.random
         return self.training.state()
 
-    def fit_at(self, parts: list[Fold], x: float, state: State) -> tuple[float, State]:
+    def fit_at(self, parts: list[Fold], x: float, state: StateCopy) -> tuple[float, StateCopy]:
         """Fit all rows at one scale from a neighbour's state; loss of rows that are left out, nats, and the new state."""
         (part,) = parts
         training, objective = self.training, self.objective

@@ -21,7 +21,7 @@ from bll_pyro.inference.prior_scale.held_out import held_out_loss
 from bll_pyro.inference.rows import DesignRows
 from bll_pyro.inference.start import warm_start
 from bll_pyro.inference.svi.gaussian_start import dense_start
-from bll_pyro.inference.svi.objective import Learned, Objective, State, all_finite, restore, snapshot
+from bll_pyro.inference.svi.objective import Learned, Objective, StateCopy, all_finite, restore, snapshot
 from bll_pyro.inference.svi.refit import SVIRefit
 from bll_pyro.inference.svi.train import Plateau, Stepper, Training, adam, train
 from bll_pyro.inference.training_data import TrainingData
@@ -257,10 +257,10 @@ class FeatureTraining(Training):
         """The design matrix stands for the features."""
         return self.gradient(*batch), batch[0], self.objective.pyro_arguments(*batch)
 
-    def state(self) -> State:
+    def state(self) -> StateCopy:
         """The parameters."""
         return snapshot(self.objective.parameters)
 
-    def restore(self, state: State) -> None:
+    def restore(self, state: StateCopy) -> None:
         """Put parameters back."""
         restore(self.objective.parameters, state)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from bll_pyro.inference.base import Trace
 from bll_pyro.inference.svi.nonfinite import NUM_PASSES, Attempt, explain_nonfinite
-from bll_pyro.inference.svi.objective import Objective, State, all_finite
+from bll_pyro.inference.svi.objective import Objective, StateCopy, all_finite
 
 BETAS = (0.9, 0.99)  # decay of Adam's running averages: a fit has some hundred steps
 NUM_WINDOWS = 15  # number of windows in a whole schedule
@@ -166,11 +166,11 @@ class Training(ABC):
         """As :meth:`gradient`, and return the estimate, the features, and what the Pyro program takes for them."""
 
     @abstractmethod
-    def state(self) -> State:
+    def state(self) -> StateCopy:
         """A copy of everything that a step changes."""
 
     @abstractmethod
-    def restore(self, state: State) -> None:
+    def restore(self, state: StateCopy) -> None:
         """Put a copy back."""
 
 

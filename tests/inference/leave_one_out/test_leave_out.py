@@ -15,7 +15,7 @@ from bll_pyro.inference.leave_one_out import leave_out as module
 from bll_pyro.inference.leave_one_out import response as response_module
 from bll_pyro.inference.leave_one_out import row_by_row
 from bll_pyro.inference.leave_one_out.leave_out import leave_one_out
-from bll_pyro.inference.leave_one_out.response import prior_precision, response
+from bll_pyro.inference.leave_one_out.response import expected_prior_precision, response
 from bll_pyro.inference.rows import DesignRows
 from bll_pyro.posterior import DrawsPosterior
 
@@ -345,7 +345,7 @@ def test_precision_of_the_prior_is_its_mean_curvature(name):
     inputs, targets = linear_data(30, 4)
     layer = bll.LastLayer(bll.likelihoods.Gaussian(0.7), prior=prior, bias_scale=3.0)
     fit = bll.fit(layer, (inputs, targets[:, 0]), inference=bll.SVI(num_epochs=30))
-    found = prior_precision(fit.posterior)
+    found = expected_prior_precision(fit.posterior)
     weights = fit.posterior.latents.weights
     assert float(found[0, -1]) == pytest.approx(1 / 9)
     z = np.linspace(-8, 8, 40_001)
@@ -362,7 +362,7 @@ def test_precision_of_a_prior_with_hyper_parameters_is_averaged_over_them():
     fit = bll.fit(layer, (inputs, targets[:, 0]), inference=bll.SVI(num_epochs=200))
     tau = fit.posterior.sample(20_000)["tau"]
     expected = float(tau.square().reciprocal().mean())
-    assert float(prior_precision(fit.posterior)[0, 0]) == pytest.approx(expected, rel=0.1)
+    assert float(expected_prior_precision(fit.posterior)[0, 0]) == pytest.approx(expected, rel=0.1)
 
 
 def test_a_sample_of_many_rows_agrees_with_all_of_them(data_dir, monkeypatch):
