@@ -149,13 +149,10 @@ class DesignRows:
         self._design, self.targets = design, targets
         self.num_rows = len(targets)  # N
         self.num_columns = frame.num_features + int(frame.bias)  # P
-
-    @property
-    def total_weight(self) -> float:
-        """How many rows all of them count for: N without weights."""
-        if isinstance(self.targets, Tensor):
-            return float(self.num_rows)
-        return self.targets.columns.total_weight(self.num_rows)
+        # how many rows all of them count for
+        self.total_weight = float(self.num_rows)
+        if isinstance(targets, WeightedTargets):
+            self.total_weight = targets.columns.total_weight(self.num_rows)
 
     def __getitem__(self, index: Tensor | slice) -> tuple[Tensor, Targets]:
         """Design matrix and targets of some rows."""
