@@ -100,7 +100,7 @@ class Frame:
             return targets
         return (targets.to(self.target_center) - self.target_center) / self.target_scale
 
-    def split(self, values: Float[Tensor, "*S K P"]) -> dict[str, Tensor]:
+    def split(self, values: Float[Tensor, "*S P"]) -> dict[str, Tensor]:
         """Split weights ``[..., K, P]`` of this frame into ``weight [..., K, D]`` and ``bias [..., K]``, rotated back."""
         weight = values[..., : self.num_features]
         if self.rotation is not None:

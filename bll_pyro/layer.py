@@ -129,7 +129,7 @@ class LastLayer(Declaration):
             return replace(layer, prior=prior, bias_loc=bias, raw_center=False)
         return replace(layer, prior=prior, raw_center=False)
 
-    def rotated(self, rotation: Float[Tensor, "D D"] | None) -> Self:
+    def rotated(self, rotation: Float[Tensor, "D R"] | None) -> Self:
         """The same layer for features rotated into other axes, ``h @ rotation``; a prior with a frame is in its axes."""
         if rotation is None or self.prior.frame is not None:
             return self

@@ -80,8 +80,8 @@ class Prior(Declaration):
         """Whether :meth:`rotated` gives the prior in other axes: it is isotropic, or so about a centre."""
         return self.isotropic
 
-    def rotated(self, rotation: Float[Tensor, "D D"]) -> Self:
-        """The same prior for the weights of features rotated into other axes, ``weight @ rotation [D, D]``."""
+    def rotated(self, rotation: Float[Tensor, "D R"]) -> Self:
+        """The same prior for the weights of features rotated into other axes, ``weight @ rotation [D, R]``."""
         if not self.isotropic:
             raise ValueError(f"{type(self).__name__}: expected an isotropic prior, got one tied to the axes")
         return self

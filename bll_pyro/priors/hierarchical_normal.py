@@ -60,7 +60,7 @@ class HierarchicalNormal(GaussianPrior):
         """Whether features share their scale; a centre is rotated along."""
         return not self.per_feature
 
-    def rotated(self, rotation: Float[Tensor, "D D"]) -> Self:
+    def rotated(self, rotation: Float[Tensor, "D R"]) -> Self:
         """The same prior in other axes."""
         if self.loc is None or self.per_feature:
             return super().rotated(rotation)

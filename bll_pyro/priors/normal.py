@@ -51,7 +51,7 @@ class Normal(GaussianPrior):
         """True: a centre is rotated along."""
         return True
 
-    def rotated(self, rotation: Float[Tensor, "D D"]) -> Self:
+    def rotated(self, rotation: Float[Tensor, "D R"]) -> Self:
         """The same prior in other axes."""
         if self.loc is None:
             return self

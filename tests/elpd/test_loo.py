@@ -93,7 +93,7 @@ def test_rows_with_much_influence_are_flagged_and_shown():
     assert result.warning and list(result.flagged) == [7]
     assert float(result.influence[7]) > 0.99
     shown = str(result)
-    assert "influence" in shown and "60 rows" in shown and "1.7%" in shown
+    assert "Influence" in shown and "60 rows" in shown and "1.7%" in shown
 
 
 def test_some_rows_estimate_all(fit):

@@ -217,7 +217,7 @@ WRONG = [
     ([1.0, 2.0], r"square matrix.*got shape \[2\]"),
     ([[1.0, math.nan], [math.nan, 1.0]], r"finite numbers"),
     ([[1.0], [2.0, 3.0]], r"square matrix of numbers"),
-    ("one", r"square matrix of numbers, got str"),
+    ("one", r"square matrix of numbers, got 'one'"),
 ]
 
 

@@ -460,7 +460,7 @@ class TestRefusals:
         prior = bll.priors.HierarchicalNormal(per_output=True, per_feature=True)
         layer = bll.LastLayer(bll.likelihoods.Categorical(3), prior)
         with pytest.raises(
-            ValueError, match=r"up to 100 sampled unknowns .* HierarchicalNormal with 120; use priors"
+            ValueError, match=r"up to 100 unknowns with a prior .* HierarchicalNormal with 120; use priors"
         ):
             bll.Laplace().check(layer, 3, 41)
         bll.Laplace().check(layer, 3, 21)
