@@ -242,7 +242,7 @@ def test_help_explains_every_option(capsys: pytest.CaptureFixture, monkeypatch: 
     assert "Train a small network on handwritten digits" in text
     for option, said in {
         "--out": "Folder of the results",
-        "--seed": "follow from it",
+        "--seed": "Seed of the split",
         "--quick": "few epochs",
         "--debug": "Show the traceback",
     }.items():

@@ -65,7 +65,7 @@ def name_of(value: Any) -> str:
 @pytest.mark.parametrize("name", ELEMENTWISE)
 def test_priors(name: str) -> None:
     refuses(lambda: ELEMENTWISE[name].expected_log_prob(torch.zeros(K, D), torch.ones(K, D + 1)))
-    refuses(lambda: ELEMENTWISE[name].rotated(torch.zeros(D, D + 1)))
+    refuses(lambda: ELEMENTWISE[name].rotated(torch.zeros(D)))
 
 
 @pytest.mark.parametrize(("likelihood", "targets"), LIKELIHOODS, ids=map(name_of, LIKELIHOODS))

@@ -28,9 +28,9 @@ class Prediction(ABC):
     squared otherwise. ``ood`` is the verdict of the fit's detector, where it has one.
     """
 
-    total: Float[Tensor, "N *T"]
-    aleatoric: Float[Tensor, "N *T"]
-    epistemic: Float[Tensor, "N *T"]
+    total: Float[Tensor, "N ..."]
+    aleatoric: Float[Tensor, "N ..."]
+    epistemic: Float[Tensor, "N ..."]
     ood: Verdict | None = field(default=None, kw_only=True)
 
     def __len__(self) -> int:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 class OfLabels(Prediction):
     """What every prediction of binary labels derives from their probabilities."""
 
-    probs: Float[Tensor, "N *T"]
+    probs: Float[Tensor, "N ..."]
 
     @property
     def label(self) -> Int[Tensor, "N *T"]:
@@ -60,7 +60,7 @@ class LabelPrediction(OfLabels):
     likelihood: Likelihood
     integration: Integration
     temperature: float = 1.0  # of a recalibration
-    error: Float[Tensor, "N *T"] | None = field(default=None, kw_only=True)
+    error: Float[Tensor, "N ..."] | None = field(default=None, kw_only=True)
 
     @torch.no_grad()
     def log_prob(self, targets: Any) -> Float[Tensor, " N"]:

@@ -106,7 +106,7 @@ class ValuePrediction(Prediction):
         Variances of the same shape: ``Var(y) = E[Var(y | f)] + Var(E[y | f])``.
     """
 
-    mean: Float[Tensor, "N *T"]
+    mean: Float[Tensor, "N ..."]
     mixture: Mixture
 
     @property

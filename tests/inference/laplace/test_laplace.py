@@ -466,7 +466,7 @@ class TestRefusals:
         bll.Laplace().check(layer, 3, 21)
         noisy = bll.LastLayer(bll.likelihoods.Gaussian())
         with pytest.raises(
-            ValueError, match=r"Gaussian with a noise for each of 101; use known noise, or bll.Exact"
+            ValueError, match=r"Gaussian with a noise scale for each of 101; use known noise, or bll.Exact"
         ):
             bll.Laplace().check(noisy, 101, 5)
 
