@@ -3,7 +3,10 @@
 import ast
 import importlib
 import inspect
+import json
 import re
+import subprocess
+import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -247,3 +250,33 @@ def test_tests_mirror_the_package(path: Path) -> None:
     """A folder of tests is a folder of the package; ``format1`` holds what an earlier version saved."""
     folder = path.parent.relative_to(ROOT / "tests")
     assert folder == Path("format1") or (PACKAGE / folder / "__init__.py").exists()
+
+
+# ---- names that nothing defines
+
+
+def test_every_name_is_defined() -> None:
+    """The type checker and ruff leave undefined names alone, since letters of shapes look like them; here they are sorted out."""
+    command = [
+        str(Path(sys.executable).parent / "ruff"),
+        "check",
+        "bll_pyro",
+        "--select",
+        "F821",
+        "--ignore-noqa",
+    ]
+    done = subprocess.run(
+        [*command, "--output-format", "json", "--exit-zero"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    undefined = []
+    for found in json.loads(done.stdout):
+        path, place = Path(found["filename"]), found["location"]
+        line = path.read_text().splitlines()[place["row"] - 1]
+        inside = line[: place["column"] - 1].count('"') % 2 == 1  # of a string, as shapes are
+        if not (inside and re.search(r'\[Tensor, "', line)):
+            undefined.append(f"{where(path)}:{place['row']} {found['message']}")
+    assert not undefined

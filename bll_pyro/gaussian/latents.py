@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from bll_pyro.gaussian.weights import LOG_TWO_PI, Dense, WeightGaussian, standard_normals

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from bll_pyro.features.columns import NO_COLUMNS, Columns
 from bll_pyro.frame import Frame
+from bll_pyro.inference.base import Trace
 from bll_pyro.inference.rows import FeatureRows
 from bll_pyro.inference.training_data import TrainingData
 from bll_pyro.layer import LastLayer
