@@ -55,7 +55,7 @@ class LabelPrediction(OfLabels):
         Estimated error of the integration in ``probs``, from two halves of the points; None for :class:`Probit`.
     """
 
-    probs: Float[Tensor, "N *T"]
+    probs: Float[Tensor, "N ..."]
     outputs: Outputs
     likelihood: Likelihood
     integration: Integration

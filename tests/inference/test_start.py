@@ -81,7 +81,7 @@ def test_wide_features_reach_the_elbo_of_a_long_fit(monkeypatch: pytest.MonkeyPa
     best = reached(learning_rate=0.003, num_epochs=200)
     assert reached() > best - 0.005
     assert reached(learning_rate=0.02) < best - 0.005
-    monkeypatch.setattr(start_module, "OUTPUT_SCALE", 100.0)
+    monkeypatch.setattr("bll_pyro.inference.svi.svi.OUTPUT_SCALE", 100.0)
     assert reached() < best - 0.01
 
 
