@@ -1,4 +1,4 @@
-"""Time two versions of the package in turns: ``python tools/compare_speed.py OLD NEW [ROUNDS]`` with folders that hold ``bll_pyro``.
+"""Time two versions of the package in turns: ``python tools/compare_speed.py OLD NEW [ROUNDS]``; each folder holds ``bll_pyro``.
 
 Each round starts a fresh process a version, with one thread. A figure is the least of many short measurements, since a shared
 machine only ever adds time; the table has the least over all rounds, and the ratio new over old.
