@@ -42,6 +42,7 @@ def test_saved_fits_load_and_predict(case: str, recorded: dict[str, np.ndarray],
     assert record.posterior_hash(bll.load(tmp_path)) == str(recorded[f"{case}/hash"])
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # short fits say that they are short
 @pytest.mark.parametrize("case", [name for name in CASES if name not in CHAOTIC])
 def test_fits_are_those_of_format_1(case: str, recorded: dict[str, np.ndarray]) -> None:
