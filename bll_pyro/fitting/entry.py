@@ -88,8 +88,8 @@ def fit(
         backbone = copy.deepcopy(backbone)
         assert backbone is not None
         posterior, trace = inference.train_backbone(layer, backbone, rows, seed, held_out, device)
-        weight = rows.source.columns.weight
-        total = float(rows.source.num_rows) if weight is None else float(weight.double().sum())
+        num_rows, columns = rows.source.num_rows, rows.source.columns
+        total = float(num_rows) if columns is NO_COLUMNS else columns.total_weight(num_rows)
         log_densities_in_user_units(trace, posterior.frame, total)
         final_stage = inference.on_features()
         if final_stage is None:
