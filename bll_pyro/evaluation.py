@@ -14,6 +14,7 @@ from bll_pyro.guides import MAP
 from bll_pyro.inference.svi.svi import SVI
 from bll_pyro.prediction import ClassPrediction, LabelPrediction, Prediction, ValuePrediction
 from bll_pyro.recalibrate import calibrate
+from bll_pyro.scope import own_modes
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -54,6 +55,7 @@ class Evaluation:
         return "\n".join(lines)
 
 
+@own_modes()
 def evaluate(
     fit: Fit,
     inputs: Any,

@@ -26,7 +26,7 @@ from bll_pyro.layer import LastLayer
 from bll_pyro.likelihoods.base import TargetShape
 from bll_pyro.model import GlobalSites
 from bll_pyro.priors import Posterior as PosteriorPrior
-from bll_pyro.scope import generator
+from bll_pyro.scope import generator, own_modes
 
 Draws = dict[str, Tensor]
 
@@ -87,6 +87,7 @@ class Posterior(ABC):
     def noise(self, num_draws: int, seed: int = 0) -> Draws:
         """Draws of the likelihood's noise parameters, ``{site: [S, *event]}``; empty where there are none."""
 
+    @own_modes()
     def as_prior(self) -> PosteriorPrior:
         """Turn this posterior of weight and bias into the prior of the next fit, with its coordinates."""
         raise TypeError(
@@ -94,6 +95,7 @@ class Posterior(ABC):
             "Laplace, or Exact with known noise (or noises.Maximized()); to add rows to Exact use fit.update(...)"
         )
 
+    @own_modes()
     def draw_outputs(self, draws: Draws, features: Float[Tensor, "N D"]) -> Float[Tensor, "S N K"]:
         """Outputs ``[S, N, K]`` of given draws (chains joined) for features ``[N, D]``."""
         standardized = self.frame.standardized(features)
@@ -118,6 +120,7 @@ class GaussianPosterior(Posterior):
 
     latents: LatentGaussian = field(kw_only=True)
 
+    @own_modes()
     def sample(self, num_draws: int = 1000, seed: int = 0) -> Draws:
         """Independent draws, one chain."""
         random = generator(seed, self.latents.globals_loc.device)
@@ -127,6 +130,7 @@ class GaussianPosterior(Posterior):
             values |= self.global_sites.to_user(self.global_sites.constrain(u)[0])
         return {name: value[None] for name, value in values.items()}
 
+    @own_modes()
     def log_prob(self, draws: Draws) -> Float[Tensor, "chain draw"]:
         """Log density ``[chain, draw]``. The rotation to principal axes keeps volumes, so it needs no correction."""
         if isinstance(self.latents.weights, Delta):
@@ -152,6 +156,7 @@ class GaussianPosterior(Posterior):
             latents.weights.outputs(design), torch.einsum("np,kpu->nku", design, latents.coupling)
         )
 
+    @own_modes()
     def noise(self, num_draws: int, seed: int = 0) -> Draws:
         """Quasi-random draws of the noise parameters, in dimensions that the points of the outputs do not use."""
         if not self.global_sites.noise_names:
@@ -163,6 +168,7 @@ class GaussianPosterior(Posterior):
         values = self.global_sites.constrain(self.latents.globals_loc + spread)[0]
         return self.global_sites.noise(values)
 
+    @own_modes()
     def as_prior(self) -> PosteriorPrior:
         """The Gaussian of weight and bias, with unknown noise and hyper-parameters integrated out."""
         if isinstance(self.latents.weights, Delta):

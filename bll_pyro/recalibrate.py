@@ -12,6 +12,7 @@ from torch import Tensor
 
 from bll_pyro.prediction import ClassPrediction, LabelPrediction, ValuePrediction
 from bll_pyro.prediction.recalibration import NoiseFactor, PredictiveTemperature
+from bll_pyro.scope import own_modes
 
 if TYPE_CHECKING:
     from bll_pyro.fitting import Fit
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 BOUNDS = (-5.0, 5.0)  # bounds of the log temperature or log noise factor
 
 
+@own_modes()
 def calibrate(fit: Fit, inputs: Any, targets: Any) -> Fit:
     """A new fit with a predictive temperature or a noise factor fitted to held-out rows.
 

@@ -20,10 +20,12 @@ jaxtyping.install_import_hook("bll_pyro", "runtime_checks.checked")
 
 import pyro
 import torch
+import world
 
 ROOT = Path(__file__).resolve().parent.parent
 
 torch.set_num_threads(1)
+world.install()  # before tests import public names
 
 LONGEST = (
     "test_documentation",

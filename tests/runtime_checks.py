@@ -11,12 +11,18 @@ from collections.abc import Callable, Iterator
 from dataclasses import is_dataclass
 from functools import wraps
 from inspect import isclass, isfunction
+from random import Random
 from types import FunctionType
 from typing import Any, Self, TypeAliasType, get_args, get_type_hints
 
 import jaxtyping
 from beartype import BeartypeConf, beartype
+from beartype._check.code import codemain
+from beartype._util.kind.integer import utilintget
 from jaxtyping import AbstractArray, TypeCheckError
+
+# Which item of a list is checked is drawn at random, from Python's own state, which a call must leave alone (world.py).
+codemain.getrandbits = utilintget.getrandbits = Random(0).getrandbits
 
 # an int is as good as a float, as in the type checker's eyes
 INT_IS_FLOAT = BeartypeConf(is_pep484_tower=True, violation_type=TypeCheckError)

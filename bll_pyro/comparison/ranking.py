@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -18,6 +17,7 @@ from bll_pyro.features.columns import Data
 from bll_pyro.features.store import Features
 from bll_pyro.fitting import Fit
 from bll_pyro.prediction import ClassPrediction, LabelPrediction, Prediction, ValuePrediction
+from bll_pyro.scope import own_modes, without_warnings
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -90,6 +90,7 @@ _SHOWN = (
 )  # fmt: skip
 
 
+@own_modes()
 def compare(
     fits: Mapping[str, Fit], data: Any, *, new_data: Any = None, num_rows: int | None = None, seed: int = 0
 ) -> Comparison:
@@ -123,9 +124,7 @@ def compare(
     import arviz_stats as azs
 
     loos, targets = {}, None
-    with warnings.catch_warnings():
-        # the column `flagged` reports it
-        warnings.filterwarnings("ignore", "Estimated shape parameter of Pareto", UserWarning)
+    with without_warnings("Estimated shape parameter of Pareto"):  # the column `flagged` reports it
         for name, fit in fits.items():
             features, own, given = _rows(fit, data_of[name])
             targets = own if targets is None else targets

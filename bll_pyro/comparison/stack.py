@@ -12,6 +12,7 @@ from bll_pyro.comparison.mixture import LabelMixture, ValueMixture, mix_classes
 from bll_pyro.fitting import Fit
 from bll_pyro.prediction import ClassPrediction, LabelPrediction, Prediction, ValuePrediction
 from bll_pyro.prediction.integration import Integration
+from bll_pyro.scope import own_modes
 
 NEGLIGIBLE = 1e-6  # a fit with a smaller weight is left out
 
@@ -42,6 +43,7 @@ class Stack:
                 f"Stack(weights=...): expected weights >= 0 that sum to 1, got {dict(self.weights)}"
             )
 
+    @own_modes(gradients=False)
     def predict(
         self,
         inputs: Any,
@@ -63,6 +65,7 @@ class Stack:
             }
         )
 
+    @own_modes(gradients=False)
     def mix(self, predictions: Mapping[str, Prediction]) -> Prediction:
         """Mixture of predictions that were made already, by name."""
         names = [name for name in predictions if self.weights[name] > NEGLIGIBLE]

@@ -22,7 +22,7 @@ from bll_pyro.conformal.thresholds import conformal_quantile
 from bll_pyro.declaration import Declaration
 from bll_pyro.likelihoods import Likelihood
 from bll_pyro.metrics.arrays import Array
-from bll_pyro.scope import generator
+from bll_pyro.scope import generator, own_modes
 
 if TYPE_CHECKING:
     from bll_pyro.fitting import Fit
@@ -96,6 +96,7 @@ class _Conformal(Calibrated):
     def _own_scores(self, prediction: Any, targets: Any) -> Array:
         """Scores of the targets ``[N]``, or ``[N, T]`` with one threshold per target."""
 
+    @own_modes(gradients=False)
     def calibrate(self, fit: Fit, inputs: Any, targets: Any) -> Self:
         """A copy with the threshold from rows that the fit was not trained on, for use with this fit.
 
@@ -157,6 +158,7 @@ class PredictionSets(_Conformal):
     def _own_scores(self, prediction: Any, targets: Any) -> Array:
         return own_scores(self.score.of(prediction.probs, new=False), targets)
 
+    @own_modes(gradients=False)
     def predict(self, inputs: Any) -> Bool[Tensor, "N K"]:
         """Sets ``[N, K]``: whether each class is in the row's set."""
         fit = self.check_bound()
@@ -196,6 +198,7 @@ class PredictionIntervals(_Conformal):
         loc, scale = _by_target(prediction)
         return normalized_residual_scores(loc, scale, values)
 
+    @own_modes(gradients=False)
     def predict(self, inputs: Any) -> Interval:
         """Bounds of the intervals, ``[N]`` or ``[N, T]`` each, in the targets' units."""
         fit = self.check_bound()

@@ -27,7 +27,7 @@ from bll_pyro.inference.standardization import make_frame
 from bll_pyro.layer import LastLayer
 from bll_pyro.model import Model
 from bll_pyro.posterior import Draws, DrawsPosterior, Posterior
-from bll_pyro.scope import isolated
+from bll_pyro.scope import isolated, own_modes
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -36,6 +36,7 @@ MAX_BYTES = 4 * 2**30
 UNITS = "standardised: f, weights, hyper-parameters, noise; as given: y"
 
 
+@own_modes()
 def prior_predictive(
     layer: LastLayer,
     features: Any,

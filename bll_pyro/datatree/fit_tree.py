@@ -27,6 +27,7 @@ from bll_pyro.datatree.row_evaluation import (
 from bll_pyro.declaration import to_plain
 from bll_pyro.features.data import check_finite
 from bll_pyro.posterior import DrawsPosterior
+from bll_pyro.scope import own_modes
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 UNITS = "standardised: weights, hyper-parameters, noise (see constant_data); as given: y and its densities"
 
 
+@own_modes()
 def to_datatree(
     fit: Fit,
     inputs: Any,

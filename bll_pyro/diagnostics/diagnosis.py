@@ -15,8 +15,10 @@ from bll_pyro.diagnostics.verdicts import Diagnosis
 from bll_pyro.features.data import check_finite
 from bll_pyro.features.store import Features
 from bll_pyro.fitting import Fit
+from bll_pyro.scope import own_modes
 
 
+@own_modes()
 def diagnose(
     fit: Fit,
     inputs: Any,

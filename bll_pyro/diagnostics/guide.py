@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import torch
 
 from bll_pyro.diagnostics.study import MIN_DRAWS, Study
 from bll_pyro.diagnostics.verdicts import Check, Grade
@@ -13,7 +12,7 @@ from bll_pyro.gaussian import Delta
 from bll_pyro.gaussian.precision import weights_in_double
 from bll_pyro.guides import FullRank
 from bll_pyro.inference.svi.svi import SVI
-from bll_pyro.scope import generator
+from bll_pyro.scope import generator, own_modes
 
 KHAT_LIMITS = (0.7, 1.0)  # Yao et al. 2018; Vehtari et al. 2024
 FEW_UNKNOWNS = 100  # with more, k-hat is high for good guides too (Yao et al. 2018)
@@ -52,7 +51,7 @@ def khat(study: Study) -> Check:
     return Check.graded(name, value, KHAT_LIMITS, finding, remedy)
 
 
-@torch.no_grad()
+@own_modes(gradients=False)
 def gap(study: Study) -> Check:
     """What correlations that the guide cannot express cost: the ELBO of a full-rank guide less its own, nats a weight.
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from bll_pyro.diagnostics.study import Study
 from bll_pyro.diagnostics.verdicts import Check, Grade
 from bll_pyro.posterior import DrawsPosterior
+from bll_pyro.scope import without_warnings
 
 FLAGGED_LIMITS = (0.0, 0.05)  # share of the rows
 UNSEEN = "rows that the backbone was not trained on: fit the last layer on some, and judge it on others"
@@ -51,12 +52,9 @@ def _by_importance(study: Study) -> tuple[float, float] | None:
     stats = study.tree["sample_stats"]
     if "log_q" not in stats:
         return None
-    import warnings
-
     import arviz_stats as azs
 
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Estimated shape parameter of Pareto", UserWarning)
+    with without_warnings("Estimated shape parameter of Pareto"):
         result = azs.loo_approximate_posterior(study.tree, stats["log_p"], stats["log_q"], pointwise=True)
     return float(result.elpd), float(np.nanmax(result.pareto_k))
 

@@ -30,7 +30,7 @@ from bll_pyro.gaussian.precision import covariance_times
 from bll_pyro.inference.leave_one_out.response import global_draws
 from bll_pyro.inference.leave_one_out.row_by_row import row_blocks
 from bll_pyro.inference.svi.svi import SVI
-from bll_pyro.scope import generator
+from bll_pyro.scope import generator, own_modes
 
 MIN_STEPS = 30
 MIN_STANDARD_ERRORS = 3.0
@@ -96,7 +96,7 @@ def optimum(study: Study) -> Check:
     return Check.graded(name, distance, DISTANCE_LIMITS, finding, _cure(study))
 
 
-@torch.no_grad()
+@own_modes(gradients=False)
 def distance_to_optimum(study: Study) -> tuple[float, float]:
     """Distance of the means, and about how many nats of the ELBO it costs."""
     slope = slope_of_means(study)

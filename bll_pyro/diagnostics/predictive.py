@@ -17,7 +17,7 @@ from bll_pyro.inference.exact.noise_mixture import NoiseMixturePosterior
 from bll_pyro.inference.leave_one_out.mixtures import mixture_without
 from bll_pyro.posterior import DrawsPosterior
 from bll_pyro.prediction import ClassPrediction, LabelPrediction, Prediction, ValuePrediction, predict_outputs
-from bll_pyro.scope import generator
+from bll_pyro.scope import generator, own_modes
 
 BLOCK_ROWS = 512
 NUM_BINS = 15
@@ -30,7 +30,7 @@ PIT_LIMITS = (
 EVENT_LIMITS = (0.02, 0.05)  # calibration error beyond what a calibrated prediction would have
 
 
-@torch.no_grad()
+@own_modes(gradients=False)
 def predictive(study: Study) -> Check:
     """PIT of numbers and counts, calibration of classes and labels, each row left out of its own prediction."""
     if study.stuck:

@@ -15,6 +15,7 @@ from bll_pyro.diagnostics.verdicts import Check
 from bll_pyro.gaussian import Delta
 from bll_pyro.gaussian.precision import covariance_times
 from bll_pyro.inference.leave_one_out.row_by_row import row_blocks
+from bll_pyro.scope import own_modes
 
 MAX_PRIOR_NUMBERS = 2e7
 NUM_PRIOR_DRAWS = 1000
@@ -127,7 +128,7 @@ def _by_importance(study: Study, name: str) -> Check:
     return Check.graded(name, largest, (SENSITIVITY_LIMIT, math.inf), finding, COMPARE)
 
 
-@torch.no_grad()
+@own_modes(gradients=False)
 def _by_response(study: Study, name: str) -> Check:
     """Shift of the outputs when the log prior is doubled, ``log(2) H P^-1 dE_q[log p(W)]/dm``, in their standard deviations."""
     slope = prior_slope(study)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -18,7 +17,7 @@ from bll_pyro.inference.leave_one_out.response import Response
 from bll_pyro.inference.leave_one_out.row_by_row import RowByRow
 from bll_pyro.inference.rows import DesignRows
 from bll_pyro.posterior import DrawsPosterior, GaussianPosterior, Posterior
-from bll_pyro.scope import generator
+from bll_pyro.scope import generator, without_warnings
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -121,10 +120,9 @@ class Study:
     @cached_property
     def loo(self) -> ELPDData:
         """Leave-one-out, of the chosen rows."""
-        with warnings.catch_warnings():
-            # the checks report it
-            warnings.filterwarnings("ignore", "Estimated shape parameter of Pareto", UserWarning)
-            warnings.filterwarnings("ignore", "loo: the layer is too large", RuntimeWarning)
+        with without_warnings(
+            "Estimated shape parameter of Pareto|loo: the layer is too large"
+        ):  # the checks report it
             num_rows = None if self.num_rows >= len(self.targets) else self.num_rows
             return loo(self.fit, self.data, num_rows, self.seed)
 

@@ -15,7 +15,7 @@ from bll_pyro.features.data import Data, check_finite
 from bll_pyro.inference.leave_one_out.leave_out import HIGH_INFLUENCE, NUM_POINTS, leave_one_out
 from bll_pyro.inference.rows import DesignRows
 from bll_pyro.posterior import DrawsPosterior
-from bll_pyro.scope import generator
+from bll_pyro.scope import generator, own_modes
 
 if TYPE_CHECKING:
     from arviz_stats.utils import ELPDDataLOO
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from bll_pyro.fitting import Fit
 
 
+@own_modes()
 def loo(fit: Fit, data: Any, num_rows: int | None = None, seed: int = 0) -> ELPDDataLOO:
     """Leave-one-out expected log predictive density of a fit, as ArviZ's ``ELPDData``, pointwise.
 

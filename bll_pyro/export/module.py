@@ -7,6 +7,7 @@ devices, and ``torch.export`` takes it as it is, with a batch dimension of any s
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -74,9 +75,11 @@ class PredictiveModule(nn.Module):
         super().__init__()
         posterior = fit.posterior
         assert isinstance(posterior, GaussianPosterior)
-        self.backbone = fit.backbone
-        if self.backbone is not None:
-            self.backbone.eval()
+        self.backbone = None
+        if fit.backbone is not None:
+            # a copy, which shares the tensors: the user's network keeps its modes
+            shared = [*fit.backbone.parameters(), *fit.backbone.buffers()]
+            self.backbone = copy.deepcopy(fit.backbone, {id(tensor): tensor for tensor in shared}).eval()
         recalibration = fit.recalibration
         self.temperature = (
             recalibration.temperature if isinstance(recalibration, PredictiveTemperature) else 1.0

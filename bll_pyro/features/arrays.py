@@ -34,7 +34,8 @@ def to_tensor(array: Any, what: str) -> Tensor:
         When the rows differ in shape, values are masked, or integers do not fit 64 bits.
     """
     if isinstance(array, Tensor):
-        return _check_tensor(array.detach(), what)
+        # a tensor that was made in inference mode cannot take part in gradients, a copy that is made outside can
+        return _check_tensor(array.clone() if array.is_inference() else array.detach(), what)
     if isinstance(array, (list, tuple)):
         if array and all(isinstance(row, Tensor) for row in array):
             if len({tuple(row.shape) for row in array}) > 1:
@@ -67,7 +68,7 @@ def check_finite(tensor: Tensor, what: str) -> None:
     rows = tensor.reshape(1) if tensor.ndim == 0 else tensor
     num_nan = num_infinite = 0
     first = -1
-    step = rows_per_chunk(rows)
+    step = len(rows) if rows.nbytes <= CHUNK_BYTES else rows_per_chunk(rows)
     for start in range(0, len(rows), step):
         chunk = rows[start : start + step]
         # a finite sum implies finite terms; one that is not finite may also be an overflow, so the terms are checked
@@ -108,12 +109,10 @@ def _check_tensor(tensor: Tensor, what: str) -> Tensor:
         raise TypeError(
             f"{what}: expected real numbers, got {tensor.dtype}; pass the real and imaginary parts as columns"
         )
-    return _widen(tensor, what)
+    return _widen(tensor, what) if tensor.dtype in _WIDER else tensor
 
 
 def _widen(tensor: Tensor, what: str) -> Tensor:
-    if tensor.dtype not in _WIDER:
-        return tensor
     wide = tensor.to(_WIDER[tensor.dtype])
     if tensor.dtype == torch.uint64 and wide.numel() and int(wide.min()) < 0:
         raise ValueError(

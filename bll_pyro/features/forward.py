@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -119,21 +120,37 @@ def _form(inputs: Any) -> str:
     )
 
 
+_MODES_LOCK = threading.RLock()
+_MODES: dict[
+    int, tuple[bool, int]
+] = {}  # of each module that is frozen now: its own mode, and how many blocks it is in
+
+
 @contextmanager
 def frozen(backbone: nn.Module) -> Iterator[nn.Module]:
     """Run the block with `backbone` in eval mode and without gradients, and restore the mode of each submodule afterwards.
 
-    Parameters and buffers do not change: BatchNorm layers use their running statistics and don't update them.
+    Parameters and buffers do not change: BatchNorm layers use their running statistics and don't update them. Several threads
+    may run the same network: the last one that leaves restores the modes.
     """
-    modes = [(part, part.training) for part in backbone.modules()]
+    entered: list[nn.Module] = []
     try:
-        for part, _ in modes:
-            part.training = False  # not by eval(), which a submodule may override
+        with _MODES_LOCK:
+            for part in backbone.modules():
+                mode, users = _MODES.get(id(part), (part.training, 0))
+                entered.append(part)
+                _MODES[id(part)] = mode, users + 1
+                part.training = False  # not by eval(), which a submodule may override
         with torch.no_grad():
             yield backbone
     finally:
-        for part, mode in modes:
-            part.training = mode
+        with _MODES_LOCK:
+            for part in entered:
+                mode, users = _MODES.pop(id(part), (part.training, 1))
+                if users > 1:
+                    _MODES[id(part)] = mode, users - 1
+                else:
+                    part.training = mode
 
 
 def trainable_parameters(backbone: nn.Module) -> list[nn.Parameter]:

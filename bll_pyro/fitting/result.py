@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -15,6 +16,8 @@ from bll_pyro.features.columns import NO_COLUMNS, Columns, Data, bundled
 from bll_pyro.features.data import check_finite, read
 from bll_pyro.features.extraction import extract
 from bll_pyro.features.forward import compute_features, frozen
+from bll_pyro.features.loading import DatasetSource, LoaderSource
+from bll_pyro.features.sources import Source
 from bll_pyro.features.store import Features
 from bll_pyro.fitting.updating import update
 from bll_pyro.inference import Inference, Trace
@@ -24,7 +27,7 @@ from bll_pyro.ood import Detector, View
 from bll_pyro.posterior import Posterior
 from bll_pyro.prediction import Integration, Prediction, QuasiMonteCarlo, Recalibration, predict
 from bll_pyro.prediction.base import gathered
-from bll_pyro.scope import isolated
+from bll_pyro.scope import isolated, own_modes
 
 if TYPE_CHECKING:
     import xarray
@@ -67,6 +70,7 @@ class Fit:
     recalibration: Recalibration | None = None
     detector: Detector | None = None
 
+    @own_modes()
     def predict(
         self,
         inputs: Any,
@@ -129,6 +133,7 @@ class Fit:
 
         return to_datatree(self, inputs, targets, **options)
 
+    @own_modes()
     def save(self, path: str | Path) -> None:
         """Write the fit into a folder (safetensors and JSON, no pickle, no training rows); see :func:`bll_pyro.load`."""
         names = ("layer", "posterior", "inference", "trace", "seed", "num_rows", "recalibration", "detector")
@@ -169,6 +174,7 @@ class Fit:
         """Log evidence (marginal likelihood) of the training targets, in the user's units, nats."""
         return self._given(self.trace.log_evidence, "log_evidence", "Exact and Laplace")
 
+    @own_modes()
     def features(self, inputs: Any, *, need_targets: bool = False, batch_size: int = 256) -> Features:
         """Features ``[N, D]`` of inputs, through the backbone (and the store) where there is one; widths are checked."""
         parts = list(self.feature_batches(inputs, batch_size, need_targets))
@@ -189,26 +195,28 @@ class Fit:
         self, inputs: Any, batch_size: int = 256, need_targets: bool = False
     ) -> Iterator[tuple[Tensor, Tensor | None]]:
         """Features ``[n, D]`` and targets of inputs, batch by batch; :meth:`features` joins them."""
+        size, backbone = PREDICTION_ROWS, None
         if self.backbone is None:
-            yield from self._checked(
-                read(inputs, need_targets=need_targets, what="inputs").batches(PREDICTION_ROWS)
-            )
+            source: Source | Features = read(inputs, need_targets=need_targets, what="inputs")
         elif self.store is not None:
-            stored = extract(self.backbone, inputs, store=self.store, batch_size=batch_size)
-            yield from self._checked(stored.batches(PREDICTION_ROWS))
+            source = extract(self.backbone, inputs, store=self.store, batch_size=batch_size)
         else:
-            yield from self._checked(self._backbone_batches(inputs, batch_size))
-
-    def _backbone_batches(self, inputs: Any, batch_size: int) -> Iterator[tuple[Tensor, Tensor | None]]:
-        assert self.backbone is not None
-        with isolated(), frozen(self.backbone), torch.no_grad():
-            for batch, targets in read(inputs, need_targets=False, what="inputs").batches(batch_size):
-                yield compute_features(self.backbone, batch), targets
-
-    def _checked(
-        self, batches: Iterator[tuple[Tensor, Tensor | None]]
-    ) -> Iterator[tuple[Tensor, Tensor | None]]:
-        for features, targets in batches:
+            source, size, backbone = (
+                read(inputs, need_targets=False, what="inputs"),
+                batch_size,
+                self.backbone,
+            )
+        runs_code = backbone is not None or isinstance(source, DatasetSource | LoaderSource)
+        batches = source.batches(size)
+        while True:
+            with isolated() if runs_code else nullcontext():  # the user's code may draw random numbers
+                batch = next(batches, None)
+                if batch is None:
+                    return
+                features, targets = batch
+                if backbone is not None:
+                    with frozen(backbone):
+                        features = compute_features(backbone, features)
             self._check(features)
             yield features if features.is_floating_point() else features.float(), targets
 
@@ -229,6 +237,7 @@ class Fit:
         return value
 
 
+@own_modes()
 def load(path: str | Path, *, backbone: nn.Module | None = None, head_only: bool = False) -> Fit:
     """Read a fit that :meth:`Fit.save` wrote.
 

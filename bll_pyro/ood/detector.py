@@ -18,6 +18,7 @@ from bll_pyro.metrics.arrays import ROUNDING
 from bll_pyro.ood.base import Score, View
 from bll_pyro.ood.scores import Leverage
 from bll_pyro.prediction.verdict import Verdict
+from bll_pyro.scope import own_modes
 
 if TYPE_CHECKING:
     from bll_pyro.fitting import Fit
@@ -63,6 +64,7 @@ class Detector(Calibrated):
                 f"Detector(alpha=...): expected a rate between 0 and 1, got {self.alpha!r}; 5 % is 0.05"
             )
 
+    @own_modes()
     def calibrate(self, fit: Fit, inputs: Any, *, train: Any = None, batch_size: int = 256) -> Self:
         """A new detector with the threshold from known rows, for use with this fit.
 
@@ -122,6 +124,7 @@ class Detector(Calibrated):
         assert self.calibration_scores is not None
         return conformal_quantile(self.calibration_scores, self.alpha)
 
+    @own_modes()
     def detect(self, inputs: Any, *, fdr: float | None = None, batch_size: int = 256) -> Verdict:
         """Test inputs for being outside the known distribution.
 
@@ -158,7 +161,7 @@ def views(fit: Fit, features: Features) -> Iterator[View]:
         yield View(part, fit.posterior, fit.recalibration)
 
 
-@torch.no_grad()
+@own_modes(gradients=False)
 def score_rows(fit: Fit, score: Score, features: Features) -> Float[Tensor, " N"]:
     """Scores ``[N]`` of all rows."""
     return torch.cat([score.of(view) for view in views(fit, features)])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -17,6 +16,7 @@ from bll_pyro.prediction.ordinal import OrdinalPrediction
 from bll_pyro.prediction.probit import Probit, refusal
 from bll_pyro.prediction.recalibration import NoiseFactor, PredictiveTemperature, Recalibration
 from bll_pyro.prediction.values import Mixture, ValuePrediction, predict_values
+from bll_pyro.scope import own_modes
 
 __all__ = [
     "ClassPrediction",
@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 
-@torch.no_grad()
+@own_modes(gradients=False)
 def predict(
     posterior: Posterior,
     features: Float[Tensor, "N D"],
@@ -47,7 +47,7 @@ def predict(
     return predict_outputs(posterior, posterior.outputs(features), integration, exposure, recalibration)
 
 
-@torch.no_grad()
+@own_modes(gradients=False)
 def predict_outputs(
     posterior: Posterior,
     outputs: Outputs,

@@ -17,6 +17,7 @@ from bll_pyro.prediction.base import Prediction, as_targets
 from bll_pyro.prediction.integration import Integration
 from bll_pyro.prediction.probit import Probit
 from bll_pyro.prediction.recalibration import averaged, class_entropy
+from bll_pyro.scope import own_modes
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -56,12 +57,14 @@ class ClassPrediction(Prediction):
         """Probability of that class ``[N]``."""
         return self.probs.amax(-1)
 
+    @own_modes(gradients=False)
     def log_prob(self, targets: Any) -> Float[Tensor, " N"]:
         """Log probability of labels, nats ``[N]``."""
         labels = self.likelihood.check_targets(as_targets(targets, len(self))).to(self.probs.device)
         chosen = self.probs.gather(-1, labels[:, None]).squeeze(-1)
         return chosen.clamp_min(torch.finfo(chosen.dtype).tiny).log()
 
+    @own_modes(gradients=False)
     def decide(self, loss_matrix: Any) -> metrics.Decision:
         """Action of least expected cost for each row, ``[N]``, and that cost, ``[N]``.
 
@@ -70,6 +73,7 @@ class ClassPrediction(Prediction):
         """
         return metrics.expected_cost_decision(self.probs, loss_matrix)
 
+    @own_modes(gradients=False)
     def to_pandas(self) -> pd.DataFrame:
         """One line for each row: label, confidence, entropies, and a column for each class."""
         import pandas as pd
@@ -89,7 +93,7 @@ class ClassPrediction(Prediction):
         return cls(**joined, likelihood=parts[0].likelihood)
 
 
-@torch.no_grad()
+@own_modes(gradients=False)
 def predict_classes(
     outputs: Outputs,
     likelihood: Likelihood,

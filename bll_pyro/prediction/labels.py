@@ -16,6 +16,7 @@ from bll_pyro.prediction.base import Prediction, as_targets
 from bll_pyro.prediction.integration import Integration
 from bll_pyro.prediction.probit import Probit
 from bll_pyro.prediction.recalibration import averaged
+from bll_pyro.scope import own_modes
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -62,7 +63,7 @@ class LabelPrediction(OfLabels):
     temperature: float = 1.0  # of a recalibration
     error: Float[Tensor, "N ..."] | None = field(default=None, kw_only=True)
 
-    @torch.no_grad()
+    @own_modes(gradients=False)
     def log_prob(self, targets: Any) -> Float[Tensor, " N"]:
         """Log probability of a row's labels together, nats ``[N]``: labels are independent only given the outputs.
 
@@ -93,7 +94,7 @@ class LabelPrediction(OfLabels):
         return cls(**joined, outputs=outputs, **shared)
 
 
-@torch.no_grad()
+@own_modes(gradients=False)
 def predict_labels(
     outputs: Outputs,
     likelihood: Likelihood,

@@ -13,6 +13,7 @@ from bll_pyro.checks import share
 from bll_pyro.prediction.base import as_targets
 from bll_pyro.prediction.classes import ClassPrediction
 from bll_pyro.prediction.intervals import IntervalKind, check_kind, randomised_pit
+from bll_pyro.scope import own_modes
 
 ROUNDING = 1e-6  # of a sum of probabilities
 
@@ -26,17 +27,20 @@ class OrdinalPrediction(ClassPrediction):
         """``P(y <= c)`` of each class, ``[N, C]``."""
         return self.probs.cumsum(-1)
 
+    @own_modes(gradients=False)
     def cdf(self, labels: Any) -> Float[Tensor, " N"]:
         """``P(y <= label)`` ``[N]``."""
         index = as_targets(labels, len(self)).long().to(self.probs.device)
         reached = self.cumulative.gather(-1, index.clamp_min(0)[:, None]).squeeze(-1)
         return torch.where(index < 0, torch.zeros_like(reached), reached)
 
+    @own_modes(gradients=False)
     def quantile(self, q: float) -> Int[Tensor, " N"]:
         """Smallest class whose distribution function reaches ``q``, ``[N]``."""
         share(q, "q", "quantile")
         return (self.cumulative < q - ROUNDING).sum(-1).clamp_max(self.probs.shape[1] - 1)
 
+    @own_modes(gradients=False)
     def interval(
         self, prob: float = 0.9, kind: IntervalKind = "equal_tailed"
     ) -> tuple[Int[Tensor, " N"], Int[Tensor, " N"]]:
@@ -57,12 +61,14 @@ class OrdinalPrediction(ClassPrediction):
         best = score.argmin(-1)
         return best // num_classes, best % num_classes
 
+    @own_modes(gradients=False)
     def crps(self, targets: Any) -> Float[Tensor, " N"]:
         """Ranked probability score ``sum_c (P(y <= c) - [c >= target])^2`` of each label, in classes (Epstein 1969)."""
         labels = self.likelihood.check_targets(as_targets(targets, len(self))).to(self.probs.device)
         reached = torch.arange(self.probs.shape[1], device=labels.device) >= labels[:, None]
         return (self.cumulative - reached.to(self.probs)).square().sum(-1)
 
+    @own_modes(gradients=False)
     def pit(self, targets: Any, seed: int = 0) -> Float[Tensor, " N"]:
         """Probability integral transform of each label, made uniform by seeded random numbers (Smith 1985)."""
         labels = self.likelihood.check_targets(as_targets(targets, len(self)))

@@ -26,7 +26,7 @@ from bll_pyro.prediction.mixtures import (
     shortest_interval,
     shortest_range,
 )
-from bll_pyro.scope import generator
+from bll_pyro.scope import generator, own_modes
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -114,7 +114,7 @@ class ValuePrediction(Prediction):
         """Predictive standard deviation."""
         return self.total.sqrt()
 
-    @torch.no_grad()
+    @own_modes(gradients=False)
     def log_prob(self, targets: Any) -> Float[Tensor, " N"]:
         """Log density of the mixture, jointly over the targets of a row, nats ``[N]``."""
         mixture = self.mixture
@@ -125,13 +125,13 @@ class ValuePrediction(Prediction):
         ]
         return torch.cat(parts) - mixture.spread.log().sum()
 
-    @torch.no_grad()
+    @own_modes(gradients=False)
     def cdf(self, values: Any) -> Float[Tensor, "N *T"]:
         """Distribution function of the mixture at values that broadcast against the mean."""
         target = torch.as_tensor(values, dtype=self.mean.dtype, device=self.mean.device).expand_as(self.mean)
         return self._map(lambda parts, v, weights: average(parts.cdf(v), weights), target)
 
-    @torch.no_grad()
+    @own_modes(gradients=False)
     def quantile(self, q: float) -> Float[Tensor, "N *T"]:
         """Quantile of the mixture, of the shape of the mean, by bisection of its distribution function.
 
@@ -142,7 +142,7 @@ class ValuePrediction(Prediction):
             self._map(lambda parts, v, weights: mixture_quantile(parts, q, v, weights), self.mean)
         )
 
-    @torch.no_grad()
+    @own_modes(gradients=False)
     def interval(
         self, prob: float = 0.9, kind: IntervalKind = "equal_tailed"
     ) -> tuple[Float[Tensor, "N *T"], Float[Tensor, "N *T"]]:
@@ -165,7 +165,7 @@ class ValuePrediction(Prediction):
         )
         return self._in_units(ends[..., 0]), self._in_units(ends[..., 1])
 
-    @torch.no_grad()
+    @own_modes(gradients=False)
     def crps(self, targets: Any) -> Float[Tensor, "N *T"]:
         """Continuous ranked probability score of each target, in its units; smaller is better (Gneiting and Raftery 2007)."""
         given = self._targets(targets)
@@ -175,6 +175,7 @@ class ValuePrediction(Prediction):
         )
         return values * self.mixture.spread.view(self.mean.shape[1:])
 
+    @own_modes(gradients=False)
     def pit(self, targets: Any, seed: int = 0) -> Float[Tensor, "N *T"]:
         """Probability integral transform of each target, uniform if the prediction is right; see :func:`bll_pyro.metrics.pit`.
 
@@ -213,12 +214,13 @@ class ValuePrediction(Prediction):
         shape = self.mean.shape[1:]
         return values * self.mixture.spread.view(shape) + self.mixture.center.view(shape)
 
-    @torch.no_grad()
+    @own_modes(gradients=False)
     def sample(self, num_draws: int = 1000, seed: int = 0) -> Float[Tensor, "S N *T"]:
         """Draws ``[num_draws, N]`` or ``[num_draws, N, T]`` of the targets, those of a row drawn together."""
         values = self.mixture.sample(num_draws, generator(seed, self.mean.device))
         return (values * self.mixture.spread + self.mixture.center).reshape(num_draws, *self.mean.shape)
 
+    @own_modes(gradients=False)
     def to_pandas(self) -> pd.DataFrame:
         """One line for each row: mean, scale and variances (a column for each target)."""
         return self._table(("mean", "scale", "total", "aleatoric", "epistemic"))
@@ -261,7 +263,7 @@ def seeded_sample(distribution: dist.Distribution, random: torch.Generator) -> T
         return distribution.sample()
 
 
-@torch.no_grad()
+@own_modes(gradients=False)
 def predict_values(mixture: Mixture, single: bool) -> ValuePrediction:
     """Moments of every row, with the mixture. ``single``: one target a row, without a target axis."""
     center, spread = mixture.center, mixture.spread

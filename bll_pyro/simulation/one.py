@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +19,7 @@ from bll_pyro.layer import LastLayer
 from bll_pyro.likelihoods.base import TargetShape
 from bll_pyro.model import Model
 from bll_pyro.posterior import Draws, Posterior
-from bll_pyro.scope import isolated
+from bll_pyro.scope import isolated, one_thread, without_warnings
 
 LOG_JOINT = "log_joint"
 
@@ -64,11 +63,8 @@ def simulate(task: Task, number: int) -> Ranked:
     truth, targets = draw_from_model(task, derived_seed(task.seed, number, 0))
     features = Features.from_tensors(task.features, targets)
     checked = task.layer.likelihood.check_targets(targets)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", RuntimeWarning)  # kept as messages
+    with one_thread():
+        with without_warnings(category=RuntimeWarning):  # kept as messages
             posterior, trace = fit_features(
                 task.layer,
                 task.features,
@@ -81,8 +77,6 @@ def simulate(task: Task, number: int) -> Ranked:
         return rank(
             posterior, features, truth, draws, "; ".join(trace.messages) if not trace.converged else ""
         )
-    finally:
-        torch.set_num_threads(threads)
 
 
 def draw_from_model(task: Task, seed: int) -> tuple[Draws, Tensor]:

@@ -20,6 +20,7 @@ from bll_pyro.inference.nuts.nuts import NUTS
 from bll_pyro.inference.standardization import Moments, feature_scale
 from bll_pyro.layer import LastLayer
 from bll_pyro.progress import progress
+from bll_pyro.scope import own_modes
 from bll_pyro.simulation.one import Ranked, Task, simulate
 from bll_pyro.simulation.ranks import ranks_tree
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
 
+@own_modes()
 def sbc(
     layer: LastLayer,
     inference: Inference,
@@ -127,7 +129,8 @@ def _run(task: Task, num_simulations: int, num_processes: int | None) -> Iterato
         return
     with joblib.parallel_config(backend="loky", inner_max_num_threads=1):
         pool = joblib.Parallel(n_jobs=wanted, return_as="generator", mmap_mode="c")
-        yield from pool(joblib.delayed(simulate)(task, number) for number in range(num_simulations))
+        results = pool(joblib.delayed(simulate)(task, number) for number in range(num_simulations))
+    yield from results
 
 
 def _features(features: Any) -> Tensor:

@@ -12,11 +12,13 @@ from bll_pyro.datatree.programs.conversion import Conversion
 from bll_pyro.datatree.programs.groups import Coords, Dims
 from bll_pyro.datatree.programs.program import Program, undisturbed
 from bll_pyro.datatree.programs.source import DrawSource, from_guide, from_mcmc, from_samples
+from bll_pyro.scope import own_modes
 
 if TYPE_CHECKING:
     import xarray as xr
 
 
+@own_modes()
 def from_pyro(
     model: Callable[..., Any] | None = None,
     posterior_samples: Mapping[str, Any] | None = None,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 from bll_pyro.datatree.programs.program import Program, Survey
 from bll_pyro.datatree.programs.sites import Site, join, site_log_prob
 from bll_pyro.datatree.programs.substitute import Substitute
+from bll_pyro.scope import without_warnings
 
 Key = tuple[str, str]
 """``("value", site)`` or ``("log_prob", site)``."""
@@ -238,6 +238,5 @@ _FILLERS: dict[Any, Callable[..., Tensor]] = {
 @contextmanager
 def _vectorised() -> Iterator[None]:
     """Set what ``torch.vmap`` needs: each draw has its own random numbers, and no warning about speed."""
-    with warnings.catch_warnings(), _FreshNumbers():
-        warnings.filterwarnings("ignore", message="There is a performance drop", category=UserWarning)
+    with without_warnings("There is a performance drop"), _FreshNumbers():
         yield

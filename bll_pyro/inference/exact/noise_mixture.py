@@ -20,7 +20,7 @@ from bll_pyro.inference.exact.noises import (
     elementwise,
 )
 from bll_pyro.posterior import Draws, Posterior
-from bll_pyro.scope import generator
+from bll_pyro.scope import generator, own_modes
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +41,7 @@ class NoiseMixturePosterior(Posterior):
     noise_model: NoiseTreatment = field(kw_only=True)
     prior_scale: Float[Tensor, " T"] = field(kw_only=True)
 
+    @own_modes()
     def sample(self, num_draws: int = 1000, seed: int = 0) -> Draws:
         """Independent draws, one chain: the noise first, then the weights given it."""
         random = generator(seed)
@@ -53,6 +54,7 @@ class NoiseMixturePosterior(Posterior):
         )
         return {name: value[None] for name, value in values.items()}
 
+    @own_modes()
     def log_prob(self, draws: Draws) -> Float[Tensor, "chain draw"]:
         """Log density ``[chain, draw]`` of weight, bias and noise scale."""
         flat = {k: v.flatten(0, 1) for k, v in self.global_sites.from_user(draws).items()}
@@ -71,6 +73,7 @@ class NoiseMixturePosterior(Posterior):
         )
         return (log_weights.view_as(noise) + log_noise).sum(-1).view(draws["weight"].shape[:2])
 
+    @own_modes()
     def log_prior(self, draws: Draws) -> Draws:
         """Log prior density ``[chain, draw]`` of each site at draws, under the model that was used.
 

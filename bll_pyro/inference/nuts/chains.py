@@ -5,8 +5,6 @@ A chain depends on its seed only: it runs in one thread, with its own random sta
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +16,7 @@ from torch import Tensor
 
 from bll_pyro.inference.nuts.density import LogDensity
 from bll_pyro.inference.nuts.recording import RecordingNUTS
-from bll_pyro.scope import isolated
+from bll_pyro.scope import isolated, one_thread
 
 MAX_DENSE_GLOBALS = 50  # most global unknowns that share a full mass matrix
 FIRST_STEP = 0.5  # initial step size for one weight; it falls with the fourth root of their number
@@ -131,14 +129,3 @@ def initial_state(density: LogDensity, device: torch.device) -> dict[str, Tensor
         "NUTS: expected a finite log density near the mode, got infinity or NaN; look for extreme features or targets, use "
         "standardize=True, or features in double precision"
     )
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Compute in one thread inside the block, so that sums have the same order on every machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
