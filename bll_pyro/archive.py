@@ -1,8 +1,8 @@
 """Save and load a fit: safetensors and a JSON manifest, no pickle, no training rows.
 
 The manifest names every file by its hash and is replaced in one step, after the files that it names are on disk. So an
-interrupted save leaves the earlier model whole, and a reader finds either the old or the new one. On reading, the size
-and hash of every file are checked.
+interrupted save leaves the earlier model whole, and a reader finds either the old or the new one. One thread or process
+writes at a time; readers do not wait. On reading, the size and hash of every file are checked.
 
 ============================== ==================================================================
 file                           what is in it
@@ -18,6 +18,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from dataclasses import fields, is_dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -25,6 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -32,6 +34,8 @@ from bll_pyro import tensorfile
 from bll_pyro.calibrated import content_hash
 from bll_pyro.declaration import Declaration, from_plain, to_plain
 from bll_pyro.features.backbones import Backbone
+from bll_pyro.features.state import fill, stored_state, unwrapped
+from bll_pyro.files import SCRATCH, only_writer, scratch_folder, user_path
 from bll_pyro.frame import Frame
 from bll_pyro.gaussian import LatentGaussian, WeightGaussian
 from bll_pyro.inference import Trace
@@ -41,15 +45,16 @@ from bll_pyro.posterior import Posterior
 
 FORMAT, VERSION = "bll_pyro.fit", 1
 MANIFEST = "manifest.json"
+NUM_READS = 100  # how often a reader begins anew where writers keep replacing the fit
 
 
 def save_parts(path: str | Path, parts: dict[str, Any], backbone: nn.Module | None) -> None:
     """Write the parts of a fit into the folder ``path``, in place of an earlier fit there.
 
-    Raises ValueError, and changes nothing, if the folder holds something else than a saved fit.
+    Raises ValueError, and changes nothing, if the folder holds something else than a saved fit, or the backbone has state
+    that cannot be stored.
     """
-    folder = Path(path)
-    earlier = _earlier_files(folder)
+    folder = user_path(path)
     tensors: dict[str, Tensor] = {}
     body: dict[str, Any] = {
         "format": FORMAT,
@@ -60,38 +65,27 @@ def save_parts(path: str | Path, parts: dict[str, Any], backbone: nn.Module | No
     }
     files = {"posterior": tensors}
     if backbone is not None:
-        body["backbone"] = backbone.config if isinstance(backbone, Backbone) else type(backbone).__name__
-        files["backbone"] = dict(backbone.state_dict())
-    folder.mkdir(parents=True, exist_ok=True)
-    body["files"] = {name: _write_tensors(folder, name, content) for name, content in files.items()}
-    body["sha256"] = _body_hash(body)
-    temporary = folder / f".{MANIFEST}.{os.getpid()}"
-    _write_and_sync(temporary, json.dumps(body, indent=1).encode())
-    os.replace(temporary, folder / MANIFEST)
-    current = {entry["file"] for entry in body["files"].values()}
-    for name in earlier - current:
-        (folder / name).unlink(missing_ok=True)
+        plain = unwrapped(backbone)
+        body["backbone"] = plain.config if isinstance(plain, Backbone) else type(plain).__name__
+        files["backbone"], extra = stored_state(backbone)
+        if extra:
+            body["extra_state"] = pack(extra, tensors, "extra_state")
+    _earlier_files(folder)  # before anything is made
+    with only_writer(folder):
+        _write(folder, body, files)
 
 
 def load_parts(
     path: str | Path, *, backbone: nn.Module | None = None, head_only: bool = False
 ) -> dict[str, Any]:
     """Read the parts that :func:`save_parts` wrote; see :func:`bll_pyro.load`."""
-    folder = Path(path)
-    body = _read_manifest(folder)
-    tensors = load_file(_checked(folder, body["files"]["posterior"]))
+    folder = user_path(path)
+    body, tensors, weights = _read_files(folder, head_only)
     parts = {name: unpack(value, tensors) for name, value in body["fit"].items()}
-    if body["backbone"] is not None and not head_only:
-        parts["backbone"] = _rebuild(body["backbone"], backbone, folder)
-        weights = load_file(_checked(folder, body["files"]["backbone"]))
-        try:
-            parts["backbone"].load_state_dict(weights)
-        except RuntimeError as error:
-            raise ValueError(
-                f"load: expected a backbone of the saved architecture, got {type(backbone).__name__}: {error}; "
-                "build it as it was when the fit was made"
-            ) from error
-        parts["backbone"].eval()
+    if weights is not None:
+        made = _rebuild(body["backbone"], backbone, folder)
+        fill(made, weights, unpack(body.get("extra_state", {"dictionary": {}}), tensors))
+        parts["backbone"] = made.eval()
     return parts
 
 
@@ -172,43 +166,89 @@ def _rebuild(saved: Any, given: nn.Module | None, folder: Path) -> nn.Module:
     )
 
 
+def _write(folder: Path, body: dict[str, Any], files: dict[str, dict[str, Tensor]]) -> None:
+    """Write complete files beside their place, move them there, the manifest last, and delete those of the earlier fit."""
+    ours = _earlier_files(folder)
+    for left in folder.glob(f"{SCRATCH}*"):  # of a writer that was killed
+        _delete(folder, _named_files(left / MANIFEST))
+        shutil.rmtree(left, ignore_errors=True)
+    try:
+        with scratch_folder(folder) as scratch:
+            body["files"] = {name: _write_tensors(scratch, name, content) for name, content in files.items()}
+            body["sha256"] = _body_hash(body)
+            with (scratch / MANIFEST).open("wb") as file:
+                file.write(json.dumps(body, indent=1).encode())
+                file.flush()
+                os.fsync(file.fileno())
+            new = _named_files(scratch / MANIFEST)
+            ours |= new
+            for name in (*new, MANIFEST):
+                os.replace(scratch / name, folder / name)
+    finally:
+        _delete(folder, ours)
+
+
+def _delete(folder: Path, names: set[str]) -> None:
+    """Delete these files unless the manifest names them."""
+    for name in names - _named_files(folder / MANIFEST):
+        (folder / name).unlink(missing_ok=True)
+
+
 def _earlier_files(folder: Path) -> set[str]:
     """Files of the fit that is there now; an error if the folder holds anything else."""
     if not folder.exists():
         return set()
     if not folder.is_dir():
         raise ValueError(f"save: expected a folder, got the file {folder}; choose another path")
+    ours = _named_files(folder / MANIFEST)
     if not (folder / MANIFEST).exists():
-        if any(not name.name.startswith(".") for name in folder.iterdir()):
+        for left in folder.glob(f"{SCRATCH}*"):  # of a first save that was killed
+            ours |= _named_files(left / MANIFEST)
+        if any(file.name not in ours and not file.name.startswith(".") for file in folder.iterdir()):
             raise ValueError(
                 f"save: expected an empty folder or an earlier fit, got {folder} with other files in it; choose another path"
             )
-        return set()
+    return ours
+
+
+def _named_files(manifest: Path) -> set[str]:
+    """Files that a manifest names: none where it is missing or damaged, and an error if it is not one of a fit."""
     try:
-        body = json.loads((folder / MANIFEST).read_text())
+        body = json.loads(manifest.read_text())
         if body.get("format") == FORMAT:
-            return {entry["file"] for entry in body["files"].values()}
-    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError, KeyError):
+            return {Path(entry["file"]).name for entry in body["files"].values()}
+    except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError, AttributeError, KeyError):
         return set()  # a damaged fit is replaced
     raise ValueError(
-        f"save: expected an empty folder or an earlier fit, got {folder} with another manifest; choose another path"
+        f"save: expected an empty folder or an earlier fit, got {manifest.parent} with another manifest; choose another path"
     )
 
 
-def _write_tensors(folder: Path, name: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
-    temporary = folder / f".{name}.{os.getpid()}"
-    digest = tensorfile.write_tensors(temporary, {key: torch_tensor(value) for key, value in tensors.items()})
-    final = f"{name}-{digest[:16]}.safetensors"
-    size = temporary.stat().st_size
-    os.replace(temporary, folder / final)
-    return {"file": final, "bytes": size, "sha256": digest}
+def _write_tensors(scratch: Path, name: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
+    written = scratch / name
+    digest = tensorfile.write_tensors(written, {key: torch_tensor(value) for key, value in tensors.items()})
+    final = written.rename(scratch / f"{name}-{digest[:16]}.safetensors")
+    return {"file": final.name, "bytes": final.stat().st_size, "sha256": digest}
 
 
-def _write_and_sync(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+def _read_files(
+    folder: Path, head_only: bool
+) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Tensor] | None]:
+    """The manifest, the tensors that it names, and the weights of a backbone.
+
+    A writer may replace the fit in the meantime and delete its files: then the new manifest is read.
+    """
+    for _ in range(NUM_READS):
+        body = _read_manifest(folder)
+        wanted = ["posterior"] if body["backbone"] is None or head_only else ["posterior", "backbone"]
+        try:
+            found = [load_file(_checked(folder, body["files"][name])) for name in wanted]
+            return body, found[0], found[1] if len(found) > 1 else None
+        except (ValueError, OSError, SafetensorError) as error:
+            failure = error
+            if _read_manifest(folder) == body:
+                break
+    raise failure
 
 
 def _body_hash(body: dict[str, Any]) -> str:

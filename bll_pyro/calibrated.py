@@ -13,6 +13,7 @@ from torch import Tensor
 
 from bll_pyro import tensorfile
 from bll_pyro.declaration import Declaration, from_plain, to_plain
+from bll_pyro.files import scratch_folder, user_path
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,14 +64,16 @@ class Calibrated(Declaration):
     def save(self, path: str | Path) -> None:
         """Write one safetensors file, which replaces an earlier one; it does not contain the fit."""
         self.check_calibrated()
-        target = Path(path)
+        target = user_path(path)
+        if target.is_dir():
+            raise ValueError(f"{self._name}.save: expected a file, got the folder {target}; add a file name")
         tensors: dict[str, Tensor] = {}
         plain = to_plain(self, tensors)
         tensors = {name: value.cpu().contiguous().clone() for name, value in tensors.items()}
-        temporary = target.with_name(f".{target.name}.{os.getpid()}")
         note = {"declaration": json.dumps(plain), "sha256": content_hash(plain, tensors)}
-        tensorfile.write_tensors(temporary, tensors, note)
-        os.replace(temporary, target)
+        with scratch_folder(target.parent) as scratch:
+            tensorfile.write_tensors(scratch / target.name, tensors, note)
+            os.replace(scratch / target.name, target)
 
     @classmethod
     def load(cls, path: str | Path, fit: Any = None) -> Self:
@@ -81,7 +84,7 @@ class Calibrated(Declaration):
         ValueError
             If the file is missing, truncated or altered, holds another class, or belongs to another fit.
         """
-        tensors, note = tensorfile.read_tensors(Path(path))
+        tensors, note = tensorfile.read_tensors(user_path(path))
         plain = json.loads(note.get("declaration", "null"))
         if plain is None or note.get("sha256") != content_hash(plain, tensors):
             raise ValueError(

@@ -1,7 +1,11 @@
 """Saving and loading: damage is named. That what comes back is what went in is in test_contract.py, for everything."""
 
 import json
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,6 +13,7 @@ from torch import nn
 
 import bll_pyro as bll
 from bll_pyro import archive
+from bll_pyro.files import LOCK, SCRATCH
 
 GENERATOR = torch.Generator().manual_seed(0)
 FEATURES = torch.randn(60, 4, generator=GENERATOR)
@@ -17,10 +22,9 @@ VALUES = FEATURES @ torch.tensor([1.0, -2.0, 0.5, 0.0]) + 0.3 * torch.randn(60, 
 SHORT = bll.SVI(num_epochs=5)
 
 
-def classes() -> bll.Fit:
-    return bll.fit(
-        bll.LastLayer(likelihood=bll.likelihoods.Categorical(3)), (FEATURES, LABELS), inference=SHORT
-    )
+def classes(seed: int = 0) -> bll.Fit:
+    layer = bll.LastLayer(likelihood=bll.likelihoods.Categorical(3))
+    return bll.fit(layer, (FEATURES, LABELS), inference=SHORT, seed=seed)
 
 
 def test_no_pickle_and_no_training_rows(tmp_path: Path) -> None:
@@ -53,26 +57,90 @@ def test_damage_is_named(tmp_path: Path, damage: str, which: str) -> None:
         bll.load(tmp_path)
 
 
-def test_interrupted_save_leaves_the_earlier_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = classes()
-    first.save(tmp_path)
-    other = bll.fit(
-        bll.LastLayer(likelihood=bll.likelihoods.Categorical(3)), (FEATURES, LABELS), inference=SHORT, seed=7
-    )
-    for room, name in ((archive.tensorfile, "write_tensors"), (archive, "_write_and_sync")):
-        with monkeypatch.context() as patch:
+PLACES = [
+    (archive.tensorfile, "write_tensors"),
+    (archive.tensorfile, "sha256"),
+    (archive.json, "dumps"),
+    (archive.os, "fsync"),
+    (archive.os, "replace"),
+]
 
-            def fail(*_: object) -> None:
-                raise OSError("disk full")
+
+@pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()], ids=["disk", "interrupt"])
+@pytest.mark.parametrize("call", range(3))
+@pytest.mark.parametrize("place", range(len(PLACES)))
+def test_a_save_that_fails_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: int, call: int, error: BaseException
+) -> None:
+    """With an earlier fit and without, at each call of each function that writes; afterwards the folder is saved to."""
+    first, other, backbone = classes(), classes(seed=7), nn.Linear(4, 4)
+    first, other = replace(first, backbone=backbone), replace(other, backbone=backbone)
+    room, name = PLACES[place]
+    for target in (tmp_path / "old", tmp_path / "new" / "deep"):
+        if target.name == "old":
+            first.save(target)
+        before = {path: path.read_bytes() for path in target.glob("*")}
+        with monkeypatch.context() as patch:
+            works, calls = getattr(room, name), []
+
+            def fail(
+                *arguments: object, works: Any = works, calls: list[int] = calls, **more: object
+            ) -> object:
+                calls.append(1)
+                if len(calls) > call:
+                    raise error
+                return works(*arguments, **more)
 
             patch.setattr(room, name, fail)
-            with pytest.raises(OSError, match="disk full"):
-                other.save(tmp_path)
-        again = bll.load(tmp_path)
-        assert again.seed == 0 and torch.equal(again.predict(FEATURES).probs, first.predict(FEATURES).probs)
-    other.save(tmp_path)
-    assert bll.load(tmp_path).seed == 7
-    assert len([p for p in tmp_path.iterdir() if not p.name.startswith(".")]) == 2
+            try:
+                other.save(target)
+            except type(error):
+                assert {path: path.read_bytes() for path in target.glob("*")} == before
+                assert bool(before) or not target.parent.exists()
+        other.save(target)
+        assert bll.load(target, backbone=backbone).seed == 7
+        assert len(list(target.iterdir())) == 3
+
+
+def test_no_room_on_the_disk(tmp_path: Path) -> None:
+    """The limit of a file's size stands for a full disk: the error comes from the operating system, inside safetensors."""
+    fit = classes()
+    fit.save(tmp_path / "old")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "old").iterdir()}
+    replace(fit, backbone=nn.Linear(300, 300)).save(tmp_path / "large")
+    script = """
+import resource, sys
+import bll_pyro as bll, torch
+fit = bll.load(sys.argv[1] + "/large", backbone=torch.nn.Linear(300, 300))
+resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
+for name in ("/old", "/new"):
+    try:
+        fit.save(sys.argv[1] + name)
+    except Exception as error:
+        print(type(error).__name__)
+"""
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True)
+    assert done.returncode == 0 and len(done.stdout.split()) == 2, (done.stdout, done.stderr)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "old").iterdir()} == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["large", "old"]
+
+
+def test_what_a_killed_writer_left_is_deleted_by_the_next(tmp_path: Path) -> None:
+    """Killed between the moves of its files: the scratch folder with the manifest says which files are its own."""
+    for place in ("first", "second"):
+        target = tmp_path / place
+        if place == "second":
+            classes().save(target)
+        left = target / f"{SCRATCH}1"
+        left.mkdir(parents=True)
+        files = {"posterior": {"file": "posterior-0123456789abcdef.safetensors"}}
+        (left / "manifest.json").write_text(json.dumps({"format": archive.FORMAT, "files": files}))
+        (left / "backbone").write_text("cut")
+        (target / LOCK).touch()
+        (target / "posterior-0123456789abcdef.safetensors").write_text("x")
+        classes(seed=7).save(target)
+        assert bll.load(target).seed == 7
+        assert len(list(target.iterdir())) == 2
 
 
 def test_other_folders_are_not_touched(tmp_path: Path) -> None:

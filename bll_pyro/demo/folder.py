@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from bll_pyro.files import LOCK, only_writer, user_path
 
 
 @contextmanager
@@ -26,7 +27,7 @@ def replaced_when_complete(target: Path, contents: Collection[str]) -> Iterator[
     ValueError
         Before any work, if `target` is not a folder or has other entries, which the replacement would delete.
     """
-    target = Path(os.path.abspath(target))  # absolute, because the current folder may change in the block
+    target = user_path(target)  # absolute, because the current folder may change in the block
     _check_replaceable(target, contents)
     target.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
@@ -34,10 +35,11 @@ def replaced_when_complete(target: Path, contents: Collection[str]) -> Iterator[
     try:
         fresh.mkdir()
         yield fresh
-        _check_replaceable(target, contents)  # again, because it may have changed in the block
-        if target.exists():
-            target.rename(earlier)
-        fresh.rename(target)
+        with only_writer(target.parent, f".{target.name}{LOCK}"):
+            _check_replaceable(target, contents)  # again, because it may have changed in the block
+            if target.exists():
+                target.rename(earlier)
+            fresh.rename(target)
     finally:
         if earlier.exists() and not target.exists():  # interrupted between the two renames
             earlier.rename(target)

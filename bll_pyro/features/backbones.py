@@ -20,6 +20,7 @@ from bll_pyro.features.forward import (
 )
 from bll_pyro.features.unfreezing import Unfreeze, unfrozen_names
 from bll_pyro.features.weights import check_name, create, download, load_model
+from bll_pyro.files import user_path
 from bll_pyro.scope import isolated
 
 __all__ = [
@@ -147,12 +148,15 @@ def timm_backbone(
             "the Bayesian one, and weights are chosen by pretrained="
         )
     check_name(name)
+    where, _, folder = name.partition(":")
+    if where == "local-dir":
+        name = f"{where}:{user_path(folder)}"
     if pretrained is True:
         model = download(name, kwargs)
     elif pretrained is False:
         model = create(name, kwargs)
     else:
-        model = load_model(name, kwargs, Path(pretrained))
+        model = load_model(name, kwargs, user_path(pretrained))
     if ":" in name:  # the files of such a name may not exist later: store the model's own name and arguments
         kwargs = {k: v for k, v in getattr(model, "_model_args", {}).items() if k != "num_classes"} | kwargs
         name = str(cast(dict[str, Any], model.pretrained_cfg)["architecture"])

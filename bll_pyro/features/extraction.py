@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -20,6 +21,7 @@ from bll_pyro.features.fingerprint import module_fingerprint, plain_attributes
 from bll_pyro.features.sources import Source
 from bll_pyro.features.store import Features
 from bll_pyro.features.writer import MemoryWriter, ShardWriter
+from bll_pyro.files import LOCK, SCRATCH, only_writer, user_path
 from bll_pyro.progress import progress
 from bll_pyro.scope import isolated
 
@@ -93,18 +95,22 @@ def extract_source(
         memory = MemoryWriter(source.num_rows)
         _run(backbone, source, memory.append, batch_size, device, dtype)
         return memory.close()
+    folder = user_path(store)
     inputs_hash, targets = source.scan()
     key = features_key(backbone, inputs_hash, dtype)
-    path = Path(store) / key
-    if path.exists():
-        features = _open(path, key)
-    else:
-        before = _attributes(backbone)
-        with ShardWriter(path, source.num_rows, key=key) as writer:
-            _run(backbone, source, writer.append, batch_size, device, dtype)
-            _note_records(backbone, before)
-            key = features_key(backbone, inputs_hash, dtype)
-            features = writer.close(Path(store) / key, key)
+    if not (folder / key).exists():
+        # who comes second waits, and finds the features
+        with only_writer(folder, f".{key}{LOCK}"):
+            for left in folder.glob(f".{key}{SCRATCH}*"):  # of a process that was killed
+                shutil.rmtree(left, ignore_errors=True)
+            if not (folder / key).exists():
+                before = _attributes(backbone)
+                with ShardWriter(folder / key, source.num_rows, key=key) as writer:
+                    _run(backbone, source, writer.append, batch_size, device, dtype)
+                    _note_records(backbone, before)
+                    key = features_key(backbone, inputs_hash, dtype)
+                    writer.close(folder / key, key)
+    features = _open(folder / key, key)
     return features if source.shuffled else features.with_targets(targets)
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from bll_pyro import tensorfile
 from bll_pyro.features.rows import Index, ShardedRows
+from bll_pyro.files import user_path
 
 FORMAT = "bll_pyro.features"  # name of the format in a manifest
 VERSION = 1  # version of the format in a manifest
@@ -102,7 +103,7 @@ class Features:
         ValueError
             If the manifest or a shard is missing, truncated or altered, or they do not match.
         """
-        path = Path(path)
+        path = user_path(path)
         manifest = _read_manifest(path)
         shards = [_open_shard(path / shard["file"], shard, manifest) for shard in manifest["shards"]]
         hashes = [(shard["file"], shard["sha256"]) for shard in manifest["shards"]]

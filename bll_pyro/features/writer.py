@@ -15,6 +15,7 @@ from torch import Tensor
 
 from bll_pyro import tensorfile
 from bll_pyro.features.store import FORMAT, MANIFEST, VERSION, Features, manifest_hash
+from bll_pyro.files import SCRATCH, user_path
 
 SHARD_BYTES = 2**30  # default largest size of the rows in one shard, in bytes
 
@@ -61,12 +62,12 @@ class ShardWriter:
     def __init__(
         self, path: str | Path, num_rows: int, *, key: str | None = None, shard_bytes: int = SHARD_BYTES
     ) -> None:
-        self._path = Path(path)
+        self._path = user_path(path)
         if self._path.exists():
             raise ValueError(
                 f"{self._path}: expected a new folder, got one that exists; delete it or choose another"
             )
-        self._partial = self._path.with_name(f".{self._path.name}.partial-{uuid.uuid4().hex}")
+        self._partial = self._path.with_name(f".{self._path.name}{SCRATCH}{uuid.uuid4().hex}")
         self._num_rows, self._key, self._shard_bytes = num_rows, key, shard_bytes
         self._written = 0
         self._block: _Block | None = None

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bll_pyro.features.columns import NO_COLUMNS, Columns, bundled
+from bll_pyro.files import user_path
 from bll_pyro.fitting.result import Fit
 from bll_pyro.inference import SVI, Inference, Trace
 from bll_pyro.inference.rows import DesignRows, FeatureRows
