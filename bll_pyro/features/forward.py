@@ -47,7 +47,14 @@ def compute_features(backbone: nn.Module | None, inputs: Any) -> Float[Tensor, "
         output = backbone(inputs)
     except torch.OutOfMemoryError:
         raise
-    except (RuntimeError, AssertionError) as error:  # timm asserts the size of images
+    except (RuntimeError, AssertionError, ValueError) as error:  # timm asserts the size of images
+        if num_rows == 1 and backbone.training:
+            raise ValueError(
+                f"backbone {type(backbone).__name__}: expected a batch that it can be trained on, got one row: {error}; BatchNorm "
+                "needs two: SVI(batch_size=2) or more, or a DataLoader with larger batches"
+            ) from error
+        if isinstance(error, ValueError):  # the network's own message
+            raise
         raise ValueError(
             f"backbone {type(backbone).__name__}: expected inputs that it can run on, got {_form(inputs)}: {error}; "
             "images need floats of shape [N, C, H, W] in the size of the network, as transform= makes them"
@@ -153,7 +160,7 @@ def frozen(backbone: nn.Module) -> Iterator[nn.Module]:
                     part.training = mode
 
 
-def trainable_parameters(backbone: nn.Module) -> list[nn.Parameter]:
+def trainable_parameters(backbone: nn.Module) -> list[Tensor]:
     """Return the parameters that joint training updates: those with `requires_grad`, which `unfreeze` of a Backbone sets."""
     return [parameter for parameter in backbone.parameters() if parameter.requires_grad]
 

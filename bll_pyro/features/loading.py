@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -63,7 +64,8 @@ class LoaderSource(Source):
 
     `num_rows` is the length of the dataset, or of the subset that a `SubsetRandomSampler` visits. The random numbers
     of a pass come from one seed, drawn from `generator` or from torch's global state, so that the number of workers
-    affects neither the order of the rows nor the caller's draws between batches.
+    affects neither the order of the rows nor the caller's draws between batches. With ``drop_last`` a loader that shuffles
+    leaves out other rows in each pass of training, and none in any other pass.
     """
 
     own_order = True
@@ -85,11 +87,25 @@ class LoaderSource(Source):
         )
         batch_size = loader.batch_size if batching is None else getattr(batching, "batch_size", None)
         drops = loader.drop_last or getattr(batching, "drop_last", False)
+        self._complete, self._num_dropped = loader, 0
         if self._counted and drops and batch_size and self.num_rows % batch_size:
-            raise ValueError(
-                f"{what}: expected a DataLoader that gives every row, got drop_last=True, which loses "
-                f"{self.num_rows % batch_size} of {self.num_rows} rows in every pass; set drop_last=False"
+            self._num_dropped = self.num_rows % batch_size
+            if not (self.shuffled and plain and batching is not None) or self.num_rows < batch_size:
+                raise ValueError(
+                    f"{what}: expected a DataLoader that gives every row, or other rows in every pass, got drop_last=True, which "
+                    f"loses {self._num_dropped} of {self.num_rows} rows in every pass; set drop_last=False, or shuffle=True and a "
+                    "batch size of at most the number of rows"
+                )
+            self._complete = _with_last_batch(loader, inner, batch_size)
+        with suppress(TypeError):  # a sampler without a length
+            num_rows = self.num_rows if iterable else len(inner)  # type: ignore[arg-type]
+            joins = (
+                plain
+                and batch_size
+                and not drops
+                and num_rows % batch_size == 1 < min(batch_size, len(loader))
             )
+            self.own_batches = len(loader) - bool(joins)  # a last batch of one row joins the one before
         self._example: Batch | None = None
 
     @property
@@ -97,8 +113,11 @@ class LoaderSource(Source):
         return self.example()[1] is not None
 
     def batches(self, batch_size: int, *, generator: torch.Generator | None = None) -> Iterator[Batch]:
-        pairs = _isolated_batches(self._loader, generator)
-        return _counted(pairs, self.num_rows, self._what) if self._counted else pairs
+        # what a pass of training drops is drawn anew in each; every other pass needs all rows
+        training = generator is not None
+        pairs = _isolated_batches(self._loader if training else self._complete, generator)
+        num_rows = self.num_rows - self._num_dropped * training
+        return _counted(pairs, num_rows, self._what) if self._counted else pairs
 
     def example(self) -> Batch:
         if self._example is None:
@@ -106,6 +125,22 @@ class LoaderSource(Source):
             collated = loader.batch_sampler is not None
             self._example = _first_item(loader.dataset, loader.collate_fn, self._what, collated)
         return self._example
+
+
+def _with_last_batch(loader: DataLoader[Any], sampler: Any, batch_size: int) -> DataLoader[Any]:
+    """The same loader without ``drop_last``."""
+    return DataLoader(
+        loader.dataset,
+        batch_sampler=BatchSampler(sampler, batch_size, drop_last=False),
+        num_workers=loader.num_workers,
+        collate_fn=loader.collate_fn,
+        pin_memory=loader.pin_memory,
+        timeout=loader.timeout,
+        worker_init_fn=loader.worker_init_fn,
+        multiprocessing_context=loader.multiprocessing_context,
+        generator=loader.generator,
+        prefetch_factor=loader.prefetch_factor,
+    )
 
 
 def _num_items(dataset: Any, what: str) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -32,12 +32,15 @@ class Source(ABC):
         The store of features that the rows are, with their targets; None for other rows.
     own_order
         True if a pass ignores the generator that it is given and keeps the data's own order.
+    own_batches
+        Number of batches of a shuffled pass where the data make their own; None where the batch size decides.
     """
 
     num_rows: int
     shuffled: bool = False
     columns: Columns = NO_COLUMNS
     own_order: bool = False
+    own_batches: int | None = None
     stored: Features | None = None
 
     @property
@@ -52,14 +55,14 @@ class Source(ABC):
     def batches_with_columns(
         self, batch_size: int, *, generator: torch.Generator | None = None
     ) -> Iterator[tuple[Any, Tensor, Columns]]:
-        """Yield (inputs, targets, columns) like :meth:`batches`, of a source with targets."""
+        """Yield (inputs, targets, columns) like :meth:`batches`, of a source with targets; see :func:`with_last_joined`."""
         order = None
         if self.columns and generator is not None and not self.own_order:
             twin = torch.Generator(generator.device)
             twin.set_state(generator.get_state())
             order = permutation(self.num_rows, twin)  # the permutation that the pass will draw
         start = 0
-        for inputs, targets in self.batches(batch_size, generator=generator):
+        for inputs, targets in with_last_joined(self.batches(batch_size, generator=generator)):
             assert targets is not None
             rows = slice(start, start + len(targets))
             yield inputs, targets, self.columns[rows if order is None else order[rows]]
@@ -86,3 +89,37 @@ class Source(ABC):
             if targets is not None and not self.shuffled:
                 collected.append(targets)
         return digest.hexdigest(), torch.cat(collected) if collected else None
+
+
+def with_last_joined(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """The batches, each of one row as part of the one before: BatchNorm cannot train on one row.
+
+    Batches that are all of one row stay as they are, and so do inputs that cannot be joined, such as graphs.
+    """
+    held: Batch | None = None
+    for batch in batches:
+        if held is not None:
+            joins = held[1] is not None and batch[1] is not None and len(batch[1]) == 1 < len(held[1])
+            together = _together(held, batch) if joins else None
+            if together is not None:
+                held = together
+                continue
+            yield held
+        held = batch
+    if held is not None:
+        yield held
+
+
+def _together(first: Any, second: Any) -> Any:
+    """Two batches of tensors, in tuples, lists and dictionaries, as one; None if they cannot be joined."""
+    if isinstance(first, Tensor) and first.shape[1:] == second.shape[1:]:
+        return torch.cat([first, second])
+    if isinstance(first, Mapping):
+        parts = {key: _together(value, second[key]) for key, value in first.items()}
+        return None if any(part is None for part in parts.values()) else parts
+    if isinstance(first, (tuple, list)) and not isinstance(first[0], str):
+        items = [_together(*pair) for pair in zip(first, second)]
+        if any(item is None for item in items):
+            return None
+        return type(first)(*items) if hasattr(first, "_fields") else type(first)(items)
+    return first + second if isinstance(first, list) else None

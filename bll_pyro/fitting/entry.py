@@ -22,6 +22,10 @@ from bll_pyro.posterior import Posterior
 from bll_pyro.scope import isolated
 
 DEFAULT = SVI()
+NOT_COPIED = (
+    "backbone: expected a module that can be copied, since a copy is trained, got {}: {}; run lazy modules on a batch first, and "
+    "take torch.nn.utils.parametrizations.weight_norm for weight_norm"
+)
 
 
 def fit(

@@ -95,14 +95,21 @@ class TrainingData:
     def batches(
         self, batch_size: int, generator: torch.Generator | None = None
     ) -> Iterator[tuple[Any, Tensor, Columns]]:
-        """One pass over inputs, targets as the likelihood uses them, and columns: in order, or in a random one."""
+        """One pass over inputs, targets as the likelihood uses them, and columns: in order, or in a random one.
+
+        A last batch of one row joins the batch before, since BatchNorm cannot train on one row.
+        """
         columns = self.source.columns
         if self.whole is not None:
             inputs, targets = self.whole
             every = torch.arange(len(inputs))
             if generator is not None:
                 every = torch.randperm(len(inputs), generator=generator, device=generator.device)
-            for rows in every.to(inputs.device).split(batch_size):
+            whole, last = divmod(len(inputs), batch_size)
+            sizes = [batch_size] * whole + [last] * (last > 0)
+            if last == 1 < batch_size and whole:  # as in features.sources.with_last_joined
+                sizes[-2:] = [batch_size + 1]
+            for rows in every.to(inputs.device).split(sizes):
                 yield inputs[rows], targets[rows], columns if columns is NO_COLUMNS else columns[rows]
             return
         passed = self.source.batches_with_columns(batch_size, generator=generator)

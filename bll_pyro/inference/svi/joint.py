@@ -56,18 +56,18 @@ class RunningScale(nn.Module):
         self.register_buffer("variance", torch.ones(()))
 
     def forward(self, features: Tensor) -> Tensor:
-        """Update the averages in training, then standardise ``[B, D]``."""
+        """Update the averages in training, then standardise ``[B, D]``; the guide's type comes out of any other."""
         if not self.active:
-            return features
+            return features.to(self.center)
         if self.training and len(features) > 1:
             with torch.no_grad():
-                values = features.float()
+                values = features if features.dtype == torch.float64 else features.float()
                 # a plain average at first, so that the start is not remembered
                 step = max(self.momentum, 1 / (self.num_batches + 1))
-                self.center.lerp_(values.mean(0), step)
-                self.variance.lerp_(values.var(0).mean(), step)
+                self.center.lerp_(values.mean(0).to(self.center), step)
+                self.variance.lerp_(values.var(0).mean().to(self.center), step)
                 self.num_batches += 1
-        return (features - self.center) / self.variance.clamp_min(1e-12).sqrt()
+        return ((features - self.center) / self.variance.clamp_min(1e-12).sqrt()).to(self.center)
 
 
 class JointModule(nn.Module):
@@ -81,7 +81,13 @@ class JointModule(nn.Module):
 
     def design(self, inputs: Any) -> Tensor:
         """Design matrix ``[B, P]`` of a batch of inputs."""
-        values = self.scale(compute_features(self.backbone, inputs))
+        features = compute_features(self.backbone, inputs)
+        if self.training and torch.is_grad_enabled() and not features.requires_grad:
+            raise ValueError(
+                "backbone: expected features that depend on the parameters to train, got features without gradient; take "
+                "torch.no_grad() and detach() out of its forward, or leave backbone_learning_rate at None"
+            )
+        values = self.scale(features)
         return torch.cat([values, values.new_ones(len(values), 1)], -1) if self.bias else values
 
     def forward(
@@ -230,7 +236,9 @@ def train_jointly(
         began = time.perf_counter()
         training = _prepared(svi, layer, backbone, data, seed, validation, device)
         num_epochs = svi.num_epochs or 20
-        num_steps = num_epochs * -(-data.source.num_rows // training.batch_size)
+        # a last batch of one row joins the one before
+        batched = data.source.num_rows - (training.batch_size > 1)
+        num_steps = num_epochs * (data.source.own_batches or -(-batched // training.batch_size))
         stepper = Stepper(training.first_optimizer, num_steps, svi.clip_norm)
         with progress(num_epochs, "joint training") as training.advance:
             trace = train(training, stepper, num_epochs, svi.patience, plateau=None, adapts=False)
@@ -261,7 +269,14 @@ def _prepared(
     inside = layer.in_frame(frame)
     model = Model(inside, num_features, data.target_shape)
     svi.check(inside, model.num_outputs, num_features + int(layer.bias))
-    if not trainable_parameters(backbone):
+    parameters = trainable_parameters(backbone)
+    if not all(parameter.is_leaf for parameter in parameters):
+        raise ValueError(
+            f"backbone: expected a module that can be copied and trained, got parameters in {type(backbone).__name__} whose copies "
+            "cannot be, as those of scripted and traced modules; pass the module that was scripted, or leave "
+            "backbone_learning_rate at None"
+        )
+    if not parameters:
         raise ValueError(
             "backbone: expected parameters to train, got none with requires_grad; "
             "unfreeze some (timm_backbone(..., unfreeze=True)) or leave backbone_learning_rate at None"

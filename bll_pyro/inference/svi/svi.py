@@ -56,7 +56,8 @@ class SVI(Inference):
         Passes over the data. None (default) allows about 1,500 steps and at least 6 passes, and stops sooner where the
         ELBO has stopped rising beyond its noise: the rest of the schedule is then run through four times as fast.
     batch_size
-        Rows a step; None takes 512, or all rows of a smaller data set.
+        Rows a step; None takes 512, or all rows of a smaller data set. In joint training None takes 128, a last batch of one
+        row joins the one before, and a DataLoader keeps its own batches.
     clip_norm
         Largest norm of the gradient (of the ELBO a row) in a step; None (default) does not clip.
     patience

@@ -1,0 +1,264 @@
+"""Joint training of networks of many kinds: fitted, predicted with, saved and loaded; or named, with what to do."""
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+import bll_pyro as bll
+from bll_pyro.inference.svi import joint
+
+N = 129  # one more than a batch
+X = torch.randn(N, 6, generator=torch.Generator().manual_seed(0))
+Y = X[:, 0] + 0.3 * torch.randn(N, generator=torch.Generator().manual_seed(1))
+LAYER = bll.LastLayer(bll.likelihoods.Gaussian(), bll.priors.Normal(1.0))
+SHORT = bll.SVI(backbone_learning_rate=1e-2, num_epochs=2)
+
+
+def with_norm() -> nn.Module:
+    return nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4))
+
+
+class Linear(nn.Module):
+    """A linear layer, called as the subclass says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 6)
+        self.unused = nn.Linear(2, 2)
+
+    def forward(self, x: Any) -> Any:
+        return self.layer(x)
+
+
+class Tied(Linear):
+    def __init__(self) -> None:
+        super().__init__()
+        self.second = nn.Linear(6, 6)
+        self.second.weight = self.layer.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(torch.relu(self.layer(x)))
+
+
+class Scaled(Linear):
+    """With a buffer that is not part of the state, and a weight that is not contiguous."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(4, 6).T)
+        self.register_buffer("factor", torch.full((6,), 2.0), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.layer(x) * self.factor) @ self.weight
+
+
+class Hooked(Linear):
+    """Keeps what it computed last, which depends on parameters, and has a hook."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer.register_forward_hook(lambda module, inputs, output: output.tanh())
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.last = self.layer(x)
+        return self.last
+
+
+class Recurrent(nn.LSTM):
+    def __init__(self) -> None:
+        super().__init__(2, 4, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.view(-1, 3, 2))[0][:, -1]
+
+
+class Words(nn.Module):
+    """Integers in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(7, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.embedding(x).mean(1)
+
+
+class TwoInputs(Words):
+    """A dictionary in."""
+
+    def forward(self, x: dict[str, Tensor]) -> Tensor:
+        return super().forward(x["words"]) + x["values"][:, :4]
+
+
+class Items(Dataset[Any]):
+    def __len__(self) -> int:
+        return N
+
+    def __getitem__(self, index: int) -> Any:
+        return {"words": torch.tensor([index % 7, index % 3]), "values": X[index]}, Y[index]
+
+
+def partly_frozen() -> nn.Module:
+    net = nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6), nn.Linear(6, 4))
+    return net[:2].requires_grad_(False) and net
+
+
+NETWORKS: dict[str, tuple[Callable[[], nn.Module], Any]] = {
+    "batch norm": (with_norm, (X, Y)),
+    "batch norm, dataset": (TwoInputs, Items()),
+    "batch norm, loader": (with_norm, DataLoader(TensorDataset(X, Y), 32, shuffle=True)),
+    "drop_last": (with_norm, DataLoader(TensorDataset(X, Y), 100, shuffle=True, drop_last=True)),
+    "float64": (lambda: with_norm().double(), (X, Y)),
+    "float64, all": (lambda: with_norm().double(), (X.double(), Y.double())),
+    "float64 inputs": (with_norm, (X.double(), Y)),
+    "bfloat16": (lambda: Linear().bfloat16(), (X, Y)),
+    "tied": (Tied, (X, Y)),
+    "scaled": (Scaled, (X, Y)),
+    "hooked": (Hooked, (X, Y)),
+    "recurrent": (Recurrent, (X, Y)),
+    "words": (Words, (torch.arange(2 * N).view(N, 2) % 7, Y)),
+    "partly frozen": (partly_frozen, (X, Y)),
+    "weight norm": (lambda: nn.Sequential(parametrizations.weight_norm(nn.Linear(6, 4))), (X, Y)),
+    "orthogonal": (lambda: nn.Sequential(parametrizations.orthogonal(nn.Linear(6, 4))), (X, Y)),
+    "compiled": (lambda: torch.compile(with_norm(), backend="eager"), (X, Y)),  # type: ignore[dict-item]
+    "parallel": (lambda: nn.DataParallel(with_norm()), (X, Y)),
+}
+
+
+def state(net: nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in net.state_dict().items()}
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+@pytest.mark.filterwarnings("ignore:.*steps are too few:RuntimeWarning")
+def test_networks_are_trained_saved_and_loaded(tmp_path: Path, kind: str) -> None:
+    make, data = NETWORKS[kind]
+    inputs = X if isinstance(data, DataLoader) else data[0] if isinstance(data, tuple) else data
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net, other = make(), make()
+    before = state(net)
+    fit = bll.fit(LAYER, data, net, SHORT)
+    assert fit.backbone is not None
+    after = state(fit.backbone)
+    assert all(torch.equal(value, before[name]) for name, value in state(net).items())
+    assert any(not torch.equal(value, before[name]) for name, value in after.items())
+    prediction = fit.predict(inputs)
+    assert torch.isfinite(prediction.mean).all() and len(prediction.mean) == N
+    fit.save(tmp_path)
+    again = bll.load(tmp_path, backbone=other)
+    torch.testing.assert_close(again.predict(inputs).mean, prediction.mean)
+
+
+@pytest.mark.parametrize("final_stage", [False, True])
+def test_a_float64_backbone_with_validation_data(final_stage: bool) -> None:
+    """Also without a final stage, where the posterior of the joint training predicts."""
+    net = with_norm().double()
+    svi = bll.SVI(backbone_learning_rate=1e-2, num_epochs=2, final_stage=final_stage)
+    fit = bll.fit(LAYER, (X, Y), net, svi, validation_data=(X[:20], Y[:20]))
+    trace = fit.trace.statistics["joint"] if final_stage else fit.trace
+    assert len(trace.validation) == 2
+    assert torch.isfinite(fit.predict(X).log_prob(Y)).all()
+
+
+class Detached(Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x).detach()
+
+
+class Output(Linear):
+    def forward(self, x: Tensor) -> Any:
+        return SimpleNamespace(last_hidden_state=self.layer(x))
+
+
+NAMED: dict[str, tuple[Callable[[], nn.Module], dict[str, Any], str]] = {
+    "scripted": (lambda: torch.jit.script(with_norm()), {}, "pass the module that was scripted"),
+    "traced": (lambda: torch.jit.trace(nn.Linear(6, 4), X), {}, "pass the module that was scripted"),
+    "old weight norm": (
+        lambda: nn.utils.weight_norm(nn.Linear(6, 4)),
+        {},
+        "take torch.nn.utils.parametrizations",
+    ),
+    "lazy": (
+        lambda: nn.Sequential(nn.LazyLinear(4), nn.LazyBatchNorm1d()),
+        {},
+        "run lazy modules on a batch first",
+    ),
+    "detached": (Detached, {}, "without gradient; take torch.no_grad.* out of its forward"),
+    "without parameters": (nn.Flatten, {}, "parameters to train, got none"),
+    "batches of one": (with_norm, {"batch_size": 1}, r"got one row: .*SVI\(batch_size=2\)"),
+}
+
+
+@pytest.mark.parametrize("kind", NAMED)
+@pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore:Lazy modules:UserWarning"
+)
+def test_what_cannot_be_trained_is_named_with_a_remedy(kind: str) -> None:
+    make, options, message = NAMED[kind]
+    svi = bll.SVI(backbone_learning_rate=1e-2, num_epochs=2, **options)
+    with pytest.raises(ValueError, match=f"(?s)backbone.*expected .*{message}"):
+        bll.fit(LAYER, (X, Y), make(), svi)
+
+
+@pytest.mark.filterwarnings("ignore:Lazy modules:UserWarning", "ignore:.*steps are too few:RuntimeWarning")
+def test_a_lazy_layer_takes_its_shape_in_the_copy() -> None:
+    net = nn.LazyLinear(4)
+    fit = bll.fit(LAYER, (X, Y), net, SHORT)
+    assert isinstance(fit.backbone, nn.Linear) and fit.backbone.weight.shape == (4, 6)
+    assert net.has_uninitialized_params()
+
+
+def test_an_output_that_is_no_tensor_is_named() -> None:
+    with pytest.raises(TypeError, match=r"expected one tensor of features \[N, D\], got SimpleNamespace"):
+        bll.fit(LAYER, (X, Y), Output(), SHORT)
+
+
+LOADERS: dict[str, tuple[Any, dict[str, int], int]] = {
+    "arrays": ((X, Y), {}, 1),
+    "arrays, batch size": ((X, Y), {"batch_size": 50}, 3),
+    "arrays, one row left": ((X, Y), {"batch_size": 64}, 2),
+    "arrays, batches of one": ((X[:5], Y[:5]), {"batch_size": 1}, 5),
+    "dataset": (Items(), {"batch_size": 32}, 4),
+    "loader": (DataLoader(TensorDataset(X, Y), 20, shuffle=True), {}, 7),
+    "loader, one row left": (DataLoader(TensorDataset(X, Y), 16, shuffle=True), {}, 8),
+    "loader, drop_last": (DataLoader(TensorDataset(X, Y), 20, shuffle=True, drop_last=True), {}, 6),
+    "loader in order": (DataLoader(TensorDataset(X, Y), 100), {"batch_size": 10}, 2),
+}
+
+
+@pytest.mark.parametrize("kind", LOADERS)
+def test_the_schedule_has_as_many_steps_as_are_taken(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So the learning rate ends at zero, whoever makes the batches."""
+    data, options, num_batches = LOADERS[kind]
+    steppers: list[Any] = []
+    kept = joint.Stepper
+
+    def keep(*arguments: Any) -> Any:
+        steppers.append(kept(*arguments))
+        return steppers[-1]
+
+    monkeypatch.setattr(joint, "Stepper", keep)
+    svi = bll.SVI(backbone_learning_rate=1e-2, num_epochs=3, final_stage=False, **options)
+    bll.fit(LAYER, data, TwoInputs() if isinstance(data, Items) else nn.Linear(6, 4), svi)
+    assert (steppers[0].num_steps, steppers[0].done) == (3 * num_batches, 3 * num_batches)
+
+
+def test_the_averages_of_features_far_from_zero_are_of_their_own_type() -> None:
+    """In float32 the features 1e6 + h would have three digits of h; standardised they are as h is."""
+    h = torch.randn(64, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    near, far = joint.RunningScale(3), joint.RunningScale(3)
+    expected, found = near(h), far(h + 1e6)
+    assert found.dtype == expected.dtype == torch.float32
+    offset = float(
+        (found - expected).mean(0).abs().max()
+    )  # the averages are float32 numbers: 1e6 has steps of 1/16
+    assert offset < 1 / 32
+    torch.testing.assert_close(found - found.mean(0), expected - expected.mean(0), atol=1e-5, rtol=1e-5)
