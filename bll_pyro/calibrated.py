@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bll_pyro import tensorfile
 from bll_pyro.declaration import Declaration, from_plain, to_plain
-from bll_pyro.files import scratch_folder, user_path
+from bll_pyro.files import LOCK, only_writer, scratch_folder, user_path
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +62,10 @@ class Calibrated(Declaration):
         return self.fit
 
     def save(self, path: str | Path) -> None:
-        """Write one safetensors file, which replaces an earlier one; it does not contain the fit."""
+        """Write one safetensors file, which replaces an earlier one; it does not contain the fit.
+
+        An earlier file is whole until the new one is, and a save that fails leaves nothing behind.
+        """
         self.check_calibrated()
         target = user_path(path)
         if target.is_dir():
@@ -71,7 +74,7 @@ class Calibrated(Declaration):
         plain = to_plain(self, tensors)
         tensors = {name: value.cpu().contiguous().clone() for name, value in tensors.items()}
         note = {"declaration": json.dumps(plain), "sha256": content_hash(plain, tensors)}
-        with scratch_folder(target.parent) as scratch:
+        with only_writer(target.parent, f".{target.name}{LOCK}"), scratch_folder(target.parent) as scratch:
             tensorfile.write_tensors(scratch / target.name, tensors, note)
             os.replace(scratch / target.name, target)
 

@@ -15,7 +15,12 @@ NUM_TRIES = 1000  # how often a folder that goes again is made anew
 
 def user_path(path: str | Path) -> Path:
     """The path as it is meant now: ``~`` is the home folder, and a relative path starts in the present folder."""
-    return Path(path).expanduser().absolute()
+    try:
+        return Path(path).expanduser().absolute()
+    except RuntimeError as error:
+        raise ValueError(
+            f"expected the home folder of a user of this machine, got {str(path)!r}: {error}; write the path in full"
+        ) from error
 
 
 @contextmanager

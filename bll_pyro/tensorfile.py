@@ -13,13 +13,20 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], notes: dict[str, str] 
     """Write contiguous CPU tensors and notes to the file ``path``, flush it to disk, and return its SHA-256.
 
     safetensors makes its files private to their owner. A service that runs as another user must be able to read a model,
-    so the file gets the permissions that the umask gives to any new file.
+    so the file gets the permissions that the umask gives to any new file. OSError if it cannot be written, as on a full disk.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     path.touch()
     permissions = path.stat().st_mode
-    save_file(tensors, path, notes)
+    try:
+        save_file(tensors, path, notes)
+    except SafetensorError as error:
+        size = sum(value.nbytes for value in tensors.values())
+        raise OSError(
+            f"expected room for {size:,} bytes in {path.parent}, got an error of the system: {error}; make room, or save elsewhere"
+        ) from error
     path.chmod(permissions)
     with path.open("rb") as file:
         os.fsync(file.fileno())

@@ -11,7 +11,7 @@ from saving_cases import FEATURES, VALUES, Slow, extract_all, load_often, save_o
 from torch import nn
 
 import bll_pyro as bll
-from bll_pyro.files import LOCK, only_writer, scratch_folder, user_path
+from bll_pyro.files import LOCK, SCRATCH, only_writer, scratch_folder, user_path
 
 
 def workers(kind: str, number: int) -> Executor:
@@ -53,6 +53,19 @@ def test_many_extract_to_one_store(tmp_path: Path, kind: str) -> None:
     assert [path.name for path in store.iterdir()] == [
         bll.extract(Slow(log), FEATURES, store=store).path.name
     ]
+
+
+def test_what_a_killed_extraction_left_goes_with_the_next(tmp_path: Path) -> None:
+    key = bll.extract(nn.Linear(3, 2), FEATURES, store=tmp_path / "other")  # another network: another key
+    backbone = Slow(tmp_path / "log")
+    name = bll.extract(backbone, FEATURES, store=tmp_path / "first").path.name
+    store = tmp_path / "store"
+    left, others = store / f".{name}{SCRATCH}1", store / f".{key.path.name}{SCRATCH}1"
+    for folder in (left, others):
+        folder.mkdir(parents=True)
+        (folder / "shard-00000.safetensors").write_text("cut")
+    bll.extract(backbone, FEATURES, store=store)
+    assert {path.name for path in store.iterdir()} == {name, others.name}
 
 
 def test_a_writer_waits_for_another_and_leaves_no_lock(tmp_path: Path) -> None:
@@ -160,3 +173,5 @@ def test_paths_are_of_the_moment_of_the_call(tmp_path: Path, monkeypatch: pytest
     assert sorted(path.name for path in (tmp_path / "home").iterdir()) == ["detector", "m"]
     with pytest.raises(ValueError, match="add a file name"):
         detector.save("~/m")
+    with pytest.raises(ValueError, match="home folder of a user .* write the path in full"):
+        bll.load("~nobody-of-this-name/m")

@@ -116,7 +116,7 @@ class ShardWriter:
             self._partial.rename(self._path)
         except OSError:
             # another process has written the same features in the meantime: open its store
-            if self._key is None or Features.open(self._path).key != self._key:
+            if self._key is None or not self._path.exists() or Features.open(self._path).key != self._key:
                 raise
         return Features.open(self._path)
 

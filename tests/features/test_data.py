@@ -19,7 +19,7 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from bll_pyro.features.data import read
+from bll_pyro.features.data import Data, read
 from bll_pyro.features.sources import with_last_joined
 from bll_pyro.features.store import Features
 from bll_pyro.scope import isolated
@@ -354,6 +354,16 @@ def test_a_last_batch_of_one_row_joins_the_one_before(inputs):
         (joined(), []),
     ):
         assert repr(found) == repr([batch(part) for part in rows])
+
+
+def test_weights_stay_with_their_rows_where_batches_are_joined():
+    rows = torch.arange(21.0)
+    for data in (TensorDataset(rows[:, None], rows), Items(rows[:, None].numpy(), rows)):
+        source = read(Data(data, sample_weight=rows), need_targets=True)
+        passed = list(source.batches_with_columns(4, generator=torch.Generator().manual_seed(0)))
+        assert [len(y) for _, y, _ in passed] == [4, 4, 4, 4, 5]
+        for inputs, targets, columns in passed:
+            assert torch.equal(inputs[:, 0], targets) and torch.equal(columns.weight.flatten(), targets)
 
 
 def test_what_cannot_be_joined_stays_apart():

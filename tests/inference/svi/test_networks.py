@@ -157,6 +157,15 @@ def test_networks_are_trained_saved_and_loaded(tmp_path: Path, kind: str) -> Non
     torch.testing.assert_close(again.predict(inputs).mean, prediction.mean)
 
 
+def test_a_frozen_fit_takes_all_rows_of_a_loader_that_drops_some() -> None:
+    loader = DataLoader(TensorDataset(X, Y), 100, shuffle=True, drop_last=True)
+    net = with_norm().eval()
+    fit, other = (bll.fit(LAYER, data, net, bll.Exact()) for data in (loader, (X, Y)))
+    assert fit.num_rows == N
+    torch.testing.assert_close(fit.predict(X).mean, other.predict(X).mean, atol=1e-4, rtol=1e-4)
+    assert len(fit.predict(loader).mean) == N
+
+
 @pytest.mark.parametrize("final_stage", [False, True])
 def test_a_float64_backbone_with_validation_data(final_stage: bool) -> None:
     """Also without a final stage, where the posterior of the joint training predicts."""
