@@ -173,5 +173,5 @@ def test_paths_are_of_the_moment_of_the_call(tmp_path: Path, monkeypatch: pytest
     assert sorted(path.name for path in (tmp_path / "home").iterdir()) == ["detector", "m"]
     with pytest.raises(ValueError, match="add a file name"):
         detector.save("~/m")
-    with pytest.raises(ValueError, match="home folder of a user .* write the path in full"):
+    with pytest.raises(ValueError, match=r"home folder of a user .* write the path in full"):
         bll.load("~nobody-of-this-name/m")

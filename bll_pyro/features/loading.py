@@ -90,7 +90,8 @@ class LoaderSource(Source):
         self._complete, self._num_dropped = loader, 0
         if self._counted and drops and batch_size and self.num_rows % batch_size:
             self._num_dropped = self.num_rows % batch_size
-            if not (self.shuffled and plain and batching is not None) or self.num_rows < batch_size:
+            known = type(loader) is DataLoader and batching is not None
+            if not (known and self.shuffled) or self.num_rows < batch_size:
                 raise ValueError(
                     f"{what}: expected a DataLoader that gives every row, or other rows in every pass, got drop_last=True, which "
                     f"loses {self._num_dropped} of {self.num_rows} rows in every pass; set drop_last=False, or shuffle=True and a "

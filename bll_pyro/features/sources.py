@@ -117,9 +117,9 @@ def _together(first: Any, second: Any) -> Any:
     if isinstance(first, Mapping):
         parts = {key: _together(value, second[key]) for key, value in first.items()}
         return None if any(part is None for part in parts.values()) else parts
-    if isinstance(first, (tuple, list)) and not isinstance(first[0], str):
+    if isinstance(first, (tuple, list)) and len(first) == len(second):  # of parts, each with all rows
         items = [_together(*pair) for pair in zip(first, second)]
         if any(item is None for item in items):
             return None
         return type(first)(*items) if hasattr(first, "_fields") else type(first)(items)
-    return first + second if isinstance(first, list) else None
+    return first + second if isinstance(first, (tuple, list)) else None  # of rows

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+_WRAPPERS = re.compile(r"(?<![^.])(_orig_mod|module)\.")
 _REMEDY = "save the head alone, fit.head.save(...), and keep the backbone in a file of its own"
 
 
@@ -60,7 +62,10 @@ def fill(backbone: nn.Module, tensors: dict[str, Tensor], extra: dict[str, Any])
     before = {key: v.clone() for key, v in state.items() if isinstance(v, Tensor) and not is_lazy(v)}
     try:
         stored: dict[str, Any] = {**tensors, **extra}
-        backbone.load_state_dict({own.get(name, name): value for name, value in stored.items()})
+        # fits of version 0.1.0 have the wrappers in their names
+        backbone.load_state_dict(
+            {own.get(name, own.get(_WRAPPERS.sub("", name), name)): value for name, value in stored.items()}
+        )
     except (RuntimeError, TypeError, KeyError, ValueError, AttributeError) as error:
         with torch.no_grad():
             for key, value in before.items():

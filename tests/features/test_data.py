@@ -332,7 +332,7 @@ def test_a_loader_that_shuffles_may_drop_rows_of_a_pass_of_training(own_batches)
     assert torch.equal(torch.cat([y for _, y in source.batches(9)]).sort().values, torch.arange(23))
 
 
-@pytest.mark.parametrize("inputs", ["tensor", "dictionary", "tuple", "texts"])
+@pytest.mark.parametrize("inputs", ["tensor", "dictionary", "tuple", "texts", "images"])
 def test_a_last_batch_of_one_row_joins_the_one_before(inputs):
     """For every form of batches; where all are of one row they stay."""
 
@@ -340,6 +340,7 @@ def test_a_last_batch_of_one_row_joins_the_one_before(inputs):
         x = torch.tensor(rows)[:, None].float()
         texts = [str(row) for row in rows]
         forms = {"tensor": x, "dictionary": {"x": x, "text": texts}, "tuple": (x, [x, texts]), "texts": texts}
+        forms["images"] = [torch.ones(2 + row, 3) for row in rows]
         return forms[inputs], torch.tensor(rows)
 
     def joined(*batches):

@@ -91,6 +91,18 @@ def test_wrapped_parts_and_names_that_only_look_like_wrappers() -> None:
     assert unwrapped(own) is own and unwrapped(nn.DataParallel(compiled(own))) is own
 
 
+@pytest.mark.parametrize("saved", WRAPPERS)
+def test_states_of_earlier_versions_have_wrappers_in_their_names(saved: str) -> None:
+    earlier = dict(WRAPPERS[saved](network()).state_dict())
+    for wrap in WRAPPERS.values():
+        made = wrap(network(1))
+        fill(made, earlier, {})
+        torch.testing.assert_close(unwrapped(made).eval()(X), network().eval()(X))
+    fill(own := Own(), dict(Own().state_dict()), {})
+    with pytest.raises(ValueError, match="saved architecture"):
+        fill(own, {"module.other": X}, {})
+
+
 def test_a_timm_backbone_in_a_wrapper_is_rebuilt(tmp_path: Path) -> None:
     images = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     net = bll.timm_backbone("resnet10t", channels=(4, 4, 4, 4), stem_width=4)
