@@ -19,6 +19,7 @@ from bll_pyro.features.backbones import Backbone, compute_features, frozen
 from bll_pyro.features.data import read
 from bll_pyro.features.fingerprint import module_fingerprint, plain_attributes
 from bll_pyro.features.sources import Source
+from bll_pyro.features.state import unwrapped
 from bll_pyro.features.store import Features
 from bll_pyro.features.writer import MemoryWriter, ShardWriter
 from bll_pyro.files import LOCK, SCRATCH, only_writer, user_path
@@ -145,8 +146,9 @@ def features_key(backbone: nn.Module | None, inputs_hash: str, dtype: torch.dtyp
 
 
 def _network(backbone: nn.Module | None) -> nn.Module | None:
-    # without the wrapper, whose `unfreeze` does not change the output
-    return backbone.model if isinstance(backbone, Backbone) else backbone
+    # without wrappers: neither torch.compile nor `unfreeze` of a Backbone changes the output
+    plain = None if backbone is None else unwrapped(backbone)
+    return plain.model if isinstance(plain, Backbone) else plain
 
 
 def _attributes(backbone: nn.Module | None) -> dict[str, str]:

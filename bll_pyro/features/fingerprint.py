@@ -13,8 +13,15 @@ from torch import Tensor, nn
 
 from bll_pyro.features.arrays import rows_per_chunk
 
-# timm's attributes for the origin of the weights, which change when a network is saved and loaded
-_RECORDS = {"pretrained_cfg", "default_cfg", "pretrained_model_args", "_model_args", "_traits"}
+# timm's attributes for the origin of the weights, which change when a network is saved and loaded, and a mark of torch.compile
+_RECORDS = {
+    "pretrained_cfg",
+    "default_cfg",
+    "pretrained_model_args",
+    "_model_args",
+    "_traits",
+    "_is_torch_compile",
+}
 
 
 class DataHash:

@@ -103,6 +103,11 @@ def test_states_of_earlier_versions_have_wrappers_in_their_names(saved: str) -> 
         fill(own, {"module.other": X}, {})
 
 
+def test_stored_features_are_found_through_a_wrapper(tmp_path: Path) -> None:
+    paths = {bll.extract(wrap(network()), X, store=tmp_path).path for wrap in WRAPPERS.values()}
+    assert len(paths) == 1
+
+
 def test_a_timm_backbone_in_a_wrapper_is_rebuilt(tmp_path: Path) -> None:
     images = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     net = bll.timm_backbone("resnet10t", channels=(4, 4, 4, 4), stem_width=4)

@@ -25,7 +25,7 @@ from bll_pyro.inference.prior_scale.held_out import held_out_loss
 from bll_pyro.inference.rows import with_columns
 from bll_pyro.inference.standardization import target_moments
 from bll_pyro.inference.start import median_sites
-from bll_pyro.inference.svi.objective import Objective, StateCopy
+from bll_pyro.inference.svi.objective import Objective, StateCopy, restore, snapshot
 from bll_pyro.inference.svi.train import BETAS, Stepper, Training, train
 from bll_pyro.inference.training_data import TrainingData
 from bll_pyro.layer import LastLayer
@@ -177,12 +177,12 @@ class JointTraining(Training):
         return value.detach(), design.detach(), self.objective.pyro_arguments(design.detach(), inside)
 
     def state(self) -> StateCopy:
-        """All parameters and buffers."""
-        return [value.detach().clone() for value in self.module.state_dict().values()]
+        """All parameters and buffers, those that are not saved too."""
+        return snapshot([*self.module.parameters(), *self.module.buffers()])
 
     def restore(self, state: StateCopy) -> None:
         """Put parameters and buffers back."""
-        self.module.load_state_dict(dict(zip(self.module.state_dict(), state, strict=True)))
+        restore([*self.module.parameters(), *self.module.buffers()], state)
 
     def _validation_loss(self) -> float:
         assert self.validation is not None

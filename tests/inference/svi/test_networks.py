@@ -177,6 +177,47 @@ def test_a_float64_backbone_with_validation_data(final_stage: bool) -> None:
     assert torch.isfinite(fit.predict(X).log_prob(Y)).all()
 
 
+class Counting(Linear):
+    """Extra state that is no tensor, and an average that is not saved."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_passes = 0
+        self.register_buffer("average", torch.zeros(()), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.num_passes += 1
+            self.average.copy_(x.mean())
+        return self.layer(x)
+
+    def get_extra_state(self) -> int:
+        return self.num_passes
+
+    def set_extra_state(self, state: int) -> None:
+        self.num_passes = state
+
+
+def test_extra_state_does_not_hinder_validation_and_saving(tmp_path: Path) -> None:
+    fit = bll.fit(LAYER, (X, Y), Counting(), SHORT, validation_data=(X, Y))
+    fit.save(tmp_path)
+    again = bll.load(tmp_path, backbone=Counting()).backbone
+    assert isinstance(again, Counting) and again.num_passes > 0
+
+
+def test_what_is_put_back_includes_buffers_that_are_not_saved() -> None:
+    module = nn.Sequential(Counting(), Tied(), with_norm())
+    training: Any = SimpleNamespace(module=module)
+    before = joint.JointTraining.state(training)
+    tensors = [*module.parameters(), *module.buffers()]
+    kept = [value.detach().clone() for value in tensors]
+    with torch.no_grad():
+        for value in tensors:
+            value.add_(1)
+    joint.JointTraining.restore(training, before)
+    assert all(torch.equal(value, old) for value, old in zip(tensors, kept, strict=True))
+
+
 class Detached(Linear):
     def forward(self, x: Tensor) -> Tensor:
         return self.layer(x).detach()
