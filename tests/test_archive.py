@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ VALUES = FEATURES @ torch.tensor([1.0, -2.0, 0.5, 0.0]) + 0.3 * torch.randn(60, 
 SHORT = bll.SVI(num_epochs=5)
 
 
+@cache
 def classes(seed: int = 0) -> bll.Fit:
     layer = bll.LastLayer(likelihood=bll.likelihoods.Categorical(3))
     return bll.fit(layer, (FEATURES, LABELS), inference=SHORT, seed=seed)

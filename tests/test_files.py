@@ -11,6 +11,7 @@ from saving_cases import FEATURES, VALUES, Slow, extract_all, load_often, save_o
 from torch import nn
 
 import bll_pyro as bll
+from bll_pyro import tensorfile
 from bll_pyro.files import LOCK, SCRATCH, only_writer, scratch_folder, user_path
 
 
@@ -130,6 +131,31 @@ def test_scratch_folders_go_with_what_is_in_them(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError):
         fail()
     assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_leaves_neither_store_nor_detector(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit = small_fit(0).head
+    detector = bll.ood.Detector(bll.ood.Mahalanobis()).calibrate(fit, FEATURES, train=(FEATURES, VALUES))
+
+    def cut(path: Path, *_: object) -> None:
+        path.write_text("cut")
+        raise OSError("disk full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tensorfile, "write_tensors", cut)
+        with pytest.raises(OSError, match="disk full"):
+            bll.extract(nn.Linear(3, 2), FEATURES, store=tmp_path / "a" / "store")
+        with pytest.raises(OSError, match="disk full"):
+            detector.save(tmp_path / "b" / "detector")
+    assert not list(tmp_path.iterdir())
+    detector.save(tmp_path / "b" / "detector")
+    before = (tmp_path / "b" / "detector").read_bytes()
+    monkeypatch.setattr(tensorfile, "write_tensors", cut)
+    with pytest.raises(OSError, match="disk full"):
+        detector.save(tmp_path / "b" / "detector")
+    assert [path.read_bytes() for path in (tmp_path / "b").iterdir()] == [before]
 
 
 def test_a_file_where_a_folder_should_be_is_named(tmp_path: Path) -> None:

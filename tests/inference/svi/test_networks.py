@@ -1,6 +1,7 @@
 """Joint training of networks of many kinds: fitted, predicted with, saved and loaded; or named, with what to do."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +19,7 @@ N = 129  # one more than a batch
 X = torch.randn(N, 6, generator=torch.Generator().manual_seed(0))
 Y = X[:, 0] + 0.3 * torch.randn(N, generator=torch.Generator().manual_seed(1))
 LAYER = bll.LastLayer(bll.likelihoods.Gaussian(), bll.priors.Normal(1.0))
-SHORT = bll.SVI(backbone_learning_rate=1e-2, num_epochs=2)
+SHORT = bll.SVI(backbone_learning_rate=1e-2, num_epochs=2, final_stage=False)
 
 
 def with_norm() -> nn.Module:
@@ -166,12 +167,13 @@ def test_a_frozen_fit_takes_all_rows_of_a_loader_that_drops_some() -> None:
     assert len(fit.predict(loader).mean) == N
 
 
+@pytest.mark.parametrize("standardize", [False, True])
 @pytest.mark.parametrize("final_stage", [False, True])
-def test_a_float64_backbone_with_validation_data(final_stage: bool) -> None:
+def test_a_float64_backbone_with_validation_data(final_stage: bool, standardize: bool) -> None:
     """Also without a final stage, where the posterior of the joint training predicts."""
-    net = with_norm().double()
+    net, layer = with_norm().double(), replace(LAYER, standardize=standardize)
     svi = bll.SVI(backbone_learning_rate=1e-2, num_epochs=2, final_stage=final_stage)
-    fit = bll.fit(LAYER, (X, Y), net, svi, validation_data=(X[:20], Y[:20]))
+    fit = bll.fit(layer, (X, Y), net, svi, validation_data=(X[:20], Y[:20]))
     trace = fit.trace.statistics["joint"] if final_stage else fit.trace
     assert len(trace.validation) == 2
     assert torch.isfinite(fit.predict(X).log_prob(Y)).all()
