@@ -272,9 +272,12 @@ def _prepared(
     parameters = trainable_parameters(backbone)
     if not all(parameter.is_leaf for parameter in parameters):
         raise ValueError(
-            f"backbone: expected a module that can be copied and trained, got parameters in {type(backbone).__name__} whose copies "
-            "cannot be, as those of scripted and traced modules; pass the module that was scripted, or leave "
-            "backbone_learning_rate at None"
+            f"backbone: expected a module whose copy can be trained, got scripted or traced parts in {type(backbone).__name__}; "
+            "pass the module that was scripted, or leave backbone_learning_rate at None"
+        )
+    if any(getattr(part, "sparse", None) is True for part in backbone.modules()):
+        raise ValueError(
+            "backbone: expected dense gradients, got an embedding with sparse=True; set it to False"
         )
     if not parameters:
         raise ValueError(
@@ -285,9 +288,7 @@ def _prepared(
     size = (model.num_outputs, num_features + int(layer.bias))
     scale = torch.full(size, (1 + 0.25 * data.source.num_rows) ** -0.5)
     loc = inside.center(scale)
-    if not bool(
-        loc.any()
-    ):  # no head is given: random directions, so that the backbone gets a gradient at once
+    if not loc.any():  # no head is given: random directions, so that the backbone gets a gradient at once
         loc = torch.randn(size, generator=generator(seed)) / size[1] ** 0.5
     u = median_sites(model.global_sites, torch.empty(0))
     guide = svi.guide.build(model, Start(u, loc, scale, num_features))

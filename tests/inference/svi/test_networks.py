@@ -244,6 +244,7 @@ NAMED: dict[str, tuple[Callable[[], nn.Module], dict[str, Any], str]] = {
         "run lazy modules on a batch first",
     ),
     "detached": (Detached, {}, "without gradient; take torch.no_grad.* out of its forward"),
+    "sparse": (lambda: nn.EmbeddingBag(3, 2, sparse=True), {}, "sparse=True; set it to"),
     "without parameters": (nn.Flatten, {}, "parameters to train, got none"),
     "batches of one": (with_norm, {"batch_size": 1}, r"got one row: .*SVI\(batch_size=2\)"),
 }
@@ -256,8 +257,9 @@ NAMED: dict[str, tuple[Callable[[], nn.Module], dict[str, Any], str]] = {
 def test_what_cannot_be_trained_is_named_with_a_remedy(kind: str) -> None:
     make, options, message = NAMED[kind]
     svi = bll.SVI(backbone_learning_rate=1e-2, num_epochs=2, **options)
+    inputs = torch.zeros(N, 2, dtype=torch.long) if kind == "sparse" else X
     with pytest.raises(ValueError, match=f"(?s)backbone.*expected .*{message}"):
-        bll.fit(LAYER, (X, Y), make(), svi)
+        bll.fit(LAYER, (inputs, Y), make(), svi)
 
 
 @pytest.mark.filterwarnings("ignore:Lazy modules:UserWarning", "ignore:.*steps are too few:RuntimeWarning")
