@@ -87,11 +87,14 @@ def fit(
         held_out = None
         if validation_data is not None:
             held_out = TrainingData.of(layer, validation_data, "validation_data", trains=False)
-        folder = None if store is None else Path(store)
+        folder = None if store is None else user_path(store)
         stage, earlier = inference, None  # what runs on frozen features, and the trace of what ran before it
         if inference.trains_backbone:
             # the caller's network, and earlier fits that hold it, stay as they are
-            backbone = copy.deepcopy(backbone)
+            try:
+                backbone = copy.deepcopy(backbone)
+            except Exception as error:  # whatever the parts of a network raise when they are copied
+                raise ValueError(NOT_COPIED.format(type(backbone).__name__, error)) from error
             assert backbone is not None
             posterior, trace = inference.train_backbone(layer, backbone, rows, seed, held_out, device)
             num_rows, columns = rows.source.num_rows, rows.source.columns
