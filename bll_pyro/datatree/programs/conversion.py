@@ -64,9 +64,7 @@ class Conversion:
         if source is not None:
             source.check(seen)
         attrs = {"evaluation": "vectorised"} | ({} if source is None else source.attrs)
-        weighted = [
-            site.name for site in seen.of_kind("latent", "observed", "factor") if abs(site.weight - 1) > 1e-6
-        ]
+        weighted = [site.name for site in seen.of_kind("latent", "observed", "factor") if site.weighted]
         if weighted:
             attrs["scaled_sites"] = weighted  # by poutine.scale
         groups = Groups(seen.sites, seen.masks, coords, dims)

@@ -65,7 +65,8 @@ def from_pyro(
 
     Everything is about the full data: plates that subsample are run block by block, and log-densities are not scaled
     by their subsampling. ``poutine.scale`` is a part of the model and is kept. The rows of the log-likelihood are those
-    that plates declare; rows hidden in an event (``.to_event(1)``) are one row. Rows under a mask are left out.
+    that plates declare; rows hidden in an event (``.to_event(1)``) are one row. Rows under a mask are left out. Axes that
+    are neither declared by a plate nor part of an event are refused: they usually come from shapes that broadcast by accident.
     Discrete sites without draws (summed out by NUTS and by ``TraceEnum_ELBO``) are summed out of the likelihood of
     each row, where rows have discrete sites of their own; other models with such sites are refused.
 

@@ -50,8 +50,8 @@ class Site:
     """Whether its distribution is a point mass."""
     num_free: int
     """Real numbers that its value needs in unconstrained space; 0 for discrete sites."""
-    weight: float
-    """Factor that ``poutine.scale`` puts on its log-density; subsampling is not counted."""
+    weighted: bool
+    """Whether ``poutine.scale`` puts a factor on its log-density; subsampling is not counted."""
 
     def in_any(self, plates: Sequence[str] | Mapping[str, Any]) -> bool:
         """Whether one of the named plates is around it."""
@@ -63,9 +63,11 @@ def read_site(node: Mapping[str, Any], kind: Kind) -> Site:
     fn, value = node["fn"], torch.as_tensor(node["value"])
     frames = [frame for frame in node["cond_indep_stack"] if frame.vectorized]
     event_dim = _event_dim(node, frames) if kind == "deterministic" else fn.event_dim
-    batch = value.shape[: value.dim() - event_dim]
-    if kind != "deterministic":
-        batch = torch.broadcast_shapes(fn.batch_shape, batch)
+    if kind == "deterministic":
+        batch = value.shape[: value.dim() - event_dim]
+    else:
+        batch = _density_shape(node, value)
+        _check_plates(node, value, batch, frames)
     shape = tuple(batch) + tuple(value.shape[value.dim() - event_dim :])
     plates = tuple(
         Plate(frame.name, frame.dim, batch[frame.dim], _full_size(frame, batch[frame.dim]))
@@ -84,7 +86,7 @@ def read_site(node: Mapping[str, Any], kind: Kind) -> Site:
         batch_shape=tuple(full_batch),
         is_point=is_delta(fn),
         num_free=_num_free(fn, full_value),
-        weight=float(_weight(node)),
+        weighted=_is_weighted(node),
     )
 
 
@@ -117,9 +119,7 @@ def site_log_prob(node: Mapping[str, Any]) -> Tensor:
     """Log-density of a node by row: with its mask and its ``poutine.scale``, without the factor of subsampling."""
     fn = node["fn"]
     value = fn.log_prob(node["value"], *node["args"], **node["kwargs"])
-    weight = _weight(node)
-    one = isinstance(weight, float) and math.isclose(weight, 1.0, rel_tol=1e-6)
-    result = scale_and_mask(value, 1.0 if one else weight, node["mask"])
+    result = scale_and_mask(value, _weight(node) if _is_weighted(node) else 1.0, node["mask"])
     return result.expand(torch.broadcast_shapes(result.shape, fn.batch_shape))
 
 
@@ -132,6 +132,44 @@ def mask_of(node: Mapping[str, Any], batch_shape: tuple[int, ...]) -> Tensor | N
     for mask in masks:
         result = result & torch.as_tensor(mask).cpu().bool().expand(batch_shape)
     return result
+
+
+def _density_shape(node: Mapping[str, Any], value: Tensor) -> torch.Size:
+    """Shape of a node's log-density: distribution, value, mask and scale broadcast against each other."""
+    fn = node["fn"]
+    outer = [node["scale"], node["mask"], getattr(fn, "_mask", None)]
+    shapes = [fn.batch_shape, value.shape[: max(0, value.dim() - fn.event_dim)]]
+    shapes += [part.shape for part in outer if torch.is_tensor(part)]
+    try:
+        return torch.broadcast_shapes(*shapes)
+    except RuntimeError:
+        raise ValueError(
+            f"site {node['name']!r}: expected a value of the shape {list(fn.batch_shape + fn.event_shape)} of its "
+            f"distribution, got {list(value.shape)}; pass data with one entry for each row of its plates"
+        ) from None
+
+
+def _check_plates(node: Mapping[str, Any], value: Tensor, batch: torch.Size, frames: Sequence[Any]) -> None:
+    """Refuse axes of a log-density that no plate declares, and events of another size than the distribution's.
+
+    Such axes usually come from shapes that broadcast against each other, ``[N]`` against ``[N, 1]``: the density would be
+    that of N times N rows. Pyro checks it in ``Trace_ELBO`` and not in MCMC.
+    """
+    fn = node["fn"]
+    sizes = {frame.dim: frame.size for frame in frames}
+    found = {axis - len(batch): size for axis, size in enumerate(batch)}
+    wrong = [axis for axis, size in found.items() if size != 1 and sizes.get(axis, 1) not in (-1, size)]
+    outer = fn.reinterpreted_batch_ndims if isinstance(fn, torch.distributions.Independent) else 0
+    event = value.shape[value.dim() - fn.event_dim :][:outer] if value.dim() >= fn.event_dim else ()
+    if not wrong and tuple(event) == tuple(fn.event_shape[:outer]):
+        return
+    declared = {frame.name: frame.size for frame in frames}
+    raise ValueError(
+        f"site {node['name']!r}: expected a log-density with the axes of its plates, {declared or 'none'}, got the shape "
+        f"{list(batch)} from a distribution of shape {list(fn.batch_shape)} + {list(fn.event_shape)} and a value of shape "
+        f"{list(value.shape)}. Bring distribution, data, mask and scale to one shape; enclose axes of independent rows in a "
+        "pyro.plate, and declare those of one row with .to_event."
+    )
 
 
 def _event_dim(node: Mapping[str, Any], frames: Sequence[Any]) -> int:
@@ -162,6 +200,11 @@ def _weight(node: Mapping[str, Any]) -> Any:
         if frame.full_size and frame.size > 0:
             scale = scale * frame.size / frame.full_size
     return scale
+
+
+def _is_weighted(node: Mapping[str, Any]) -> bool:
+    """Whether that factor differs from 1, in any row, by more than rounding."""
+    return bool((torch.as_tensor(_weight(node), dtype=torch.float64) - 1).abs().max() > 1e-6)
 
 
 def _num_free(fn: Any, shape: Sequence[int]) -> int:

@@ -8,6 +8,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from datatree.programs.pyro_models import EFFECTS, ERRORS, F64, eight_schools, number, regression
+from pyro import poutine
 from pyro.infer import MCMC, NUTS
 from pyro.infer.autoguide import AutoNormal
 
@@ -113,6 +114,55 @@ def test_data_that_the_likelihood_cannot_have_made() -> None:
             ValueError, match=r"data of site 'y' lie outside the support .* in 1 rows, the first .*\(1,\)"
         ):
             from_pyro(model, {"rate": np.ones((1, 3))}, args=(bad,))
+
+
+N = 6
+ROWS, COLUMN = torch.zeros(N, dtype=F64), torch.zeros(N, 1, dtype=F64)
+
+
+@pytest.mark.parametrize(
+    "case",
+    ["data", "mean", "mask", "scale", "event", "no plate", "latent", "factor", "rows"],
+)
+def test_axes_that_no_plate_declares(case: str) -> None:
+    """``[N]`` against ``[N, 1]`` would be a density of N times N rows, which Pyro's ELBO refuses and MCMC does not."""
+
+    def model() -> None:
+        mu = pyro.sample("mu", dist.Normal(number(0.0), 1.0))
+        if case == "latent":
+            pyro.sample("z", dist.Normal(ROWS, 1.0))
+        if case == "no plate":
+            pyro.sample("y", dist.Normal(mu + ROWS, 1.0), obs=ROWS)
+            return
+        data = {"data": COLUMN, "event": ROWS, "rows": torch.zeros(N + 1, dtype=F64)}.get(case, ROWS)
+        mean = mu + (COLUMN if case in ("mean", "event") else ROWS)
+        law = dist.Normal(mean, 1.0).to_event(1) if case == "event" else dist.Normal(mean, 1.0)
+        mask = COLUMN.bool() if case == "mask" else True
+        with pyro.plate("data", N), poutine.mask(mask=mask):
+            with poutine.scale(scale=COLUMN + 2 if case == "scale" else 1.0):
+                pyro.sample("y", law, obs=data)
+            if case == "factor":
+                pyro.factor("penalty", COLUMN * mu)
+
+    site = {"latent": "z", "factor": "penalty"}.get(case, "y")
+    draws = {"mu": np.zeros((1, 3)), **({"z": np.zeros((1, 3, N))} if case == "latent" else {})}
+    with pytest.raises(ValueError, match=f"{site}'?: expected a (log-density with the axes|value of the shape)"):
+        from_pyro(model, draws)
+
+
+def test_axes_of_guides_and_of_new_rows_are_checked_too() -> None:
+    def model(y: torch.Tensor | None, mean: torch.Tensor) -> None:
+        mu = pyro.sample("mu", dist.Normal(number(0.0), 1.0))
+        with pyro.plate("data", len(mean)):
+            pyro.sample("y", dist.Normal(mu + mean, 1.0), obs=y)
+
+    def guide(y: torch.Tensor | None, mean: torch.Tensor) -> None:
+        pyro.sample("mu", dist.Normal(torch.zeros(2, dtype=F64), 1.0))
+
+    with pytest.raises(ValueError, match="site 'mu': expected a log-density with the axes of its plates, none"):
+        from_pyro(model, guide=guide, args=(ROWS, ROWS))
+    with pytest.raises(ValueError, match="site 'y': expected a log-density with the axes of its plates"):
+        from_pyro(model, {"mu": np.zeros((1, 3))}, args=(ROWS, ROWS), predictions_args=(None, COLUMN))
 
 
 def test_part_of_the_rows_is_not_enough() -> None:

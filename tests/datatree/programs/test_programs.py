@@ -76,13 +76,13 @@ def test_plates_events_and_fillers() -> None:
     np.testing.assert_allclose(tree.log_likelihood.y, by_hand(model, draws, "y"), rtol=1e-6)
 
 
-def test_several_data_and_batches_without_plates() -> None:
+def test_several_data_and_plates_of_steps() -> None:
     def model() -> None:
-        rate = pyro.sample(
-            "rate", dist.Gamma(torch.full((3,), 2.0, dtype=F64), number(1.0))
-        )  # a batch, no plate
-        pyro.sample("count", dist.Poisson(rate), obs=torch.tensor([1.0, 2.0, 3.0], dtype=F64))
-        pyro.sample("many", dist.Normal(rate[0], 1.0), obs=torch.arange(4, dtype=F64))  # one law, four rows
+        rate = pyro.sample("rate", dist.Gamma(torch.full((3,), 2.0, dtype=F64), number(1.0)).to_event(1))
+        with pyro.plate("kind", 3):
+            pyro.sample("count", dist.Poisson(rate), obs=torch.tensor([1.0, 2.0, 3.0], dtype=F64))
+        with pyro.plate("rows", 4):  # one law, four rows
+            pyro.sample("many", dist.Normal(rate[0], 1.0), obs=torch.arange(4, dtype=F64))
         for i in pyro.plate("step", 2):
             pyro.sample(f"z_{i}", dist.Normal(rate[i], 1.0), obs=number(0.5))
 
@@ -94,7 +94,21 @@ def test_several_data_and_batches_without_plates() -> None:
     assert tree.log_likelihood.z_1.shape == (2, 5)
     expected = stats.norm.logpdf(np.arange(4), draws["rate"][..., :1])
     np.testing.assert_allclose(tree.log_likelihood.many, expected, rtol=1e-6)
-    assert tree.prior_predictive.many.std("many_dim_0").min() > 0, "new rows are drawn one by one"
+    assert tree.prior_predictive.many.std("rows").min() > 0, "new rows are drawn one by one"
+
+
+def test_weights_of_rows_are_a_part_of_the_model() -> None:
+    weight = torch.tensor([1.0, 2.0, 0.5], dtype=F64)
+
+    def model() -> None:
+        mu = pyro.sample("mu", dist.Normal(number(0.0), 1.0))
+        with pyro.plate("data", 3), poutine.scale(scale=weight):
+            pyro.sample("y", dist.Normal(mu, 1.0), obs=torch.arange(3, dtype=F64))
+
+    tree = from_pyro(model, {"mu": np.full((1, 4), 0.3)}, prior=False)
+    expected = weight.numpy() * stats.norm.logpdf(np.arange(3), 0.3)
+    np.testing.assert_allclose(tree.log_likelihood.y[0, 0], expected, rtol=1e-6)
+    assert tree.attrs["scaled_sites"] == ["y"]
 
 
 def test_a_model_conditioned_from_outside() -> None:
