@@ -74,8 +74,8 @@ class Model(PyroModule):
         inputs: Any,
         targets: Tensor | None = None,
         num_rows: int | None = None,
-        row_weight: Float[Tensor, " B"] | None = None,
-        exposure: Float[Tensor, "B T"] | None = None,
+        row_weight: Tensor | None = None,
+        exposure: Tensor | None = None,
     ) -> Float[Tensor, "*draws B K"]:
         """Run the program on a batch; return outputs ``[B, K]``.
 
@@ -84,17 +84,23 @@ class Model(PyroModule):
         inputs
             Features ``[B, D]``, or what the backbone takes.
         targets
-            Observed targets; None samples them.
+            Observed targets ``[B]`` or ``[B, T]``, in the units of the outputs; ``[B, 1]`` means the same as ``[B]``. None
+            samples them.
         num_rows
             Number of rows N of the whole data; None takes the batch for the data.
         row_weight
-            Weights ``[B]`` of the rows' log likelihood.
+            Weights of the rows' log likelihood, ``[B]`` or ``[B, 1]``.
         exposure
-            Exposures ``[B, 1]`` or ``[B, T]`` of counts.
+            Exposures of counts ``[B]``, ``[B, 1]`` or ``[B, T]``.
+
+        Raises
+        ------
+        ValueError
+            For targets, weights or exposures of another shape: by broadcasting, ``[B]`` against ``[B, 1]`` would be B times
+            B rows.
         """
         likelihood = self.layer.likelihood
         noise = likelihood.sample_noise(self.target_shape)
-        known = {} if exposure is None else {"exposure": exposure}
         weight = self.layer.prior.sample(self.weight_shape, **self.learned)
         bias = self._sample_bias(weight)
         features = inputs if self.backbone is None else self.backbone(inputs)
@@ -103,10 +109,23 @@ class Model(PyroModule):
         rows = torch.arange(batch_size, device=features.device)
         with pyro.plate("data", num_rows or batch_size, subsample=rows, dim=-1):
             outputs = linear(features, weight, bias)
-            # Pyro takes no scale of 0; with the smallest positive number the log density is the same
-            scale = 1.0 if row_weight is None else row_weight.clamp_min(torch.finfo(row_weight.dtype).tiny)
+            if exposure is not None:
+                own = (
+                    exposure.shape[1:] if exposure.shape[1:] == self.target_shape else ()
+                )  # one for each target
+                noise["exposure"] = of_rows(exposure, (batch_size, *(own or (1,))), "exposure")
+            law = likelihood.distribution(outputs, **noise)
+            if targets is not None:
+                targets = of_rows(targets, (batch_size, *law.event_shape), "targets")
+                targets = targets.long() if likelihood.is_discrete else targets.to(outputs.dtype)
+            scale: float | Tensor = 1.0
+            if (
+                row_weight is not None
+            ):  # Pyro takes no scale of 0; with the smallest number the log density is the same
+                weights = of_rows(row_weight, (batch_size,), "row_weight")
+                scale = weights.clamp_min(torch.finfo(weights.dtype).tiny)
             with pyro.poutine.scale(scale=scale):
-                pyro.sample("y", likelihood.distribution(outputs, **noise, **known), obs=targets)
+                pyro.sample("y", law, obs=targets)
         return outputs
 
     def _sample_bias(self, weight: Tensor) -> Tensor | None:
@@ -117,6 +136,20 @@ class Model(PyroModule):
         loc = self.layer.bias_center(weight.new_zeros(self.num_outputs))
         prior = dist.Normal(loc, torch.full_like(loc, self.layer.bias_scale), validate_args=False)
         return pyro.sample("bias", prior.to_event(1))
+
+
+def of_rows(values: Tensor, shape: tuple[int, ...], name: str) -> Tensor:
+    """Values of B rows in the ``shape`` that the program takes; ``[B]`` and ``[B, 1]`` mean the same."""
+    num_rows = shape[0]
+    if values.shape == shape:
+        return values
+    if math.prod(shape) == num_rows and tuple(values.shape) in ((num_rows,), (num_rows, 1)):
+        return values.reshape(shape)
+    meant = f"[{num_rows}] or [{num_rows}, 1]" if math.prod(shape) == num_rows else list(shape)
+    raise ValueError(
+        f"Model: expected {name} of shape {meant} for {num_rows} rows, got {list(values.shape)}; reshape them, or build the "
+        "Model with the target_shape of a row"
+    )
 
 
 def linear(

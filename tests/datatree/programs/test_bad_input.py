@@ -146,7 +146,9 @@ def test_axes_that_no_plate_declares(case: str) -> None:
 
     site = {"latent": "z", "factor": "penalty"}.get(case, "y")
     draws = {"mu": np.zeros((1, 3)), **({"z": np.zeros((1, 3, N))} if case == "latent" else {})}
-    with pytest.raises(ValueError, match=f"{site}'?: expected a (log-density with the axes|value of the shape)"):
+    with pytest.raises(
+        ValueError, match=f"{site}'?: expected a (log-density with the axes|value of the shape)"
+    ):
         from_pyro(model, draws)
 
 
@@ -159,7 +161,9 @@ def test_axes_of_guides_and_of_new_rows_are_checked_too() -> None:
     def guide(y: torch.Tensor | None, mean: torch.Tensor) -> None:
         pyro.sample("mu", dist.Normal(torch.zeros(2, dtype=F64), 1.0))
 
-    with pytest.raises(ValueError, match="site 'mu': expected a log-density with the axes of its plates, none"):
+    with pytest.raises(
+        ValueError, match="site 'mu': expected a log-density with the axes of its plates, none"
+    ):
         from_pyro(model, guide=guide, args=(ROWS, ROWS))
     with pytest.raises(ValueError, match="site 'y': expected a log-density with the axes of its plates"):
         from_pyro(model, {"mu": np.zeros((1, 3))}, args=(ROWS, ROWS), predictions_args=(None, COLUMN))
