@@ -1,13 +1,15 @@
 """Declarations: frozen dataclasses that print, compare, hash, and go to plain data and back.
 
 A choice (a prior, a likelihood, a guide, an inference) is an object of a class, so plain data must keep the name of
-the class: ``{"class": "Normal", "scale": 1.0}``. Tensors inside a declaration go into a side dictionary, since they
-belong in a safetensors file and not in YAML.
+the class: ``{"class": "priors.Normal", "scale": 1.0}``, and of a class outside the package also where it is imported from:
+``{"class": "likelihoods.ZeroInflated", "module": "my_project.counts"}``. Tensors inside a declaration go into a side
+dictionary, since they belong in a safetensors file and not in YAML.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import inspect
 from typing import Any, ClassVar
 
@@ -19,15 +21,21 @@ Plain = Any  # None, bool, number, string, or a list or dictionary of these
 
 
 class Declaration:
-    """Base of everything that is declared. Subclasses are frozen dataclasses and register under their name."""
+    """Base of everything that is declared. Subclasses are frozen dataclasses and register under their name.
+
+    Those outside the package register under their module as well; there several may have one name.
+    """
 
     family: ClassVar[str] = ""
     registry: ClassVar[dict[str, type[Declaration]]] = {}
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if not cls.__name__.startswith("_"):
-            Declaration.registry[f"{cls.family}.{cls.__name__}"] = cls
+        if cls.__name__.startswith("_"):
+            return
+        name = f"{cls.family}.{cls.__name__}"
+        own = cls.__module__.partition(".")[0] == __name__.partition(".")[0]
+        Declaration.registry[name if own else f"{cls.__module__}:{name}"] = cls
 
     def __eq__(self, other: object) -> bool:
         if type(self) is not type(other):
@@ -50,13 +58,23 @@ def to_plain(value: Any, tensors: dict[str, Tensor], path: str = "", *, function
 
     A function or class cannot be written; with ``functions`` it is named with its address, to compare declarations.
     """
-    if isinstance(value, Declaration) and dataclasses.is_dataclass(value):
-        fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.init}
+    if isinstance(value, Declaration):
+        given: tuple[dataclasses.Field[Any], ...] = ()
+        if dataclasses.is_dataclass(value):
+            given = dataclasses.fields(value)
+        if vars(value) and not given:
+            raise TypeError(
+                f"{type(value).__name__}: expected a frozen dataclass, so that it can be compared and written down, got the "
+                f"attributes {sorted(vars(value))} of another class; put @dataclass(frozen=True, eq=False) above it"
+            )
+        fields = {f.name: getattr(value, f.name) for f in given if f.init}
         body = {
             k: to_plain(v, tensors, f"{path}.{k}" if path else k, functions=functions)
             for k, v in fields.items()
         }
-        return {"class": f"{value.family}.{type(value).__name__}", **body}
+        name, module = f"{value.family}.{type(value).__name__}", type(value).__module__
+        own = value.registry.get(name) is type(value)
+        return {"class": name, **({} if own else {"module": module}), **body}
     if isinstance(value, torch.distributions.Distribution):
         return distribution_to_plain(value)
     if isinstance(value, Tensor):
@@ -78,16 +96,13 @@ def to_plain(value: Any, tensors: dict[str, Tensor], path: str = "", *, function
 
 
 def from_plain(plain: Plain, tensors: dict[str, Tensor]) -> Any:
-    """Build the declaration that :func:`to_plain` wrote; unknown classes are an error, nothing is imported."""
+    """Build the declaration that :func:`to_plain` wrote; only the modules of classes outside the package are imported."""
     if isinstance(plain, dict):
         if "class" in plain:
-            cls = Declaration.registry.get(plain["class"])
-            if cls is None:
-                raise ValueError(
-                    f"expected the name of a known declaration, got {plain['class']!r}; import the module that "
-                    f"defines it first. Known: {', '.join(sorted(Declaration.registry))}"
-                )
-            return cls(**{k: from_plain(v, tensors) for k, v in plain.items() if k != "class"})
+            cls = _class_of(plain["class"], plain.get("module"))
+            return cls(
+                **{k: from_plain(v, tensors) for k, v in plain.items() if k not in ("class", "module")}
+            )
         if "distribution" in plain:
             made: Any = getattr(dist, str(plain["distribution"]), None)
             if not (isinstance(made, type) and issubclass(made, torch.distributions.Distribution)):
@@ -100,6 +115,29 @@ def from_plain(plain: Plain, tensors: dict[str, Tensor]) -> Any:
     if isinstance(plain, list):
         return tuple(from_plain(v, tensors) for v in plain)
     return plain
+
+
+def _class_of(name: str, module: str | None) -> type[Declaration]:
+    """The declaration of this name: one of the package, or one of a module that is imported if it has to be."""
+    if module is None:
+        named = [cls for key, cls in Declaration.registry.items() if key.rpartition(":")[2] == name]
+        found = Declaration.registry.get(name) or (named[-1] if named else None)
+        why, remedy = "", "import the module that defines it first"
+    else:
+        key = f"{module}:{name}"
+        why, remedy = (
+            f" of the module {module}",
+            "make that module importable (sys.path), with the class at its top level",
+        )
+        if key not in Declaration.registry and module != "__main__":
+            try:
+                importlib.import_module(module)
+            except ImportError as error:
+                why += f" ({error})"
+        found = Declaration.registry.get(key)
+    if found is None:
+        raise ValueError(f"expected the name of a known declaration, got {name!r}{why}; {remedy}")
+    return found
 
 
 ALTERNATIVES = (

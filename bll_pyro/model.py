@@ -114,7 +114,7 @@ class Model(PyroModule):
                     exposure.shape[1:] if exposure.shape[1:] == self.target_shape else ()
                 )  # one for each target
                 noise["exposure"] = of_rows(exposure, (batch_size, *(own or (1,))), "exposure")
-            law = likelihood.distribution(outputs, **noise)
+            law = likelihood.law(outputs, **noise)
             if targets is not None:
                 targets = of_rows(targets, (batch_size, *law.event_shape), "targets")
                 targets = targets.long() if likelihood.is_discrete else targets.to(outputs.dtype)

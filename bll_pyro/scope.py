@@ -105,3 +105,27 @@ def without_warnings(message: str = "", category: type[Warning] = Warning) -> It
 def generator(seed: int, device: torch.device | str = "cpu") -> torch.Generator:
     """A random generator of its own, for draws that do not touch global state."""
     return torch.Generator(device=device).manual_seed(seed)
+
+
+_unvalidated = threading.Lock()
+_validation: list[bool] = []  # the caller's setting, once for each block that runs now, in any thread
+
+
+@contextmanager
+def without_validation() -> Iterator[None]:
+    """Build distributions without torch's checks of their arguments, which have no place inside an optimiser or a vmap.
+
+    The setting is one for the process. So the first block to begin keeps it, and the last to end puts it back.
+    """
+    switch = torch.distributions.Distribution.set_default_validate_args
+    with _unvalidated:
+        current = torch.distributions.Distribution._validate_args
+        _validation.append(_validation[0] if _validation else current)
+        switch(False)
+    try:
+        yield
+    finally:
+        with _unvalidated:
+            caller = _validation.pop()
+            if not _validation:
+                switch(caller)

@@ -1,12 +1,17 @@
 """Declarations as plain data: distributions inside them keep every argument, or are refused."""
 
 import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
 
 import pyro.distributions as dist
 import pytest
 import torch
 
-from bll_pyro.declaration import from_plain, to_plain
+import bll_pyro as bll
+from bll_pyro.declaration import Declaration, from_plain, to_plain
+from bll_pyro.likelihoods.base import Likelihood
 
 DISTRIBUTIONS = [
     dist.Normal(0.0, 0.1),
@@ -74,3 +79,67 @@ def test_reading_an_argument_changes_nothing() -> None:
 def test_what_cannot_be_written_is_refused(given: dist.Distribution) -> None:
     with pytest.raises(TypeError, match="so that it can be written down, got"):
         to_plain(given, {})
+
+
+OWN = """
+from dataclasses import dataclass
+import pyro.distributions as dist
+from bll_pyro.likelihoods.base import Likelihood
+
+@dataclass(frozen=True, eq=False)
+class Poisson(Likelihood):
+    factor: float = 1.0
+    is_count = True
+
+    def distribution(self, outputs, **_):
+        return dist.Poisson(self.factor * outputs.exp(), validate_args=False)
+"""
+
+
+def test_a_class_of_the_users_is_found_by_its_import_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also one that has the name of a class of the package, which stays what it was."""
+    (tmp_path / "counts_of_mine.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    import counts_of_mine
+
+    given = counts_of_mine.Poisson(2.0)
+    plain = json.loads(json.dumps(to_plain(given, {})))
+    assert plain == {"class": "likelihoods.Poisson", "module": "counts_of_mine", "factor": 2.0}
+    assert to_plain(bll.likelihoods.Poisson(), {}) == {"class": "likelihoods.Poisson"}
+    assert type(from_plain({"class": "likelihoods.Poisson"}, {})) is bll.likelihoods.Poisson
+    assert from_plain(plain, {}) == given
+    # another process: the module is imported, or named
+    del sys.modules["counts_of_mine"], Declaration.registry["counts_of_mine:likelihoods.Poisson"]
+    assert from_plain(plain, {}).factor == 2.0
+    del sys.modules["counts_of_mine"], Declaration.registry["counts_of_mine:likelihoods.Poisson"]
+    (tmp_path / "counts_of_mine.py").unlink()
+    message = (
+        r"got 'likelihoods.Poisson' of the module counts_of_mine \(No module .*make that module importable"
+    )
+    with pytest.raises(ValueError, match=message):
+        from_plain(plain, {})
+
+
+def test_a_class_without_fields_needs_no_decorator_and_one_with_attributes_does() -> None:
+    class Plain(Likelihood):
+        def distribution(self, outputs, **_):
+            return dist.Normal(outputs, 1.0)
+
+    class WithState(Plain):
+        def __init__(self, scale: float) -> None:
+            self.scale = scale
+
+    @dataclass(frozen=True, eq=False)
+    class Scaled(Plain):
+        scale: float = 1.0
+
+    assert Plain() == Plain() and Scaled(2.0) == Scaled(2.0) != Scaled(3.0)
+    assert from_plain(to_plain(Plain(), {}), {}) == Plain()
+    with pytest.raises(
+        TypeError, match=r"WithState: expected a frozen dataclass.*\['scale'\].*put @dataclass"
+    ):
+        to_plain(WithState(1.0), {})
+    with pytest.raises(ValueError, match=r"'likelihoods.Gone'; import the module that defines it"):
+        from_plain({"class": "likelihoods.Gone"}, {})

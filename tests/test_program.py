@@ -77,7 +77,7 @@ def log_weights(fit: bll.Fit, model: bll.Model, features: Tensor, targets: Tenso
 
 @pytest.mark.parametrize("name", LIKELIHOODS)
 def test_pyros_elbo_of_the_posterior_is_that_of_the_fit(name: str) -> None:
-    likelihood, num_targets = LIKELIHOODS[name]
+    likelihood, _ = LIKELIHOODS[name]
     features, targets = data(name)
     inference = bll.SVI(bll.guides.FullRank(), num_epochs=30)
     with isolated(0, torch.float64):

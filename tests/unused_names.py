@@ -8,7 +8,7 @@ UNUSED = {
     "Python calls it for the attributes of a module, and dir() lists them": ("__getattr__", "__dir__"),
     "torch.nn.Module and torch.autograd.Function call it": ("forward",),
     "notebooks call it to show an object": ("_repr_html_", "_repr_png_"),
-    "pyro.distributions reads it of a distribution": ("has_rsample", "_validate_args"),
+    "pyro.distributions reads it of a distribution": ("has_rsample", "arg_constraints"),
     "torch.distributions reads it of a transform": ("domain", "codomain", "bijective", "_inverse"),
     "Pyro calls it for a sample or param statement under a messenger": ("_pyro_sample", "_pyro_param"),
     "ArviZ's ELPDData, the base class, writes its report with it": (
@@ -18,7 +18,6 @@ UNUSED = {
     "an autoguide of Pyro asks for it": (
         "guides/base.py:_loc_scale",
         "guides/flow.py:_prototype_tensor",
-        "guides/full_rank.py:scale_tril",
     ),
     "users call it: a documented method or property of a result": (
         "diagnostics/verdicts.py:flagged",

@@ -198,7 +198,7 @@ class RowEvaluator:
         parts = []
         for rows, outputs, noise in self._outputs(draws):
             with isolated(derived_seed(seed, rows.start)):
-                values = likelihood.distribution(outputs, **noise).sample()
+                values = likelihood.law(outputs, **noise).sample()
             if likelihood.real_valued:
                 values = values * frame.target_scale + frame.target_center
             flat = values.reshape(*draws["weight"].shape[:2], outputs.shape[1], *self.posterior.target_shape)

@@ -232,8 +232,8 @@ def expected_log_prob(
 def information(likelihood: Likelihood, outputs: Tensor, targets: Targets, noise: NoiseValues) -> Information:
     """Weighted information of each row."""
     if isinstance(targets, Tensor):
-        return likelihood.information(outputs, **noise)
-    unweighted = likelihood.information(outputs, **noise, **row_data(targets))
+        return likelihood.information(outputs, targets=targets, **noise)
+    unweighted = likelihood.information(outputs, targets=targets.values, **noise, **row_data(targets))
     weight = targets.columns.weight
     return unweighted if weight is None else WeightedInformation(unweighted, weight)
 
@@ -241,8 +241,8 @@ def information(likelihood: Likelihood, outputs: Tensor, targets: Targets, noise
 def output_curvature(likelihood: Likelihood, outputs: Tensor, targets: Targets, noise: NoiseValues) -> Tensor:
     """Weighted diagonal of each row's information, ``[n, K]``."""
     if isinstance(targets, Tensor):
-        return likelihood.output_curvature(outputs, **noise)
-    curvature = likelihood.output_curvature(outputs, **noise, **row_data(targets))
+        return likelihood.output_curvature(outputs, targets=targets, **noise)
+    curvature = likelihood.output_curvature(outputs, targets=targets.values, **noise, **row_data(targets))
     weight = targets.columns.weight
     return curvature if weight is None else weight[:, None] * curvature
 

@@ -5,18 +5,28 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Iterable
+from functools import partial
 from typing import Any, ClassVar, Self
 
 import pyro
 import pyro.distributions as dist
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from bll_pyro.declaration import Declaration
 from bll_pyro.gaussian import OutputGaussian, Outputs
-from bll_pyro.gaussian.information import DiagonalInformation, Information
+from bll_pyro.gaussian.information import DenseInformation, DiagonalInformation, Information
 from bll_pyro.gaussian.points import halves, joined
+from bll_pyro.likelihoods.derived import (
+    Marginal,
+    by_row,
+    mean_derivatives,
+    output_derivatives,
+    positive_part,
+)
+from bll_pyro.likelihoods.targets import count_targets, float_targets, integer_targets, supported
+from bll_pyro.scope import isolated, without_validation
 
 TargetShape = tuple[
     int, ...
@@ -26,44 +36,58 @@ TargetShape = tuple[
 class Likelihood(Declaration):
     """Distribution of the target ``y`` of a row given its outputs ``f [K]``; it never knows the size of the data.
 
+    A member defines :meth:`distribution`, and :meth:`num_outputs` where a target has not just one output. All else follows
+    from it, by automatic differentiation and draws, and is overridden where a closed form is cheaper or more exact.
+
     Inside the library a row's target is a label, or a vector ``[T]`` of the real or counted values (T = 1 where the
     user gave one number a row). Likelihoods of counts take each row's ``exposure [N, 1]`` or ``[N, T]`` beside the noise.
     """
 
     family: ClassVar[str] = "likelihoods"
     real_valued: ClassVar[bool] = False  # targets are real and may be standardised
-    is_discrete: ClassVar[bool] = (
-        False  # targets are classes: predictions are probabilities, uncertainty is entropy
-    )
+    is_discrete: ClassVar[bool] = False  # classes: predictions are probabilities, uncertainty is entropy
     is_count: ClassVar[bool] = False  # targets are whole numbers, so are quantiles; rows may have an exposure
-    is_binary: ClassVar[bool] = (
-        False  # targets are labels 0 or 1, each with a probability and an entropy of its own
-    )
-
-    independent_targets: ClassVar[bool] = (
-        True  # given the outputs, the log densities of a row's targets add up
-    )
+    is_binary: ClassVar[bool] = False  # labels 0 or 1, each with a probability and an entropy of its own
+    independent_targets: ClassVar[bool] = True  # given the outputs, log densities of a row's targets add up
     pair_sites: ClassVar[tuple[str, ...]] = ()  # noise with a value for each pair of targets
-
     has_slope: ClassVar[bool] = False  # whether ``slope`` is there
-    noise_moves_outputs: ClassVar[bool] = (
-        False  # noise and outputs are correlated a posteriori and have to be drawn together
-    )
+    noise_moves_outputs: ClassVar[bool] = False  # correlated a posteriori, to be drawn together
 
-    @abstractmethod
     def num_outputs(self, target_shape: TargetShape) -> int:
-        """Number of outputs K for targets of this shape."""
+        """Number of outputs K for targets of this shape; by default one for each target."""
+        return math.prod(target_shape)
 
-    @abstractmethod
     def check_targets(self, targets: Tensor) -> Shaped[Tensor, "N *T"]:
-        """Validate targets before any work starts; return them as they are used inside (labels ``[N]`` or ``[N, T]``)."""
+        """Validate targets before any work starts; return them as they are used inside (labels ``[N]`` or ``[N, T]``).
+
+        By default: numbers in the support of the distribution, whole ones where the likelihood counts.
+        """
+        owner = type(self).__name__
+        if self.is_discrete:
+            return integer_targets(targets, self.num_classes, owner)  # type: ignore[attr-defined]
+        values = count_targets(targets, owner) if self.is_count else float_targets(targets, owner)
+        shape = tuple(values.shape[1:])
+        with isolated(0), torch.no_grad():
+            noise = {name: prior.sample() for name, prior in self.sites(shape).items()}
+            law = self.law(values.new_zeros(1, self.num_outputs(shape), dtype=torch.float64), **noise)
+        return supported(values, law, owner, whole=self.is_count or self.is_binary, scaled=self.real_valued)
 
     def check_training(self, targets: Shaped[Tensor, "N *T"]) -> None:
         """Raise if targets, each of them valid, are not enough to fit on; :meth:`check_targets` has returned them."""
 
     @abstractmethod
     def distribution(self, outputs: Float[Tensor, "*#S N K"], **noise: Tensor) -> dist.Distribution:
-        """Distribution of the target given outputs ``[..., N, K]``: batch shape ``[..., N]``."""
+        """Distribution of the target given outputs ``[..., N, K]``.
+
+        Of labels with batch shape ``[..., N]``; of numbers with batch shape ``[..., N, T]``, or ``[..., N]`` and event shape
+        ``[T]``. Noise comes by the names of :meth:`sites`, with axes that broadcast against ``[..., N, T]``.
+        """
+
+    def law(self, outputs: Float[Tensor, "*#S N K"], **noise: Tensor) -> dist.Distribution:
+        """The :meth:`distribution` with a row's targets in its event, and without torch's checks of its arguments."""
+        with without_validation():
+            found = self.distribution(outputs, **noise)
+        return by_row(found, outputs, type(self).__name__, labels=self.is_discrete)
 
     def sites(self, target_shape: TargetShape) -> dict[str, dist.Distribution]:
         """Global noise parameters by name, with their priors.
@@ -85,7 +109,7 @@ class Likelihood(Declaration):
         self, outputs: Float[Tensor, "*#S N K"], targets: Shaped[Tensor, "N *T"], **noise: Tensor
     ) -> Float[Tensor, "*#S N"]:
         """Log density or probability of targets given outputs ``[..., N, K]``: ``[..., N]``."""
-        return self.distribution(outputs, **noise).log_prob(targets)
+        return self.law(outputs, **noise).log_prob(targets)
 
     def expected_log_prob(
         self,
@@ -119,11 +143,34 @@ class Likelihood(Declaration):
         self, outputs: Outputs, num_points: int, seed: int = 0, **noise: Tensor
     ) -> dist.Distribution:
         """Predictive of a row's targets together as such a mixture: batch shape ``[S, N]``, event shape ``[T]``."""
-        return self.distribution(outputs.draws(num_points, seed), **noise)
+        return self.law(outputs.draws(num_points, seed), **noise)
+
+    def choose(
+        self,
+        parts: dist.Distribution,
+        chosen: Int[Tensor, "draws N"],
+        outputs: Outputs,
+        num_points: int,
+        seed: int = 0,
+        **noise: Tensor,
+    ) -> dist.Distribution:
+        """Components ``chosen [num_draws, N]`` of :meth:`joint_components`, the ``parts`` of these arguments.
+
+        Outputs and noise are chosen, and not the parameters of the distribution, which only the distribution knows.
+        """
+        draws = outputs.draws(num_points, seed)
+        rows = torch.arange(draws.shape[1], device=chosen.device)
+        picked = {
+            name: value if name == "exposure" else value.expand(len(draws), *value.shape[1:])[chosen, 0]
+            for name, value in noise.items()
+        }
+        return self.law(draws[chosen, rows], **picked)
 
     def marginals(self, outputs: Float[Tensor, "*#S N K"], **noise: Tensor) -> dist.Distribution:
         """Distribution of each target given outputs ``[..., N, K]``: batch shape ``[..., N, T]``."""
-        return self.distribution(outputs, **noise).base_dist
+        law = self.law(outputs, **noise)
+        single = isinstance(law, torch.distributions.Independent) and not law.base_dist.event_shape
+        return Marginal(law.base_dist if single else law)
 
     def predictive_log_prob(
         self,
@@ -141,9 +188,12 @@ class Likelihood(Declaration):
         self, outputs: Outputs, num_points: int, seed: int = 0, **noise: Tensor
     ) -> tuple[Float[Tensor, "N T"], Float[Tensor, "N T"], Float[Tensor, "N T"]]:
         """Predictive mean ``E[y]``, aleatoric ``E[Var(y | f)]`` and epistemic ``Var(E[y | f])``, each ``[N, T]``."""
-        given = self.marginals(outputs.draws(num_points, seed), **noise)
+        given: Any = self.marginals(outputs.draws(num_points, seed), **noise)
         mean, variance = given.mean, given.variance
-        return mean.mean(0), variance.mean(0).expand(mean.shape[1:]), mean.var(0, correction=0)
+        between = mean.var(0, correction=0)
+        if isinstance(given, Marginal):  # means that were drawn vary by their errors, too
+            between = (between - given.mean_error.mean(0)).clamp_min(0.0)
+        return mean.mean(0), variance.mean(0).expand(mean.shape[1:]), between
 
     def with_noise_times(
         self, factor: float, outputs: Outputs, noise: dict[str, Tensor]
@@ -153,13 +203,15 @@ class Likelihood(Declaration):
         For a recalibration on held-out rows; likelihoods without a noise scale refuse.
         """
         raise TypeError(
-            f"calibrate: expected classes, labels, or a likelihood with a noise scale, got {self!r}: the spread of counts "
-            "follows from their mean, so there is no scale to change; NegativeBinomial() learns the spread with the rest"
+            f"calibrate: expected classes, labels, or a likelihood with a noise scale, got {self!r}, which has no "
+            "with_noise_times: its spread follows from its outputs, as that of counts from their mean, so that there is no "
+            "scale to change; NegativeBinomial() learns the spread of counts with the rest"
         )
 
     def class_probs(self, outputs: Float[Tensor, "*#S N K"], **noise: Tensor) -> Float[Tensor, "*#S N C"]:
         """Class probabilities ``[..., N, C]`` given the outputs (discrete likelihoods)."""
-        raise NotImplementedError(f"{type(self).__name__} has no classes")
+        law = self.law(outputs, **noise)
+        return law.log_prob(law.enumerate_support(expand=False)).exp().movedim(0, -1)
 
     def class_expectations(
         self, outputs: Outputs, chunks: Iterable[slice], num_points: int, seed: int = 0, **noise: Tensor
@@ -177,7 +229,7 @@ class Likelihood(Declaration):
 
     def label_probs(self, outputs: Float[Tensor, "*S N T"], **noise: Tensor) -> Float[Tensor, "*S N T"]:
         """Probability ``[..., N, T]`` of each label given the outputs (binary likelihoods)."""
-        raise NotImplementedError(f"{type(self).__name__} has no binary labels")
+        return self.marginals(outputs, **noise).mean
 
     def slope(
         self, outputs: Float[Tensor, "*S N K"], targets: Shaped[Tensor, "N *T"]
@@ -197,41 +249,41 @@ class Likelihood(Declaration):
 
         By automatic differentiation; likelihoods with a closed form override it.
         """
-        num_draws, num_rows, num_outputs = draws.shape
-        noise = {name: value[None] if name == "exposure" else value for name, value in noise.items()}
-        shared = {name: value.expand(num_draws, num_rows, *value.shape[2:]) for name, value in noise.items()}
-
-        def row(outputs: Tensor, target: Tensor, row_noise: dict[str, Tensor]) -> Tensor:
-            single = {name: value[None] for name, value in row_noise.items()}
-            return self.log_prob(outputs[None], target[None], **single).squeeze(0)
-
-        def both(outputs: Tensor, target: Tensor, row_noise: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-            slope = torch.func.grad(row)
-            return slope(outputs, target, row_noise), -torch.func.jacrev(slope)(outputs, target, row_noise)
-
-        over_rows = torch.func.vmap(both)
-        gradient = draws.new_zeros(num_rows, num_outputs)
-        curvature = draws.new_zeros(num_rows, num_outputs, num_outputs)
-        for index in range(num_draws):  # one draw at a time: nothing of size S x N x K x K is built
-            first, second = over_rows(draws[index], targets, {k: v[index] for k, v in shared.items()})
-            gradient, curvature = gradient + first / num_draws, curvature + second / num_draws
-        return gradient, curvature
+        return mean_derivatives(partial(self.log_prob, targets=targets), draws, noise)
 
     def output_curvature(self, outputs: Float[Tensor, "*S N K"], **noise: Tensor) -> Float[Tensor, "*S N K"]:
-        """Diagonal ``[N, K]`` of the expected negative Hessian of ``log p(y | f)`` in the outputs ``[N, K]``."""
-        raise NotImplementedError(f"{type(self).__name__} gives no curvature")
+        """Diagonal ``[N, K]`` of the information in the outputs ``[N, K]``.
+
+        Defining it says that each part of a target depends on one output, unless ``information`` is defined too.
+        """
+        return self.information(outputs, **noise).diagonal()
 
     def information(self, outputs: Float[Tensor, "N K"], **noise: Tensor) -> Information:
         """Fisher information of the outputs ``[N, K]``: expected negative Hessians of ``log p(y | f)``.
 
-        By default each part of a target depends on one output, and the diagonal is all there is.
+        Diagonal where ``output_curvature`` is defined. Else the observed ones, at the ``targets`` that come beside the noise, by
+        automatic differentiation, with negative eigenvalues set to 0.
         """
-        return DiagonalInformation(self.output_curvature(outputs, **noise))
+        if self.independent_outputs:
+            return DiagonalInformation(self.output_curvature(outputs, **noise))
+        targets = noise.pop("targets", None)
+        if targets is None:
+            raise TypeError(
+                f"{type(self).__name__}.information: expected targets, at which to differentiate, got none; define "
+                "output_curvature or information, an expectation over the targets"
+            )
+        keeps_graph = torch.is_grad_enabled() and any(t.requires_grad for t in (outputs, *noise.values()))
+        log_prob = partial(self.log_prob, targets=targets, **noise)
+        return DenseInformation(positive_part(output_derivatives(log_prob, outputs, keeps_graph)[1]))
 
     @property
     def independent_outputs(self) -> bool:
         """Whether each part of a target depends on one output, so that ``information`` is diagonal."""
-        return type(self).information is Likelihood.information
+        cls = type(self)
+        return (
+            cls.information is Likelihood.information
+            and cls.output_curvature is not Likelihood.output_curvature
+        )
 
 
 def scale_site(prior: dist.Distribution | None, num_targets: int) -> dist.Distribution:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -12,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from bll_pyro.likelihoods.base import Likelihood, TargetShape
+from bll_pyro.likelihoods.base import Likelihood
 from bll_pyro.likelihoods.targets import float_targets
 
 
@@ -25,10 +24,6 @@ class Bernoulli(Likelihood):
     """
 
     is_binary: ClassVar[bool] = True
-
-    def num_outputs(self, target_shape: TargetShape) -> int:
-        """One output for each label."""
-        return math.prod(target_shape)
 
     def check_targets(self, targets: Tensor) -> Float[Tensor, "N T"]:
         """Zeros and ones ``[N, T]``."""

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pyro.distributions as dist
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from bll_pyro.gaussian import OutputGaussian, Outputs
-from bll_pyro.likelihoods.base import Likelihood, TargetShape
+from bll_pyro.likelihoods.base import Likelihood
 from bll_pyro.likelihoods.targets import float_targets
 
 
@@ -33,10 +33,6 @@ class GaussianNoise(Likelihood):
         self, outputs: Float[Tensor, "*#S N T"], **noise: Tensor
     ) -> Float[Tensor, "... T T"]:
         """Covariance ``[T, T]`` of the noise, or ``[S, 1, T, T]`` for draws of it."""
-
-    def num_outputs(self, target_shape: TargetShape) -> int:
-        """One output for each target."""
-        return math.prod(target_shape)
 
     def check_targets(self, targets: Tensor) -> Float[Tensor, "N T"]:
         """Finite real numbers ``[N, T]``."""
@@ -68,6 +64,10 @@ class GaussianNoise(Likelihood):
         covariance = covariance if covariance.dim() == 4 else covariance[None]
         return dist.MultivariateNormal(outputs.mean, covariance, validate_args=False)
 
+    def choose(self, parts: dist.Distribution, chosen: Tensor, *_: Any, **__: Any) -> dist.Distribution:
+        """By means and covariances, also where the outputs are integrated out."""
+        return select(parts, chosen)
+
     def predictive_log_prob(
         self, outputs: Outputs, targets: Float[Tensor, "N T"], num_points: int, seed: int = 0, **noise: Tensor
     ) -> Float[Tensor, " N"]:
@@ -82,3 +82,16 @@ class GaussianNoise(Likelihood):
         square = self.scale(outputs.mean, **noise).square()
         aleatoric = square.mean(0) if square.dim() == 3 else square
         return outputs.mean, aleatoric.expand_as(outputs.mean), outputs.variance
+
+
+def select(parts: Any, chosen: Int[Tensor, "draws ..."]) -> dist.Distribution:
+    """Of Normals with batch shape ``[S, ...]`` the components ``chosen [num_draws, ...]``."""
+    if isinstance(parts, dist.Independent):
+        chosen = chosen[..., None].expand(*chosen.shape, *parts.event_shape)
+        return select(parts.base_dist, chosen).to_event(1)
+    places = torch.meshgrid(*[torch.arange(n, device=chosen.device) for n in chosen.shape], indexing="ij")[1:]
+    index = (chosen, *places)
+    if isinstance(parts, dist.MultivariateNormal):
+        loc, tril = parts.loc[index], parts.scale_tril.expand(*parts.batch_shape, -1, -1)[index]
+        return dist.MultivariateNormal(loc, scale_tril=tril, validate_args=False)
+    return dist.Normal(parts.loc[index], parts.scale[index], validate_args=False)

@@ -56,10 +56,6 @@ class NegativeBinomial(Likelihood):
                 f"got {value!r}"
             )
 
-    def num_outputs(self, target_shape: TargetShape) -> int:
-        """One output, a log mean, for each count."""
-        return math.prod(target_shape)
-
     def check_targets(self, targets: Tensor) -> Float[Tensor, "N T"]:
         """Counts ``[N, T]`` as floats."""
         return count_targets(targets, "NegativeBinomial")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -12,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bll_pyro.gaussian import OutputGaussian
-from bll_pyro.likelihoods.base import Likelihood, TargetShape, exposed
+from bll_pyro.likelihoods.base import Likelihood, exposed
 from bll_pyro.likelihoods.targets import count_targets
 
 
@@ -33,10 +32,6 @@ class Poisson(Likelihood):
     """Counts: ``y[t] ~ Poisson(exposure exp(f[t]))``; targets are whole numbers >= 0, ``[N]`` or ``[N, T]``."""
 
     is_count: ClassVar[bool] = True
-
-    def num_outputs(self, target_shape: TargetShape) -> int:
-        """One output, a log rate, for each count."""
-        return math.prod(target_shape)
 
     def check_targets(self, targets: Tensor) -> Float[Tensor, "N T"]:
         """Counts ``[N, T]`` as floats."""

@@ -65,10 +65,6 @@ class StudentT(Likelihood):
                 f"got {value!r}"
             )
 
-    def num_outputs(self, target_shape: TargetShape) -> int:
-        """One output, a location, for each target."""
-        return math.prod(target_shape)
-
     def check_targets(self, targets: Tensor) -> Float[Tensor, "N T"]:
         """Finite real numbers ``[N, T]``."""
         return float_targets(targets, "StudentT")

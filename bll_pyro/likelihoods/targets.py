@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
+import pyro.distributions as dist
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -63,3 +66,36 @@ def integer_targets(targets: Tensor, num_classes: int, owner: str) -> Int[Tensor
             f"({int(outside.sum())} rows out of range); set num_classes to the number of classes or renumber the labels"
         )
     return labels
+
+
+def supported(
+    values: Float[Tensor, "N T"], law: dist.Distribution, owner: str, *, whole: bool, scaled: bool
+) -> Float[Tensor, "N T"]:
+    """Check that targets have a density under a likelihood's distribution at outputs of 0; return them.
+
+    ``whole``: what the likelihood says of its targets. ``scaled``: they will be standardised, and their size says nothing yet.
+    """
+    support, base = None, law
+    while isinstance(base, torch.distributions.Independent):
+        base = base.base_dist
+    with suppress(NotImplementedError):  # unknown: the density alone decides
+        support = law.support
+    if support is not None and support.is_discrete != whole:
+        raise ValueError(
+            f"{owner}: expected is_count = {support.is_discrete} for {type(base).__name__} over {base.support}, got {whole}; "
+            "set the class attribute is_count of counts (is_binary of labels 0 or 1)"
+        )
+    good = torch.ones(len(values), dtype=torch.bool, device=values.device)
+    if support is not None:
+        good = support.check(values.double()).reshape(len(values), -1).all(-1)
+    if not scaled:
+        good = good & torch.isfinite(law.log_prob(values.double())).reshape(len(values), -1).all(-1)
+    if not bool(good.all()):
+        row = int((~good).nonzero()[0])
+        over = "" if support is None else f" over {base.support}"
+        raise ValueError(
+            f"{owner}: expected targets with a finite density under {type(base).__name__}{over}, got "
+            f"{values[row].tolist()} in row {row} ({int((~good).sum())} such rows); drop or repair these rows, or use a "
+            "likelihood whose support holds them"
+        )
+    return values

@@ -25,6 +25,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from bll_pyro.likelihoods.derived import bounds
+
 NUM_BISECTIONS = 60
 NUM_GRID = 129
 NUM_STEPS = 24  # bisections of the lower end, from one step of the grid on
@@ -54,6 +56,8 @@ def mixture_quantile(
     cdf = mixture_cdf(parts, weights)
     spread = (parts.mean - average(parts.mean, weights)).square()
     width = average(parts.variance + spread, weights).sqrt().clamp_min(1e-12).expand_as(start)
+    # tails so heavy that there are no moments: begin anywhere
+    width, start = (torch.where(width.isfinite(), width, 1.0), start.nan_to_num(0.0, 0.0, 0.0))
     lower, upper = start - width, start + width
     for _ in range(NUM_BISECTIONS):
         too_high, too_low = cdf(lower) > q, cdf(upper) < q
@@ -83,9 +87,11 @@ def shortest_interval(
 ) -> tuple[Float[Tensor, "N T"], Float[Tensor, "N T"]]:
     """Shortest interval ``[n, T]`` with probability ``prob``: of a mixture with one mode that of highest density.
 
-    Among all lower ends on a grid the best is taken; around it the densities at both ends are made equal.
+    Among all lower ends on a grid the best is taken; around it the densities at both ends are made equal, or an end is that
+    of the support.
     """
     cdf, tail = mixture_cdf(parts, weights), (1 - prob) / 50
+    least, most = ends_of_support(parts, start)
     low = mixture_quantile(parts, tail, start, weights)
     high = mixture_quantile(parts, 1 - tail, start, weights)
     grid = low + (high - low) * torch.linspace(0, 1, NUM_GRID).to(low).view(-1, 1, 1)
@@ -111,16 +117,30 @@ def shortest_interval(
         return average(parts.log_prob(values).exp(), weights)
 
     def matching(lower: Tensor) -> Tensor:
-        """Upper end for a lower one, by Newton steps from the grid's."""
+        """Upper end for a lower one, by Newton steps from the grid's, within the support."""
         reached = cdf(lower) + prob
         upper = upper_of(reached.clamp_max(1.0))
         for _ in range(3):
             move = (reached - cdf(upper)) / density(upper).clamp_min(1e-30)
-            upper = upper + move.clamp(-step, step)
+            upper = torch.minimum(upper + move.clamp(-step, step), most)
         return upper
 
-    lower = bisect(lambda x: density(x) < density(matching(x)), nearest - step, nearest + step, NUM_STEPS)
+    def left_of(lower: Tensor) -> Tensor:
+        """Whether the best lower end is larger, and leaves enough above it."""
+        return (density(lower) < density(matching(lower))) & (cdf(lower) + prob < 1)
+
+    lower = bisect(left_of, torch.maximum(nearest - step, least), nearest + step, NUM_STEPS)
     return lower, matching(lower)
+
+
+def ends_of_support(parts: dist.Distribution, like: Float[Tensor, "N T"]) -> tuple[Tensor, Tensor]:
+    """Least and largest value ``[n, T]`` that any component may take; infinite without bounds."""
+    lower, upper = (torch.as_tensor(end).to(like) for end in bounds(parts))
+    lower, upper = (
+        (lower.amin(0) if lower.dim() == 3 else lower),
+        (upper.amax(0) if upper.dim() == 3 else upper),
+    )
+    return lower.expand_as(like), upper.expand_as(like)
 
 
 def shortest_range(

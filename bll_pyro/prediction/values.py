@@ -80,7 +80,8 @@ class Mixture:
                 share, number = self.weights[:, 0].mT, num_draws * num_rows
                 flat = torch.multinomial(share, number, replacement=True, generator=random)
                 chosen = flat.mT.reshape(num_draws, num_rows, num_targets)
-            results.append(seeded_sample(select(parts, chosen), random))
+            drawn = self.likelihood.choose(parts, chosen, **given)
+            results.append(seeded_sample(drawn, random))
         return torch.cat(results, 1)
 
     def given(self, index: slice) -> dict[str, Any]:
@@ -235,24 +236,6 @@ class ValuePrediction(Prediction):
         exposures = [p.mixture.exposure for p in parts if p.mixture.exposure is not None]
         exposure = torch.cat(exposures) if exposures else None
         return cls(**joined, mixture=replace(parts[0].mixture, outputs=outputs, exposure=exposure))
-
-
-def select(parts: dist.Distribution, chosen: Tensor) -> dist.Distribution:
-    """Pick components ``chosen [num_draws, ...]`` of a mixture with batch shape ``[S, ...]``, such as ``[S, n]``."""
-    if isinstance(parts, torch.distributions.Independent):
-        num_event = parts.reinterpreted_batch_ndims
-        inner = chosen.reshape(*chosen.shape, *[1] * num_event)
-        inner = inner.expand(*chosen.shape, *parts.base_dist.batch_shape[chosen.dim() :])
-        return select(parts.base_dist, inner).to_event(num_event)
-    places = torch.meshgrid(*[torch.arange(n, device=chosen.device) for n in chosen.shape], indexing="ij")[1:]
-    arguments = {}
-    for name, constraint in parts.arg_constraints.items():
-        if name not in parts.__dict__:
-            continue
-        value = getattr(parts, name)
-        event_shape = value.shape[value.dim() - constraint.event_dim :]
-        arguments[name] = value.expand(*parts.batch_shape, *event_shape)[(chosen, *places)]
-    return type(parts)(**arguments, validate_args=False)
 
 
 def seeded_sample(distribution: dist.Distribution, random: torch.Generator) -> Tensor:
