@@ -204,8 +204,8 @@ class Likelihood(Declaration):
         """
         raise TypeError(
             f"calibrate: expected classes, labels, or a likelihood with a noise scale, got {self!r}, which has no "
-            "with_noise_times: its spread follows from its outputs, as that of counts from their mean, so that there is no "
-            "scale to change; NegativeBinomial() learns the spread of counts with the rest"
+            "with_noise_times: its spread follows from its outputs, as that of counts follows from their mean, so that there is "
+            "no scale to change; NegativeBinomial() learns the spread of counts with the rest"
         )
 
     def class_probs(self, outputs: Float[Tensor, "*#S N K"], **noise: Tensor) -> Float[Tensor, "*#S N C"]:
