@@ -54,6 +54,7 @@ def world(networks: tuple[nn.Module, ...] = ()) -> dict[str, Any]:
         "gradient mode": torch.is_grad_enabled(),
         "inference mode": torch.is_inference_mode_enabled(),
         "autocast": (torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")),
+        "validation": torch.distributions.Distribution._validate_args,
         "default dtype": torch.get_default_dtype(),
         "default device": torch.get_default_device(),
         "torch's random state": torch.get_rng_state().numpy().tobytes(),
