@@ -117,9 +117,10 @@ def evaluate(
 
 def _plain_head(like: Fit, train: Any) -> Fit:
     """The declaration of a fit with a point estimate, on the features of the fit."""
-    point = fit(
-        like.layer, like.features(train, need_targets=True), inference=SVI(guide=MAP()), seed=like.seed
-    )
+    layer = like.layer
+    if layer.standardize is True:  # the features no longer tell whether they were a table
+        layer = replace(layer, standardize=like.posterior.frame.feature_scale)
+    point = fit(layer, like.features(train, need_targets=True), inference=SVI(guide=MAP()), seed=like.seed)
     return replace(point, backbone=like.backbone, store=like.store)
 
 

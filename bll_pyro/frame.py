@@ -4,6 +4,9 @@ Features are standardised, then (where the guide asks for it) rotated into their
 of ones for the bias. An isotropic prior does not change under the rotation, and the posterior of the weights is nearly
 diagonal in principal axes. Real-valued targets are standardised too.
 
+The constants have the floating-point type of the data that they are of, and numbers are centred in the wider type of data
+and constants before they are rounded to that of the fit. So dates, counts and other values far from 0 keep their digits.
+
 The letters of shapes, in all docstrings and annotations of the package:
 
 ====== ===========================================================================
@@ -22,12 +25,20 @@ M, R   components of a mixture; common directions of a covariance, or normals a 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from bll_pyro.gaussian.scratch import scratch
+
+
+def as_floats(values: Tensor) -> Tensor:
+    """Numbers as floating-point numbers, integers in a type that holds them: float64 from 32 bits on, else float32."""
+    if values.is_floating_point():
+        return values
+    return values.to(torch.float64 if values.dtype.itemsize > 2 else torch.float32)
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,9 +48,11 @@ class Frame:
     Parameters
     ----------
     center, scale
-        ``[D]``: features are ``(h - center) / scale``.
+        ``[D]``: features are ``(h - center) / scale``. Their type is that in which the fit computes. The scale of a feature
+        that is left out is infinite.
     target_center, target_scale
-        ``[T]``: real-valued targets are ``(y - target_center) / target_scale``.
+        ``[T]``: real-valued targets are ``(y - target_center) / target_scale``, in the type of ``center``. Their own type
+        may be wider; then so is that of predictions in the user's units.
     rotation
         ``[D, D]``, orthogonal: principal axes in its columns; None for plain coordinates.
     bias
@@ -64,9 +77,14 @@ class Frame:
         """Width D of the features."""
         return len(self.center)
 
+    @property
+    def feature_scale(self) -> Literal["common", "columns"]:
+        """``"common"`` for one scale of all features, ``"columns"`` for a scale of each."""
+        return "common" if len(self.scale) > 1 and bool((self.scale == self.scale[0]).all()) else "columns"
+
     def standardized(self, features: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
         """Features on the scale on which weights are reported, ``[N, D]``."""
-        centred = features.to(self.center) - self.center
+        centred = (features.to(self.center.device) - self.center).to(self.center)
         return centred / self.scale if centred.requires_grad else centred.div_(self.scale)
 
     def design(self, features: Float[Tensor, "N D"], reuse_memory: bool = False) -> Float[Tensor, "N P"]:
@@ -75,7 +93,7 @@ class Frame:
         ``reuse_memory`` is for rows that are used at once and without gradients: the next such call overwrites the result.
         """
         if reuse_memory:
-            return self._design_in_scratch(features.to(self.center))
+            return self._design_in_scratch(features.to(self.center.device))
         values = self.standardized(features)
         if self.rotation is not None:
             values = values @ self.rotation
@@ -84,9 +102,11 @@ class Frame:
         return torch.cat([values, values.new_ones(values.shape[0], 1)], -1)
 
     def _design_in_scratch(self, features: Float[Tensor, "N D"]) -> Float[Tensor, "N P"]:
-        design = scratch("design", (len(features), self.num_features + int(self.bias)), features)
+        design = scratch("design", (len(features), self.num_features + int(self.bias)), self.center)
         values = design[:, : self.num_features]
-        standardized = values if self.rotation is None else scratch("standardized", features.shape, features)
+        standardized = (
+            values if self.rotation is None else scratch("standardized", features.shape, self.center)
+        )
         torch.sub(features, self.center, out=standardized).div_(self.scale)
         if self.rotation is not None:
             torch.mm(standardized, self.rotation, out=values)
@@ -98,7 +118,8 @@ class Frame:
         """Standardised targets ``[N, T]`` (labels pass through: their frame is the identity)."""
         if not targets.is_floating_point():
             return targets
-        return (targets.to(self.target_center) - self.target_center) / self.target_scale
+        centred = targets.to(self.target_center.device) - self.target_center
+        return (centred / self.target_scale).to(self.center)
 
     def split(self, values: Float[Tensor, "*S P"]) -> dict[str, Tensor]:
         """Split weights ``[..., K, P]`` of this frame into ``weight [..., K, D]`` and ``bias [..., K]``, rotated back."""
@@ -114,9 +135,9 @@ class Frame:
         values = weight if self.rotation is None else weight @ self.rotation
         return values if bias is None else torch.cat([values, bias[..., None]], -1)
 
-    def to(self, device: torch.device | str | torch.dtype) -> Frame:
-        """Move the constants to a device, or to another dtype."""
-        if device == self.center.dtype or str(device) == str(self.center.device):
+    def to(self, device: torch.device | str) -> Frame:
+        """Move the constants to a device."""
+        if str(device) == str(self.center.device):
             return self
         return Frame(**{k: v.to(device) for k, v in self.tensors.items()}, bias=self.bias)
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from bll_pyro.checks import positive_or_none, switch
+from bll_pyro.checks import message, positive_or_none, switch
 from bll_pyro.declaration import Declaration
 from bll_pyro.frame import Frame
 from bll_pyro.gaussian import WeightGaussian
@@ -35,7 +35,17 @@ class LastLayer(Declaration):
         Standard deviation of the bias; wide by default.
     standardize
         Bring features, and the targets of real-valued likelihoods, to mean 0 and scale 1 with the constants of the
-        training set. Weights and priors live on that scale; predictions are in the user's units.
+        training set. Weights and priors live on that scale; predictions are in the user's units. ``"columns"`` divides
+        each feature by a scale of its own, so that its unit does not matter. ``"common"`` divides all by one, the root of
+        their mean variance, so that they keep their proportions. True takes ``"columns"`` for a table, that is for
+        features which are given as arrays, frames or a dataset, and ``"common"`` for those of a backbone or a ``Features``
+        store: they share a unit, and their ELBO is higher so. ``fit.posterior.frame.feature_scale`` says which was taken.
+        False leaves features and targets as they are.
+
+        With ``"columns"`` the scale is the standard deviation. Where one value fills more than half of the rows and a
+        share p < 1/2 has others, it is the standard deviation divided by 2p: a nearly constant column counts for little,
+        and rows in which it moves do not outweigh all others. A column that is constant in the training rows is left out.
+        Features that move, as a backbone is trained along, always share a scale.
     bias_loc
         Centre ``[K]`` of the bias; None is 0.
     raw_center
@@ -47,7 +57,7 @@ class LastLayer(Declaration):
     prior: Prior = Normal()
     bias: bool = True
     bias_scale: float = 10.0
-    standardize: bool = True
+    standardize: bool | Literal["columns", "common"] = True
     bias_loc: Tensor | None = None
     raw_center: bool = False
     family: ClassVar[str] = "layer"
@@ -64,8 +74,11 @@ class LastLayer(Declaration):
                 "a Pyro distribution goes into bll.priors.Distribution"
             )
         positive_or_none(self.bias_scale, "bias_scale", "LastLayer", IS_DEVIATION)
-        for name in ("bias", "standardize", "raw_center"):
+        for name in ("bias", "raw_center"):
             switch(getattr(self, name), name, "LastLayer")
+        if not isinstance(self.standardize, bool) and self.standardize not in ("columns", "common"):
+            expected = 'True, False, "columns" or "common"'
+            raise TypeError(message("standardize", "LastLayer", expected, self.standardize))
         self._check_center()
 
     @classmethod
@@ -109,6 +122,7 @@ class LastLayer(Declaration):
         if not self.raw_center:
             return layer
         weight: Tensor = self.prior.loc.to(frame.center)  # type: ignore[attr-defined]  # checked when declared
+        spread = frame.scale.where(frame.scale.isfinite(), 0.0)  # of a feature that is left out
         if weight.shape[1] != frame.num_features:
             raise ValueError(
                 f"LastLayer(raw_center=True): expected the {frame.num_features} features of the data, got a head for "
@@ -122,11 +136,13 @@ class LastLayer(Declaration):
                 f"LastLayer(raw_center=True): expected one output for each of the {len(scale)} standardised targets, got "
                 f"{len(weight)}; use standardize=False"
             )
-        prior = replace(self.prior, loc=weight * frame.scale / scale[:, None])  # type: ignore[call-arg, type-var]
+        loc = (weight * spread / scale[:, None]).to(weight)
+        prior = replace(self.prior, loc=loc)  # type: ignore[call-arg, type-var]
         if self.bias:
-            bias = weight.new_zeros(len(weight)) if self.bias_loc is None else self.bias_loc.to(weight)
-            bias = (bias + weight @ frame.center - center) / scale
-            return replace(layer, prior=prior, bias_loc=bias, raw_center=False)
+            wide = weight.double()  # the terms cancel where features or targets are far from 0
+            bias = wide.new_zeros(len(wide)) if self.bias_loc is None else self.bias_loc.to(wide)
+            bias = (bias + wide @ frame.center.double() - center) / scale
+            return replace(layer, prior=prior, bias_loc=bias.to(weight), raw_center=False)
         return replace(layer, prior=prior, raw_center=False)
 
     def rotated(self, rotation: Float[Tensor, "D R"] | None) -> Self:

@@ -23,6 +23,7 @@ from bll_pyro.datatree.row_evaluation import (
 )
 from bll_pyro.features.data import check_finite, read
 from bll_pyro.features.store import Features
+from bll_pyro.frame import as_floats
 from bll_pyro.inference.standardization import make_frame
 from bll_pyro.layer import LastLayer
 from bll_pyro.model import Model
@@ -141,7 +142,7 @@ def _rows(layer: LastLayer, features: Any, targets: Any, learned: Mapping[str, A
             f"prior_predictive(features=...): expected features of shape [N, D], got {list(inputs.shape)}; run the "
             "backbone first, bll.extract(backbone, inputs), or reshape with inputs.flatten(1)"
         )
-    inputs = inputs if inputs.is_floating_point() else inputs.float()
+    inputs = as_floats(inputs)
     check_finite(inputs, "features")
     likelihood, num_rows = layer.likelihood, len(inputs)
     if given is None:
@@ -160,7 +161,7 @@ def _rows(layer: LastLayer, features: Any, targets: Any, learned: Mapping[str, A
     stored = Features.from_tensors(inputs, given)
     dtype = torch.float64 if inputs.dtype == torch.float64 else torch.float32
     with isolated(0, dtype):
-        frame = make_frame(layer, stored, checked, False, dtype, source.columns)
+        frame = make_frame(layer, stored, checked, False, dtype, source.columns, source.stored is None)
         inside = layer.in_frame(frame)
         model = Model(inside, frame.num_features, shape)
         values = _learned(layer, {k: v.detach() for k, v in model.learned.items()}, learned or {})

@@ -202,7 +202,10 @@ class RowEvaluator:
             if likelihood.real_valued:
                 values = values * frame.target_scale + frame.target_center
             flat = values.reshape(*draws["weight"].shape[:2], outputs.shape[1], *self.posterior.target_shape)
-            parts.append(flat.cpu().numpy().astype(self.given.dtype))
+            whole = (
+                likelihood.real_valued and self.given.dtype.kind != "f"
+            )  # draws of them are no whole numbers
+            parts.append(flat.cpu().numpy().astype(np.float64 if whole else self.given.dtype))
         return np.concatenate(parts, 2)
 
     def class_probs(self, draws: Draws) -> Float[np.ndarray, "chain draw N C"]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from bll_pyro.features.arrays import check_finite, to_tensor
+from bll_pyro.frame import as_floats
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,7 +110,7 @@ def _column(values: Any, name: str, num_rows: int, what: str) -> Tensor | None:
             "entries of the same rows in the same order"
         )
     check_finite(column, f"{name} of {what}")
-    return column if column.is_floating_point() else column.to(torch.get_default_dtype())
+    return as_floats(column)
 
 
 def _check_range(column: Tensor, wrong: Tensor, name: str, expected: str, what: str) -> None:

@@ -34,7 +34,7 @@ def extract(
     store: str | Path | None = None,
     batch_size: int = 256,
     device: str | torch.device | None = None,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
     num_workers: int = 0,
 ) -> Features:
     """Return the features of `data`, computed in eval mode, once per row.
@@ -50,13 +50,13 @@ def extract(
         Any data that :func:`bll_pyro.fit` takes; targets are optional.
     store
         A folder with one sub-folder per key. The key is the SHA-256 of weights, buffers, classes and plain attributes of
-        the backbone, of the inputs after their transforms, and of the dtype. None keeps the features in memory.
+        the backbone, of the inputs after their transforms, and of `dtype`. None keeps the features in memory.
     batch_size
         Number of rows in a batch; a DataLoader has its own.
     device
         Device for the pass; the backbone is moved back afterwards. None runs it on its own device.
     dtype
-        Floating-point type of the stored features.
+        Floating-point type of the stored features; None keeps that of the backbone's output.
     num_workers
         Number of processes that load the items of a Dataset.
 
@@ -85,12 +85,12 @@ def extract_source(
     store: str | Path | None = None,
     batch_size: int = 256,
     device: str | torch.device | None = None,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
 ) -> Features:
     """:func:`extract` for data that has been read; random numbers come from the global state."""
     if batch_size < 1:
         raise ValueError(f"batch_size: expected at least 1, got {batch_size}; 256 suits most networks")
-    if not dtype.is_floating_point:
+    if dtype is not None and not dtype.is_floating_point:
         raise ValueError(f"dtype: expected a floating-point type, got {dtype}; use torch.float32")
     if store is None:
         memory = MemoryWriter(source.num_rows)
@@ -118,9 +118,9 @@ def extract_source(
 def features_in_memory(
     backbone: nn.Module, source: Source, batch_size: int, device: str | torch.device | None
 ) -> Float[Tensor, "N D"]:
-    """Features of all rows in one tensor of float32."""
+    """Features of all rows in one tensor, in the type of the backbone's output."""
     parts: list[Tensor] = []
-    _run(backbone, source, lambda features, _: parts.append(features), batch_size, device, torch.float32)
+    _run(backbone, source, lambda features, _: parts.append(features), batch_size, device, None)
     whole = parts[0].new_empty(sum(map(len, parts)), parts[0].shape[1])
     end = len(whole)
     while parts:  # from the last one on: each part is let go when it has been copied
@@ -134,8 +134,8 @@ def features_in_memory(
 _RECORDS: WeakKeyDictionary[type[nn.Module], set[str]] = WeakKeyDictionary()
 
 
-def features_key(backbone: nn.Module | None, inputs_hash: str, dtype: torch.dtype) -> str:
-    """SHA-256 of all that determines the features: the backbone, the inputs after their transforms, the dtype."""
+def features_key(backbone: nn.Module | None, inputs_hash: str, dtype: torch.dtype | None) -> str:
+    """SHA-256 of all that determines the features: the backbone, the inputs after their transforms, the dtype asked for."""
     network = _network(backbone)
     parts = {
         "backbone": None if network is None else module_fingerprint(network, _RECORDS.get(type(network), ())),
@@ -180,7 +180,7 @@ def _run(
     append: Callable[[Tensor, Tensor | None], None],
     batch_size: int,
     device: str | torch.device | None,
-    dtype: torch.dtype,
+    dtype: torch.dtype | None,
 ) -> None:
     row = 0
     modes = nullcontext() if backbone is None else frozen(backbone)
@@ -189,18 +189,18 @@ def _run(
         for inputs, targets in source.batches(batch_size):
             features = compute_features(backbone, inputs).to("cpu", dtype)
             if not torch.isfinite(features).all():
-                _refuse(features, row, source, dtype)
+                _refuse(features, row, source)
             append(features, None if targets is None else targets.cpu())
             row += len(features)
             advance(len(features), "")
 
 
-def _refuse(features: Tensor, first_row: int, source: Source, dtype: torch.dtype) -> NoReturn:
+def _refuse(features: Tensor, first_row: int, source: Source) -> NoReturn:
     finite = torch.isfinite(features)
     row = first_row + int((~finite).any(1).nonzero()[0, 0])
     order = " in the order of the DataLoader" if source.shuffled else ""
     raise ValueError(
-        f"features: expected finite values in {dtype}, got {int((~finite).sum())} that are NaN or infinite, the first "
+        f"features: expected finite values in {features.dtype}, got {int((~finite).sum())} that are NaN or infinite, the first "
         f"in row {row}{order}; check this input, the scale of the inputs and the backbone's weights, or use a wider dtype"
     )
 

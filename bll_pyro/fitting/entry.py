@@ -127,17 +127,21 @@ def fit_features(
     columns: Columns = NO_COLUMNS,
     validation: tuple[FeatureRows, Tensor, Columns] | None = None,
     device: str | torch.device | None = None,
+    is_table: bool = False,
 ) -> tuple[Posterior, Trace]:
     """Fit on features ``[N, D]`` and targets as the likelihood uses them.
 
-    Makes the frame of the training rows, brings the declaration into its units, and runs the inference.
+    Makes the frame of the training rows (of a table, or of features of a network), brings the declaration into its units, and
+    runs the inference. It computes in float64 where the features, or the coordinates of the prior, are in float64.
     """
     num_outputs, num_features = layer.likelihood.num_outputs(target_shape), features.shape[1]
     layer.prior.check((num_outputs, num_features))
     inference.check(layer, num_outputs, num_features + int(layer.bias))
-    dtype = torch.float64 if features.dtype == torch.float64 else torch.float32
+    given = layer.prior.frame
+    is_wide = torch.float64 in (features.dtype, None if given is None else given.center.dtype)
+    dtype = torch.float64 if is_wide else torch.float32
     with isolated(seed, dtype):
-        frame = make_frame(layer, features, targets, inference.rotates(layer), dtype, columns)
+        frame = make_frame(layer, features, targets, inference.rotates(layer), dtype, columns, is_table)
         rows = DesignRows(features, targets, frame, device or "cpu", columns)
         held_out = None
         if validation is not None:

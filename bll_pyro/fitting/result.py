@@ -20,6 +20,7 @@ from bll_pyro.features.loading import DatasetSource, LoaderSource
 from bll_pyro.features.sources import Source
 from bll_pyro.features.store import Features
 from bll_pyro.fitting.updating import update
+from bll_pyro.frame import as_floats
 from bll_pyro.inference import Inference, Trace
 from bll_pyro.inference.training_data import check_exposure
 from bll_pyro.layer import LastLayer
@@ -218,7 +219,7 @@ class Fit:
                     with frozen(backbone):
                         features = compute_features(backbone, features)
             self._check(features)
-            yield features if features.is_floating_point() else features.float(), targets
+            yield features if features.is_floating_point() else as_floats(features), targets
 
     def _check(self, features: Tensor) -> None:
         expected = self.posterior.frame.num_features

@@ -7,8 +7,8 @@ size draws x outputs x features is ever built.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, fields, replace
+from typing import Any, Self
 
 import torch
 from jaxtyping import Float
@@ -56,6 +56,12 @@ class Outputs(ABC):
     @abstractmethod
     def concat(cls, parts: list[Any]) -> Outputs:
         """Join the rows of several outputs of one posterior."""
+
+    def double(self) -> Self:
+        """The same distribution in float64."""
+        parts = {part.name: getattr(self, part.name) for part in fields(self)}  # type: ignore[arg-type]
+        wide = {name: value.double() for name, value in parts.items() if value is not None}
+        return replace(self, **wide)  # type: ignore[type-var]
 
     @property
     def num_rows(self) -> int:

@@ -21,7 +21,7 @@ from bll_pyro.layer import LastLayer
 
 # most rows from which principal axes are estimated; any rotation is valid, so a part of a large data set is enough
 NUM_AXES_ROWS = 65_536
-SAME_UNITS_RATIO = 10.0  # largest ratio of standard deviations of features that are taken to share a unit
+NUM_TYPICAL_ROWS = 4096  # most rows in which the most frequent value of a column is looked for
 BATCH_SIZE = 8192  # rows in one pass over features
 
 
@@ -43,8 +43,8 @@ class Moments:
     """Mean of each column ``[D]``."""
     deviations: Tensor
     """Sum of squared deviations from the mean of each column ``[D]``."""
-    resolution: float
-    """Relative spacing of numbers in the dtype of the rows; smaller differences are rounding."""
+    dtype: torch.dtype
+    """The dtype of the rows."""
 
     @classmethod
     def of(cls, rows: Tensor, weight: Tensor | None = None) -> Self:
@@ -54,17 +54,16 @@ class Moments:
                 f"expected rows [n, D] with n > 0, got shape {list(rows.shape)}; reshape with .flatten(1)"
             )
         rows = rows.detach()
-        resolution = torch.finfo(rows.dtype).eps if rows.is_floating_point() else 0.0
         # centred on the first row, so that the variance of a constant column is exactly 0
         shift = rows[0].double()
         centred = rows.double() - shift
         if weight is None:
             mean = centred.mean(0)
-            return cls(len(rows), shift + mean, (centred - mean).square().sum(0), resolution)
+            return cls(len(rows), shift + mean, (centred - mean).square().sum(0), rows.dtype)
         weights = weight.to(centred)
         count = float(weights.sum())
         mean = weights @ centred / count
-        return cls(count, shift + mean, weights @ (centred - mean).square(), resolution)
+        return cls(count, shift + mean, weights @ (centred - mean).square(), rows.dtype)
 
     @property
     def variance(self) -> Tensor:
@@ -74,7 +73,8 @@ class Moments:
     @property
     def constant(self) -> Tensor:
         """Whether each column ``[D]`` is constant: its standard deviation is at most the rounding of its mean."""
-        return self.variance.sqrt() <= self.resolution * self.mean.abs()
+        resolution = torch.finfo(self.dtype).eps if self.dtype.is_floating_point else 0.0
+        return self.variance.sqrt() <= resolution * self.mean.abs()
 
     def __add__(self, other: Moments) -> Moments:
         if not isinstance(other, Moments):
@@ -92,7 +92,7 @@ class Moments:
             self.deviations
             + other.deviations.to(self.mean.device)
             + delta.square() * (self.count * (other.count / count)),
-            max(self.resolution, other.resolution),
+            self.dtype,
         )
 
 
@@ -103,12 +103,12 @@ def make_frame(
     rotates: bool,
     dtype: torch.dtype,
     columns: Columns = NO_COLUMNS,
+    is_table: bool = False,
 ) -> Frame:
     """Centre, scale and axes of the training rows, weighted by ``columns.weight``.
 
-    Features that share a unit (standard deviations within a factor of 10 of each other, as is typical of one network's
-    features) get one common scale: the model is then that of the raw features up to one factor, and the ELBO is higher
-    than with a scale for each. Features in different units get a scale each.
+    ``is_table``: whether the features came as a table and not from a network, for layers that leave the choice of the scales
+    to that. Constants of the features are in ``dtype``, those of the targets in the wider of ``dtype`` and their own.
     """
     num_targets = 1 if targets.dim() == 1 else targets.shape[1]
     like = torch.empty(0, dtype=dtype)
@@ -118,10 +118,15 @@ def make_frame(
     if layer.standardize:
         parts = evenly_spaced(len(features), len(features), BATCH_SIZE)
         moments = weighted_moments((features[rows] for rows in parts), columns.weight)
-        frame = replace(frame, center=moments.mean.to(dtype), scale=feature_scale(moments).to(dtype))
+        if layer.standardize == "columns" or (is_table and layer.standardize is True):
+            scale = scale_by_column(moments, features, columns.weight)
+        else:
+            scale = common_scale(moments)
+        frame = replace(frame, center=moments.mean.to(dtype), scale=scale.to(dtype))
         if layer.likelihood.real_valued:
+            wider = torch.promote_types(dtype, targets.dtype)
             center, spread = target_scale(weighted_moments([targets], columns.weight))
-            frame = replace(frame, target_center=center.to(dtype), target_scale=spread.to(dtype))
+            frame = replace(frame, target_center=center.to(wider), target_scale=spread.to(wider))
     if rotates:
         frame = replace(frame, rotation=principal_axes(features, frame, columns.weight))
     return frame
@@ -151,7 +156,8 @@ def brought_frame(
             f"bias={expected[2]}, as in the fit that the prior comes from, got {num_features}, {num_targets} and "
             f"bias={layer.bias}; use the same backbone, targets and bias"
         )
-    return frame.to(dtype)
+    constants = {k: v if k.startswith("target") else v.to(dtype) for k, v in frame.tensors.items()}
+    return Frame(**constants, bias=frame.bias)
 
 
 def target_scale(moments: Moments) -> tuple[Tensor, Tensor]:
@@ -161,25 +167,49 @@ def target_scale(moments: Moments) -> tuple[Tensor, Tensor]:
 
 
 def target_moments(layer: LastLayer, data: TrainingData) -> tuple[int, Tensor, Tensor]:
-    """Number T of targets and their centre and scale ``[T]``, in one pass over the data; 0 and 1 where not standardised."""
+    """Number T of targets and their centre and scale ``[T]``, in one pass over the data; 0 and 1 where not standardised.
+
+    In the type of the targets, and in float32 at least.
+    """
     if not (layer.likelihood.real_valued and layer.standardize):
         num_targets = math.prod(data.target_shape)
         return num_targets, torch.zeros(num_targets), torch.ones(num_targets)
     moments = weighted_moments(data.all_targets(), data.source.columns.weight)
-    return len(moments.mean), *target_scale(moments)
+    wider = torch.promote_types(torch.float32, moments.dtype)
+    center, scale = target_scale(moments)
+    return len(center), center.to(wider), scale.to(wider)
 
 
-def feature_scale(moments: Moments) -> Tensor:
-    """Divisor of each feature ``[D]``: a common scale for features of one unit, else one each; 1 for constant features."""
-    scale = moments.variance.sqrt()
-    varies = ~moments.constant
-    if not bool(varies.any()):
-        return torch.ones_like(scale)
-    # quantiles, because networks often have dead or nearly dead units
-    low, high = torch.quantile(scale[varies], torch.tensor([0.1, 0.9], dtype=scale.dtype))
-    if float(high) <= SAME_UNITS_RATIO * float(low):
-        return moments.variance[varies].mean().sqrt().expand_as(scale).clone()
-    return torch.where(varies, scale, torch.ones_like(scale))
+def common_scale(moments: Moments) -> Tensor:
+    """One divisor for all features ``[D]``: root of the mean variance of those that vary; 1 where none does.
+
+    The model is then that of the raw features up to one factor. On features of a network its ELBO is higher than with a
+    scale for each, and units that are nearly dead in the training rows stay small in other rows.
+    """
+    variance = moments.variance[~moments.constant]
+    common = variance.mean().sqrt() if len(variance) else variance.new_ones(())
+    return common.expand_as(moments.mean).clone()
+
+
+def scale_by_column(moments: Moments, features: FeatureRows, weight: Tensor | None) -> Tensor:
+    r"""A divisor for each feature ``[D]``, proportional to its unit: ``s_j / min(1, 2 p_j)``.
+
+    Here ``s_j`` is the standard deviation, and ``p_j`` the share of rows that differ from the most frequent value where one
+    value fills half of the rows or more. So a column has standard deviation ``min(1, 2 p_j)``: a column that is nearly
+    constant says little, and rows in which it moves must not outweigh all others. Constant columns are left out: their divisor
+    is infinite.
+    """
+    weights = moments.mean.new_ones(len(features)) if weight is None else weight.to(moments.mean)
+    rows = next(evenly_spaced(len(features), NUM_TYPICAL_ROWS, NUM_TYPICAL_ROWS))
+    values, order = features[rows].sort(0)
+    reached = weights[rows][order].cumsum(0)
+    # a value that fills half of the rows is the median
+    typical = values.gather(0, (reached >= reached[-1] / 2).int().argmax(0, keepdim=True))
+    away = torch.zeros_like(moments.mean)
+    for part in evenly_spaced(len(features), len(features), BATCH_SIZE):
+        away += weights[part] @ (features[part] != typical).to(weights)
+    share = (2 * away / weights.sum()).clamp_max(1.0)
+    return torch.where(moments.constant, torch.inf, moments.variance.sqrt() / share)
 
 
 def principal_axes(features: FeatureRows, frame: Frame, weight: Tensor | None = None) -> Tensor:

@@ -17,6 +17,7 @@ from bll_pyro.features.data import read
 from bll_pyro.features.extraction import extract_source, features_in_memory
 from bll_pyro.features.sources import Source
 from bll_pyro.features.store import Features
+from bll_pyro.frame import as_floats
 from bll_pyro.inference.rows import FeatureRows
 from bll_pyro.layer import LastLayer
 from bll_pyro.likelihoods.base import TargetShape
@@ -82,7 +83,7 @@ class TrainingData:
                     f"inputs: expected features of shape [N, D], got {list(inputs.shape)}; "
                     "pass backbone=... for other inputs, or reshape with inputs.flatten(1)"
                 )
-            return inputs.detach() if inputs.is_floating_point() else inputs.float(), targets.detach()
+            return inputs.detach() if inputs.is_floating_point() else as_floats(inputs), targets.detach()
         if backbone is not None and store is None and self.whole is not None:
             return features_in_memory(backbone, self.source, batch_size, device), self.whole[1].detach()
         features = self.source.stored if backbone is None else None

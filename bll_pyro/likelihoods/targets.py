@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from bll_pyro.frame import as_floats
+
 
 def float_targets(targets: Tensor, owner: str, what: str = "real numbers") -> Float[Tensor, "N T"]:
     """Check that targets are finite numbers of shape ``[N]`` or ``[N, T]``; return ``[N, T]``."""
@@ -16,7 +18,7 @@ def float_targets(targets: Tensor, owner: str, what: str = "real numbers") -> Fl
         raise ValueError(
             f"{owner}: expected targets of shape [N] or [N, T], got {list(targets.shape)}; reshape them"
         )
-    values = targets if targets.is_floating_point() else targets.to(torch.get_default_dtype())
+    values = targets if targets.is_floating_point() else as_floats(targets)
     finite = torch.isfinite(values).reshape(len(values), -1).all(-1)
     if not bool(finite.all()):
         row = int((~finite).nonzero()[0])

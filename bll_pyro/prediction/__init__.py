@@ -75,6 +75,8 @@ def predict_outputs(
         raise TypeError(refusal(likelihood))
     if isinstance(recalibration, NoiseFactor):
         likelihood, outputs, noise = likelihood.with_noise_times(recalibration.factor, outputs, noise)
+    if likelihood.is_count:  # large counts, and their log densities, have more digits than float32 holds
+        outputs, noise = outputs.double(), {name: value.double() for name, value in noise.items()}
     mixture = Mixture(
         outputs, likelihood, noise, frame.target_center, frame.target_scale, integration,
         None if exposure is None else exposure.to(outputs.mean),

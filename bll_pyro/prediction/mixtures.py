@@ -28,9 +28,12 @@ from torch import Tensor
 from bll_pyro.likelihoods.derived import bounds
 
 NUM_BISECTIONS = 60
+NARROW = 0.4  # brackets of whole numbers
 NUM_GRID = 129
 NUM_STEPS = 24  # bisections of the lower end, from one step of the grid on
 NUM_NODES = 16
+NUM_TERMS = 128  # steps over the range of a count
+TAIL = 1e-6  # probability on either side of that range
 BREAKS = (1e-4, 0.02, 0.25, 0.75, 0.98, 1 - 1e-4)  # quantiles between which F is smooth enough for few nodes
 
 FunctionOfOutputs = Callable[[Tensor], Tensor]
@@ -51,8 +54,12 @@ def mixture_quantile(
     q: float,
     start: Float[Tensor, "N T"],
     weights: Float[Tensor, "M 1 T"] | None = None,
+    narrow: float = 0.0,
 ) -> Float[Tensor, "N T"]:
-    """Bisect the mixture's distribution function, after widening a bracket around ``start`` ``[n, T]``."""
+    """Bisect the mixture's distribution function, after widening a bracket around ``start`` ``[n, T]``.
+
+    ``narrow``: width of brackets that are narrow enough; below 1/2 for whole numbers, which are then the nearest one.
+    """
     cdf = mixture_cdf(parts, weights)
     spread = (parts.mean - average(parts.mean, weights)).square()
     width = average(parts.variance + spread, weights).sqrt().clamp_min(1e-12).expand_as(start)
@@ -65,15 +72,24 @@ def mixture_quantile(
             break
         width = width * 2
         lower, upper = torch.where(too_high, lower - width, lower), torch.where(too_low, upper + width, upper)
-    return bisect(lambda x: cdf(x) < q, lower, upper, NUM_BISECTIONS)
+    return bisect(lambda x: cdf(x) < q, lower, upper, NUM_BISECTIONS, narrow)
 
 
 def bisect(
-    left_of: FunctionOfOutputs, lower: Float[Tensor, "N T"], upper: Float[Tensor, "N T"], num_steps: int
+    left_of: FunctionOfOutputs,
+    lower: Float[Tensor, "N T"],
+    upper: Float[Tensor, "N T"],
+    num_steps: int,
+    narrow: float = 0.0,
 ) -> Float[Tensor, "N T"]:
-    """Halve brackets ``num_steps`` times; ``left_of`` is true where the solution is larger."""
+    """Halve brackets ``num_steps`` times, or until all are narrow or as narrow as numbers allow.
+
+    ``left_of`` is true where the solution is larger.
+    """
     for _ in range(num_steps):
         middle = (lower + upper) / 2
+        if bool(((middle == lower) | (middle == upper) | (upper - lower < narrow)).all()):
+            break
         below = left_of(middle)
         lower, upper = torch.where(below, middle, lower), torch.where(below, upper, middle)
     return (lower + upper) / 2
@@ -151,8 +167,8 @@ def shortest_range(
 ) -> tuple[Float[Tensor, "N T"], Float[Tensor, "N T"]]:
     """Fewest neighbouring whole numbers ``[n, T]`` with probability ``prob`` or more; of equals the most probable ones."""
     cdf, tail = mixture_cdf(parts, weights), (1 - prob) / 50
-    low = mixture_quantile(parts, tail, start, weights).round()
-    high = mixture_quantile(parts, 1 - tail, start, weights).round()
+    low = mixture_quantile(parts, tail, start, weights, NARROW).round()
+    high = mixture_quantile(parts, 1 - tail, start, weights, NARROW).round()
     num_values = int((high - low).max()) + 1
     table = torch.stack([cdf(low + k - 1) for k in range(num_values + 1)], -1)  # F(low - 1), F(low), ...
     below = table[..., :-1].contiguous()
@@ -194,12 +210,31 @@ def count_crps(
     start: Float[Tensor, "N T"],
     weights: Float[Tensor, "M 1 T"] | None = None,
 ) -> Float[Tensor, "N T"]:
-    """``sum over k of (F(k) - [k >= y])^2`` ``[n, T]`` for counts."""
+    r"""``sum over k of (F(k) - [k >= y])^2`` ``[n, T]`` for counts.
+
+    Outside the range of the counts with probability each term is 0 or 1. Inside, the sums above and below the target y are
+    taken in steps of h, so that there are ``NUM_TERMS`` of them or fewer (Lubbock's formula, with differences for derivatives):
+
+    .. math::
+        \sum_{k \ge 0} v(k) \approx h \sum_{j \ge 0} v(j h) - \frac{h - 1}{2} v(0)
+            + \frac{h^2 - 1}{12} v'(0) - \frac{h^4 - 1}{720} v^{(3)}(0),
+
+    which is the sum itself for h = 1.
+    """
     cdf = mixture_cdf(parts, weights)
-    low = torch.minimum(mixture_quantile(parts, 1e-6, start, weights).round(), targets)
-    high = torch.maximum(mixture_quantile(parts, 1 - 1e-6, start, weights).round(), targets)
-    total = torch.zeros_like(targets)
-    for k in range(int((high - low).max()) + 1):
-        reached = cdf(low + k)
-        total += torch.where(low + k < targets, reached, 1 - reached).square()
-    return total
+    low = mixture_quantile(parts, TAIL, start, weights, NARROW).round() - 1
+    high = mixture_quantile(parts, 1 - TAIL, start, weights, NARROW).round() + 1
+    inside = targets.clamp(low, high)
+    step = ((high - low) / NUM_TERMS).ceil().clamp_min(1.0)
+
+    def total(terms: FunctionOfOutputs, first: Tensor, sign: int, num_steps: Tensor) -> Tensor:
+        """Sum of terms from ``first`` on, upwards or downwards."""
+        values = [terms(first + sign * j * step) for j in range(max(4, int(num_steps.max()) + 1))]
+        slope = (-11 * values[0] + 18 * values[1] - 9 * values[2] + 2 * values[3]) / (6 * step)
+        third = (values[3] - 3 * values[2] + 3 * values[1] - values[0]) / step**3
+        ends = (step - 1) / 2 * values[0] - (step**2 - 1) / 12 * slope + (step**4 - 1) / 720 * third
+        return step * sum(values) - ends
+
+    below = total(lambda k: cdf(k).square(), inside - 1, -1, (inside - low) / step)
+    above = total(lambda k: (1 - cdf(k)).square(), inside, 1, (high - inside) / step)
+    return below + above + (targets - inside).abs()

@@ -19,6 +19,7 @@ from bll_pyro.prediction.base import Prediction, as_targets
 from bll_pyro.prediction.integration import QuasiMonteCarlo
 from bll_pyro.prediction.intervals import IntervalKind, check_kind, randomised_pit
 from bll_pyro.prediction.mixtures import (
+    NARROW,
     average,
     count_crps,
     mixture_crps,
@@ -91,8 +92,9 @@ class Mixture:
         return {"outputs": self.outputs.rows(index), **points, **known}
 
     def standardized(self, values: Float[Tensor, "N T"]) -> Float[Tensor, "N T"]:
-        """Values in the frame of the fit."""
-        return (values.to(self.center) - self.center) / self.spread
+        """Values in the frame of the fit, centred in the wider type of values and constants."""
+        centred = values.to(self.center.device) - self.center
+        return (centred / self.spread).to(self.outputs.mean)
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,7 +104,8 @@ class ValuePrediction(Prediction):
     Parameters
     ----------
     mean
-        Predictive mean ``[N]``, or ``[N, T]`` for several targets, in the user's units.
+        Predictive mean ``[N]``, or ``[N, T]`` for several targets, in the user's units. It has the floating-point type of the
+        training targets, or that of the features if this is wider; so have quantiles, intervals and draws.
     total, aleatoric, epistemic
         Variances of the same shape: ``Var(y) = E[Var(y | f)] + Var(E[y | f])``.
     """
@@ -139,8 +142,9 @@ class ValuePrediction(Prediction):
         For counts it is the smallest whole number whose distribution function reaches ``q``.
         """
         share(q, "q", "quantile")
+        narrow = NARROW if self.mixture.likelihood.is_count else 0.0
         return self._in_units(
-            self._map(lambda parts, v, weights: mixture_quantile(parts, q, v, weights), self.mean)
+            self._map(lambda parts, v, weights: mixture_quantile(parts, q, v, weights, narrow), self.mean)
         )
 
     @own_modes(gradients=False)
@@ -174,7 +178,7 @@ class ValuePrediction(Prediction):
         values = self._map(
             lambda parts, v, weights: score(parts, v, average(parts.mean, weights), weights), given
         )
-        return values * self.mixture.spread.view(self.mean.shape[1:])
+        return values.to(self.mean) * self.mixture.spread.view(self.mean.shape[1:])
 
     @own_modes(gradients=False)
     def pit(self, targets: Any, seed: int = 0) -> Float[Tensor, "N *T"]:
@@ -213,7 +217,7 @@ class ValuePrediction(Prediction):
         if self.mixture.likelihood.is_count:
             return values.round()  # bisection ends at the step
         shape = self.mean.shape[1:]
-        return values * self.mixture.spread.view(shape) + self.mixture.center.view(shape)
+        return values.to(self.mean) * self.mixture.spread.view(shape) + self.mixture.center.view(shape)
 
     @own_modes(gradients=False)
     def sample(self, num_draws: int = 1000, seed: int = 0) -> Float[Tensor, "S N *T"]:

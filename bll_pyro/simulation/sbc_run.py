@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import reduce
-from operator import add
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,11 +11,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bll_pyro.features.data import read
-from bll_pyro.frame import Frame
+from bll_pyro.features.data import Source, read
+from bll_pyro.frame import as_floats
 from bll_pyro.inference import Inference
 from bll_pyro.inference.nuts.nuts import NUTS
-from bll_pyro.inference.standardization import Moments, feature_scale
+from bll_pyro.inference.standardization import make_frame
 from bll_pyro.layer import LastLayer
 from bll_pyro.progress import progress
 from bll_pyro.scope import own_modes
@@ -85,9 +83,10 @@ def sbc(
         When a scale of the layer is learned, or numbers are out of range.
     """
     _check(layer, inference, num_simulations, num_draws, num_targets, num_processes)
-    values = _features(features)
+    source = read(features, need_targets=False, what="features")
+    values = _features(source)
     target_shape = () if num_targets is None else (num_targets,)
-    inside, values = in_own_frame(layer, values)
+    inside, values = in_own_frame(layer, values, source.stored is None)
     shape = (layer.likelihood.num_outputs(target_shape), values.shape[1])
     layer.prior.check(shape)
     learned = sorted(layer.prior.learned_start(shape))
@@ -108,14 +107,13 @@ def sbc(
     return ranks_tree(results, layer, inference, seed)
 
 
-def in_own_frame(layer: LastLayer, features: Float[Tensor, "N D"]) -> tuple[LastLayer, Float[Tensor, "N D"]]:
-    """The layer and the features on the scale on which the weights live."""
+def in_own_frame(
+    layer: LastLayer, features: Float[Tensor, "N D"], is_table: bool
+) -> tuple[LastLayer, Float[Tensor, "N D"]]:
+    """The layer and the features on the scale on which the weights live; the simulated targets are on theirs."""
     if not layer.standardize:
         return layer, features
-    moments = reduce(add, (Moments.of(part) for part in features.split(8192)))
-    num_targets = 1
-    frame = Frame.identity(features.shape[1], num_targets, features, layer.bias)
-    frame = replace(frame, center=moments.mean.to(features), scale=feature_scale(moments).to(features))
+    frame = make_frame(layer, features, features.new_zeros(2), False, features.dtype, is_table=is_table)
     return replace(layer.in_frame(frame), standardize=False), frame.standardized(features)
 
 
@@ -133,15 +131,13 @@ def _run(task: Task, num_simulations: int, num_processes: int | None) -> Iterato
     yield from results
 
 
-def _features(features: Any) -> Tensor:
-    values = torch.cat(
-        [batch for batch, _ in read(features, need_targets=False, what="features").batches(8192)]
-    )
+def _features(source: Source) -> Tensor:
+    values = torch.cat([batch for batch, _ in source.batches(8192)])
     if values.dim() != 2 or len(values) < 2:
         raise ValueError(
             f"sbc(features=...): expected features of shape [N, D] with N > 1, got {list(values.shape)}"
         )
-    values = values if values.is_floating_point() else values.float()
+    values = as_floats(values)
     if not bool(torch.isfinite(values).all()):
         raise ValueError(
             "sbc(features=...): expected finite features, got NaN or infinite ones; repair these rows"

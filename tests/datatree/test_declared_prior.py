@@ -24,8 +24,7 @@ def test_outputs_have_the_variance_of_the_prior(standardize):
     layer = bll.LastLayer(L.Categorical(2), P.Normal(0.3), bias_scale=2.0, standardize=standardize)
     tree = bll.prior_predictive(layer, rows, num_draws=NUM_DRAWS)
     if standardize:
-        rows = rows - rows.mean(0)
-        rows = rows / rows.square().mean().sqrt()
+        rows = (rows - rows.mean(0)) / rows.std(0, correction=0)
     expected = 0.09 * rows.square().sum(1, keepdim=True) + 4.0
     found = tree["prior_predictive"]["f"].values[0].var(0)
     np.testing.assert_allclose(found, expected.expand(-1, 2).numpy(), rtol=5 * np.sqrt(2 / NUM_DRAWS))

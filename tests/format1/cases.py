@@ -37,6 +37,8 @@ NEW = torch.randn(15, NUM_FEATURES, generator=RANDOM) @ torch.randn(
 FEW = torch.randn(30, 12, generator=RANDOM)
 FEW_LABELS = (FEW[:, 0] + FEW[:, 1] > 0).long()
 NEW_FEW = torch.randn(15, 12, generator=RANDOM)
+# in version 0.1.0 these features share a scale in any form; later only as those of a network, which a store is taken for
+STORED, STORED_FEW = bll.Features.from_tensors(FEATURES), bll.Features.from_tensors(FEW)
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,11 @@ class Case:
     fit: Callable[[], bll.Fit]
     inputs: Tensor = NEW
     targets: Tensor | None = None
+
+
+def part(rows: slice) -> bll.Features:
+    """Some rows of the features."""
+    return bll.Features.from_tensors(FEATURES[rows])
 
 
 def network() -> nn.Module:
@@ -63,7 +70,7 @@ def plain(likelihood: Any, targets: Tensor, prior: Any = None, inference: Any = 
 
     def fit() -> bll.Fit:
         layer = bll.LastLayer(likelihood, P.Normal() if prior is None else prior, **of_layer)
-        return bll.fit(layer, (FEATURES, targets), inference=inference or SHORT, **options)
+        return bll.fit(layer, (STORED, targets), inference=inference or SHORT, **options)
 
     return Case(fit, targets=targets[: len(NEW)])
 
@@ -72,7 +79,7 @@ def few(inference: Any) -> Case:
     """Few rows, so that a scale criterion decides."""
 
     def fit() -> bll.Fit:
-        return bll.fit(bll.LastLayer(L.Categorical(2)), (FEW, FEW_LABELS), inference=inference)
+        return bll.fit(bll.LastLayer(L.Categorical(2)), (STORED_FEW, FEW_LABELS), inference=inference)
 
     return Case(fit, NEW_FEW, FEW_LABELS[: len(NEW_FEW)])
 
@@ -89,13 +96,13 @@ def joint(**options: Any) -> Case:
 
 
 def updated() -> bll.Fit:
-    fit = bll.fit(bll.LastLayer(L.Gaussian()), (FEATURES[:50], VALUES[:50]), inference=bll.Exact())
+    fit = bll.fit(bll.LastLayer(L.Gaussian()), (part(slice(50)), VALUES[:50]), inference=bll.Exact())
     return fit.update((FEATURES[50:], VALUES[50:]))
 
 
 def after_prior() -> bll.Fit:
     first = bll.fit(
-        bll.LastLayer(L.Categorical(3), P.Normal(1.0)), (FEATURES[:50], LABELS[:50]), inference=SHORT
+        bll.LastLayer(L.Categorical(3), P.Normal(1.0)), (part(slice(50)), LABELS[:50]), inference=SHORT
     )
     return bll.fit(
         bll.LastLayer(L.Categorical(3), first.as_prior()), (FEATURES[50:], LABELS[50:]), inference=SHORT
@@ -104,13 +111,13 @@ def after_prior() -> bll.Fit:
 
 def conditioned() -> bll.Fit:
     layer = bll.LastLayer(L.Gaussian(2.0), P.Normal(1.0))
-    first = bll.fit(layer, (FEATURES[:50], VALUES[:50]), inference=bll.Exact())
+    first = bll.fit(layer, (part(slice(50)), VALUES[:50]), inference=bll.Exact())
     rest = FEATURES[50:], VALUES[50:]
     return bll.fit(bll.LastLayer(L.Gaussian(2.0), first.as_prior()), rest, inference=bll.Exact())
 
 
 def recalibrated() -> bll.Fit:
-    fit = bll.fit(bll.LastLayer(L.Categorical(3)), (FEATURES[:60], LABELS[:60]), inference=SHORT)
+    fit = bll.fit(bll.LastLayer(L.Categorical(3)), (part(slice(60)), LABELS[:60]), inference=SHORT)
     fit = bll.calibrate(fit, FEATURES[60:], LABELS[60:])
     detector = bll.ood.Detector(bll.ood.Leverage(), alpha=0.1).calibrate(fit, FEATURES[60:])
     return fit.with_detector(detector)
@@ -125,7 +132,7 @@ def from_head() -> bll.Fit:
         torch.manual_seed(2)
         head = nn.Linear(NUM_FEATURES, 3)
     layer = bll.LastLayer.from_linear(head, L.Categorical(3))
-    return bll.fit(layer, (FEATURES, LABELS), inference=SHORT)
+    return bll.fit(layer, (STORED, LABELS), inference=SHORT)
 
 
 SHORT = bll.SVI(num_epochs=40)

@@ -12,8 +12,10 @@ from torch import Tensor
 import bll_pyro as bll
 from bll_pyro import metrics
 from bll_pyro.gaussian import OutputDraws, OutputGaussian
+from bll_pyro.likelihoods.poisson import PoissonCounts
 from bll_pyro.prediction import OrdinalPrediction, QuasiMonteCarlo, ValuePrediction
 from bll_pyro.prediction.classes import predict_classes
+from bll_pyro.prediction.mixtures import count_crps
 from bll_pyro.prediction.values import Mixture, predict_values
 from bll_pyro.scope import generator
 
@@ -231,3 +233,37 @@ def test_targets_of_another_width() -> None:
     with pytest.raises(ValueError, match=r"expected targets of shape \[6\], got \[6, 2\]"):
         REAL["Gaussian"].crps(torch.zeros(N, 2))
     assert math.isfinite(float(REAL["Gaussian"].crps(torch.zeros(N)).sum()))
+
+
+@pytest.mark.parametrize(
+    ("rate", "spread", "targets"),
+    [
+        (3.0, 0.3, [0, 1, 3, 9]),
+        (200.0, 0.1, [0, 150, 200, 900]),
+        (1e5, 0.003, [9e4, 1e5, 100_200]),
+        (1e5, 0.1, [5e4, 1e5, 2e5]),
+    ],
+)
+def test_crps_of_counts_of_any_size(rate: float, spread: float, targets: list[float]) -> None:
+    """Against the sum over all whole numbers with SciPy's distribution function."""
+    rates = rate * np.exp(spread * scipy.stats.norm.ppf((np.arange(64) + 0.5) / 64))
+    values = torch.tensor(targets, dtype=torch.float64)[:, None]
+    counts = torch.tensor(rates)[:, None, None].expand(-1, *values.shape)
+    found = count_crps(PoissonCounts(counts, validate_args=False), values, torch.full_like(values, rate))
+    whole = np.arange(int(max(rates.max() + 8 * rates.max() ** 0.5 + 8, max(targets))) + 2)
+    reached = np.mean([scipy.stats.poisson.cdf(whole, r) for r in rates], 0)
+    expected = [((reached - (whole >= y)) ** 2).sum() for y in targets]
+    np.testing.assert_allclose(found[:, 0], expected, rtol=2e-6)
+
+
+def test_log_densities_and_quantiles_of_large_counts() -> None:
+    """Of one Poisson, whose rate is known: in float32 log densities of counts of 1e6 are off by whole nats."""
+    targets = np.random.default_rng(0).poisson(1e6, 200)
+    fit = bll.fit(
+        bll.LastLayer(bll.likelihoods.Poisson()), (np.zeros((200, 1)), targets), inference=bll.Laplace()
+    )
+    prediction = fit.predict(np.zeros((3, 1)))
+    rate = float(prediction.mean[0])
+    expected = scipy.stats.poisson.logpmf(targets[:3], rate)
+    np.testing.assert_allclose(prediction.log_prob(targets[:3]), expected, atol=0.02)
+    assert float(prediction.quantile(0.9)[0]) == pytest.approx(scipy.stats.poisson.ppf(0.9, rate), rel=1e-5)
