@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import operator
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,7 @@ def fit(
         )
     if sample_weight is not None or exposure is not None:
         data = bundled(data, sample_weight, exposure)
+    seed = operator.index(seed)  # kept with the fit, so a plain number
     with isolated(seed):
         rows = TrainingData.of(layer, data)
         held_out = None
@@ -110,8 +112,9 @@ def fit(
             made = held_out.features(backbone, folder, device, batch_size)
             validation = *made, held_out.source.columns
         posterior, trace = fit_features(
-            layer, features, targets, stage, rows.target_shape, seed, rows.source.columns, validation, device
-        )
+            layer, features, targets, stage, rows.target_shape, seed, rows.source.columns, validation, device,
+            is_table=backbone is None and rows.source.stored is None,
+        )  # fmt: skip
         if earlier is not None:
             trace.statistics["joint"] = earlier
         return Fit(layer, posterior, inference, trace, seed, len(features), backbone, folder)

@@ -12,8 +12,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from bll_pyro.gaussian import OutputGaussian, Outputs
+<<<<<<< HEAD
 from bll_pyro.likelihoods.base import Likelihood
 from bll_pyro.likelihoods.targets import float_targets
+=======
+from bll_pyro.likelihoods.base import Likelihood, TargetShape
+from bll_pyro.likelihoods.targets import check_varying, float_targets
+>>>>>>> c6462e9 (Constant targets are refused where their noise is to be learned: it would be 0, and has no posterior)
 
 
 class GaussianNoise(Likelihood):
@@ -37,6 +42,11 @@ class GaussianNoise(Likelihood):
     def check_targets(self, targets: Tensor) -> Float[Tensor, "N T"]:
         """Finite real numbers ``[N, T]``."""
         return float_targets(targets, type(self).__name__)
+
+    def check_training(self, targets: Float[Tensor, "N T"]) -> None:
+        """Noise that is learned needs targets that vary."""
+        if self.sites((targets.shape[1],)):
+            check_varying(targets, type(self).__name__, "drop them, or declare known noise")
 
     def marginals(self, outputs: Float[Tensor, "*#S N T"], **noise: Tensor) -> dist.Distribution:
         """A Normal for each target."""

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bll_pyro.gaussian import OutputGaussian, Outputs
 from bll_pyro.likelihoods.base import Likelihood, TargetShape
-from bll_pyro.likelihoods.targets import float_targets
+from bll_pyro.likelihoods.targets import check_varying, float_targets
 
 MIN_LOG_SCALE = (
     -10.0
@@ -36,6 +36,10 @@ class HeteroscedasticGaussian(Likelihood):
     def check_targets(self, targets: Tensor) -> Float[Tensor, "N T"]:
         """Finite real numbers ``[N, T]``."""
         return float_targets(targets, "HeteroscedasticGaussian")
+
+    def check_training(self, targets: Float[Tensor, "N T"]) -> None:
+        """Noise that is learned needs targets that vary."""
+        check_varying(targets, "HeteroscedasticGaussian", "drop them, or use Gaussian(noise_scale=number)")
 
     def distribution(self, outputs: Float[Tensor, "*#S N K"], **noise: Tensor) -> dist.Distribution:
         """Independent Normals over the T targets of a row."""

@@ -15,7 +15,7 @@ from torch.distributions import constraints
 from bll_pyro.checks import is_number
 from bll_pyro.gaussian import Outputs
 from bll_pyro.likelihoods.base import Likelihood, TargetShape, scale_site
-from bll_pyro.likelihoods.targets import float_targets
+from bll_pyro.likelihoods.targets import check_varying, float_targets
 
 
 class StudentTValues(dist.StudentT):
@@ -68,6 +68,11 @@ class StudentT(Likelihood):
     def check_targets(self, targets: Tensor) -> Float[Tensor, "N T"]:
         """Finite real numbers ``[N, T]``."""
         return float_targets(targets, "StudentT")
+
+    def check_training(self, targets: Float[Tensor, "N T"]) -> None:
+        """Noise that is learned needs targets that vary."""
+        if "noise_scale" in self.sites((targets.shape[1],)):
+            check_varying(targets, "StudentT", "drop them, or declare StudentT(noise_scale=number)")
 
     def sites(self, target_shape: TargetShape) -> dict[str, dist.Distribution]:
         """``df [T]`` and ``noise_scale [T]``, unless they are given."""

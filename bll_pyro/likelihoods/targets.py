@@ -29,6 +29,19 @@ def float_targets(targets: Tensor, owner: str, what: str = "real numbers") -> Fl
     return values[:, None] if values.dim() == 1 else values
 
 
+def check_varying(targets: Float[Tensor, "N T"], owner: str, remedy: str) -> None:
+    """Raise where a target is the same in all rows, up to rounding: its noise would be 0, and has no posterior."""
+    first = targets[0]
+    constant = (targets - first).abs().amax(0) <= torch.finfo(targets.dtype).eps * first.abs()
+    if bool(constant.any()):
+        which = constant.nonzero().flatten().tolist()
+        where = f" in column {which[0]}" if targets.shape[1] > 1 else ""
+        raise ValueError(
+            f"{owner}: expected targets that vary, got {float(first[which[0]])!r} in all {len(targets)} rows{where}; constant "
+            f"targets have no noise to learn: {remedy}"
+        )
+
+
 def count_targets(targets: Tensor, owner: str) -> Float[Tensor, "N T"]:
     """Check that targets are whole numbers >= 0 of shape ``[N]`` or ``[N, T]``; return ``[N, T]`` as floats."""
     values = float_targets(targets, owner, "counts")

@@ -195,14 +195,31 @@ def test_predictive_of_values_is_the_mixture(likelihood: Likelihood) -> None:
             assert torch.allclose(prediction.cdf(quantile), torch.full_like(quantile, q), atol=1e-6)
 
 
-BAD: list[tuple[Likelihood, list[float], str]] = [
+BAD: list[tuple[Likelihood, list[Any], str]] = [
     (lk.Poisson(), [1.0, -1.0], "whole numbers"),
     (lk.NegativeBinomial(), [1.0, 0.5], "whole numbers"),
     (lk.Bernoulli(), [0.0, 2.0], "labels 0 or 1"),
     (lk.Ordinal(3), [0.0] * 20 + [2.0] * 20, "without gaps"),
     (lk.Ordinal(3), [0.0, 3.0], "from 0 to 2"),
     (lk.StudentT(), [0.0, math.nan], "NaN"),
+    (lk.Gaussian(), [3.0] * 5, r"Gaussian: expected targets that vary, got 3.0 in all 5 rows; .*declare known noise"),
+    (lk.Gaussian(), [1e6, 1e6 + 0.0625], "expected targets that vary"),  # the same number in float32, up to rounding
+    (lk.StudentT(), [3.0] * 5, r"StudentT\(noise_scale=number\)"),
+    (lk.HeteroscedasticGaussian(), [0.0] * 5, "expected targets that vary, got 0.0 in all 5 rows"),
+    (lk.MultivariateGaussian(), [[1.0, 3.0], [2.0, 3.0]], "got 3.0 in all 2 rows in column 1"),
 ]
+
+
+@pytest.mark.parametrize(
+    "likelihood",
+    [lk.Gaussian(0.5), lk.StudentT(noise_scale=0.5), lk.MultivariateGaussian(((0.25,),)), lk.Poisson()],
+)
+def test_constant_targets_of_known_noise(likelihood: Likelihood) -> None:
+    """There is nothing to learn of the noise, so they are as good as others."""
+    targets = torch.full((30,), 3.0)
+    features = torch.randn(30, 2, generator=generator(0))
+    fit = bll.fit(bll.LastLayer(likelihood), (features, targets), inference=bll.Laplace())
+    assert torch.allclose(fit.predict(features).mean, targets.to(fit.predict(features).mean), rtol=0.15)
 
 
 @pytest.mark.parametrize(("likelihood", "targets", "message"), BAD)

@@ -266,8 +266,8 @@ def _warn_without_noise(trace: Trace, model: LinearGaussian, noise: Tensor) -> N
     noiseless = noise < MIN_NOISE * model.target_scale
     if bool(noiseless.any()):
         trace.stop(
-            f"targets {noiseless.nonzero().flatten().tolist()} show no noise: look for constant targets, or for copies of "
-            "them among the features; with more features than rows use noises.Integrated(); or give noise_scale"
+            f"targets {noiseless.nonzero().flatten().tolist()} show no noise: look for copies of them among the "
+            "features; with more features than rows use noises.Integrated(); or give noise_scale"
         )
 
 
