@@ -17,10 +17,19 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from bll_pyro.checks import plain_numbers
+
 Plain = Any  # None, bool, number, string, or a list or dictionary of these
 
 
-class Declaration:
+class _PlainNumbers(type):
+    """Numbers of NumPy's are plain ones before a declaration checks and keeps them."""
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        return super().__call__(*plain_numbers(args), **plain_numbers(kwargs))
+
+
+class Declaration(metaclass=_PlainNumbers):
     """Base of everything that is declared. Subclasses are frozen dataclasses and register under their name.
 
     Those outside the package register under their module as well; there several may have one name.

@@ -56,9 +56,9 @@ def isolated(seed: int | None = None, dtype: torch.dtype | None = None) -> Itera
         after.enter_context(pyro.get_param_store().scope())
         after.enter_context(own_modes())
         if seed is not None:
-            random.seed(seed)
+            random.seed(int(seed))  # neither takes a number of NumPy's
             np.random.seed(seed % 2**32)
-            torch.manual_seed(seed)
+            torch.manual_seed(int(seed))
         if dtype is not None:
             torch.set_default_dtype(dtype)
         yield
@@ -104,7 +104,7 @@ def without_warnings(message: str = "", category: type[Warning] = Warning) -> It
 
 def generator(seed: int, device: torch.device | str = "cpu") -> torch.Generator:
     """A random generator of its own, for draws that do not touch global state."""
-    return torch.Generator(device=device).manual_seed(seed)
+    return torch.Generator(device=device).manual_seed(int(seed))
 
 
 _unvalidated = threading.Lock()

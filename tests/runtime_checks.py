@@ -16,7 +16,8 @@ from types import FunctionType
 from typing import Any, Self, TypeAliasType, get_args, get_type_hints
 
 import jaxtyping
-from beartype import BeartypeConf, beartype
+import numpy as np
+from beartype import BeartypeConf, FrozenDict, beartype
 from beartype._check.code import codemain
 from beartype._util.kind.integer import utilintget
 from jaxtyping import AbstractArray, TypeCheckError
@@ -24,8 +25,10 @@ from jaxtyping import AbstractArray, TypeCheckError
 # Which item of a list is checked is drawn at random, from Python's own state, which a call must leave alone (world.py).
 codemain.getrandbits = utilintget.getrandbits = Random(0).getrandbits
 
-# an int is as good as a float, as in the type checker's eyes
-INT_IS_FLOAT = BeartypeConf(is_pep484_tower=True, violation_type=TypeCheckError)
+# an int is as good as a float, as in the type checker's eyes; numbers of NumPy's are as good as Python's
+FLOAT = float | int | np.floating | np.integer
+NUMBERS = FrozenDict({int: int | np.integer, float: FLOAT, complex: complex | FLOAT})
+ANY_NUMBER = BeartypeConf(hint_overrides=NUMBERS, violation_type=TypeCheckError)
 with_shapes = jaxtyping.jaxtyped
 
 
@@ -52,7 +55,7 @@ def checked(function: Callable[..., Any]) -> Callable[..., Any]:
     """Wrap a function so that its arguments and its result are compared with its annotations."""
     keep = has_shape if function.__name__ == "__init__" else is_checkable
     function.__annotations__ = {k: v for k, v in function.__annotations__.items() if keep(v)}
-    return beartype(conf=INT_IS_FLOAT)(function)
+    return beartype(conf=ANY_NUMBER)(function)
 
 
 def jaxtyped(*, typechecker: Callable[..., Any]) -> Callable[[Any], Any]:

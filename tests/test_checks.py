@@ -10,22 +10,27 @@ import pytest
 
 from bll_pyro import checks
 
-Check = Callable[[Any, str, str], None]
+Check = Callable[[Any, str, str], object]
 
 
 @pytest.mark.parametrize(
     ("check", "value"),
     [
-        *((checks.positive, value) for value in (1, 0.5, 1e-300, True, np.float64(2.0))),
+        *(
+            (checks.positive, value)
+            for value in (1, 0.5, 1e-300, True, np.float64(2.0), np.float32(0.5), np.int8(3))
+        ),
         *((checks.positive_or_none, value) for value in (None, 2.0)),
-        *((checks.share, value) for value in (0.5, 1e-9)),
-        *((checks.count, value) for value in (1, 10**9)),
+        *((checks.share, value) for value in (0.5, 1e-9, np.float32(0.5))),
+        *((checks.count, value) for value in (1, 10**9, np.int64(3), np.uint8(3))),
         (partial(checks.count, least=0), 0),
-        *((checks.switch, value) for value in (True, False)),
+        *((checks.switch, value) for value in (True, False, np.bool_(True))),
     ],
 )
 def test_right_values_pass(check: Check, value: object) -> None:
-    assert check(value, "size", "Owner") is None
+    found = check(value, "size", "Owner")
+    assert found == value
+    assert type(found) in (bool, int, float, type(None))
 
 
 @pytest.mark.parametrize(
@@ -35,7 +40,7 @@ def test_right_values_pass(check: Check, value: object) -> None:
         (partial(checks.positive, strict=True), "a positive number", (0, True)),
         (checks.positive_or_none, "a positive number", (0, math.nan)),
         (checks.share, "a number between 0 and 1", (0, 1, 1.5, math.nan, None)),
-        (checks.count, "a whole number >= 1", (0, 1.0, True, None)),
+        (checks.count, "a whole number >= 1", (0, 1.0, True, None, np.bool_(True), np.float64(2.0))),
         (partial(checks.count, least=4), "a whole number >= 4", (3,)),
     ],
 )

@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from bll_pyro.calibrated import Calibrated
+from bll_pyro.checks import is_number
 from bll_pyro.conformal.intervals import normalized_residual_interval, normalized_residual_scores
 from bll_pyro.conformal.sets import aps_scores, lac_scores, own_scores, prediction_sets
 from bll_pyro.conformal.thresholds import conformal_quantile
@@ -83,7 +84,7 @@ class _Conformal(Calibrated):
     alpha: float
 
     def _check_alpha(self) -> None:
-        if not isinstance(self.alpha, (int, float)) or isinstance(self.alpha, bool) or not 0 < self.alpha < 1:
+        if not is_number(self.alpha, 0.0, 1.0):
             raise ValueError(
                 f"{type(self).__name__}(alpha=...): expected a share of misses between 0 and 1, got {self.alpha!r}; 10 % is 0.1"
             )

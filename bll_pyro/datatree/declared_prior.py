@@ -12,6 +12,7 @@ import torch
 import yaml
 from torch import Tensor
 
+from bll_pyro.checks import count
 from bll_pyro.datatree.fit_tree import yaml_of
 from bll_pyro.datatree.layout import Parts, join_chunks, make_layout, make_tree
 from bll_pyro.datatree.row_evaluation import (
@@ -104,8 +105,7 @@ def prior_predictive(
             f"prior_predictive: expected bll.LastLayer(likelihood=...), got {type(layer).__name__}; of a fit use "
             "fit.to_datatree(...), which has the groups prior and prior_predictive"
         )
-    if not isinstance(num_draws, int) or isinstance(num_draws, bool) or num_draws < 1:
-        raise ValueError(f"prior_predictive(num_draws=...): expected a whole number >= 1, got {num_draws!r}")
+    num_draws = count(num_draws, "num_draws", "prior_predictive")
     rows = _rows(layer, features, targets, learned)
     _check_memory(rows, num_draws)
     posterior = rows.posterior

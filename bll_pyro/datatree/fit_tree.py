@@ -12,6 +12,7 @@ import torch
 import yaml
 from torch import Tensor
 
+from bll_pyro.checks import count
 from bll_pyro.datatree.layout import Layout, Parts, join_chunks, make_layout, make_tree
 from bll_pyro.datatree.row_evaluation import (
     RowEvaluator,
@@ -135,8 +136,7 @@ def _check_numbers(num_draws: int | None, thin: int, prior: bool | int) -> None:
     for name, value in (("num_draws", num_draws), ("thin", thin), ("prior", prior)):
         if value is None or (isinstance(value, bool) and name == "prior"):
             continue
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"to_datatree({name}=...): expected a whole number >= 1, got {value!r}")
+        count(value, name, "to_datatree")
 
 
 def _rows(fit: Fit, inputs: Any, targets: Any) -> RowEvaluator:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from bll_pyro.checks import count
 from bll_pyro.diagnostics.chains import chains
 from bll_pyro.diagnostics.guide import gap, khat
 from bll_pyro.diagnostics.left_out import backbone, influence_check, seen_mask
@@ -78,9 +79,10 @@ def diagnose(
     ValueError
         When these are not as many rows as the fit was made from.
     """
-    for name, value, least in (("num_draws", num_draws, 2), ("num_rows", num_rows, 2)):
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise ValueError(f"diagnose({name}=...): expected a whole number >= {least}, got {value!r}")
+    num_draws, num_rows = (
+        count(num_draws, "num_draws", "diagnose", 2),
+        count(num_rows, "num_rows", "diagnose", 2),
+    )
     data = inputs if targets is None else (inputs, targets)
     features: Features = fit.features(data, need_targets=True)
     columns = fit.columns(data)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from bll_pyro.checks import message, plain_numbers
 from bll_pyro.features.data import Data, check_finite
 from bll_pyro.inference.leave_one_out.leave_out import HIGH_INFLUENCE, NUM_POINTS, leave_one_out
 from bll_pyro.inference.rows import DesignRows
@@ -77,8 +79,9 @@ def loo(fit: Fit, data: Any, num_rows: int | None = None, seed: int = 0) -> ELPD
     """
     features, targets = _rows_of(fit, data)
     num_all = len(targets)
-    if num_rows is not None and not (isinstance(num_rows, int) and 2 <= num_rows <= num_all):
-        raise ValueError(f"loo(num_rows=...): expected a whole number from 2 to {num_all}, got {num_rows!r}")
+    if num_rows is not None and not (isinstance(num_rows, Integral) and 2 <= num_rows <= num_all):
+        raise ValueError(message("num_rows", "loo", f"a whole number from 2 to {num_all}", num_rows))
+    num_rows = plain_numbers(num_rows)
     if isinstance(fit.posterior, DrawsPosterior):
         return _by_draws(fit, data, features, num_rows, seed)
     frame = fit.posterior.frame

@@ -11,6 +11,7 @@ from typing import Any, Self, cast
 import torch
 from torch import Tensor, nn
 
+from bll_pyro.checks import plain_numbers
 from bll_pyro.features.forward import (
     compute_features,
     feature_width,
@@ -63,6 +64,7 @@ class Backbone(nn.Module):
         super().__init__()
         self.model = model
         self.name = name
+        unfreeze = plain_numbers(unfreeze)
         self.unfreeze = unfreeze if isinstance(unfreeze, (int, str)) else tuple(unfreeze)
         self._kwargs, self._images = dict(kwargs), dict(images)
         trainable = unfrozen_names(model, self.unfreeze)

@@ -83,7 +83,29 @@ def fit(
         )
     if sample_weight is not None or exposure is not None:
         data = bundled(data, sample_weight, exposure)
+<<<<<<< HEAD
     seed = operator.index(seed)  # kept with the fit, so a plain number
+=======
+    rows = TrainingData.of(layer, data)
+    held_out = None
+    if validation_data is not None:
+        held_out = TrainingData.of(layer, validation_data, "validation_data", trains=False)
+    folder = None if store is None else Path(store)
+    seed = operator.index(seed)  # kept with the fit, so a plain number
+    stage, earlier = inference, None  # what runs on frozen features, and the trace of what ran before it
+    if inference.trains_backbone:
+        # the caller's network, and earlier fits that hold it, stay as they are
+        backbone = copy.deepcopy(backbone)
+        assert backbone is not None
+        posterior, trace = inference.train_backbone(layer, backbone, rows, seed, held_out, device)
+        num_rows, columns = rows.source.num_rows, rows.source.columns
+        total = float(num_rows) if columns is NO_COLUMNS else columns.total_weight(num_rows)
+        log_densities_in_user_units(trace, posterior.frame, total)
+        final_stage = inference.on_features()
+        if final_stage is None:
+            return Fit(layer, posterior, inference, trace, seed, rows.source.num_rows, backbone, folder)
+        stage, earlier = final_stage, trace
+>>>>>>> f020320 (Numbers of NumPy's are taken wherever Python's are, and kept as plain ones)
     with isolated(seed):
         rows = TrainingData.of(layer, data)
         held_out = None

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from bll_pyro.checks import is_number, plain_numbers
 from bll_pyro.ood.base import Score, View
 from bll_pyro.posterior import Posterior
 
@@ -44,9 +45,8 @@ class Combination(Score):
             )
         if self.weights is None:
             return
-        object.__setattr__(self, "weights", tuple(self.weights))
-        positive = all(isinstance(w, (int, float)) and 0 < w < float("inf") for w in self.weights)
-        if len(self.weights) != len(self.scores) or not positive:
+        object.__setattr__(self, "weights", plain_numbers(tuple(self.weights)))
+        if len(self.weights) != len(self.scores) or not all(is_number(weight) for weight in self.weights):
             raise ValueError(
                 f"Combination(weights=...): expected a positive number for each of the {len(self.scores)} scores, got "
                 f"{self.weights!r}"

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bll_pyro.calibrated import Calibrated
+from bll_pyro.checks import is_number
 from bll_pyro.conformal import benjamini_hochberg, conformal_quantile, p_values
 from bll_pyro.features.store import Features
 from bll_pyro.metrics.arrays import ROUNDING
@@ -59,7 +60,7 @@ class Detector(Calibrated):
             raise TypeError(
                 f"Detector(score=...): expected a score such as bll.ood.Leverage(), got {self.score!r}"
             )
-        if not isinstance(self.alpha, (int, float)) or isinstance(self.alpha, bool) or not 0 < self.alpha < 1:
+        if not is_number(self.alpha, 0.0, 1.0):
             raise ValueError(
                 f"Detector(alpha=...): expected a rate between 0 and 1, got {self.alpha!r}; 5 % is 0.05"
             )

@@ -15,8 +15,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from bll_pyro.checks import positive
 from bll_pyro.ood.base import Score, View
 from bll_pyro.posterior import Posterior
+
+
+def standardized(posterior: Posterior, features: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
+    """Features on the scale of the weights; those that the fit leaves out, since they were constant, in their own unit."""
+    frame = posterior.frame
+    return replace(frame, scale=frame.scale.where(frame.scale.isfinite(), 1.0)).standardized(features)
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,10 +33,7 @@ class _Distance(Score):
     whitening: Tensor | None = None
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.ridge, (int, float)) and 0 < self.ridge < float("inf")):
-            raise ValueError(
-                f"{type(self).__name__}(ridge=...): expected a positive number, got {self.ridge!r}"
-            )
+        positive(self.ridge, "ridge", type(self).__name__)
 
     @property
     def needs_training_rows(self) -> bool:
@@ -61,7 +65,7 @@ class Mahalanobis(_Distance):
     def fitted(
         self, posterior: Posterior, features: Tensor, targets: Tensor, score_rows: Callable[[Score], Tensor]
     ) -> Self:
-        rows = posterior.frame.standardized(features).double()
+        rows = standardized(posterior, features).double()
         labels = _labels(posterior, targets)
         classes, index = labels.unique(return_inverse=True)
         counts = torch.bincount(index).double()
@@ -100,7 +104,7 @@ class RelativeMahalanobis(_Distance):
                 f"RelativeMahalanobis: expected classes, got {posterior.layer.likelihood!r}; use Mahalanobis()"
             )
         nearest = Mahalanobis(self.ridge).fitted(posterior, features, targets, score_rows)
-        rows = posterior.frame.standardized(features).double()
+        rows = standardized(posterior, features).double()
         mean = rows.mean(0, keepdim=True)
         whitening = _whitening(rows - mean, self.ridge)
         return replace(
@@ -113,7 +117,7 @@ class RelativeMahalanobis(_Distance):
 
 
 def _features(view: View) -> Tensor:
-    return view.posterior.frame.standardized(view.features).float()
+    return standardized(view.posterior, view.features).float()
 
 
 def _labels(posterior: Posterior, targets: Tensor) -> Tensor:

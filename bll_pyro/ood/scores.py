@@ -20,6 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from bll_pyro.checks import positive
 from bll_pyro.likelihoods import Categorical
 from bll_pyro.ood.base import Score, View
 from bll_pyro.prediction import ClassPrediction, LabelPrediction, ValuePrediction
@@ -78,8 +79,7 @@ class Energy(Score):
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.temperature, (int, float)) and 0 < self.temperature < float("inf")):
-            raise ValueError(f"Energy(temperature=...): expected a positive number, got {self.temperature!r}")
+        positive(self.temperature, "temperature", "Energy")
 
     def of(self, view: View) -> Float[Tensor, " N"]:
         if not isinstance(view.posterior.layer.likelihood, Categorical):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from bll_pyro.checks import count
 from bll_pyro.gaussian import Outputs
 from bll_pyro.prediction.probit import Probit
 
@@ -29,6 +30,10 @@ class QuasiMonteCarlo:
 
     num_points: int = 256
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "num_points", count(self.num_points, "num_points", "QuasiMonteCarlo"))
+        object.__setattr__(self, "seed", int(self.seed))
 
     def blocks(self, outputs: Outputs) -> Iterator[slice]:
         """Rows whose outputs are worked on together, in one or more chunks of draws."""

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from bll_pyro.checks import count
 from bll_pyro.features.data import Source, read
 from bll_pyro.frame import as_floats
 from bll_pyro.inference import Inference
@@ -113,7 +113,7 @@ def in_own_frame(
     """The layer and the features on the scale on which the weights live; the simulated targets are on theirs."""
     if not layer.standardize:
         return layer, features
-    frame = make_frame(layer, features, features.new_zeros(2), False, features.dtype, is_table=is_table)
+    frame = make_frame(layer, features, features.new_zeros(2, 1), False, features.dtype, is_table=is_table)
     return replace(layer.in_frame(frame), standardize=False), frame.standardized(features)
 
 
@@ -171,8 +171,7 @@ def _check(
     ):
         if value is None and name in ("num_targets", "num_processes"):
             continue
-        if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < least:
-            raise ValueError(f"sbc({name}=...): expected a whole number >= {least}, got {value!r}")
+        count(value, name, "sbc", least)
     if num_targets is not None and layer.likelihood.is_discrete:
         raise ValueError(
             f"sbc(num_targets=...): expected None for the labels of {type(layer.likelihood).__name__}"

@@ -202,8 +202,16 @@ BAD: list[tuple[Likelihood, list[Any], str]] = [
     (lk.Ordinal(3), [0.0] * 20 + [2.0] * 20, "without gaps"),
     (lk.Ordinal(3), [0.0, 3.0], "from 0 to 2"),
     (lk.StudentT(), [0.0, math.nan], "NaN"),
-    (lk.Gaussian(), [3.0] * 5, r"Gaussian: expected targets that vary, got 3.0 in all 5 rows; .*declare known noise"),
-    (lk.Gaussian(), [1e6, 1e6 + 0.0625], "expected targets that vary"),  # the same number in float32, up to rounding
+    (
+        lk.Gaussian(),
+        [3.0] * 5,
+        r"Gaussian: expected targets that vary, got 3.0 in all 5 rows; .*declare known noise",
+    ),
+    (
+        lk.Gaussian(),
+        [1e6, 1e6 + 0.0625],
+        "expected targets that vary",
+    ),  # the same number in float32, up to rounding
     (lk.StudentT(), [3.0] * 5, r"StudentT\(noise_scale=number\)"),
     (lk.HeteroscedasticGaussian(), [0.0] * 5, "expected targets that vary, got 0.0 in all 5 rows"),
     (lk.MultivariateGaussian(), [[1.0, 3.0], [2.0, 3.0]], "got 3.0 in all 2 rows in column 1"),

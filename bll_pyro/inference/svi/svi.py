@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import torch
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
+from bll_pyro.checks import count, positive_or_none
 from bll_pyro.guides import MAP, Diagonal, Guide
 from bll_pyro.inference.base import Inference, Trace
 from bll_pyro.inference.prior_scale.choose import choose_scale
@@ -95,15 +97,11 @@ class SVI(Inference):
                 f"SVI(guide=...): expected a guide such as bll.guides.Diagonal(), got {self.guide!r}"
             )
         for name in ("learning_rate", "backbone_learning_rate", "clip_norm"):
-            value = getattr(self, name)
-            if value is None:
-                continue
-            if not isinstance(value, (int, float)) or not 0 < value < float("inf"):
-                raise ValueError(f"SVI({name}=...): expected a positive number, got {value!r}")
+            positive_or_none(getattr(self, name), name, "SVI")
         for name in ("num_epochs", "batch_size", "patience"):
             value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or value < 1):
-                raise ValueError(f"SVI({name}=...): expected a whole number >= 1, got {value!r}")
+            if value is not None:
+                count(value, name, "SVI")
 
     def check(self, layer: LastLayer, num_outputs: int, num_columns: int) -> None:
         """Every prior and likelihood will do; the guide must fit in memory."""
@@ -132,7 +130,9 @@ class SVI(Inference):
         """The final stage: the same guide on the final, frozen features, with enough steps to converge."""
         if not self.final_stage:
             return None
-        return replace(self, backbone_learning_rate=None, num_epochs=None, batch_size=None)
+        stage = copy.copy(self)  # the other fields have been checked
+        vars(stage).update(backbone_learning_rate=None, num_epochs=None, batch_size=None)
+        return stage
 
     def rotates(self, layer: LastLayer) -> bool:
         """Turn to principal axes where both guide and prior allow it."""
