@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
 from bll_pyro import metrics
 from bll_pyro.fitting import Fit, fit
 from bll_pyro.guides import MAP
 from bll_pyro.inference.svi.svi import SVI
+from bll_pyro.metrics.arrays import mean_of_rows
 from bll_pyro.prediction import ClassPrediction, LabelPrediction, Prediction, ValuePrediction
 from bll_pyro.recalibrate import calibrate
 from bll_pyro.scope import own_modes
@@ -59,7 +59,7 @@ class Evaluation:
 def evaluate(
     fit: Fit,
     inputs: Any,
-    targets: Any,
+    targets: Any = None,
     *,
     held_out: Any,
     train: Any = None,
@@ -81,9 +81,10 @@ def evaluate(
     fit
         The fit to evaluate.
     inputs, targets
-        Test rows, not used for any choice.
+        Test rows, not used for any choice: together in any form that :func:`bll_pyro.fit` takes, or as two arguments. Rows with
+        weights count by them in every mean; counts are predicted at their exposures.
     held_out
-        ``(inputs, targets)`` of the rows for the recalibration.
+        Inputs and targets of the rows for the recalibration, in the same forms.
     train, plain
         The plain head is ``plain``, a fit of a point estimate; or it is fitted here, with the same declaration and MAP, to
         the training rows ``train``. Give one of the two.
@@ -106,21 +107,19 @@ def evaluate(
     heads = {"plain head": plain, "Bayesian": fit}
     rows = {}
     for name, head in heads.items():
-        heldout_inputs, heldout_targets = held_out
         rows[name] = head
         if fit.layer.likelihood.is_count:
             continue  # counts cannot be recalibrated
-        rows[f"{name}, calibrated"] = calibrate(head, heldout_inputs, heldout_targets)
-    values = torch.as_tensor(targets)
-    return Evaluation({name: _scores(head, inputs, values, unknown) for name, head in rows.items()})
+        rows[f"{name}, calibrated"] = calibrate(head, held_out)
+    return Evaluation({name: _scores(head, inputs, targets, unknown) for name, head in rows.items()})
 
 
 def _plain_head(like: Fit, train: Any) -> Fit:
     """The declaration of a fit with a point estimate, on the features of the fit."""
-    layer = like.layer
+    rows, layer = like.rows(train, what="train"), like.layer
     if layer.standardize is True:  # the features no longer tell whether they were a table
         layer = replace(layer, standardize=like.posterior.frame.feature_scale)
-    point = fit(layer, like.features(train, need_targets=True), inference=SVI(guide=MAP()), seed=like.seed)
+    point = fit(layer, rows.data, inference=SVI(guide=MAP()), seed=like.seed)
     return replace(point, backbone=like.backbone, store=like.store)
 
 
@@ -128,28 +127,32 @@ def _has_several_labels(fit: Fit) -> bool:
     return fit.layer.likelihood.is_binary and fit.posterior.target_shape != ()
 
 
-def _scores(head: Fit, inputs: Any, targets: Tensor, unknown: Any) -> Scores:
-    prediction = head.predict(inputs)
-    found: Scores = {"NLL": -float(prediction.log_prob(targets).double().mean())}
+def _scores(head: Fit, inputs: Any, given: Any, unknown: Any) -> Scores:
+    rows = head.rows(inputs, given)
+    targets, weight = rows.given, rows.columns.weight
+    prediction = head.head.predict(rows.data)
+    log_prob = prediction.log_prob(targets).double().cpu().numpy()
+    found: Scores = {"NLL": -mean_of_rows(log_prob, weight)}
     if isinstance(prediction, ClassPrediction | LabelPrediction):
         probs = prediction.probs
-        found = {"accuracy": metrics.accuracy(probs, targets), **found}
-        found["Brier"] = metrics.brier(probs, targets)
+        found = {"accuracy": metrics.accuracy(probs, targets, sample_weight=weight), **found}
+        found["Brier"] = metrics.brier(probs, targets, sample_weight=weight)
         if not _has_several_labels(head):
-            found["ECE"] = metrics.ece(probs, targets)
+            found["ECE"] = metrics.ece(probs, targets, sample_weight=weight)
     elif isinstance(prediction, ValuePrediction):
         lower, upper = prediction.interval(COVERAGE)
-        found["RMSE"] = float((prediction.mean - targets).double().square().mean().sqrt())
-        found["coverage"] = float(((lower <= targets) & (targets <= upper)).double().mean())
-        found["width"] = float((upper - lower).double().mean())
+        found["RMSE"] = metrics.rmse(prediction.mean, targets, sample_weight=weight)
+        found["coverage"] = metrics.coverage(lower, upper, targets, sample_weight=weight)
+        found["width"] = metrics.sharpness(lower, upper, sample_weight=weight)
     if unknown is None:
         return found
     ood_prediction = head.predict(unknown)
     is_point = isinstance(head.inference, SVI) and isinstance(head.inference.guide, MAP)
     for name in ("total", "epistemic"):
-        known = _row(prediction, name)
-        is_defined = name == "total" or not is_point
-        found[f"AUROC {name}"] = metrics.auroc(known, _row(ood_prediction, name)) if is_defined else None
+        found[f"AUROC {name}"] = None
+        if name == "total" or not is_point:
+            known, far = _row(prediction, name), _row(ood_prediction, name)
+            found[f"AUROC {name}"] = metrics.auroc(known, far, sample_weight=weight)
     return found
 
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from bll_pyro.prediction import ClassPrediction, LabelPrediction, ValuePrediction
@@ -21,7 +22,7 @@ BOUNDS = (-5.0, 5.0)  # bounds of the log temperature or log noise factor
 
 
 @own_modes()
-def calibrate(fit: Fit, inputs: Any, targets: Any) -> Fit:
+def calibrate(fit: Fit, inputs: Any, targets: Any = None) -> Fit:
     """A new fit with a predictive temperature or a noise factor fitted to held-out rows.
 
     For classes and labels (``Categorical``, ``Ordinal``, ``Bernoulli``) the predicted probabilities are tempered,
@@ -38,7 +39,8 @@ def calibrate(fit: Fit, inputs: Any, targets: Any) -> Fit:
     fit
         Any fit, also of a point estimate.
     inputs, targets
-        Rows that neither the backbone nor the last layer was trained on.
+        Rows that neither the backbone nor the last layer was trained on: together in any form that :func:`bll_pyro.fit`
+        takes, or as two arguments. Weights multiply the rows' log probabilities.
 
     Raises
     ------
@@ -52,50 +54,42 @@ def calibrate(fit: Fit, inputs: Any, targets: Any) -> Fit:
             "calibrate: expected a fit without a detector, got one with a detector, which recalibration would invalidate; "
             "calibrate the fit first, then the detector"
         )
-    plain = replace(fit, recalibration=None)
-    prediction = plain.predict(inputs)
+    rows = fit.rows(inputs, targets, what="data of calibrate")
+    weight = rows.columns.weight
+    prediction = replace(fit.head, recalibration=None).predict(rows.data)
     if isinstance(prediction, ClassPrediction):
-        labels = prediction.likelihood.check_targets(_targets(targets, len(prediction)))
-        return replace(fit, recalibration=PredictiveTemperature(_temperature(prediction.probs, labels)))
+        temperature = _temperature(prediction.probs, rows.targets, weight)
+        return replace(fit, recalibration=PredictiveTemperature(temperature))
     if isinstance(prediction, LabelPrediction):
-        labels = prediction.likelihood.check_targets(_targets(targets, len(prediction)))
-        if labels.numel() != prediction.probs.numel():
-            raise ValueError(
-                f"calibrate: expected labels of shape {list(prediction.probs.shape)}, got {list(torch.as_tensor(targets).shape)}; "
-                "pass as many labels per row as in training"
-            )
-        labels, flat = labels.flatten().long(), prediction.probs.flatten()
+        labels, flat = rows.targets.flatten().long(), prediction.probs.flatten()
         probs = torch.stack([1 - flat, flat], -1)
-        return replace(fit, recalibration=PredictiveTemperature(_temperature(probs, labels)))
+        of_label = None if weight is None else weight.repeat_interleave(len(labels) // len(weight))
+        return replace(fit, recalibration=PredictiveTemperature(_temperature(probs, labels, of_label)))
     assert isinstance(prediction, ValuePrediction)
-    values, mixture = _targets(targets, len(prediction)), prediction.mixture
+    mixture = prediction.mixture
 
     def log_prob(factor: float) -> float:
         likelihood, outputs, noise = mixture.likelihood.with_noise_times(
             factor, mixture.outputs, mixture.noise
         )
         changed = replace(mixture, likelihood=likelihood, outputs=outputs, noise=noise)
-        return float(replace(prediction, mixture=changed).log_prob(values).double().sum())
+        return _sum(replace(prediction, mixture=changed).log_prob(rows.given), weight)
 
     return replace(fit, recalibration=NoiseFactor(_best(log_prob)))
 
 
-def _targets(targets: Any, num_rows: int) -> Tensor:
-    values = torch.as_tensor(targets)
-    if values.dim() == 0 or len(values) != num_rows:
-        raise ValueError(
-            f"calibrate: expected a target for each of the {num_rows} inputs, got shape {list(values.shape)}; pass the targets "
-            "of the same rows"
-        )
-    return values
+def _sum(values: Float[Tensor, " N"], weight: Float[Tensor, " N"] | None) -> float:
+    """Sum ``[N]``, weighted where rows have weights."""
+    values = values.double().cpu()
+    return float(values.sum() if weight is None else values @ weight.double().cpu())
 
 
-def _temperature(probs: Tensor, labels: Tensor) -> float:
+def _temperature(probs: Tensor, labels: Tensor, weight: Tensor | None) -> float:
     log_probs = probs.double().clamp_min(torch.finfo(probs.dtype).tiny).log().cpu()
     chosen = labels.cpu()[:, None]
 
     def log_prob(temperature: float) -> float:
-        return float((log_probs / temperature).log_softmax(-1).gather(-1, chosen).sum())
+        return _sum((log_probs / temperature).log_softmax(-1).gather(-1, chosen).squeeze(-1), weight)
 
     return _best(log_prob)
 

@@ -226,9 +226,9 @@ def test_what_it_refuses(bayesian):
     labels = bll.fit(
         bll.LastLayer(bll.likelihoods.Bernoulli()), (FEATURES, both), inference=bll.SVI(num_epochs=2)
     )
-    with pytest.raises(ValueError, match=r"expected labels of shape \[300, 2\], got \[300\]"):
+    with pytest.raises(ValueError, match=r"expected shape \[300, 2\], got \[300\]"):
         bll.calibrate(labels, FEATURES, both[:, 0])
-    with pytest.raises(ValueError, match="expected a target for each of the 300 inputs"):
+    with pytest.raises(ValueError, match="expected as many targets as inputs, got 300 inputs and 10 targets"):
         bll.calibrate(bayesian, FEATURES, LABELS[:10])
     with pytest.raises(ValueError, match="expected labels from 0 to 2"):
         bll.calibrate(bayesian, FEATURES, LABELS + 5)

@@ -13,8 +13,6 @@ from bll_pyro import metrics
 from bll_pyro.comparison.same_rows import by_name, check_fits, check_targets, check_trained_on
 from bll_pyro.comparison.stack import Stack
 from bll_pyro.elpd import loo
-from bll_pyro.features.columns import Data
-from bll_pyro.features.store import Features
 from bll_pyro.fitting import Fit
 from bll_pyro.prediction import ClassPrediction, LabelPrediction, Prediction, ValuePrediction
 from bll_pyro.scope import own_modes, without_warnings
@@ -126,11 +124,11 @@ def compare(
     loos, targets = {}, None
     with without_warnings("Estimated shape parameter of Pareto"):  # the column `flagged` reports it
         for name, fit in fits.items():
-            features, own, given = _rows(fit, data_of[name])
-            targets = own if targets is None else targets
-            check_targets("data", name, own, targets)
-            check_trained_on(name, fit, features)
-            loos[name] = loo(fit.head, given, num_rows, seed)
+            rows = fit.rows(data_of[name])
+            targets = rows.given if targets is None else targets
+            check_targets("data", name, rows.given, targets)
+            check_trained_on(name, fit, rows.features)
+            loos[name] = loo(fit.head, rows.data, num_rows, seed)
         table = azs.compare(loos, round_to="none")
     table["flagged"] = [_num_flagged(loos[name]) for name in table.index]
     table["seconds"] = [_seconds(fits[name]) for name in table.index]
@@ -143,21 +141,17 @@ def _with_new_rows(result: Comparison, data_of: Mapping[str, Any]) -> Comparison
     predictions: dict[str, Prediction] = {}
     targets = None
     for name in result.table.index:
-        _, own, given = _rows(result.fits[name], data_of[name])
-        targets = own if targets is None else targets
-        check_targets("new_data", name, own, targets)
-        predictions[name] = result.fits[name].head.predict(given)
+        rows = result.fits[name].rows(data_of[name], what="new_data")
+        rows.columns.refused(
+            "compare(new_data=...)", weight="its scores are means over rows: leave the weights out"
+        )
+        targets = rows.given if targets is None else targets
+        check_targets("new_data", name, rows.given, targets)
+        predictions[name] = result.fits[name].head.predict(rows.data)
         for column, value in _scores(predictions[name], targets).items():
             result.table.loc[name, column] = value
     mixed = result.stack.mix(predictions)
     return replace(result, stacked_nll=-float(mixed.log_prob(targets).double().mean()))
-
-
-def _rows(fit: Fit, data: Any) -> tuple[Features, Tensor, Data]:
-    """Features, targets, and both with their weights and exposures as ``fit.head`` takes them."""
-    features, columns = fit.features(data, need_targets=True), fit.columns(data)
-    assert features.targets is not None
-    return features, features.targets, Data(features, columns.weight, columns.exposure)
 
 
 def _num_flagged(result: ELPDData) -> int:

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bll_pyro.features.store import Features
 from bll_pyro.fitting import Fit
 from bll_pyro.inference.exact.exact import Exact
 
@@ -41,7 +40,7 @@ def check_targets(what: str, name: str, targets: Tensor, expected: Tensor) -> No
         )
 
 
-def check_trained_on(name: str, fit: Fit, features: Features) -> None:
+def check_trained_on(name: str, fit: Fit, features: Tensor) -> None:
     """Check that a fit was made from these rows: their number, and the centre of their features."""
     if fit.num_rows != len(features):
         raise ValueError(
@@ -55,7 +54,7 @@ def check_trained_on(name: str, fit: Fit, features: Features) -> None:
     if fit.inference.trains_backbone:
         return
     center = frame.center.double()
-    distance = (features.tensor().mean(0, dtype=torch.float64) - center).abs()
+    distance = (features.mean(0, dtype=torch.float64) - center).abs()
     distance = distance - torch.finfo(frame.center.dtype).eps * center.abs()  # the centre is rounded
     away = float((distance / frame.scale).max())
     if away > TOLERANCE:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from bll_pyro.comparison.mixture import LabelMixture, ValueMixture, mix_classes
+from bll_pyro.features.data import read
 from bll_pyro.fitting import Fit
 from bll_pyro.prediction import ClassPrediction, LabelPrediction, Prediction, ValuePrediction
 from bll_pyro.prediction.integration import Integration
@@ -57,6 +58,11 @@ class Stack:
         Of classes a :class:`~bll_pyro.prediction.ClassPrediction` like that of a fit; of labels and numbers a mixture with
         the same attributes. Disagreement between the fits is epistemic uncertainty.
         """
+        if read(inputs, need_targets=False, what="inputs").shuffled:
+            raise ValueError(
+                "Stack.predict: expected rows in a fixed order, since every fit reads them, got a DataLoader that shuffles; pass "
+                "its dataset"
+            )
         used = {name: fit for name, fit in self.fits.items() if self.weights[name] > NEGLIGIBLE}
         return self.mix(
             {

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from bll_pyro.fitting import Fit
 
 
+UNWEIGHTED = "coverage holds for rows that are exchangeable, each of which counts once: leave the weights out"
+
+
 class SetScore(Declaration):
     """A score of each class of a row: larger for less plausible classes."""
 
@@ -94,17 +97,24 @@ class _Conformal(Calibrated):
         """Whether the likelihood has targets of the right kind."""
 
     @abstractmethod
-    def _own_scores(self, prediction: Any, targets: Any) -> Array:
-        """Scores of the targets ``[N]``, or ``[N, T]`` with one threshold per target."""
+    def _own_scores(self, prediction: Any, targets: Tensor) -> Array:
+        """Scores of the checked targets ``[N]``, or ``[N, T]`` with one threshold per target."""
 
     @own_modes(gradients=False)
-    def calibrate(self, fit: Fit, inputs: Any, targets: Any) -> Self:
+    def calibrate(self, fit: Fit, inputs: Any, targets: Any = None) -> Self:
         """A copy with the threshold from rows that the fit was not trained on, for use with this fit.
+
+        Parameters
+        ----------
+        fit
+            The fit whose predictions are to get sets or intervals.
+        inputs, targets
+            The rows: together in any form that :func:`bll_pyro.fit` takes, or as two arguments; counts with their exposures.
 
         Raises
         ------
         ValueError
-            If there are fewer than ``1 / alpha - 1`` rows, or the targets do not match.
+            If there are fewer than ``1 / alpha - 1`` rows, the targets do not match, or rows have weights.
         TypeError
             If the fit has targets of another kind.
         """
@@ -113,7 +123,10 @@ class _Conformal(Calibrated):
             raise TypeError(
                 f"{type(self).__name__}: expected a fit of {self.takes}, got {likelihood!r}; {self.remedy}"
             )
-        scores = self._own_scores(fit.predict(inputs), targets)
+        owner = f"{type(self).__name__}.calibrate"
+        rows = fit.rows(inputs, targets, what=f"data of {owner}")
+        rows.columns.refused(owner, weight=UNWEIGHTED)
+        scores = self._own_scores(fit.head.predict(rows.data), rows.targets)
         threshold = (
             conformal_quantile(scores, self.alpha)
             if scores.ndim == 1
@@ -156,7 +169,7 @@ class PredictionSets(_Conformal):
     def _fits(self, likelihood: Likelihood) -> bool:
         return likelihood.is_discrete
 
-    def _own_scores(self, prediction: Any, targets: Any) -> Array:
+    def _own_scores(self, prediction: Any, targets: Tensor) -> Array:
         return own_scores(self.score.of(prediction.probs, new=False), targets)
 
     @own_modes(gradients=False)
@@ -194,10 +207,9 @@ class PredictionIntervals(_Conformal):
     def _fits(self, likelihood: Likelihood) -> bool:
         return not (likelihood.is_discrete or likelihood.is_binary)
 
-    def _own_scores(self, prediction: Any, targets: Any) -> Array:
-        values = prediction.mixture.likelihood.check_targets(torch.as_tensor(targets))
+    def _own_scores(self, prediction: Any, targets: Tensor) -> Array:
         loc, scale = _by_target(prediction)
-        return normalized_residual_scores(loc, scale, values)
+        return normalized_residual_scores(loc, scale, targets)
 
     @own_modes(gradients=False)
     def predict(self, inputs: Any) -> Interval:

@@ -22,6 +22,7 @@ from bll_pyro.datatree.row_evaluation import (
     in_double,
     sample_prior,
 )
+from bll_pyro.features.columns import paired
 from bll_pyro.features.data import check_finite, read
 from bll_pyro.features.store import Features
 from bll_pyro.frame import as_floats
@@ -129,7 +130,7 @@ def prior_predictive(
 
 def _rows(layer: LastLayer, features: Any, targets: Any, learned: Mapping[str, Any] | None) -> RowEvaluator:
     """Rows, and a posterior without draws: the frame of the features, and hyper-parameters at given values."""
-    source = read(features if targets is None else (features, targets), need_targets=False, what="features")
+    source = read(paired(features, targets), need_targets=False, what="features")
     whole = source.tensors()
     if whole is None:
         raise TypeError(

@@ -26,7 +26,6 @@ from bll_pyro.datatree.row_evaluation import (
     stored_index,
 )
 from bll_pyro.declaration import to_plain
-from bll_pyro.features.data import check_finite
 from bll_pyro.posterior import DrawsPosterior
 from bll_pyro.scope import own_modes
 
@@ -117,13 +116,22 @@ def to_datatree(
         When there are no targets, or names and selections do not fit the layer.
     """
     _check_numbers(num_draws, thin, prior)
-    rows = _rows(fit, inputs, targets)
+    given = fit.rows(inputs, targets)
     posterior, likelihood = fit.posterior, fit.posterior.layer.likelihood
     if class_probs and not likelihood.is_discrete:
         raise ValueError(
             f"to_datatree(class_probs=True): expected a fit of classes, got {type(likelihood).__name__}"
         )
     layout = make_layout(posterior, class_names, output_names, feature_names, outputs, features)
+    shown = given.given.long() if given.given.dtype == torch.bool else given.given
+    rows = RowEvaluator(
+        in_double(posterior),
+        given.features.detach(),
+        given.targets,
+        shown.detach().cpu().numpy(),
+        given.columns.weight,
+        given.columns.exposure,
+    )
     groups = FitGroups(fit, rows, layout, seed)
     groups.add_posterior(num_draws, thin, posterior_predictive, log_likelihood, log_prior, class_probs)
     if prior:
@@ -137,29 +145,6 @@ def _check_numbers(num_draws: int | None, thin: int, prior: bool | int) -> None:
         if value is None or (isinstance(value, bool) and name == "prior"):
             continue
         count(value, name, "to_datatree")
-
-
-def _rows(fit: Fit, inputs: Any, targets: Any) -> RowEvaluator:
-    parts = list(fit.feature_batches(inputs))
-    features, found = torch.cat([part for part, _ in parts]), [part for _, part in parts if part is not None]
-    if targets is None and not found:
-        raise ValueError(
-            "to_datatree: expected targets, got inputs alone; pass to_datatree(inputs, targets), or data that has both"
-        )
-    given = torch.cat(found) if targets is None else torch.as_tensor(np.asarray(targets))
-    if len(given) != len(features):
-        raise ValueError(f"to_datatree: expected {len(features)} targets, one for each row, got {len(given)}")
-    check_finite(given, "targets")
-    checked = fit.layer.likelihood.check_targets(given)
-    target_shape = fit.posterior.target_shape
-    if tuple(given.shape[1:]) != tuple(target_shape):
-        raise ValueError(
-            f"to_datatree: expected targets of shape {['N', *target_shape]}, as in the fit, got {list(given.shape)}"
-        )
-    shown = (given.long() if given.dtype == torch.bool else given).detach().cpu().numpy()
-    columns = fit.columns(inputs)
-    posterior = in_double(fit.posterior)
-    return RowEvaluator(posterior, features.detach(), checked, shown, columns.weight, columns.exposure)
 
 
 @dataclass

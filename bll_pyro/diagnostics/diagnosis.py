@@ -13,7 +13,6 @@ from bll_pyro.diagnostics.predictive import predictive
 from bll_pyro.diagnostics.prior import conflict, sensitivity
 from bll_pyro.diagnostics.study import Study
 from bll_pyro.diagnostics.verdicts import Diagnosis
-from bll_pyro.features.data import check_finite
 from bll_pyro.features.store import Features
 from bll_pyro.fitting import Fit
 from bll_pyro.scope import own_modes
@@ -83,21 +82,17 @@ def diagnose(
         count(num_draws, "num_draws", "diagnose", 2),
         count(num_rows, "num_rows", "diagnose", 2),
     )
-    data = inputs if targets is None else (inputs, targets)
-    features: Features = fit.features(data, need_targets=True)
-    columns = fit.columns(data)
-    if len(features) != fit.num_rows:
+    rows = fit.rows(inputs, targets)
+    if len(rows.targets) != fit.num_rows:
         raise ValueError(
-            f"diagnose: expected the {fit.num_rows} rows that the fit was made from, got {len(features)}; on other rows "
+            f"diagnose: expected the {fit.num_rows} rows that the fit was made from, got {len(rows.targets)}; on other rows "
             "evaluate its predictions with bll.metrics"
         )
-    assert features.targets is not None
-    check_finite(features.targets, "targets of data")
     seen = True if seen_by_backbone is None and fit.inference.trains_backbone else seen_by_backbone
     if seen is not None:
-        seen_mask(seen, len(features))  # raise before any work starts
-    checked = fit.layer.likelihood.check_targets(features.targets)
-    study = Study(fit.head, features, checked, num_draws, num_rows, seed, columns)
+        seen_mask(seen, fit.num_rows)  # raise before any work starts
+    features = Features.from_tensors(rows.features, rows.given)
+    study = Study(fit.head, features, rows.targets, num_draws, num_rows, seed, rows.columns)
     checks = [
         messages(study),
         elbo_slope(study),
@@ -111,4 +106,4 @@ def diagnose(
         conflict(study),
         sensitivity(study),
     ]
-    return Diagnosis(tuple(checks), len(features))
+    return Diagnosis(tuple(checks), fit.num_rows)

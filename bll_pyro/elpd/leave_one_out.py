@@ -10,10 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
 
 from bll_pyro.checks import message, plain_numbers
-from bll_pyro.features.data import Data, check_finite
 from bll_pyro.inference.leave_one_out.leave_out import HIGH_INFLUENCE, NUM_POINTS, leave_one_out
 from bll_pyro.inference.rows import DesignRows
 from bll_pyro.posterior import DrawsPosterior
@@ -22,8 +20,8 @@ from bll_pyro.scope import generator, own_modes
 if TYPE_CHECKING:
     from arviz_stats.utils import ELPDDataLOO
 
-    from bll_pyro.features.store import Features
     from bll_pyro.fitting import Fit
+    from bll_pyro.fitting.labelled import LabelledRows
 
 
 @own_modes()
@@ -77,15 +75,20 @@ def loo(fit: Fit, data: Any, num_rows: int | None = None, seed: int = 0) -> ELPD
     ValueError
         When the number of rows differs from the fit's, or ``num_rows`` is not between 2 and N.
     """
-    features, targets = _rows_of(fit, data)
-    num_all = len(targets)
+    given = fit.rows(data)
+    num_all = len(given.targets)
+    if num_all != fit.num_rows:
+        raise ValueError(
+            f"loo: expected the {fit.num_rows} rows that the fit was made from, got {num_all}; on other rows use "
+            "fit.predict(inputs).log_prob(targets)"
+        )
     if num_rows is not None and not (isinstance(num_rows, Integral) and 2 <= num_rows <= num_all):
         raise ValueError(message("num_rows", "loo", f"a whole number from 2 to {num_all}", num_rows))
     num_rows = plain_numbers(num_rows)
     if isinstance(fit.posterior, DrawsPosterior):
-        return _by_draws(fit, data, features, num_rows, seed)
+        return _by_draws(fit, given, num_rows, seed)
     frame = fit.posterior.frame
-    rows = DesignRows(features, targets, frame, frame.center.device, fit.columns(data))
+    rows = DesignRows(given.features, given.targets, frame, frame.center.device, given.columns)
     spread = 0.0
     if fit.layer.likelihood.real_valued:
         spread = float(fit.posterior.frame.target_scale.double().log().sum())
@@ -106,18 +109,6 @@ def loo(fit: Fit, data: Any, num_rows: int | None = None, seed: int = 0) -> ELPD
     if index is None:
         return _of_all(elpd, influence, whole)
     return _of_some(index.numpy(), elpd, influence, whole)
-
-
-def _rows_of(fit: Fit, data: Any) -> tuple[Features, Tensor]:
-    features = fit.features(data, need_targets=True)
-    if len(features) != fit.num_rows:
-        raise ValueError(
-            f"loo: expected the {fit.num_rows} rows that the fit was made from, got {len(features)}; on other rows use "
-            "fit.predict(inputs).log_prob(targets)"
-        )
-    assert features.targets is not None
-    check_finite(features.targets, "targets of data")
-    return features, fit.layer.likelihood.check_targets(features.targets)
 
 
 def _of_all(
@@ -184,25 +175,20 @@ def _by_row(values: np.ndarray) -> Any:
     return xr.DataArray(values, dims="obs", coords={"obs": np.arange(len(values))})
 
 
-def _by_draws(fit: Fit, data: Any, features: Features, num_rows: int | None, seed: int) -> ELPDDataLOO:
+def _by_draws(fit: Fit, rows: LabelledRows, num_rows: int | None, seed: int) -> ELPDDataLOO:
     """PSIS on the draws' own log likelihood; the targets of a row are left out together."""
     import arviz_stats as azs
     import xarray as xr
 
     from bll_pyro.datatree import to_datatree
 
-    columns = fit.columns(data)
-    if columns.weight is not None:
-        raise ValueError(
-            f"loo: expected rows without sample weights for a posterior that is draws, got {len(columns.weight)} weights; use an "
-            "inference with a Gaussian posterior, e.g. bll.Laplace() or bll.SVI()"
-        )
-    rows = features if columns.exposure is None else Data(features, exposure=columns.exposure)
-    tree = to_datatree(fit.head, rows, prior=False, posterior_predictive=False, log_prior=False)
+    remedy = "with a posterior that is draws use none, or an inference with a Gaussian posterior, e.g. bll.Laplace() or bll.SVI()"
+    rows.columns.refused("loo", weight=remedy)
+    tree = to_datatree(fit.head, rows.data, prior=False, posterior_predictive=False, log_prior=False)
     log_likelihood = tree["log_likelihood"]["y"]
     by_target = [dim for dim in log_likelihood.dims if dim not in ("chain", "draw", "obs")]
     tree["log_likelihood"] = xr.DataTree(xr.Dataset({"y": log_likelihood.sum(by_target)}))
     reff = 1.0 if fit.posterior.independent_draws else None
-    if num_rows is None or num_rows == len(features):
+    if num_rows is None or num_rows == len(rows.targets):
         return azs.loo(tree, pointwise=True, reff=reff)
     return azs.loo_subsample(tree, num_rows, pointwise=True, reff=reff, seed=seed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Number
 from typing import Any
 
 import numpy as np
@@ -48,7 +49,7 @@ def to_tensor(array: Any, what: str) -> Tensor:
     elif hasattr(array, "to_numpy"):
         array = _frame_to_numpy(array, what)
     elif not isinstance(array, np.ndarray):
-        if not hasattr(array, "__array__"):
+        if not hasattr(array, "__array__") and not isinstance(array, Number):
             raise TypeError(
                 f"{what}: expected a NumPy array, a tensor, a pandas DataFrame or Series, or a list of numbers, "
                 f"got {type(array).__name__}; wrap other kinds of data in a torch Dataset"

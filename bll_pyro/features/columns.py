@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -84,8 +84,31 @@ class Columns:
         """Sum of the weights, or ``num_rows`` without weights."""
         return float(num_rows) if self.weight is None else float(self.weight.double().sum())
 
+    def refused(self, owner: str, weight: str = "", exposure: str = "") -> None:
+        """Raise a ValueError, with the reason, if there are weights or exposures that ``owner`` cannot use."""
+        for name, value, reason in (
+            ("sample_weight", self.weight, weight),
+            ("exposure", self.exposure, exposure),
+        ):
+            if value is not None and reason:
+                raise ValueError(f"{owner}: expected rows without {name}, got {len(value)} of them; {reason}")
+
 
 NO_COLUMNS = Columns()
+
+
+def paired(inputs: Any, targets: Any) -> Any:
+    """Data of inputs and the targets that came beside them; without targets the inputs, which may have their own."""
+    if targets is None:
+        return inputs
+    if isinstance(inputs, Data):
+        return replace(inputs, rows=paired(inputs.rows, targets))
+    if isinstance(inputs, tuple):
+        raise ValueError(
+            f"expected targets in one place, got a tuple of {len(inputs)} and targets beside it; pass (inputs, targets), or both "
+            "as two arguments"
+        )
+    return inputs, targets
 
 
 def bundled(data: Any, sample_weight: Any, exposure: Any) -> Any:

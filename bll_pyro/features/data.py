@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -12,15 +12,19 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 from bll_pyro.features.arrays import check_finite, permutation, rows_per_chunk, to_tensor
 from bll_pyro.features.columns import Data
 from bll_pyro.features.fingerprint import DataHash
-from bll_pyro.features.loading import DatasetSource, LoaderSource
+from bll_pyro.features.loading import DatasetSource, LoaderSource, TargetsBeside
 from bll_pyro.features.sources import Batch, Source
 from bll_pyro.features.store import Features
+
+TARGET_NAMES = ("labels", "label", "targets", "target", "y")  # of entries of dictionaries, for messages
 
 __all__ = ["Data", "Source", "check_finite", "read"]
 
 
 class TensorSource(Source):
     """Rows of tensors in memory, or memory-mapped; batches are slices."""
+
+    in_memory = True
 
     def __init__(self, inputs: Tensor, targets: Tensor | None) -> None:
         self._inputs, self._targets = inputs, targets
@@ -51,6 +55,8 @@ class TensorSource(Source):
 
 class FeaturesSource(Source):
     """Rows of a store of features, gathered from its shards, with its targets or others."""
+
+    in_memory = True
 
     def __init__(self, features: Features, targets: Tensor | None) -> None:
         self._features, self._targets = features, targets
@@ -83,8 +89,9 @@ def read(
     ----------
     data
         A tuple ``(inputs, targets)`` of arrays, tensors, data frames or lists; one of these alone, without targets; a
-        torch Dataset with items ``(x, y)`` or ``x``; a DataLoader, whose order and batches are kept; a `Features` store,
-        alone or in a tuple with targets; any of these in a `Data`, with weights or exposures.
+        torch Dataset with items ``(x, y)`` or ``x``; a DataLoader, whose order and batches are kept; a `Features` store; the
+        last three alone or in a tuple with targets; any of these in a `Data`, with weights or exposures. A source, which was
+        read before, is returned as it is.
     need_targets
         Whether to raise a ValueError if there are no targets.
     what
@@ -111,14 +118,13 @@ def read(
             f"{what}: expected at least {min_rows} {rows}, got {source.num_rows}; give more data"
         )
     if need_targets and not source.has_targets:
-        raise ValueError(
-            f"{what}: expected inputs and targets, got inputs alone; pass a tuple (inputs, targets), or a dataset "
-            "whose items are (x, y)"
-        )
+        raise ValueError(_without_targets(source, what))
     return source
 
 
 def _source(data: Any, what: str, num_workers: int) -> Source:
+    if isinstance(data, Source):
+        return data
     if isinstance(data, TensorDataset) and len(data.tensors) <= 2:
         data = tuple(data.tensors) if len(data.tensors) == 2 else data.tensors[0]
     if isinstance(data, DataLoader):
@@ -135,16 +141,22 @@ def _source(data: Any, what: str, num_workers: int) -> Source:
             "array, and several inputs as a Dataset with items ((x1, x2), y)"
         )
     inputs, targets = data
-    if not isinstance(inputs, Features):
+    if isinstance(inputs, TensorDataset) and len(inputs.tensors) <= 2:
+        inputs = inputs.tensors[0]
+    if isinstance(inputs, (DataLoader, Dataset)):
+        inputs = _source(inputs, what, num_workers)
+    elif not isinstance(inputs, Features):
         inputs = _rows(inputs, f"inputs of {what}")
     if targets is not None:
         targets = _rows(targets, f"targets of {what}")
-        num_inputs = inputs.num_rows if isinstance(inputs, Features) else len(inputs)
+        num_inputs = len(inputs) if isinstance(inputs, Tensor) else inputs.num_rows
         if num_inputs != len(targets):
             raise ValueError(
                 f"{what}: expected as many targets as inputs, got {num_inputs} inputs and {len(targets)} targets; "
                 "both need one entry per row"
             )
+    if isinstance(inputs, Source):
+        return inputs if targets is None else TargetsBeside(inputs, targets, what)
     return FeaturesSource(inputs, targets) if isinstance(inputs, Features) else TensorSource(inputs, targets)
 
 
@@ -153,3 +165,19 @@ def _rows(array: Any, what: str) -> Tensor:
     if tensor.ndim == 0:
         raise ValueError(f"{what}: expected one entry per row, got a single number; put it into a list")
     return tensor
+
+
+def _without_targets(source: Source, what: str) -> str:
+    """Message about rows without targets; of items that are dictionaries it names the entry that looks like one."""
+    inputs = source.example()[0]
+    if not isinstance(inputs, Mapping):
+        return (
+            f"{what}: expected inputs and targets, got inputs alone; pass a tuple (inputs, targets), or a dataset "
+            "whose items are (x, y)"
+        )
+    found = [name for name in inputs if str(name).lower() in TARGET_NAMES]
+    name = repr(found[0]) if found else "the targets"
+    return (
+        f"{what}: expected items (inputs, targets), got dictionaries with {', '.join(map(repr, inputs))}; make pairs of them in "
+        f"the dataset or in collate_fn: (item, item.pop({name}))"
+    )

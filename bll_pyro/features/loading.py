@@ -144,6 +144,35 @@ def _with_last_batch(loader: DataLoader[Any], sampler: Any, batch_size: int) -> 
     )
 
 
+class TargetsBeside(Source):
+    """Rows of a dataset or loader in a fixed order, with targets that came beside them in place of their own."""
+
+    def __init__(self, source: Source, targets: Tensor, what: str) -> None:
+        if source.shuffled:
+            raise ValueError(
+                f"{what}: expected rows in a fixed order, the order of the targets, got a DataLoader that shuffles and targets "
+                "beside it; pass its dataset, or let its items be (x, y)"
+            )
+        self._source, self._targets = source, targets
+        self.num_rows, self.own_order = source.num_rows, source.own_order
+
+    @property
+    def has_targets(self) -> bool:
+        return True
+
+    def batches(self, batch_size: int, *, generator: torch.Generator | None = None) -> Iterator[Batch]:
+        order = self._source.coming_order(generator)
+        start = 0
+        for inputs, _ in self._source.batches(batch_size, generator=generator):
+            rows = slice(start, start + _num_rows(inputs))
+            yield inputs, self._targets[rows if order is None else order[rows]]
+            start = rows.stop
+
+    def example(self) -> Batch:
+        inputs, _ = self._source.example()
+        return inputs, self._targets[: _num_rows(inputs)]
+
+
 def _num_items(dataset: Any, what: str) -> int:
     try:
         return len(dataset)

@@ -34,6 +34,8 @@ class Source(ABC):
         True if a pass ignores the generator that it is given and keeps the data's own order.
     own_batches
         Number of batches of a shuffled pass where the data make their own; None where the batch size decides.
+    in_memory
+        True if no code of the user's runs in a pass.
     """
 
     num_rows: int
@@ -42,6 +44,7 @@ class Source(ABC):
     own_order: bool = False
     own_batches: int | None = None
     stored: Features | None = None
+    in_memory: bool = False
 
     @property
     @abstractmethod
@@ -56,17 +59,21 @@ class Source(ABC):
         self, batch_size: int, *, generator: torch.Generator | None = None
     ) -> Iterator[tuple[Any, Tensor, Columns]]:
         """Yield (inputs, targets, columns) like :meth:`batches`, of a source with targets; see :func:`with_last_joined`."""
-        order = None
-        if self.columns and generator is not None and not self.own_order:
-            twin = torch.Generator(generator.device)
-            twin.set_state(generator.get_state())
-            order = permutation(self.num_rows, twin)  # the permutation that the pass will draw
+        order = self.coming_order(generator) if self.columns else None
         start = 0
         for inputs, targets in with_last_joined(self.batches(batch_size, generator=generator)):
             assert targets is not None
             rows = slice(start, start + len(targets))
             yield inputs, targets, self.columns[rows if order is None else order[rows]]
             start += len(targets)
+
+    def coming_order(self, generator: torch.Generator | None) -> Tensor | None:
+        """The permutation that the next pass will draw from `generator`; None where it keeps the order."""
+        if generator is None or self.own_order:
+            return None
+        twin = torch.Generator(generator.device)
+        twin.set_state(generator.get_state())
+        return permutation(self.num_rows, twin)
 
     @abstractmethod
     def example(self) -> Batch:

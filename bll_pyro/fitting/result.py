@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -12,13 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from bll_pyro import archive, priors
-from bll_pyro.features.columns import NO_COLUMNS, Columns, Data, bundled
+from bll_pyro.features.columns import NO_COLUMNS, Columns, bundled, paired
 from bll_pyro.features.data import check_finite, read
 from bll_pyro.features.extraction import extract
 from bll_pyro.features.forward import compute_features, frozen
-from bll_pyro.features.loading import DatasetSource, LoaderSource
 from bll_pyro.features.sources import Source
 from bll_pyro.features.store import Features
+from bll_pyro.fitting.labelled import LabelledRows
 from bll_pyro.fitting.updating import update
 from bll_pyro.frame import as_floats
 from bll_pyro.inference import Inference, Trace
@@ -87,7 +88,7 @@ class Fit:
         ``exposure``: of the rows of a fit of counts, ``[N]``; without it, of 1. With a detector its verdict is in ``.ood``;
         the detector's scores always take the default integration, as in its calibration.
         """
-        inputs = bundled(inputs, None, exposure)
+        inputs = read(bundled(inputs, None, exposure), need_targets=False, what="inputs")
         columns, scores = self.columns(inputs), []
 
         def predictions() -> Iterator[Prediction]:
@@ -105,9 +106,10 @@ class Fit:
                 yield part
 
         prediction = gathered(predictions())
-        if self.detector is None:
+        if self.detector is None and not inputs.shuffled:
             return prediction
-        return replace(prediction, ood=self.detector.judge(torch.cat(scores)))
+        verdict = None if self.detector is None else self.detector.judge(torch.cat(scores))
+        return replace(prediction, ood=verdict, shuffled=inputs.shuffled)
 
     def with_detector(self, detector: Detector | None) -> Self:
         """The same fit with a detector that was calibrated on it (None: without); it is saved along.
@@ -176,38 +178,52 @@ class Fit:
         return self._given(self.trace.log_evidence, "log_evidence", "Exact and Laplace")
 
     @own_modes()
-    def features(self, inputs: Any, *, need_targets: bool = False, batch_size: int = 256) -> Features:
+    def features(self, inputs: Any, *, batch_size: int = 256) -> Features:
         """Features ``[N, D]`` of inputs, through the backbone (and the store) where there is one; widths are checked."""
-        parts = list(self.feature_batches(inputs, batch_size, need_targets))
+        parts = list(self.feature_batches(inputs, batch_size))
         targets = [t for _, t in parts if t is not None]
         return Features.from_tensors(
             torch.cat([h for h, _ in parts]), torch.cat(targets) if targets else None
         )
 
-    def columns(self, data: Any) -> Columns:
-        """Weights and exposures of data, checked against the likelihood."""
-        if not isinstance(data, Data):
-            return NO_COLUMNS
-        columns = read(data, need_targets=False, what="inputs").columns
-        check_exposure(self.layer, columns, tuple(self.posterior.target_shape))
-        return columns
+    def rows(
+        self, inputs: Any, targets: Any = None, *, what: str = "data", batch_size: int = 256
+    ) -> LabelledRows:
+        """Rows with targets, together in any form that :func:`bll_pyro.fit` takes or as two arguments, read once and checked."""
+        source = read(paired(inputs, targets), need_targets=True, what=what)
+        likelihood, columns = self.layer.likelihood, self.columns(source)
+        whole = None if self.backbone is None else source.tensors()
+        if whole is not None and whole[1] is not None:
+            likelihood.check_targets(whole[1])  # before the backbone runs
+        parts = list(self.feature_batches(source, batch_size))
+        given = torch.cat([part for _, part in parts if part is not None])
+        check_finite(given, f"targets of {what}")
+        checked = likelihood.check_targets(given)
+        shape = [len(given), *self.posterior.target_shape]
+        if given.numel() != math.prod(shape):
+            raise ValueError(
+                f"targets of {what}: expected shape {shape}, got {list(given.shape)}; pass as many targets a row as in training"
+            )
+        features = torch.cat([part for part, _ in parts])
+        return LabelledRows(features, given.reshape(shape), checked, columns)
 
-    def feature_batches(
-        self, inputs: Any, batch_size: int = 256, need_targets: bool = False
-    ) -> Iterator[tuple[Tensor, Tensor | None]]:
+    def columns(self, source: Source) -> Columns:
+        """Weights and exposures of rows that were read, checked against the likelihood."""
+        if source.columns is not NO_COLUMNS:
+            check_exposure(self.layer, source.columns, tuple(self.posterior.target_shape))
+        return source.columns
+
+    def feature_batches(self, inputs: Any, batch_size: int = 256) -> Iterator[tuple[Tensor, Tensor | None]]:
         """Features ``[n, D]`` and targets of inputs, batch by batch; :meth:`features` joins them."""
         size, backbone = PREDICTION_ROWS, None
         if self.backbone is None:
-            source: Source | Features = read(inputs, need_targets=need_targets, what="inputs")
+            source: Source | Features = read(inputs, need_targets=False, what="inputs")
         elif self.store is not None:
             source = extract(self.backbone, inputs, store=self.store, batch_size=batch_size)
         else:
-            source, size, backbone = (
-                read(inputs, need_targets=False, what="inputs"),
-                batch_size,
-                self.backbone,
-            )
-        runs_code = backbone is not None or isinstance(source, DatasetSource | LoaderSource)
+            source, size = read(inputs, need_targets=False, what="inputs"), batch_size
+            backbone = self.backbone
+        runs_code = backbone is not None or (isinstance(source, Source) and not source.in_memory)
         batches = source.batches(size)
         while True:
             with isolated() if runs_code else nullcontext():  # the user's code may draw random numbers

@@ -16,22 +16,14 @@ if TYPE_CHECKING:
 def update(fit: Fit, data: Any) -> dict[str, Any]:
     """What changes in a fit when it has seen ``data`` too: posterior, trace and number of rows."""
     earlier = fit.posterior
-    features = fit.features(data, need_targets=True)
-    assert features.targets is not None
-    targets = fit.layer.likelihood.check_targets(features.targets)
-    target_shape = () if fit.layer.likelihood.is_discrete else tuple(features.targets.shape[1:])
-    if target_shape != tuple(earlier.target_shape):
-        raise ValueError(
-            f"update: expected targets of the shape of the fit, {['N', *earlier.target_shape]}, got "
-            f"{['N', *target_shape]}; reshape them"
-        )
+    given = fit.rows(data, what="data of update")
     # without the axes that the inference chose itself; those of a prior belong to its coordinates
     frame = earlier.frame if fit.layer.prior.frame is not None else replace(earlier.frame, rotation=None)
     with isolated(fit.seed, frame.center.dtype):
         inside = fit.layer.in_frame(frame)
-        rows = DesignRows(features, targets, frame, frame.center.device, fit.columns(data))
-        posterior, trace = fit.inference.update(inside, rows, target_shape, fit.trace)
-    num_rows = fit.num_rows + len(features)
+        rows = DesignRows(given.features, given.targets, frame, frame.center.device, given.columns)
+        posterior, trace = fit.inference.update(inside, rows, earlier.target_shape, fit.trace)
+    num_rows = fit.num_rows + len(given.features)
     assert trace.sums is not None  # an inference that can be updated keeps them
     log_densities_in_user_units(trace, posterior.frame, trace.sums.weight)
     return {"posterior": posterior, "trace": trace, "num_rows": num_rows}

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from bll_pyro.features.arrays import to_tensor
+
 type Values = torch.Tensor | ArrayLike
 type Array = NDArray[np.float64]
 type Labels = NDArray[np.int64]
@@ -30,7 +32,7 @@ def real(name: str, values: Values, *, infinite: bool = False) -> Array:
     name
         Name of the values in error messages.
     values
-        Tensor (any device and floating type), array, or nested sequence of numbers.
+        Anything that :func:`bll_pyro.fit` takes as an array, or a number.
     infinite
         Whether infinite values are allowed.
 
@@ -41,12 +43,7 @@ def real(name: str, values: Values, *, infinite: bool = False) -> Array:
     ValueError
         If there are none, or one is NaN or (unless allowed) infinite.
     """
-    if isinstance(values, torch.Tensor) and not values.is_complex():
-        values = values.detach().cpu().double().numpy()  # by way of float64: NumPy has no bfloat16
-    raw = np.asarray(values)
-    if raw.dtype.kind not in "fiub":
-        raise TypeError(f"{name}: expected real numbers, got {raw.dtype}; pass a float or integer array")
-    array: Array = raw.astype(np.float64)
+    array: Array = to_tensor(values, name).cpu().double().numpy()  # NumPy has no bfloat16
     if array.size == 0:
         raise ValueError(
             f"{name}: expected at least one value, got shape {array.shape}; pass the rows to judge"
@@ -160,6 +157,26 @@ def matrix(name: str, values: Values, num_columns: int) -> Array:
             else f"give it one column for each of the {num_columns} classes"
         )
         raise ValueError(f"{name}: expected shape [any, {num_columns}], got {array.shape}; {hint}")
+    return array
+
+
+def mean_of_rows(values: Array | Mask, sample_weight: Values | None) -> float:
+    """Mean over all entries of `[N, ...]`, the rows weighted by `sample_weight [N]` if it is given."""
+    if sample_weight is None:
+        return float(np.mean(values))
+    return float(
+        np.average(values.reshape(len(values), -1).mean(1), weights=row_weights(sample_weight, len(values)))
+    )
+
+
+def row_weights(sample_weight: Values, num_rows: int) -> Array:
+    """Return weights `[N]`: numbers >= 0, at least one of them above 0."""
+    array = real("sample_weight", sample_weight)
+    if array.shape != (num_rows,) or array.min() < 0 or array.max() == 0:
+        raise ValueError(
+            f"sample_weight: expected one number >= 0 for each of {num_rows} rows, not all 0, got shape {array.shape} with values "
+            f"{array.min():g} to {array.max():g}; pass the weights of the same rows"
+        )
     return array
 
 

@@ -10,7 +10,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bll_pyro.metrics.arrays import Array, Labels, Values, at_least_one, checked_share, probs_and_targets
+from bll_pyro.metrics.arrays import (
+    Array,
+    Labels,
+    Values,
+    at_least_one,
+    checked_share,
+    probs_and_targets,
+    row_weights,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,10 +85,17 @@ def reliability(
     for b in np.flatnonzero(count):
         test = binomtest(round(accuracy[b] * count[b]), int(count[b]))
         lower[b], upper[b] = test.proportion_ci(prob, method="wilson")
-    return Reliability(confidence, accuracy, count, lower, upper)
+    return Reliability(confidence, accuracy, count.astype(np.int64), lower, upper)
 
 
-def ece(probs: Values, targets: Values, num_bins: int = 15, equal_mass: bool = False) -> float:
+def ece(
+    probs: Values,
+    targets: Values,
+    num_bins: int = 15,
+    equal_mass: bool = False,
+    *,
+    sample_weight: Values | None = None,
+) -> float:
     """Expected calibration error `sum_b count_b / N |accuracy_b - confidence_b|` (Naeini et al. 2015; Guo et al. 2017).
 
     For classes it is that of the largest probability, for labels that of the probability of a 1, averaged over several
@@ -93,16 +108,23 @@ def ece(probs: Values, targets: Values, num_bins: int = 15, equal_mass: bool = F
         Classes `[N, K]` and `[N]`, or labels `[N]` or `[N, T]` for both.
     num_bins, equal_mass
         The bins, as in `reliability`.
+    sample_weight
+        Weights `[N]` of the rows, numbers >= 0; for bins of equal width.
 
     Raises
     ------
     ValueError
-        For input that `accuracy` refuses, `num_bins < 1`.
+        For input that `accuracy` refuses, `num_bins < 1`, weights and bins of equal mass together.
     """
     p, y = probs_and_targets(probs, targets)
+    if sample_weight is not None and equal_mass:
+        raise ValueError(
+            "ece: expected bins of equal width for weighted rows, got equal_mass=True; leave one of them out"
+        )
+    weights = None if sample_weight is None else row_weights(sample_weight, len(y))
     if p.ndim == y.ndim:
-        return _mean_over_columns(p, y, num_bins, equal_mass)
-    return _expected_gap(*_binned(*_confidence_and_hit(p, y), num_bins, equal_mass))
+        return _mean_over_columns(p, y, num_bins, equal_mass, weights)
+    return _expected_gap(*_binned(*_confidence_and_hit(p, y), num_bins, equal_mass, weights))
 
 
 def classwise_ece(probs: Values, targets: Values, num_bins: int = 15, equal_mass: bool = False) -> float:
@@ -155,8 +177,10 @@ def _confidence_and_hit(p: Array, y: Labels) -> tuple[Array, Array]:
     return p.max(1), (p.argmax(1) == y).astype(np.float64)
 
 
-def _binned(confidence: Array, hit: Array, num_bins: int, equal_mass: bool) -> tuple[Array, Array, Labels]:
-    """Mean confidence, share of hits and number of rows of each bin."""
+def _binned(
+    confidence: Array, hit: Array, num_bins: int, equal_mass: bool, weights: Array | None = None
+) -> tuple[Array, Array, Array | Labels]:
+    """Mean confidence, share of hits and number (or total weight) of the rows of each bin."""
     at_least_one("num_bins", num_bins)
     if equal_mass:
         from scipy.stats import rankdata
@@ -167,20 +191,23 @@ def _binned(confidence: Array, hit: Array, num_bins: int, equal_mass: bool) -> t
     else:
         edges = np.linspace(0, 1, num_bins + 1)
         bins = np.minimum(np.searchsorted(edges, confidence, side="right") - 1, num_bins - 1)
-    count = np.bincount(bins, minlength=num_bins)
+    count = np.bincount(bins, weights, num_bins)
+    share = 1.0 if weights is None else weights
     with np.errstate(invalid="ignore"):  # 0 / 0 is the NaN that marks an empty bin
-        mean_confidence = np.bincount(bins, confidence, num_bins) / count
-        mean_hit = np.bincount(bins, hit, num_bins) / count
+        mean_confidence = np.bincount(bins, share * confidence, num_bins) / count
+        mean_hit = np.bincount(bins, share * hit, num_bins) / count
     return mean_confidence, mean_hit, count
 
 
-def _expected_gap(confidence: Array, accuracy: Array, count: Labels) -> float:
+def _expected_gap(confidence: Array, accuracy: Array, count: Array | Labels) -> float:
     filled = count > 0
     gap = np.abs(accuracy[filled] - confidence[filled])
     return float(np.sum(gap * count[filled]) / count.sum())
 
 
-def _mean_over_columns(p: Array, events: Labels, num_bins: int, equal_mass: bool) -> float:
+def _mean_over_columns(
+    p: Array, events: Labels, num_bins: int, equal_mass: bool, weights: Array | None = None
+) -> float:
     columns = zip(p.reshape(len(p), -1).T, events.reshape(len(p), -1).T, strict=True)
-    gaps = [_expected_gap(*_binned(c, e.astype(float), num_bins, equal_mass)) for c, e in columns]
+    gaps = [_expected_gap(*_binned(c, e.astype(float), num_bins, equal_mass, weights)) for c, e in columns]
     return float(np.mean(gaps))

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from bll_pyro.metrics.arrays import Array, Values, probs_and_targets, real
+from bll_pyro.metrics.arrays import Array, Values, mean_of_rows, probs_and_targets, real
 
 
-def accuracy(probs: Values, targets: Values) -> float:
+def accuracy(probs: Values, targets: Values, *, sample_weight: Values | None = None) -> float:
     """Share of correct decisions.
 
     Classes: rows whose most probable class (the first, if several tie) is the target. Labels: entries of
@@ -21,6 +21,8 @@ def accuracy(probs: Values, targets: Values) -> float:
     ----------
     probs, targets
         Classes `[N, K]` and `[N]`, or labels `[N]` or `[N, T]` for both.
+    sample_weight
+        Weights `[N]` of the rows, numbers >= 0; a whole number n is equivalent to n equal rows.
 
     Raises
     ------
@@ -29,7 +31,7 @@ def accuracy(probs: Values, targets: Values) -> float:
     """
     p, y = probs_and_targets(probs, targets)
     decision = p.argmax(1) if p.ndim > y.ndim else p > 0.5
-    return float(np.mean(decision == y))
+    return mean_of_rows(decision == y, sample_weight)
 
 
 def nll(probs: Values, targets: Values, *, log_probs: bool = False) -> float:
@@ -63,7 +65,7 @@ def nll(probs: Values, targets: Values, *, log_probs: bool = False) -> float:
     return float(0.0 - np.mean(log_row))  # 0.0 instead of -0.0 for a perfect score
 
 
-def brier(probs: Values, targets: Values) -> float:
+def brier(probs: Values, targets: Values, *, sample_weight: Values | None = None) -> float:
     """Brier score (Brier 1950): squared error of the probabilities, summed over columns, mean over rows.
 
     Classes: `1/N sum_n sum_k (p_nk - [y_n = k])^2`, from 0 to 2. Labels: `1/N sum_n sum_t (p_nt - y_nt)^2`,
@@ -74,6 +76,8 @@ def brier(probs: Values, targets: Values) -> float:
     ----------
     probs, targets
         Classes `[N, K]` and `[N]`, or labels `[N]` or `[N, T]` for both.
+    sample_weight
+        Weights `[N]` of the rows, numbers >= 0; a whole number n is equivalent to n equal rows.
 
     Raises
     ------
@@ -82,7 +86,7 @@ def brier(probs: Values, targets: Values) -> float:
     """
     p, y = probs_and_targets(probs, targets)
     truth = y[:, None] == np.arange(p.shape[1]) if p.ndim > y.ndim else y
-    return float(np.sum((p - truth) ** 2) / len(p))
+    return mean_of_rows(((p - truth) ** 2).reshape(len(p), -1).sum(1), sample_weight)
 
 
 def _checked_log_probs(values: Values) -> Array:

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import numpy as np
 
-from bll_pyro.metrics.arrays import Array, Mask, Values, checked_share, real, round_up
+from bll_pyro.metrics.arrays import Array, Mask, Values, checked_share, real, round_up, row_weights
 
 
-def auroc(known_scores: Values, unknown_scores: Values) -> float:
+def auroc(known_scores: Values, unknown_scores: Values, *, sample_weight: Values | None = None) -> float:
     """Area under the ROC curve: probability that an unknown input has a larger score than a known one, ties counting half.
 
     Parameters
     ----------
     known_scores, unknown_scores
         `[N]` and `[M]`, larger = further out.
+    sample_weight
+        Weights `[N]` of the known inputs, numbers >= 0.
 
     Raises
     ------
@@ -27,7 +29,11 @@ def auroc(known_scores: Values, unknown_scores: Values) -> float:
     from sklearn.metrics import roc_auc_score
 
     is_unknown, ranks = _ranked(known_scores, unknown_scores)
-    return float(roc_auc_score(is_unknown, ranks))
+    weights = None
+    if sample_weight is not None:
+        weights = np.ones(len(ranks))
+        weights[~is_unknown] = row_weights(sample_weight, int((~is_unknown).sum()))
+    return float(roc_auc_score(is_unknown, ranks, sample_weight=weights))
 
 
 def aupr(known_scores: Values, unknown_scores: Values) -> float:

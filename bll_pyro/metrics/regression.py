@@ -1,16 +1,19 @@
 """Errors of predicted real values, and coverage, width and score of intervals.
 
-Arrays are `[N]` or `[N, T]`; means are over all entries, and the units are those of the targets.
+Arrays are `[N]` or `[N, T]`; means are over all entries, with rows weighted by `sample_weight [N]` (numbers >= 0) where it is
+given, and the units are those of the targets.
 """
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
-from bll_pyro.metrics.arrays import Array, Values, checked_share, like, real
+from bll_pyro.metrics.arrays import Array, Values, checked_share, like, mean_of_rows, real
 
 
-def rmse(predictions: Values, targets: Values) -> float:
+def rmse(predictions: Values, targets: Values, *, sample_weight: Values | None = None) -> float:
     """Root mean squared error over all entries, `sqrt(mean (prediction - target)^2)`.
 
     For `[N, T]` this is the root of the mean over all N T entries, not the mean of T roots.
@@ -21,10 +24,10 @@ def rmse(predictions: Values, targets: Values) -> float:
         For shapes that differ, NaN or infinite values.
     """
     y = real("targets", targets)
-    return float(np.sqrt(np.mean((like("predictions", predictions, y.shape) - y) ** 2)))
+    return math.sqrt(mean_of_rows((like("predictions", predictions, y.shape) - y) ** 2, sample_weight))
 
 
-def mae(predictions: Values, targets: Values) -> float:
+def mae(predictions: Values, targets: Values, *, sample_weight: Values | None = None) -> float:
     """Mean absolute error over all entries, which the predictive median minimises.
 
     Raises
@@ -33,10 +36,10 @@ def mae(predictions: Values, targets: Values) -> float:
         For shapes that differ, NaN or infinite values.
     """
     y = real("targets", targets)
-    return float(np.mean(np.abs(like("predictions", predictions, y.shape) - y)))
+    return mean_of_rows(np.abs(like("predictions", predictions, y.shape) - y), sample_weight)
 
 
-def coverage(lower: Values, upper: Values, targets: Values) -> float:
+def coverage(lower: Values, upper: Values, targets: Values, *, sample_weight: Values | None = None) -> float:
     """Share of targets inside their closed interval, `lower <= target <= upper`.
 
     Raises
@@ -46,10 +49,10 @@ def coverage(lower: Values, upper: Values, targets: Values) -> float:
     """
     y = real("targets", targets)
     low, high = _bounds(lower, upper, y.shape)
-    return float(np.mean((low <= y) & (y <= high)))
+    return mean_of_rows((low <= y) & (y <= high), sample_weight)
 
 
-def sharpness(lower: Values, upper: Values) -> float:
+def sharpness(lower: Values, upper: Values, *, sample_weight: Values | None = None) -> float:
     """Mean width of the intervals; narrower is better only at equal coverage.
 
     Raises
@@ -58,7 +61,7 @@ def sharpness(lower: Values, upper: Values) -> float:
         For shapes that differ, NaN, or a lower bound above its upper one. Infinite bounds are allowed.
     """
     low, high = _bounds(lower, upper, real("upper", upper, infinite=True).shape)
-    return float(np.mean(high - low))
+    return mean_of_rows(high - low, sample_weight)
 
 
 def interval_score(lower: Values, upper: Values, targets: Values, prob: float) -> Array:

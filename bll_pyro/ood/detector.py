@@ -14,6 +14,7 @@ from torch import Tensor
 from bll_pyro.calibrated import Calibrated
 from bll_pyro.checks import is_number
 from bll_pyro.conformal import benjamini_hochberg, conformal_quantile, p_values
+from bll_pyro.features.data import read
 from bll_pyro.features.store import Features
 from bll_pyro.metrics.arrays import ROUNDING
 from bll_pyro.ood.base import Score, View
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from bll_pyro.fitting import Fit
 
 ROWS_AT_ONCE = 8192  # rows that are scored at a time
+ONE_EACH = "scores are of the inputs alone, and each row counts once: pass the inputs without it"
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +91,7 @@ class Detector(Calibrated):
         TypeError
             If the score is not defined for the fit's likelihood.
         """
-        features = fit.features(inputs, batch_size=batch_size)
+        features = _scored_features(fit, inputs, batch_size)
         least = math.ceil((1 - ROUNDING) / self.alpha)
         if len(features) < least:
             raise ValueError(
@@ -103,11 +105,12 @@ class Detector(Calibrated):
                     f"Detector.calibrate: {type(score).__name__} needs training rows, got none; pass "
                     "train=(inputs, targets) without the calibration rows"
                 )
-            rows = fit.features(train, need_targets=True, batch_size=batch_size)
-            assert rows.targets is not None
-            targets = fit.layer.likelihood.check_targets(torch.as_tensor(rows.targets))
-            whole = torch.cat([part for part, _ in rows.batches(ROWS_AT_ONCE)])
-            score = score.fitted(fit.posterior, whole, targets, lambda other: score_rows(fit, other, rows))
+            rows = fit.rows(train, what="train", batch_size=batch_size)
+            rows.columns.refused("Detector.calibrate(train=...)", ONE_EACH, ONE_EACH)
+            known = Features.from_tensors(rows.features)
+            score = score.fitted(
+                fit.posterior, rows.features, rows.targets, lambda other: score_rows(fit, other, known)
+            )
         scores = score_rows(fit, score, features)
         if bool(scores.isnan().any()) or bool((scores == scores[0]).all()):
             raise ValueError(
@@ -141,7 +144,7 @@ class Detector(Calibrated):
             Number of rows in a batch of the backbone.
         """
         fit = self.check_bound()
-        features = fit.features(inputs, batch_size=batch_size)
+        features = _scored_features(fit, inputs, batch_size)
         verdict = self.judge(score_rows(fit, self.score, features))
         if fdr is None:
             return verdict
@@ -154,6 +157,13 @@ class Detector(Calibrated):
         assert self.calibration_scores is not None
         probs = torch.from_numpy(p_values(self.calibration_scores, scores)).to(scores.device)
         return Verdict(scores.double() > self.threshold, probs, scores)
+
+
+def _scored_features(fit: Fit, inputs: Any, batch_size: int) -> Features:
+    """Features of rows that count once each."""
+    source = read(inputs, need_targets=False, what="inputs")
+    fit.columns(source).refused("Detector", ONE_EACH, ONE_EACH)
+    return fit.features(source, batch_size=batch_size)
 
 
 def views(fit: Fit, features: Features) -> Iterator[View]:

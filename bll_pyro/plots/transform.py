@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from bll_pyro import metrics
 from bll_pyro.plots.style import BLUE, GREY, Size, panel, say
 from bll_pyro.prediction import OrdinalPrediction, ValuePrediction
+from bll_pyro.prediction.base import as_targets
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -44,7 +44,7 @@ def pit_histogram(
     """
     from scipy.stats import binom
 
-    values = torch.as_tensor(targets)
+    values = as_targets(targets, prediction)
     is_discrete = isinstance(prediction, OrdinalPrediction) or prediction.mixture.likelihood.is_count
     at = prediction.cdf(values)
     below = prediction.cdf(values - 1) if is_discrete else at

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
+from bll_pyro.features.arrays import to_tensor
 from bll_pyro.prediction.verdict import Verdict
 
 if TYPE_CHECKING:
@@ -25,13 +25,15 @@ class Prediction(ABC):
     """Posterior predictive of N rows.
 
     ``total = aleatoric + epistemic`` for each row: nats of entropy for classes, variances in the user's units
-    squared otherwise. ``ood`` is the verdict of the fit's detector, where it has one.
+    squared otherwise. ``ood`` is the verdict of the fit's detector, where it has one. ``shuffled``: the rows came from a
+    DataLoader in another order than its dataset's, so that no targets can be matched to them.
     """
 
     total: Float[Tensor, "N ..."]
     aleatoric: Float[Tensor, "N ..."]
     epistemic: Float[Tensor, "N ..."]
     ood: Verdict | None = field(default=None, kw_only=True)
+    shuffled: bool = field(default=False, kw_only=True)
 
     def __len__(self) -> int:
         """Number of rows N."""
@@ -78,12 +80,17 @@ def gathered(parts: Iterable[Prediction]) -> Prediction:
     return type(many[0]).concat(many)
 
 
-def as_targets(targets: Any, num_rows: int) -> Shaped[Tensor, "N ..."]:
-    """Turn targets into a tensor and check their number."""
-    values = torch.as_tensor(targets)
-    if values.dim() == 0 or len(values) != num_rows:
+def as_targets(targets: Any, prediction: Prediction) -> Shaped[Tensor, "N ..."]:
+    """Targets in any form as a tensor; ValueError unless there is one for each predicted row, in a known order."""
+    if prediction.shuffled:
         raise ValueError(
-            f"log_prob: expected targets for the {num_rows} predicted rows, got shape {list(values.shape)}; "
+            "targets: expected predictions of rows in a fixed order, the order of the targets, got those of a DataLoader that "
+            "shuffles; predict its dataset, or a loader with shuffle=False"
+        )
+    values = to_tensor(targets, "targets")
+    if values.dim() == 0 or len(values) != len(prediction):
+        raise ValueError(
+            f"targets: expected one for each of the {len(prediction)} predicted rows, got shape {list(values.shape)}; "
             "pass the targets of the same rows in the same order"
         )
     return values

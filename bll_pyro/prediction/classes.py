@@ -60,7 +60,7 @@ class ClassPrediction(Prediction):
     @own_modes(gradients=False)
     def log_prob(self, targets: Any) -> Float[Tensor, " N"]:
         """Log probability of labels, nats ``[N]``."""
-        labels = self.likelihood.check_targets(as_targets(targets, len(self))).to(self.probs.device)
+        labels = self.likelihood.check_targets(as_targets(targets, self)).to(self.probs.device)
         chosen = self.probs.gather(-1, labels[:, None]).squeeze(-1)
         return chosen.clamp_min(torch.finfo(chosen.dtype).tiny).log()
 

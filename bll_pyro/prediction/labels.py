@@ -70,7 +70,7 @@ class LabelPrediction(OfLabels):
         :class:`Probit` and recalibrated predictions have the marginal of each label only, and take labels as independent.
         This is exact for posteriors with independent outputs, such as those of the ``Diagonal`` and ``BlockDiagonal`` guides.
         """
-        values = self.likelihood.check_targets(as_targets(targets, len(self))).to(self.probs)
+        values = self.likelihood.check_targets(as_targets(targets, self)).to(self.probs)
         points = self.integration
         if self.temperature != 1.0 or isinstance(points, Probit):
             chosen = torch.where(values.view(self.probs.shape) > 0, self.probs, 1 - self.probs)

@@ -30,7 +30,7 @@ class OrdinalPrediction(ClassPrediction):
     @own_modes(gradients=False)
     def cdf(self, labels: Any) -> Float[Tensor, " N"]:
         """``P(y <= label)`` ``[N]``."""
-        index = as_targets(labels, len(self)).long().to(self.probs.device)
+        index = as_targets(labels, self).long().to(self.probs.device)
         reached = self.cumulative.gather(-1, index.clamp_min(0)[:, None]).squeeze(-1)
         return torch.where(index < 0, torch.zeros_like(reached), reached)
 
@@ -64,12 +64,12 @@ class OrdinalPrediction(ClassPrediction):
     @own_modes(gradients=False)
     def crps(self, targets: Any) -> Float[Tensor, " N"]:
         """Ranked probability score ``sum_c (P(y <= c) - [c >= target])^2`` of each label, in classes (Epstein 1969)."""
-        labels = self.likelihood.check_targets(as_targets(targets, len(self))).to(self.probs.device)
+        labels = self.likelihood.check_targets(as_targets(targets, self)).to(self.probs.device)
         reached = torch.arange(self.probs.shape[1], device=labels.device) >= labels[:, None]
         return (self.cumulative - reached.to(self.probs)).square().sum(-1)
 
     @own_modes(gradients=False)
     def pit(self, targets: Any, seed: int = 0) -> Float[Tensor, " N"]:
         """Probability integral transform of each label, made uniform by seeded random numbers (Smith 1985)."""
-        labels = self.likelihood.check_targets(as_targets(targets, len(self)))
+        labels = self.likelihood.check_targets(as_targets(targets, self))
         return randomised_pit(self.cdf(labels - 1), self.cdf(labels), seed)

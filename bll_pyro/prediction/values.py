@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bll_pyro.checks import share
+from bll_pyro.features.arrays import to_tensor
 from bll_pyro.gaussian import OutputMixture, Outputs
 from bll_pyro.gaussian.points import joined
 from bll_pyro.likelihoods import Likelihood
@@ -122,7 +123,7 @@ class ValuePrediction(Prediction):
     def log_prob(self, targets: Any) -> Float[Tensor, " N"]:
         """Log density of the mixture, jointly over the targets of a row, nats ``[N]``."""
         mixture = self.mixture
-        values = mixture.standardized(mixture.likelihood.check_targets(as_targets(targets, len(self))))
+        values = mixture.standardized(mixture.likelihood.check_targets(as_targets(targets, self)))
         parts = [
             mixture.likelihood.predictive_log_prob(targets=values[index], **mixture.given(index))
             for index in mixture.integration.chunks(mixture.outputs)
@@ -132,7 +133,10 @@ class ValuePrediction(Prediction):
     @own_modes(gradients=False)
     def cdf(self, values: Any) -> Float[Tensor, "N *T"]:
         """Distribution function of the mixture at values that broadcast against the mean."""
-        target = torch.as_tensor(values, dtype=self.mean.dtype, device=self.mean.device).expand_as(self.mean)
+        given = to_tensor(values, "values")
+        if given.shape == self.mean.shape:  # one for each row
+            given = as_targets(given, self)
+        target = given.to(self.mean).expand_as(self.mean)
         return self._map(lambda parts, v, weights: average(parts.cdf(v), weights), target)
 
     @own_modes(gradients=False)
@@ -193,7 +197,7 @@ class ValuePrediction(Prediction):
 
     def _targets(self, targets: Any) -> Float[Tensor, "N *T"]:
         """Targets of the shape of the mean."""
-        checked = self.mixture.likelihood.check_targets(as_targets(targets, len(self)))
+        checked = self.mixture.likelihood.check_targets(as_targets(targets, self))
         if checked.numel() != self.mean.numel():
             raise ValueError(
                 f"expected targets of shape {list(self.mean.shape)}, got {list(checked.shape)}; pass those of the same rows"

@@ -309,8 +309,12 @@ def test_a_point_has_no_density_and_says_so():
 
 
 BAD = {
-    "no targets": (lambda inputs, targets: (inputs, None), {}, "expected targets"),
-    "too few": (lambda inputs, targets: (inputs, targets[:-1]), {}, "targets, one for each row"),
+    "no targets": (
+        lambda inputs, targets: (inputs, None),
+        {},
+        "expected inputs and targets, got inputs alone",
+    ),
+    "too few": (lambda inputs, targets: (inputs, targets[:-1]), {}, "expected as many targets as inputs"),
     "not finite": (lambda inputs, targets: (inputs, targets.float() / 0), {}, "infinite|NaN"),
     "another class": (lambda inputs, targets: (inputs, targets + 5), {}, "labels from 0 to 2"),
     "two columns": (lambda inputs, targets: (inputs, targets[:, None].repeat(1, 2)), {}, "shape"),
@@ -339,5 +343,5 @@ def test_classes_are_not_asked_of_numbers(regression):
         regression.to_datatree(*rows, class_names=NAMES)
     with pytest.raises(ValueError, match="expected a fit of classes"):
         regression.to_datatree(*rows, class_probs=True)
-    with pytest.raises(ValueError, match="as in the fit"):
+    with pytest.raises(ValueError, match="as many targets a row as in training"):
         regression.to_datatree(rows[0], rows[1][:, 0])

@@ -44,7 +44,7 @@ def test_inputs_are_not_changed():
 @pytest.mark.unchecked
 @pytest.mark.parametrize("values", [["a", "b"], np.array([1j]), torch.tensor([1j])])
 def test_what_is_not_a_real_number_is_a_type_error(values):
-    with pytest.raises(TypeError, match=r"x: expected real numbers, got .*; pass a float or integer array"):
+    with pytest.raises(TypeError, match=r"x: expected real numbers.*, got .*; "):
         real("x", values)
 
 

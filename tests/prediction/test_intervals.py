@@ -219,7 +219,7 @@ def test_several_targets_keep_their_axis() -> None:
         (lambda p: p.interval(0.9, kind="central"), 'expected "equal_tailed" or "hdi", got'),
         (lambda p: p.interval(90), "expected a number between 0 and 1, got 90"),
         (lambda p: p.quantile(0.0), "expected a number between 0 and 1, got 0.0"),
-        (lambda p: p.crps(torch.zeros(2)), "expected targets for the 6 predicted rows"),
+        (lambda p: p.crps(torch.zeros(2)), "expected one for each of the 6 predicted rows"),
     ],
 )
 @pytest.mark.unchecked
