@@ -120,7 +120,7 @@ def _plain_head(like: Fit, train: Any) -> Fit:
     if layer.standardize is True:  # the features no longer tell whether they were a table
         layer = replace(layer, standardize=like.posterior.frame.feature_scale)
     point = fit(layer, rows.data, inference=SVI(guide=MAP()), seed=like.seed)
-    return replace(point, backbone=like.backbone, store=like.store)
+    return replace(point, backbone=like.backbone, store=like.store, recorded=like.recorded)
 
 
 def _has_several_labels(fit: Fit) -> bool:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import copy
+<<<<<<< HEAD
 import operator
+=======
+from dataclasses import replace
+>>>>>>> d6c3f8e (A backbone that is trained on after a fit is noticed: versions of its tensors and their first numbers are kept)
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from bll_pyro.features.columns import NO_COLUMNS, Columns, bundled
+<<<<<<< HEAD
 from bll_pyro.files import user_path
+=======
+from bll_pyro.features.recorded import Recorded
+>>>>>>> d6c3f8e (A backbone that is trained on after a fit is noticed: versions of its tensors and their first numbers are kept)
 from bll_pyro.fitting.result import Fit
 from bll_pyro.inference import SVI, Inference, Trace
 from bll_pyro.inference.rows import DesignRows, FeatureRows
@@ -133,6 +141,7 @@ def fit(
         if held_out is not None:
             made = held_out.features(backbone, folder, device, batch_size)
             validation = *made, held_out.source.columns
+<<<<<<< HEAD
         posterior, trace = fit_features(
             layer, features, targets, stage, rows.target_shape, seed, rows.source.columns, validation, device,
             is_table=backbone is None and rows.source.stored is None,
@@ -140,6 +149,16 @@ def fit(
         if earlier is not None:
             trace.statistics["joint"] = earlier
         return Fit(layer, posterior, inference, trace, seed, len(features), backbone, folder)
+=======
+    posterior, trace = fit_features(
+        layer, features, targets, stage, rows.target_shape, seed, rows.source.columns, validation, device
+    )
+    made = Fit(layer, posterior, inference, trace, seed, len(features), backbone, folder)
+    if earlier is not None:
+        trace.statistics["joint"] = earlier
+        return made  # with a network of its own
+    return made if backbone is None else replace(made, recorded=Recorded(backbone))
+>>>>>>> d6c3f8e (A backbone that is trained on after a fit is noticed: versions of its tensors and their first numbers are kept)
 
 
 def fit_features(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -17,6 +17,7 @@ from bll_pyro.features.columns import NO_COLUMNS, Columns, bundled, paired
 from bll_pyro.features.data import check_finite, read
 from bll_pyro.features.extraction import extract
 from bll_pyro.features.forward import compute_features, frozen
+from bll_pyro.features.recorded import Recorded, noticed
 from bll_pyro.features.sources import Source
 from bll_pyro.features.store import Features
 from bll_pyro.fitting.labelled import LabelledRows
@@ -59,6 +60,9 @@ class Fit:
         What :func:`bll_pyro.calibrate` found on held-out rows; it changes predictions and not the posterior.
     detector
         A calibrated detector, whose verdict comes with every prediction; see :meth:`with_detector`.
+    recorded
+        State of the backbone when it was fitted, loaded or first used: a backbone that was trained on later is warned of. It is
+        not saved.
     """
 
     layer: LastLayer
@@ -71,6 +75,7 @@ class Fit:
     store: Path | None = None
     recalibration: Recalibration | None = None
     detector: Detector | None = None
+    recorded: Recorded | None = field(default=None, repr=False)
 
     @own_modes()
     def predict(
@@ -216,6 +221,8 @@ class Fit:
     def feature_batches(self, inputs: Any, batch_size: int = 256) -> Iterator[tuple[Tensor, Tensor | None]]:
         """Features ``[n, D]`` and targets of inputs, batch by batch; :meth:`features` joins them."""
         size, backbone = PREDICTION_ROWS, None
+        if self.backbone is not None:
+            object.__setattr__(self, "recorded", noticed(self.recorded, self.backbone))
         if self.backbone is None:
             source: Source | Features = read(inputs, need_targets=False, what="inputs")
         elif self.store is not None:
@@ -273,4 +280,6 @@ def load(path: str | Path, *, backbone: nn.Module | None = None, head_only: bool
     ValueError
         When a file is missing, cut or altered, or the backbone does not fit.
     """
-    return Fit(**archive.load_parts(path, backbone=backbone, head_only=head_only))
+    parts = archive.load_parts(path, backbone=backbone, head_only=head_only)
+    network = parts.get("backbone")
+    return Fit(**parts, recorded=None if network is None else Recorded(network))
