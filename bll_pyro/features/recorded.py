@@ -48,8 +48,8 @@ def noticed(recorded: Recorded | None, network: nn.Module) -> Recorded:
         return Recorded(network)
     if recorded.differs(network):
         warnings.warn(
-            "the backbone was changed after the fit (trained on, or other weights were loaded), so its features are no longer those "
-            "that the last layer was fitted to, and predictions are not to be trusted; fit again, or fit a copy of the network: "
+            "the backbone was changed after the fit (trained on, or other weights were loaded), so its features are no longer "
+            "those that the last layer was fitted to, and predictions are not to be trusted; fit again, or fit a copy of it: "
             "bll.fit(..., backbone=copy.deepcopy(network))",
             RuntimeWarning,
             stacklevel=2,

@@ -153,12 +153,17 @@ def fit(
     posterior, trace = fit_features(
         layer, features, targets, stage, rows.target_shape, seed, rows.source.columns, validation, device
     )
-    made = Fit(layer, posterior, inference, trace, seed, len(features), backbone, folder)
+    result = Fit(layer, posterior, inference, trace, seed, len(features), backbone, folder)
     if earlier is not None:
         trace.statistics["joint"] = earlier
+<<<<<<< HEAD
         return made  # with a network of its own
     return made if backbone is None else replace(made, recorded=Recorded(backbone))
 >>>>>>> d6c3f8e (A backbone that is trained on after a fit is noticed: versions of its tensors and their first numbers are kept)
+=======
+        return result  # its network is its own
+    return result if backbone is None else replace(result, recorded=Recorded(backbone))
+>>>>>>> 20e426b (fit.draw: draws of the mean of the targets, one draw of the weights for all rows)
 
 
 def fit_features(

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from bll_pyro import archive, priors
@@ -20,6 +21,7 @@ from bll_pyro.features.forward import compute_features, frozen
 from bll_pyro.features.recorded import Recorded, noticed
 from bll_pyro.features.sources import Source
 from bll_pyro.features.store import Features
+from bll_pyro.fitting.drawing import draw
 from bll_pyro.fitting.labelled import LabelledRows
 from bll_pyro.fitting.updating import update
 from bll_pyro.frame import as_floats
@@ -115,6 +117,18 @@ class Fit:
             return prediction
         verdict = None if self.detector is None else self.detector.judge(torch.cat(scores))
         return replace(prediction, ood=verdict, shuffled=inputs.shuffled)
+
+    def draw(
+        self, inputs: Any, num_draws: int = 100, *, seed: int = 0, exposure: Any = None, batch_size: int = 256
+    ) -> Float[Tensor, "S N ..."]:
+        """Draws of ``E[y | x, w]``, the mean of the targets under one draw of the weights, in the user's units.
+
+        ``[num_draws, N]``, ``[num_draws, N, T]`` for T targets, ``[num_draws, N, C]`` probabilities of classes. A draw is one
+        function of the inputs, for plots and Thompson sampling: its weights are the same for all rows, and for all inputs
+        given the same seed. The mean over draws is that of :meth:`predict`. A :class:`NoiseFactor` changes no means; a fit
+        with a predictive temperature raises a ValueError, since that is of the average over draws.
+        """
+        return draw(self, inputs, num_draws, seed, exposure, batch_size)
 
     def with_detector(self, detector: Detector | None) -> Self:
         """The same fit with a detector that was calibrated on it (None: without); it is saved along.
