@@ -70,6 +70,27 @@ def switch(value: object, name: str, owner: str) -> bool:
     return bool(value)
 
 
+def device(value: object, owner: str) -> None:
+    """Raise if a value is not None and torch cannot make tensors there."""
+    import torch
+
+    if value is None:
+        return
+    try:
+        torch.empty(0, device=value)  # type: ignore[call-overload]
+    except (RuntimeError, AssertionError, TypeError) as error:
+        expected = 'a device that torch has here, such as "cpu" or "cuda:0"'
+        raise ValueError(
+            message("device", owner, expected, value, "None takes that of the backbone")
+        ) from error
+
+
+def fitted(value: object, owner: str) -> None:
+    """Raise if a value is not a fit."""
+    if not hasattr(value, "posterior") or not hasattr(value, "rows"):
+        raise TypeError(f"{owner}: expected a fit, the result of bll.fit(...), got {type(value).__name__}")
+
+
 def message(name: str, owner: str, expected: str, value: object, remedy: str = "") -> str:
     """Text of the error about one argument."""
     return f"{owner}({name}=...): expected {expected}, got {value!r}" + (f"; {remedy}" if remedy else "")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from bll_pyro import metrics
+from bll_pyro.checks import fitted
 from bll_pyro.fitting import Fit, fit
 from bll_pyro.guides import MAP
 from bll_pyro.inference.svi.svi import SVI
@@ -101,6 +102,9 @@ def evaluate(
             "evaluate: expected either train=(inputs, targets) or plain=fit, for the plain head of the comparison, got "
             f"{'neither' if train is None else 'both'}"
         )
+    fitted(fit, "evaluate")
+    if plain is not None:
+        fitted(plain, "evaluate(plain=...)")
     fit = replace(fit, detector=None, recalibration=None)
     if plain is None:
         plain = _plain_head(fit, train)

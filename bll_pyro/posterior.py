@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from bll_pyro.checks import count
 from bll_pyro.frame import Frame
 from bll_pyro.gaussian import (
     Delta,
@@ -123,6 +124,7 @@ class GaussianPosterior(Posterior):
     @own_modes()
     def sample(self, num_draws: int = 1000, seed: int = 0) -> Draws:
         """Independent draws, one chain."""
+        count(num_draws, "num_draws", "sample")
         random = generator(seed, self.latents.globals_loc.device)
         u, weights = self.latents.rsample(num_draws, random)
         values = self.frame.split(weights)
@@ -207,6 +209,8 @@ class DrawsPosterior(Posterior):
 
     def sample(self, num_draws: int | None = None, seed: int = 0) -> Draws:
         """The stored draws; fewer than stored are taken evenly from each chain."""
+        if num_draws is not None:
+            count(num_draws, "num_draws", "sample")
         stored = next(iter(self.draws.values()))
         num_chains, num_stored = stored.shape[:2]
         if num_draws is None or num_draws >= num_chains * num_stored:

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from bll_pyro.checks import fitted
 from bll_pyro.prediction import ClassPrediction, LabelPrediction, ValuePrediction
 from bll_pyro.prediction.recalibration import NoiseFactor, PredictiveTemperature
 from bll_pyro.scope import own_modes
@@ -49,6 +50,7 @@ def calibrate(fit: Fit, inputs: Any, targets: Any = None) -> Fit:
     TypeError
         For counts, whose variance is a function of their mean, so that a factor would change the family.
     """
+    fitted(fit, "calibrate")
     if fit.detector is not None:
         raise ValueError(
             "calibrate: expected a fit without a detector, got one with a detector, which recalibration would invalidate; "

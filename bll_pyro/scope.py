@@ -16,6 +16,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from numbers import Integral
 
 import numpy as np
 import pyro
@@ -27,6 +28,8 @@ TURN = threading.RLock()
 if hasattr(os, "register_at_fork"):
     # a fork has one thread, and would wait for ever for one that it does not have
     os.register_at_fork(after_in_child=lambda: globals().update(TURN=threading.RLock()))
+
+SEEDS = 2**64  # number of seeds that torch knows
 
 
 @contextmanager
@@ -44,6 +47,8 @@ def isolated(seed: int | None = None, dtype: torch.dtype | None = None) -> Itera
         torch's default dtype inside the block, so that constants of priors and noise get the dtype of the features;
         None keeps the caller's.
     """
+    if seed is not None and not (isinstance(seed, Integral) and 0 <= seed < SEEDS):
+        raise wrong_seed(seed)
     with TURN, ExitStack() as after:  # everything is put back, though one of the steps may fail
         after.callback(torch.set_default_dtype, torch.get_default_dtype())
         after.callback(random.setstate, random.getstate())
@@ -104,7 +109,16 @@ def without_warnings(message: str = "", category: type[Warning] = Warning) -> It
 
 def generator(seed: int, device: torch.device | str = "cpu") -> torch.Generator:
     """A random generator of its own, for draws that do not touch global state."""
+    if not (isinstance(seed, Integral) and 0 <= seed < SEEDS):
+        raise wrong_seed(seed)
     return torch.Generator(device=device).manual_seed(int(seed))
+
+
+def wrong_seed(value: object) -> ValueError:
+    """The error about a seed that torch would not take."""
+    return ValueError(
+        f"seed: expected a whole number from 0 to 2**64 - 1, got {value!r}; the same seed gives the same result"
+    )
 
 
 _unvalidated = threading.Lock()

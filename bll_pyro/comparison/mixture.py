@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from bll_pyro.checks import count, share
 from bll_pyro.prediction import ClassPrediction, LabelPrediction, Prediction, ValuePrediction
 from bll_pyro.prediction.labels import OfLabels, label_entropy
 from bll_pyro.scope import generator
@@ -116,6 +117,7 @@ class ValueMixture(_Mixture):
 
     def quantile(self, q: float) -> Tensor:
         """Quantile, between those of the parts, by bisection."""
+        share(q, "q", "quantile")
         ends = torch.stack([part.quantile(q) for part in self.parts])
         lower, upper = ends.amin(0), ends.amax(0)
         if self.parts[0].mixture.likelihood.is_count:
@@ -128,12 +130,12 @@ class ValueMixture(_Mixture):
 
     def interval(self, prob: float = 0.9) -> tuple[Tensor, Tensor]:
         """Equal-tailed interval: its lower and upper ends."""
-        if not 0 < prob < 1:
-            raise ValueError(f"interval: expected a probability between 0 and 1, got {prob!r}")
+        share(prob, "prob", "interval")
         return self.quantile((1 - prob) / 2), self.quantile((1 + prob) / 2)
 
     def sample(self, num_draws: int = 1000, seed: int = 0) -> Tensor:
         """Draws ``[num_draws, N]`` or ``[num_draws, N, T]``: each from one of the fits, all targets of a row together."""
+        count(num_draws, "num_draws", "sample")
         random = generator(seed)
         drawn = torch.stack([part.sample(num_draws, seed + m) for m, part in enumerate(self.parts)])
         chosen = torch.multinomial(self.weights, num_draws * len(self), replacement=True, generator=random)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from bll_pyro.checks import fitted
 from bll_pyro.comparison.mixture import LabelMixture, ValueMixture, mix_classes
 from bll_pyro.features.data import read
 from bll_pyro.fitting import Fit
@@ -34,6 +35,13 @@ class Stack:
     weights: Mapping[str, float]
 
     def __post_init__(self) -> None:
+        if not isinstance(self.fits, Mapping) or not isinstance(self.weights, Mapping):
+            raise TypeError(
+                f"Stack: expected fits and weights by name, {{'a': fit, ...}}, got {type(self.fits).__name__} and "
+                f"{type(self.weights).__name__}"
+            )
+        for fit in self.fits.values():
+            fitted(fit, "Stack")
         values = list(self.weights.values())
         if set(self.weights) != set(self.fits):
             raise ValueError(

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from bll_pyro.calibrated import Calibrated
-from bll_pyro.checks import is_number
+from bll_pyro.checks import fitted, is_number
 from bll_pyro.conformal.intervals import normalized_residual_interval, normalized_residual_scores
 from bll_pyro.conformal.sets import aps_scores, lac_scores, own_scores, prediction_sets
 from bll_pyro.conformal.thresholds import conformal_quantile
@@ -65,6 +65,10 @@ class APS(SetScore):
     """
 
     seed: int | None = 0
+
+    def __post_init__(self) -> None:
+        if self.seed is not None:
+            generator(self.seed)  # raises for what is no seed
 
     def of(self, probs: Float[Tensor, "N K"], new: bool = True) -> Array:
         # calibration rows and new rows are exchangeable only with independent draws
@@ -118,6 +122,7 @@ class _Conformal(Calibrated):
         TypeError
             If the fit has targets of another kind.
         """
+        fitted(fit, f"{type(self).__name__}.calibrate")
         likelihood = fit.layer.likelihood
         if not self._fits(likelihood):
             raise TypeError(

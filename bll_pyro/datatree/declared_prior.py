@@ -22,8 +22,7 @@ from bll_pyro.datatree.row_evaluation import (
     in_double,
     sample_prior,
 )
-from bll_pyro.features.columns import paired
-from bll_pyro.features.data import check_finite, read
+from bll_pyro.features.data import check_finite, paired, read
 from bll_pyro.features.store import Features
 from bll_pyro.frame import as_floats
 from bll_pyro.inference.standardization import make_frame

@@ -67,6 +67,11 @@ class Axis:
     @classmethod
     def of(cls, what: str, size: int, names: Names | None, selection: Names | None) -> Axis:
         """Axis of ``size`` entries with given names, of which some are selected, by position or by name."""
+        for given in (names, selection):
+            if given is not None and (isinstance(given, str) or not np.ndim(given)):
+                raise ValueError(
+                    f"{what}s: expected a list of names or positions, got {given!r}; put it into a list"
+                )
         labels = np.arange(size) if names is None else np.asarray(names)
         if labels.shape != (size,) or len(set(labels.tolist())) != size:
             raise ValueError(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, is_dataclass, replace
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from torch import Tensor
 from bll_pyro.inference.exact.noise_mixture import NoiseMixturePosterior
 from bll_pyro.posterior import Draws, DrawsPosterior, GaussianPosterior, Posterior
 from bll_pyro.priors import Posterior as PosteriorPrior
-from bll_pyro.scope import isolated
+from bll_pyro.scope import SEEDS, isolated, wrong_seed
 
 MADE_AT_ONCE = 2**26  # weights of the draws that are made together
 SCORED_AT_ONCE = (
@@ -69,7 +70,10 @@ def stored_index(posterior: DrawsPosterior, num_draws: int | None, thin: int) ->
 
 def derived_seed(*seeds: int) -> int:
     """A seed that depends on all of these."""
-    return int(np.random.SeedSequence(seeds).generate_state(1)[0])
+    for seed in seeds:
+        if not (isinstance(seed, Integral) and 0 <= seed < SEEDS):
+            raise wrong_seed(seed)
+    return int(np.random.SeedSequence([int(seed) for seed in seeds]).generate_state(1)[0])
 
 
 def in_float64(value: Any) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from bll_pyro.checks import count
+from bll_pyro.checks import count, fitted
 from bll_pyro.diagnostics.chains import chains
 from bll_pyro.diagnostics.guide import gap, khat
 from bll_pyro.diagnostics.left_out import backbone, influence_check, seen_mask
@@ -78,6 +78,7 @@ def diagnose(
     ValueError
         When these are not as many rows as the fit was made from.
     """
+    fitted(fit, "diagnose")
     num_draws, num_rows = (
         count(num_draws, "num_draws", "diagnose", 2),
         count(num_rows, "num_rows", "diagnose", 2),

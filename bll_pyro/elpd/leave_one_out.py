@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 
-from bll_pyro.checks import message, plain_numbers
+from bll_pyro.checks import fitted, message, plain_numbers
 from bll_pyro.inference.leave_one_out.leave_out import HIGH_INFLUENCE, NUM_POINTS, leave_one_out
 from bll_pyro.inference.rows import DesignRows
 from bll_pyro.posterior import DrawsPosterior
@@ -75,6 +75,7 @@ def loo(fit: Fit, data: Any, num_rows: int | None = None, seed: int = 0) -> ELPD
     ValueError
         When the number of rows differs from the fit's, or ``num_rows`` is not between 2 and N.
     """
+    fitted(fit, "loo")
     given = fit.rows(data)
     num_all = len(given.targets)
     if num_all != fit.num_rows:

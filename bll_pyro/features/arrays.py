@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from numbers import Number
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
+MAX_DENSE_BYTES = 2**33  # bytes of a sparse array that is made dense
 CHUNK_BYTES = 2**26  # bytes of rows that are checked or hashed at a time
 
 # torch supports few operations on these types; the next wider signed type holds their values
@@ -23,7 +25,8 @@ def to_tensor(array: Any, what: str) -> Tensor:
     ----------
     array
         A tensor, a NumPy array (read-only and memory-mapped ones are shared, not copied), a pandas DataFrame or
-        Series, or a list of numbers, lists or tensors of one shape.
+        Series, another array with ``__array__``, a number, or a list of numbers, lists or tensors of one shape. Sparse tensors
+        and SciPy's sparse matrices become dense, which must fit in memory.
     what
         The name of the array in error messages.
 
@@ -32,11 +35,13 @@ def to_tensor(array: Any, what: str) -> Tensor:
     TypeError
         When the contents are not numbers.
     ValueError
-        When the rows differ in shape, values are masked, or integers do not fit 64 bits.
+        When the rows differ in shape, values are masked, integers do not fit 64 bits, or a sparse array is too large.
     """
     if isinstance(array, Tensor):
         # a tensor that was made in inference mode cannot take part in gradients, a copy that is made outside can
         return _check_tensor(array.clone() if array.is_inference() else array.detach(), what)
+    if hasattr(array, "tocoo"):
+        array = _dense_array(array, what)
     if isinstance(array, (list, tuple)):
         if array and all(isinstance(row, Tensor) for row in array):
             if len({tuple(row.shape) for row in array}) > 1:
@@ -103,14 +108,29 @@ def permutation(num_rows: int, generator: torch.Generator) -> Tensor:
 
 def _check_tensor(tensor: Tensor, what: str) -> Tensor:
     if tensor.layout != torch.strided:
-        raise TypeError(
-            f"{what}: expected a dense tensor, got layout {tensor.layout}; call .to_dense() first"
-        )
+        _check_dense_size(tuple(tensor.shape), tensor.element_size(), what)
+        tensor = tensor.to_dense()
     if tensor.is_complex():
         raise TypeError(
             f"{what}: expected real numbers, got {tensor.dtype}; pass the real and imaginary parts as columns"
         )
     return _widen(tensor, what) if tensor.dtype in _WIDER else tensor
+
+
+def _dense_array(array: Any, what: str) -> np.ndarray:
+    """A sparse matrix or array of SciPy as a dense array."""
+    _check_dense_size(array.shape, array.dtype.itemsize, what)
+    return np.asarray(array.toarray())
+
+
+def _check_dense_size(shape: tuple[int, ...], item_bytes: int, what: str) -> None:
+    num_bytes = math.prod(shape) * item_bytes
+    if num_bytes > MAX_DENSE_BYTES:
+        raise ValueError(
+            f"{what}: expected a sparse array of at most {MAX_DENSE_BYTES / 2**30:.0f} GiB as a dense one, got {list(shape)}, "
+            f"which is {num_bytes / 2**30:.1f} GiB; choose or combine columns (scikit-learn: TruncatedSVD, SelectKBest), or pass a "
+            "Dataset with dense rows and a backbone that narrows them"
+        )
 
 
 def _widen(tensor: Tensor, what: str) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -95,20 +95,6 @@ class Columns:
 
 
 NO_COLUMNS = Columns()
-
-
-def paired(inputs: Any, targets: Any) -> Any:
-    """Data of inputs and the targets that came beside them; without targets the inputs, which may have their own."""
-    if targets is None:
-        return inputs
-    if isinstance(inputs, Data):
-        return replace(inputs, rows=paired(inputs.rows, targets))
-    if isinstance(inputs, tuple):
-        raise ValueError(
-            f"expected targets in one place, got a tuple of {len(inputs)} and targets beside it; pass (inputs, targets), or both "
-            "as two arguments"
-        )
-    return inputs, targets
 
 
 def bundled(data: Any, sample_weight: Any, exposure: Any) -> Any:

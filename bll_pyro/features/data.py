@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -120,6 +121,20 @@ def read(
     if need_targets and not source.has_targets:
         raise ValueError(_without_targets(source, what))
     return source
+
+
+def paired(inputs: Any, targets: Any) -> Any:
+    """Data of inputs and the targets that came beside them; without targets the inputs, which may have their own."""
+    if targets is None:
+        return inputs
+    if isinstance(inputs, Data):
+        return replace(inputs, rows=paired(inputs.rows, targets))
+    if isinstance(inputs, tuple):
+        raise ValueError(
+            f"expected targets in one place, got a tuple of {len(inputs)} and targets beside it; pass (inputs, targets), or both "
+            "as two arguments"
+        )
+    return inputs, targets
 
 
 def _source(data: Any, what: str, num_workers: int) -> Source:

@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from numbers import Integral
 from pathlib import Path
 from typing import Any, NoReturn
 from weakref import WeakKeyDictionary
@@ -15,6 +16,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from bll_pyro.checks import count, message
+from bll_pyro.checks import device as check_device
 from bll_pyro.features.backbones import Backbone, compute_features, frozen
 from bll_pyro.features.data import read
 from bll_pyro.features.fingerprint import module_fingerprint, plain_attributes
@@ -71,6 +74,10 @@ def extract(
         If the output is not ``[N, D]``, a feature is NaN or infinite, or the store is damaged. Nothing is kept then.
     """
     # datasets and loaders may draw from the global random state, which must not change for the caller
+    if backbone is not None and not isinstance(backbone, nn.Module):
+        raise TypeError(f"backbone: expected a torch.nn.Module or None, got {type(backbone).__name__}")
+    count(num_workers, "num_workers", "extract", least=0)
+    check_device(device, "extract")
     with isolated():
         source = read(data, need_targets=False, num_workers=num_workers)
         return extract_source(
@@ -88,15 +95,15 @@ def extract_source(
     dtype: torch.dtype | None = None,
 ) -> Features:
     """:func:`extract` for data that has been read; random numbers come from the global state."""
-    if batch_size < 1:
-        raise ValueError(f"batch_size: expected at least 1, got {batch_size}; 256 suits most networks")
-    if dtype is not None and not dtype.is_floating_point:
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise ValueError(f"dtype: expected a floating-point type, got {dtype}; use torch.float32")
     if store is None:
         memory = MemoryWriter(source.num_rows)
         _run(backbone, source, memory.append, batch_size, device, dtype)
         return memory.close()
     folder = user_path(store)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"store: expected a folder, got the file {str(store)!r}; name a folder, which need not exist")
     inputs_hash, targets = source.scan()
     key = features_key(backbone, inputs_hash, dtype)
     if not (folder / key).exists():
@@ -182,6 +189,9 @@ def _run(
     device: str | torch.device | None,
     dtype: torch.dtype | None,
 ) -> None:
+    if not isinstance(batch_size, Integral) or isinstance(batch_size, bool) or batch_size < 1:
+        expected = message("batch_size", "features", "a whole number >= 1", batch_size)
+        raise ValueError(f"{expected}; 256 suits most networks")
     row = 0
     modes = nullcontext() if backbone is None else frozen(backbone)
     place = nullcontext() if device is None else _moved(backbone, device)

@@ -18,6 +18,8 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from bll_pyro import tensorfile
+from bll_pyro.checks import count
+from bll_pyro.features.arrays import to_tensor
 from bll_pyro.features.rows import Index, ShardedRows
 from bll_pyro.files import user_path
 
@@ -70,16 +72,16 @@ class Features:
         return self.num_rows, self.num_features
 
     @classmethod
-    def from_tensors(
-        cls, features: Tensor, targets: Tensor | None = None, *, key: str | None = None
-    ) -> Features:
-        """Return a store in memory of `features` ``[N, D]`` and `targets` ``[N]`` or ``[N, T]``, without a copy.
+    def from_tensors(cls, features: Any, targets: Any = None, *, key: str | None = None) -> Features:
+        """Return a store in memory of arrays `features` ``[N, D]`` and `targets` ``[N]`` or ``[N, T]``, without a copy.
 
         Raises
         ------
         ValueError
             If the features are not floats of shape ``[N, D]`` with N > 0, or the targets have another number of rows.
         """
+        features = to_tensor(features, "features")
+        targets = None if targets is None else to_tensor(targets, "targets")
         if features.ndim != 2 or not features.is_floating_point() or len(features) == 0:
             raise ValueError(
                 f"features: expected floats of shape [N, D] with N > 0, got {features.dtype} of shape "
@@ -90,7 +92,7 @@ class Features:
                 f"targets: expected one entry for each of {len(features)} rows of features, got shape "
                 f"{list(targets.shape)}; features and targets must come from the same rows"
             )
-        return cls([(features.detach(), None if targets is None else targets.detach())], key=key)
+        return cls([(features, targets)], key=key)
 
     @classmethod
     def open(cls, path: str | Path) -> Features:
@@ -140,6 +142,7 @@ class Features:
         self, batch_size: int
     ) -> Iterator[tuple[Float[Tensor, "B D"], Shaped[Tensor, "B *T"] | None]]:
         """Yield (features, targets) in order, `batch_size` rows at a time."""
+        count(batch_size, "batch_size", "Features.batches")
         for start in range(0, self.num_rows, batch_size):
             rows = slice(start, start + batch_size)
             yield self._features[rows], None if self._targets is None else self._targets[rows]

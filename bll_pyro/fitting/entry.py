@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import copy
 <<<<<<< HEAD
+<<<<<<< HEAD
 import operator
 =======
 from dataclasses import replace
 >>>>>>> d6c3f8e (A backbone that is trained on after a fit is noticed: versions of its tensors and their first numbers are kept)
+=======
+>>>>>>> b7f325f (Arguments that cannot be used are refused by name; sparse features, layers of flows as guides)
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from bll_pyro.checks import device as check_device
 from bll_pyro.features.columns import NO_COLUMNS, Columns, bundled
 <<<<<<< HEAD
 from bll_pyro.files import user_path
@@ -86,9 +90,9 @@ def fit(
     if backbone is not None and not isinstance(backbone, nn.Module):
         raise TypeError(f"backbone: expected a torch.nn.Module or None, got {type(backbone).__name__}")
     if inference.trains_backbone and backbone is None:
-        raise ValueError(
-            "expected a backbone to train along, got none; pass fit(..., backbone=...) or freeze it"
-        )
+        raise ValueError("expected a backbone to train along, got none; pass backbone=... or freeze it")
+    if device is not None:
+        check_device(device, "fit")
     if sample_weight is not None or exposure is not None:
         data = bundled(data, sample_weight, exposure)
 <<<<<<< HEAD
@@ -153,9 +157,9 @@ def fit(
     posterior, trace = fit_features(
         layer, features, targets, stage, rows.target_shape, seed, rows.source.columns, validation, device
     )
-    result = Fit(layer, posterior, inference, trace, seed, len(features), backbone, folder)
     if earlier is not None:
         trace.statistics["joint"] = earlier
+<<<<<<< HEAD
 <<<<<<< HEAD
         return made  # with a network of its own
     return made if backbone is None else replace(made, recorded=Recorded(backbone))
@@ -164,6 +168,10 @@ def fit(
         return result  # its network is its own
     return result if backbone is None else replace(result, recorded=Recorded(backbone))
 >>>>>>> 20e426b (fit.draw: draws of the mean of the targets, one draw of the weights for all rows)
+=======
+    recorded = None if backbone is None or earlier is not None else Recorded(backbone)
+    return Fit(layer, posterior, inference, trace, seed, len(features), backbone, folder, recorded=recorded)
+>>>>>>> b7f325f (Arguments that cannot be used are refused by name; sparse features, layers of flows as guides)
 
 
 def fit_features(

@@ -14,8 +14,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from bll_pyro import archive, priors
-from bll_pyro.features.columns import NO_COLUMNS, Columns, bundled, paired
-from bll_pyro.features.data import check_finite, read
+from bll_pyro.checks import count
+from bll_pyro.features.columns import NO_COLUMNS, Columns, bundled
+from bll_pyro.features.data import check_finite, paired, read
 from bll_pyro.features.extraction import extract
 from bll_pyro.features.forward import compute_features, frozen
 from bll_pyro.features.recorded import Recorded, noticed
@@ -234,6 +235,7 @@ class Fit:
 
     def feature_batches(self, inputs: Any, batch_size: int = 256) -> Iterator[tuple[Tensor, Tensor | None]]:
         """Features ``[n, D]`` and targets of inputs, batch by batch; :meth:`features` joins them."""
+        count(batch_size, "batch_size", "Fit", remedy="256 suits most networks")
         size, backbone = PREDICTION_ROWS, None
         if self.backbone is not None:
             object.__setattr__(self, "recorded", noticed(self.recorded, self.backbone))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from numbers import Integral
+from numbers import Integral, Real
 
 import numpy as np
 import torch
@@ -182,8 +182,8 @@ def row_weights(sample_weight: Values, num_rows: int) -> Array:
 
 def checked_share(name: str, value: float) -> float:
     """Return a number strictly between 0 and 1."""
-    if not 0 < value < 1:
-        raise ValueError(f"{name}: expected a number strictly between 0 and 1, got {value}; 90 % is 0.9")
+    if not isinstance(value, Real) or not 0 < value < 1:
+        raise ValueError(f"{name}: expected a number strictly between 0 and 1, got {value!r}; 90 % is 0.9")
     return float(value)
 
 

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bll_pyro.calibrated import Calibrated
-from bll_pyro.checks import is_number
+from bll_pyro.checks import fitted, is_number
 from bll_pyro.conformal import benjamini_hochberg, conformal_quantile, p_values
 from bll_pyro.features.data import read
 from bll_pyro.features.store import Features
@@ -91,6 +91,7 @@ class Detector(Calibrated):
         TypeError
             If the score is not defined for the fit's likelihood.
         """
+        fitted(fit, "Detector.calibrate")
         features = _scored_features(fit, inputs, batch_size)
         least = math.ceil((1 - ROUNDING) / self.alpha)
         if len(features) < least:

@@ -56,7 +56,11 @@ def predict_outputs(
     recalibration: Recalibration | None = None,
 ) -> Prediction:
     """Predictive of rows whose outputs are known: those of a posterior, or of a posterior without each row."""
-    integration = integration or QuasiMonteCarlo()
+    integration = QuasiMonteCarlo() if integration is None else integration
+    if not isinstance(integration, Integration):
+        raise TypeError(
+            f"integration: expected bll.QuasiMonteCarlo() or bll.Probit(), got {integration!r}; None takes the default"
+        )
     likelihood, frame = posterior.layer.likelihood, posterior.frame
     noise = posterior.noise(integration.num_points, integration.seed)
     noise = {name: value[:, None] for name, value in noise.items()}

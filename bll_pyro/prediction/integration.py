@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from bll_pyro.checks import count
 from bll_pyro.gaussian import Outputs
 from bll_pyro.prediction.probit import Probit
+from bll_pyro.scope import generator
 
 # draws x rows x outputs held at once: the cache of a CPU, or enough work for a GPU
 CHUNK_NUMBERS = {"cpu": 3 * 2**19, "cuda": 2**26}
@@ -33,6 +34,7 @@ class QuasiMonteCarlo:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "num_points", count(self.num_points, "num_points", "QuasiMonteCarlo"))
+        generator(self.seed)  # raises for what is no seed
         object.__setattr__(self, "seed", int(self.seed))
 
     def blocks(self, outputs: Outputs) -> Iterator[slice]:

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bll_pyro.checks import share
+from bll_pyro.checks import count, share
 from bll_pyro.features.arrays import to_tensor
 from bll_pyro.gaussian import OutputMixture, Outputs
 from bll_pyro.gaussian.points import joined
@@ -226,6 +226,7 @@ class ValuePrediction(Prediction):
     @own_modes(gradients=False)
     def sample(self, num_draws: int = 1000, seed: int = 0) -> Float[Tensor, "S N *T"]:
         """Draws ``[num_draws, N]`` or ``[num_draws, N, T]`` of the targets, those of a row drawn together."""
+        count(num_draws, "num_draws", "sample")
         values = self.mixture.sample(num_draws, generator(seed, self.mean.device))
         return (values * self.mixture.spread + self.mixture.center).reshape(num_draws, *self.mean.shape)
 

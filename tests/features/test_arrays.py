@@ -6,7 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy import sparse
 
+import bll_pyro as bll
 from bll_pyro.features.arrays import check_finite, rows_per_chunk, to_tensor
 
 
@@ -66,10 +68,34 @@ def test_tensors_are_detached_and_checked():
     tensor = to_tensor(weight, "x")
     assert not tensor.requires_grad
     assert tensor.data_ptr() == weight.data_ptr()
-    with pytest.raises(TypeError, match=r"to_dense"):
-        to_tensor(torch.eye(3).to_sparse(), "x")
     with pytest.raises(TypeError, match="real numbers"):
         to_tensor(torch.zeros(2, dtype=torch.complex64), "x")
+
+
+SPARSE = {
+    "csr": lambda dense: sparse.csr_matrix(dense),
+    "csc array": lambda dense: sparse.csc_array(dense),
+    "coo": lambda dense: sparse.coo_matrix(dense),
+    "torch coo": lambda dense: torch.from_numpy(dense).to_sparse(),
+    "torch csr": lambda dense: torch.from_numpy(dense).to_sparse_csr(),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
+@pytest.mark.parametrize("kind", SPARSE)
+def test_sparse_arrays_become_dense_where_they_fit(kind, monkeypatch):
+    """Words of texts, for example: they can be fitted and predicted as they are."""
+    random = np.random.default_rng(0)
+    dense = random.poisson(0.3, size=(50, 4)).astype("float32")
+    made, targets = SPARSE[kind](dense), dense[:, 0] + 0.1 * random.normal(size=50).astype("float32")
+    assert torch.equal(to_tensor(made, "x"), torch.from_numpy(dense))
+    layer = bll.LastLayer(bll.likelihoods.Gaussian())
+    fit = bll.fit(layer, (made, targets), inference=bll.Exact())
+    expected = bll.fit(layer, (dense, targets), inference=bll.Exact()).predict(dense).mean
+    assert torch.equal(fit.predict(made).mean, expected)
+    monkeypatch.setattr("bll_pyro.features.arrays.MAX_DENSE_BYTES", 799)
+    with pytest.raises(ValueError, match=r"x: expected a sparse array of at most.*\[50, 4\].*TruncatedSVD"):
+        to_tensor(made, "x")
 
 
 @pytest.mark.parametrize(

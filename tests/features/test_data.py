@@ -409,7 +409,7 @@ def test_a_stream_cannot_be_permuted():
     [
         ((X, Y[:-1]), ValueError, "23 inputs and 22 targets"),
         ((X, Y, Y), ValueError, "tuple of 3"),
-        ((X, 3), TypeError, "targets of data.*got int"),
+        ((X, 3), ValueError, "targets of data.*got a single number"),
         (np.float64(3), ValueError, "single number"),
         ("data.csv", TypeError, "got str"),
         ({"x": X}, TypeError, "got dict"),

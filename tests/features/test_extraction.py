@@ -271,7 +271,7 @@ def test_a_damaged_store_is_an_error_and_not_an_answer(tmp_path):
 
 
 def test_bad_arguments():
-    with pytest.raises(ValueError, match="batch_size: expected at least 1"):
+    with pytest.raises(ValueError, match="expected a whole number >= 1, got 0"):
         extract(None, torch.zeros(3, 2), batch_size=0)
     with pytest.raises(ValueError, match="dtype: expected a floating-point type"):
         extract(None, torch.zeros(3, 2), dtype=torch.int64)

@@ -113,3 +113,14 @@ def test_function_cannot_be_written() -> None:
     assert guide == bll.guides.Custom(unfinished)
     assert guide != bll.guides.Custom(without_start)
     assert hash(guide) == hash(bll.guides.Custom(unfinished))
+
+
+@pytest.mark.parametrize(
+    "layer", [bll.guides.Spline(num_bins=4), bll.guides.InverseAutoregressive()], ids=repr
+)
+def test_a_layer_of_a_flow_stands_for_the_flow(layer: Any) -> None:
+    inference = bll.SVI(layer, num_epochs=2)
+    assert inference == bll.SVI(bll.guides.Flow(layer=layer), num_epochs=2)
+    features = torch.randn(20, 2, generator=torch.Generator().manual_seed(0))
+    made = bll.fit(bll.LastLayer(bll.likelihoods.Gaussian()), (features, features[:, 0]), inference=inference)
+    assert made.inference.guide == bll.guides.Flow(layer=layer)

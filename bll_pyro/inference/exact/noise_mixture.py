@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from bll_pyro.checks import count
 from bll_pyro.gaussian import CentredDiagonal, OutputMixture, normal_points
 from bll_pyro.inference.exact.linear_gaussian import LinearGaussian
 from bll_pyro.inference.exact.noises import (
@@ -44,6 +45,7 @@ class NoiseMixturePosterior(Posterior):
     @own_modes()
     def sample(self, num_draws: int = 1000, seed: int = 0) -> Draws:
         """Independent draws, one chain: the noise first, then the weights given it."""
+        count(num_draws, "num_draws", "sample")
         random = generator(seed)
         uniform = torch.rand(num_draws, self.num_outputs, generator=random, dtype=torch.float64)
         noise = self.noise_posterior.quantile(uniform)

@@ -15,7 +15,8 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from bll_pyro.checks import count, positive_or_none
-from bll_pyro.guides import MAP, Diagonal, Guide
+from bll_pyro.guides import MAP, Diagonal, Flow, Guide
+from bll_pyro.guides.flow import Bijection
 from bll_pyro.inference.base import Inference, Trace
 from bll_pyro.inference.prior_scale.choose import choose_scale
 from bll_pyro.inference.prior_scale.criteria import Criterion, CrossValidation, check_criterion
@@ -48,7 +49,7 @@ class SVI(Inference):
     Parameters
     ----------
     guide
-        Variational family.
+        Variational family; ``guides.Spline()`` or ``guides.InverseAutoregressive()`` stand for a ``guides.Flow`` of such layers.
     learning_rate
         Step of Adam at the start; it falls to zero along a half cosine. None (default) takes 0.02, and beyond 128 features
         less: ``0.02 sqrt(128 / D)``.
@@ -92,6 +93,8 @@ class SVI(Inference):
 
     def __post_init__(self) -> None:
         check_criterion(self.scale_criterion, "SVI")
+        if isinstance(self.guide, Bijection):  # a layer of a flow stands for the flow of such layers
+            object.__setattr__(self, "guide", Flow(layer=self.guide))
         if not isinstance(self.guide, Guide):
             raise TypeError(
                 f"SVI(guide=...): expected a guide such as bll.guides.Diagonal(), got {self.guide!r}"
