@@ -250,6 +250,10 @@ def test_weights_without_a_meaning_are_refused(regression, classes):
         bll.ood.Detector().calibrate(regression, weighted)
     with pytest.raises(ValueError, match=r"train=...\): expected rows without sample_weight"):
         bll.ood.Detector(bll.ood.Mahalanobis()).calibrate(classes, X, train=bll.Data((X, LABELS), WEIGHT))
+    with pytest.raises(ValueError, match=r"extract: expected rows without sample_weight"):
+        bll.extract(nn.Identity(), weighted)
+    with pytest.raises(ValueError, match=r"sbc: expected rows without exposure"):
+        bll.sbc(regression.layer, bll.Exact(), bll.Data(X, exposure=EXPOSURE))
     fits = {"a": regression, "b": regression}
     with pytest.raises(ValueError, match=r"compare\(new_data=...\): expected rows without sample_weight"):
         bll.compare(fits, (X, Y), new_data=weighted)

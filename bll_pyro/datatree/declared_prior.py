@@ -71,7 +71,8 @@ def prior_predictive(
     ``observed_data/y``        the targets, where they are given       ``obs`` (``, output``)
     ========================== ======================================= =========================================
 
-    Draws are independent: one chain. :func:`bll_pyro.plots.prior_predictive` shows the result.
+    Draws are independent: one chain. :func:`bll_pyro.plots.prior_predictive` shows the result; ArviZ's plots of predictive
+    checks take ``var_names=["y"]``.
 
     Parameters
     ----------

@@ -69,7 +69,8 @@ def to_datatree(
     ``log_likelihood``       log p(y_n | draw) of each row, or of each target,  ``chain, draw, obs`` (``, output``)
                              times the row's weight
     ``log_prior``            log p(site) by site                                ``chain, draw``
-    ``posterior_predictive`` new targets ``y``; ``class_probs`` if asked for    ``chain, draw, obs`` (``, output``, ``class``)
+    ``posterior_predictive`` new targets ``y``                                  ``chain, draw, obs`` (``, output``)
+    ``class_probs``          P(y_n = c | draw) as ``y``, if asked for           ``chain, draw, obs, class``
     ``prior``                draws of all sites from the prior                  as in ``posterior``
     ``prior_predictive``     new targets ``y`` under the prior                  ``chain, draw, obs`` (``, output``)
     ``observed_data``        targets ``y``                                      ``obs`` (``, output``)
@@ -106,7 +107,7 @@ def to_datatree(
     class_names, output_names, feature_names
         Coordinates: of classes, of outputs (by default the classes, where there is one output for each), of features.
     class_probs
-        Also keep each draw's class probabilities, in ``posterior_predictive``.
+        Also keep each draw's class probabilities, in a group of their own.
     include_features
         Also keep the features ``[obs, feature]``, in ``constant_data``.
 
@@ -196,7 +197,7 @@ class FitGroups:
                 new = rows.new_targets(draws, derived_seed(self.seed, 1, number))
                 kept["posterior_predictive", "y"].append(new)
             if class_probs:
-                kept["posterior_predictive", "class_probs"].append(rows.class_probs(draws))
+                kept["class_probs", "class_probs"].append(rows.class_probs(draws))
             try:
                 log_q = rows.posterior.log_prob(in_float64(draws))
                 kept["sample_stats", "log_q"].append(log_q.cpu().numpy())
@@ -209,6 +210,9 @@ class FitGroups:
         for group in ("log_likelihood", "posterior_predictive"):
             if group in arrays:
                 self.datasets[group] = self.layout.of_draws(arrays[group])
+        if class_probs:  # not in posterior_predictive, all of which ArviZ's plots take for targets
+            probs = self.layout.of_draws(arrays["class_probs"])
+            self.datasets["class_probs"] = probs.rename(class_probs="y")
         if log_prior:
             self.datasets["log_prior"] = self.layout.of_draws(arrays["log_prior"])
         stats = arrays.get("sample_stats", {})

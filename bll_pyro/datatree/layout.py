@@ -22,6 +22,7 @@ SAMPLE_DIMS = ("chain", "draw")
 _ORDER = (
     "posterior",
     "posterior_predictive",
+    "class_probs",
     "predictions",
     "log_likelihood",
     "log_prior",

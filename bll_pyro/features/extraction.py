@@ -29,6 +29,8 @@ from bll_pyro.files import LOCK, SCRATCH, only_writer, user_path
 from bll_pyro.progress import progress
 from bll_pyro.scope import isolated
 
+UNKEPT = "features are stored without it: extract the rows alone, and use bll.Data(features, ...) where they are used"
+
 
 def extract(
     backbone: nn.Module | None,
@@ -80,6 +82,8 @@ def extract(
     check_device(device, "extract")
     with isolated():
         source = read(data, need_targets=False, num_workers=num_workers)
+        if source is not data:
+            source.columns.refused("extract", UNKEPT, UNKEPT)
         return extract_source(
             backbone, source, store=store, batch_size=batch_size, device=device, dtype=dtype
         )

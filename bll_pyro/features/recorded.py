@@ -74,5 +74,7 @@ def _first_numbers(tensors: list[Tensor]) -> Tensor:
     by_device: dict[torch.device, list[Tensor]] = {}
     for tensor in tensors:
         if tensor.numel() and not tensor.is_meta:
-            by_device.setdefault(tensor.device, []).append(tensor.detach()[(0,) * tensor.dim()].double())
-    return torch.cat([torch.zeros(0).double(), *(torch.stack(some).cpu() for some in by_device.values())])
+            by_device.setdefault(tensor.device, []).append(tensor.detach()[(0,) * tensor.dim()].float())
+    return torch.cat(
+        [torch.zeros(0, device="cpu"), *(torch.stack(some).cpu() for some in by_device.values())]
+    )

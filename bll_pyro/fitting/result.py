@@ -93,8 +93,8 @@ class Fit:
 
         ``integration`` is ``bll.QuasiMonteCarlo(num_points=256)`` by default; ``bll.Probit()`` is a cheap approximation for
         classes and labels. Works in batches: beyond the prediction itself, memory does not grow with the number of rows.
-        ``exposure``: of the rows of a fit of counts, ``[N]``; without it, of 1. With a detector its verdict is in ``.ood``;
-        the detector's scores always take the default integration, as in its calibration.
+        ``exposure``: of the rows of a fit of counts, ``[N]``; without it, of 1. Targets and weights that come along change
+        nothing. With a detector its verdict is in ``.ood``; its scores take the default integration, as in its calibration.
         """
         inputs = read(bundled(inputs, None, exposure), need_targets=False, what="inputs")
         columns, scores = self.columns(inputs), []

@@ -94,12 +94,12 @@ def class_probs(
     ValueError
         If the tree has no class probabilities, or not this row.
     """
-    if "posterior_predictive" not in tree.children or "class_probs" not in tree["posterior_predictive"]:
+    if "class_probs" not in tree.children:
         raise ValueError(
             "class_probs: expected a tree with class probabilities, got one without; make it with "
             "fit.to_datatree(..., class_probs=True)"
         )
-    probs = tree["posterior_predictive"].to_dataset()["class_probs"]
+    probs = tree["class_probs"].to_dataset()["y"]
     if obs not in probs["obs"].values:
         raise ValueError(
             f"class_probs(obs=...): expected a row of the tree, 0 to {probs.sizes['obs'] - 1}, got {obs!r}"

@@ -132,6 +132,8 @@ def _run(task: Task, num_simulations: int, num_processes: int | None) -> Iterato
 
 
 def _features(source: Source) -> Tensor:
+    unused = "targets are simulated for rows of weight and exposure 1: pass the features alone"
+    source.columns.refused("sbc", unused, unused)
     values = torch.cat([batch for batch, _ in source.batches(8192)])
     if values.dim() != 2 or len(values) < 2:
         raise ValueError(

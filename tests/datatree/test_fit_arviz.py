@@ -6,6 +6,7 @@
 import warnings
 
 import arviz as az
+import arviz_plots as azp
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
@@ -244,3 +245,15 @@ def test_names_survive_the_files(tmp_path):
     tree.to_netcdf(tmp_path / "fit.nc", engine="h5netcdf")
     back = xr.open_datatree(tmp_path / "fit.nc", engine="h5netcdf").load()
     assert back.equals(tree) and list(back["posterior"]["output"].values) == ["a", "bb", "c"]
+
+
+@pytest.mark.parametrize("plot", ["plot_ppc_dist", "plot_ppc_dist_pit", "plot_ppc_interval"])
+def test_class_probabilities_are_no_targets_of_predictive_checks(plot):
+    likelihood, kind, inference = FITS["diagonal"]
+    data = rows(kind)
+    fit = bll.fit(bll.LastLayer(likelihood), data, inference=inference)
+    tree = fit.to_datatree(*data, num_draws=150, prior=False, class_probs=True)
+    getattr(azp, plot)(tree)
+    assert list(tree["posterior_predictive"].data_vars) == ["y"]
+    kept = tree["class_probs"]["y"]
+    np.testing.assert_allclose(kept.sum("class"), 1, rtol=1e-5)

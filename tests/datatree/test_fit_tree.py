@@ -191,7 +191,7 @@ def test_new_classes_come_with_their_probabilities(fit):
     share = np.stack([(drawn == k).mean(0) for k in range(NUM_CLASSES)], -1)
     probs = fit.predict(inputs).probs.numpy()
     assert np.abs(share - probs).max() < 5 * 0.5 / np.sqrt(num_draws)
-    kept = tree["posterior_predictive"]["class_probs"]
+    kept = tree["class_probs"]["y"]
     assert kept.dims == ("chain", "draw", "obs", "class") and list(kept["class"].values) == NAMES
     assert np.abs(kept.mean(("chain", "draw")).values - probs).max() < 5 * 0.5 / np.sqrt(num_draws)
 

@@ -54,7 +54,7 @@ def test_ridges_are_densities_of_the_draws(fit):
     tree = fit[0].to_datatree(*fit[1], num_draws=2000, class_probs=True, class_names=["a", "b", "c"])
     figure = bll.plots.class_probs(tree, 7)
     axes = figure.axes[0]
-    draws = tree["posterior_predictive"]["class_probs"].sel(obs=7).values[0]
+    draws = tree["class_probs"]["y"].sel(obs=7).values[0]
     points = [line for line in axes.lines if line.get_marker() == "o"]
     assert [float(line.get_xdata()[0]) for line in points] == pytest.approx(draws.mean(0).tolist(), rel=1e-5)
     assert [text.get_text() for text in axes.get_yticklabels()] == ["c", "b", "a"]
