@@ -154,6 +154,24 @@ def test_targets_beside_a_loader_that_shuffles_are_refused(regression, case):
         SHUFFLED[case](regression, loader, Y)
 
 
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_features_of_a_loader_that_shuffles_keep_their_targets_and_take_no_others(
+    regression, on_disk, tmp_path
+):
+    x, y = torch.from_numpy(X), torch.from_numpy(Y)
+    loader = DataLoader(TensorDataset(x, y), 16, shuffle=True, generator=torch.Generator().manual_seed(0))
+    features = bll.extract(nn.Identity(), loader, store=tmp_path if on_disk else None)
+    assert exact(regression, features) == pytest.approx(exact(regression, X, Y), rel=1e-4)
+    for call in (
+        lambda: bll.calibrate(regression, features, Y),
+        lambda: regression.predict(features).log_prob(Y),
+        lambda: bll.calibrate(regression, bll.Data(features, WEIGHT)),
+        lambda: features.with_targets(Y),
+    ):
+        with pytest.raises(ValueError, match=r"in a fixed order.*DataLoader that\s+shuffles"):
+            call()
+
+
 def test_a_network_in_between_changes_nothing(regression):
     network = nn.Linear(2, 2)
     with torch.no_grad():

@@ -61,7 +61,7 @@ class FeaturesSource(Source):
 
     def __init__(self, features: Features, targets: Tensor | None) -> None:
         self._features, self._targets = features, targets
-        self.num_rows = features.num_rows
+        self.num_rows, self.shuffled = features.num_rows, features.shuffled
         self.stored = features if targets is features.targets else features.with_targets(targets)
 
     @property
@@ -163,6 +163,11 @@ def _source(data: Any, what: str, num_workers: int) -> Source:
     elif not isinstance(inputs, Features):
         inputs = _rows(inputs, f"inputs of {what}")
     if targets is not None:
+        if isinstance(inputs, (Source, Features)) and inputs.shuffled:
+            raise ValueError(
+                f"{what}: expected rows in a fixed order, the order of the targets, got those of a DataLoader that shuffles and "
+                "targets beside it; pass its dataset, or let its items be (x, y)"
+            )
         targets = _rows(targets, f"targets of {what}")
         num_inputs = len(inputs) if isinstance(inputs, Tensor) else inputs.num_rows
         if num_inputs != len(targets):
@@ -171,7 +176,7 @@ def _source(data: Any, what: str, num_workers: int) -> Source:
                 "both need one entry per row"
             )
     if isinstance(inputs, Source):
-        return inputs if targets is None else TargetsBeside(inputs, targets, what)
+        return inputs if targets is None else TargetsBeside(inputs, targets)
     return FeaturesSource(inputs, targets) if isinstance(inputs, Features) else TensorSource(inputs, targets)
 
 

@@ -104,7 +104,9 @@ def extract_source(
     if store is None:
         memory = MemoryWriter(source.num_rows)
         _run(backbone, source, memory.append, batch_size, device, dtype)
-        return memory.close()
+        features = memory.close()
+        features.shuffled = source.shuffled
+        return features
     folder = user_path(store)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"store: expected a folder, got the file {str(store)!r}; name a folder, which need not exist")
@@ -123,7 +125,10 @@ def extract_source(
                     key = features_key(backbone, inputs_hash, dtype)
                     writer.close(folder / key, key)
     features = _open(folder / key, key)
-    return features if source.shuffled else features.with_targets(targets)
+    if not source.shuffled:
+        return features.with_targets(targets)
+    features.shuffled = True
+    return features
 
 
 def features_in_memory(

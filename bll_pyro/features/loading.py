@@ -147,12 +147,7 @@ def _with_last_batch(loader: DataLoader[Any], sampler: Any, batch_size: int) -> 
 class TargetsBeside(Source):
     """Rows of a dataset or loader in a fixed order, with targets that came beside them in place of their own."""
 
-    def __init__(self, source: Source, targets: Tensor, what: str) -> None:
-        if source.shuffled:
-            raise ValueError(
-                f"{what}: expected rows in a fixed order, the order of the targets, got a DataLoader that shuffles and targets "
-                "beside it; pass its dataset, or let its items be (x, y)"
-            )
+    def __init__(self, source: Source, targets: Tensor) -> None:
         self._source, self._targets = source, targets
         self.num_rows, self.own_order = source.num_rows, source.own_order
 

@@ -46,6 +46,8 @@ class Features:
         The folder of the store; None in memory.
     key
         SHA-256 of backbone, inputs and dtype; None if it was not computed.
+    shuffled
+        Whether :func:`bll_pyro.extract` got the rows from a DataLoader that shuffles: other targets cannot be matched to them.
     """
 
     def __init__(
@@ -60,7 +62,7 @@ class Features:
         targets = [part for _, part in shards if part is not None]
         self._targets = ShardedRows(targets) if targets else None
         self._hashes = tuple(hashes)
-        self.path, self.key = path, key
+        self.path, self.key, self.shuffled = path, key, False
         self.num_shards = len(shards)
         self.num_rows = self._features.num_rows
         self.num_features = self._features.parts[0].shape[1]
@@ -116,15 +118,21 @@ class Features:
         """All targets ``[N]`` or ``[N, T]``, or None."""
         return None if self._targets is None else self._targets.all()
 
-    def with_targets(self, targets: Tensor | None) -> Features:
+    def with_targets(self, targets: Any) -> Features:
         """Return the same features with other targets ``[N]`` or ``[N, T]``, or with none; nothing is copied."""
-        if targets is not None and len(targets) != self.num_rows:
+        if targets is not None and self.shuffled:
             raise ValueError(
-                f"targets: expected {self.num_rows} entries, got {len(targets)}; one is needed for each row"
+                "targets: expected features of rows in a fixed order, the order of the targets, got those of a DataLoader that "
+                "shuffles; extract its dataset"
+            )
+        targets = None if targets is None else to_tensor(targets, "targets")
+        if targets is not None and (targets.ndim == 0 or len(targets) != self.num_rows):
+            raise ValueError(
+                f"targets: expected {self.num_rows} entries, got shape {list(targets.shape)}; one is needed for each row"
             )
         other = copy.copy(self)
         other.__dict__.pop("targets", None)
-        other._targets = None if targets is None else ShardedRows([targets.detach()])
+        other._targets = None if targets is None else ShardedRows([targets])
         return other
 
     def __len__(self) -> int:

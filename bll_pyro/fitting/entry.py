@@ -3,14 +3,7 @@
 from __future__ import annotations
 
 import copy
-<<<<<<< HEAD
-<<<<<<< HEAD
 import operator
-=======
-from dataclasses import replace
->>>>>>> d6c3f8e (A backbone that is trained on after a fit is noticed: versions of its tensors and their first numbers are kept)
-=======
->>>>>>> b7f325f (Arguments that cannot be used are refused by name; sparse features, layers of flows as guides)
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +12,8 @@ from torch import Tensor, nn
 
 from bll_pyro.checks import device as check_device
 from bll_pyro.features.columns import NO_COLUMNS, Columns, bundled
-<<<<<<< HEAD
-from bll_pyro.files import user_path
-=======
 from bll_pyro.features.recorded import Recorded
->>>>>>> d6c3f8e (A backbone that is trained on after a fit is noticed: versions of its tensors and their first numbers are kept)
+from bll_pyro.files import user_path
 from bll_pyro.fitting.result import Fit
 from bll_pyro.inference import SVI, Inference, Trace
 from bll_pyro.inference.rows import DesignRows, FeatureRows
@@ -93,31 +83,9 @@ def fit(
         raise ValueError("expected a backbone to train along, got none; pass backbone=... or freeze it")
     if device is not None:
         check_device(device, "fit")
+    seed = operator.index(seed)  # kept with the fit, so a plain number
     if sample_weight is not None or exposure is not None:
         data = bundled(data, sample_weight, exposure)
-<<<<<<< HEAD
-    seed = operator.index(seed)  # kept with the fit, so a plain number
-=======
-    rows = TrainingData.of(layer, data)
-    held_out = None
-    if validation_data is not None:
-        held_out = TrainingData.of(layer, validation_data, "validation_data", trains=False)
-    folder = None if store is None else Path(store)
-    seed = operator.index(seed)  # kept with the fit, so a plain number
-    stage, earlier = inference, None  # what runs on frozen features, and the trace of what ran before it
-    if inference.trains_backbone:
-        # the caller's network, and earlier fits that hold it, stay as they are
-        backbone = copy.deepcopy(backbone)
-        assert backbone is not None
-        posterior, trace = inference.train_backbone(layer, backbone, rows, seed, held_out, device)
-        num_rows, columns = rows.source.num_rows, rows.source.columns
-        total = float(num_rows) if columns is NO_COLUMNS else columns.total_weight(num_rows)
-        log_densities_in_user_units(trace, posterior.frame, total)
-        final_stage = inference.on_features()
-        if final_stage is None:
-            return Fit(layer, posterior, inference, trace, seed, rows.source.num_rows, backbone, folder)
-        stage, earlier = final_stage, trace
->>>>>>> f020320 (Numbers of NumPy's are taken wherever Python's are, and kept as plain ones)
     with isolated(seed):
         rows = TrainingData.of(layer, data)
         held_out = None
@@ -145,33 +113,14 @@ def fit(
         if held_out is not None:
             made = held_out.features(backbone, folder, device, batch_size)
             validation = *made, held_out.source.columns
-<<<<<<< HEAD
         posterior, trace = fit_features(
             layer, features, targets, stage, rows.target_shape, seed, rows.source.columns, validation, device,
             is_table=backbone is None and rows.source.stored is None,
         )  # fmt: skip
         if earlier is not None:
             trace.statistics["joint"] = earlier
-        return Fit(layer, posterior, inference, trace, seed, len(features), backbone, folder)
-=======
-    posterior, trace = fit_features(
-        layer, features, targets, stage, rows.target_shape, seed, rows.source.columns, validation, device
-    )
-    if earlier is not None:
-        trace.statistics["joint"] = earlier
-<<<<<<< HEAD
-<<<<<<< HEAD
-        return made  # with a network of its own
-    return made if backbone is None else replace(made, recorded=Recorded(backbone))
->>>>>>> d6c3f8e (A backbone that is trained on after a fit is noticed: versions of its tensors and their first numbers are kept)
-=======
-        return result  # its network is its own
-    return result if backbone is None else replace(result, recorded=Recorded(backbone))
->>>>>>> 20e426b (fit.draw: draws of the mean of the targets, one draw of the weights for all rows)
-=======
-    recorded = None if backbone is None or earlier is not None else Recorded(backbone)
-    return Fit(layer, posterior, inference, trace, seed, len(features), backbone, folder, recorded=recorded)
->>>>>>> b7f325f (Arguments that cannot be used are refused by name; sparse features, layers of flows as guides)
+        recorded = None if backbone is None or earlier is not None else Recorded(backbone)
+        return Fit(layer, posterior, inference, trace, seed, len(features), backbone, folder, recorded=recorded)
 
 
 def fit_features(
