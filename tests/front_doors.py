@@ -6,11 +6,9 @@ function answers for the container must be what it answers for the plain arrays 
 
 from __future__ import annotations
 
-import re
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +17,7 @@ import pandas as pd
 import scipy.sparse
 import torch
 import xarray as xr
-from hypothesis import strategies as st
 from numpy.typing import NDArray
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import bll_pyro as bll
@@ -30,7 +26,20 @@ type Values = NDArray[Any]
 
 NUM_COLUMNS = 3
 SIZES = (0, 1, 2, 3, 8, 30)
-TYPES = ("float64", "float32", "float16", "int64", "int32", "int16", "int8", "uint8", "uint16", "uint32", "uint64", "bool")
+TYPES = (
+    "float64",
+    "float32",
+    "float16",
+    "int64",
+    "int32",
+    "int16",
+    "int8",
+    "uint8",
+    "uint16",
+    "uint32",
+    "uint64",
+    "bool",
+)
 TORCH_ONLY = {"bfloat16": torch.bfloat16}
 
 
@@ -93,14 +102,18 @@ ARRAYS: dict[str, Callable[[Values], Any]] = {
     "masked": np.ma.masked_array,
     "matrix of objects": lambda v: v.astype(object),
     "tensor": lambda v: torch.tensor(v),
-    "tensor that wants gradients": lambda v: torch.tensor(v).requires_grad_() if v.dtype.kind == "f" else torch.tensor(v),
+    "tensor that wants gradients": lambda v: (
+        torch.tensor(v).requires_grad_() if v.dtype.kind == "f" else torch.tensor(v)
+    ),
     "transposed tensor": lambda v: torch.tensor(v.T.copy()).T if v.ndim == 2 else torch.tensor(v),
     "list": lambda v: v.tolist(),
     "list of arrays": list,
     "list of tensors": lambda v: [torch.tensor(row) for row in v],
     "tuple of rows": lambda v: tuple(v.tolist()),
     "frame": lambda v: pd.DataFrame(v) if v.ndim == 2 else pd.Series(v),
-    "frame with an index": lambda v: (pd.DataFrame if v.ndim == 2 else pd.Series)(v, index=np.arange(len(v))[::-1] * 7),
+    "frame with an index": lambda v: (pd.DataFrame if v.ndim == 2 else pd.Series)(
+        v, index=np.arange(len(v))[::-1] * 7
+    ),
     "xarray": lambda v: xr.DataArray(v),
     "sparse": lambda v: scipy.sparse.csr_array(v) if v.ndim == 2 else v,
     "iterator": lambda v: iter(v.tolist()),

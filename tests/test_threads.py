@@ -54,7 +54,9 @@ FITS: dict[str, Callable[[int], bll.Fit]] = {
     "pyro's own elbo": lambda seed: bll.fit(
         CLASSES, (X, LABELS), inference=bll.SVI(num_epochs=4, output_space=False), seed=seed
     ),
-    "flow": lambda seed: bll.fit(CLASSES, (X, LABELS), inference=bll.SVI(bll.guides.Flow(), num_epochs=4), seed=seed),
+    "flow": lambda seed: bll.fit(
+        CLASSES, (X, LABELS), inference=bll.SVI(bll.guides.Flow(), num_epochs=4), seed=seed
+    ),
     "joint": lambda seed: bll.fit(
         CLASSES, (X, LABELS), small_network(), bll.SVI(num_epochs=2, backbone_learning_rate=1e-3), seed=seed
     ),
@@ -84,7 +86,9 @@ def test_everything_at_once() -> None:
         lambda: prediction.crps(VALUES),
         lambda: torch.stack(prediction.interval(0.9)),
         lambda: prediction.sample(20, seed=2),
-        lambda: torch.from_numpy(fit.to_datatree(X, LABELS, num_draws=20)["posterior_predictive"]["y"].values),
+        lambda: torch.from_numpy(
+            fit.to_datatree(X, LABELS, num_draws=20)["posterior_predictive"]["y"].values
+        ),
         lambda: torch.tensor(float(bll.loo(fit, (X, LABELS)).elpd)),
         lambda: bll.fit(CLASSES, (X, LABELS), inference=SHORT, seed=3).predict(X).total,
         lambda: values.update((X, VALUES)).posterior.sample(5)["weight"],

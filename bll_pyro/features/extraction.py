@@ -109,7 +109,9 @@ def extract_source(
         return features
     folder = user_path(store)
     if folder.exists() and not folder.is_dir():
-        raise ValueError(f"store: expected a folder, got the file {str(store)!r}; name a folder, which need not exist")
+        raise ValueError(
+            f"store: expected a folder, got the file {str(store)!r}; name a folder, which need not exist"
+        )
     inputs_hash, targets = source.scan()
     key = features_key(backbone, inputs_hash, dtype)
     if not (folder / key).exists():

@@ -120,7 +120,9 @@ def fit(
         if earlier is not None:
             trace.statistics["joint"] = earlier
         recorded = None if backbone is None or earlier is not None else Recorded(backbone)
-        return Fit(layer, posterior, inference, trace, seed, len(features), backbone, folder, recorded=recorded)
+        return Fit(
+            layer, posterior, inference, trace, seed, len(features), backbone, folder, recorded=recorded
+        )
 
 
 def fit_features(

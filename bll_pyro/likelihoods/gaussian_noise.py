@@ -12,13 +12,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from bll_pyro.gaussian import OutputGaussian, Outputs
-<<<<<<< HEAD
 from bll_pyro.likelihoods.base import Likelihood
-from bll_pyro.likelihoods.targets import float_targets
-=======
-from bll_pyro.likelihoods.base import Likelihood, TargetShape
 from bll_pyro.likelihoods.targets import check_varying, float_targets
->>>>>>> c6462e9 (Constant targets are refused where their noise is to be learned: it would be 0, and has no posterior)
 
 
 class GaussianNoise(Likelihood):
