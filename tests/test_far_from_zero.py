@@ -227,3 +227,8 @@ def test_ordinary_float32_stays_float32() -> None:
 )
 def test_whole_numbers_become_floats_that_hold_them(given: str, expected: str) -> None:
     assert as_floats(torch.ones(2, dtype=getattr(torch, given))).dtype == getattr(torch, expected)
+
+
+def test_draws_of_the_mean() -> None:
+    near, far = (fit.draw(X[TEST], 20) for fit in fits())
+    same(far, near, OFFSET)

@@ -90,7 +90,7 @@ def test_arguments_of_functions(tmp_path: Any) -> None:
     net = nn.Linear(3, 2)
     fit = bll.fit(layer, (X, Y), net, bll.Exact(), seed=I(1), batch_size=I(16))
     fit.save(tmp_path)
-    assert bll.load(tmp_path, backbone=net).seed == 1
+    assert bll.load(tmp_path, backbone=nn.Linear(3, 2)).seed == 1
     prediction = fit.predict(X, batch_size=I(16), integration=bll.QuasiMonteCarlo(I(32), I(1)))
     lower, upper = prediction.interval(F(0.9))
     assert bool((lower < upper).all())
