@@ -25,6 +25,7 @@ from bll_pyro.posterior import Posterior
 from bll_pyro.scope import isolated
 
 DEFAULT = SVI()
+LARGE_COUNT = 1e4  # its log density y log y has an error of 0.01 nats in float32
 NOT_COPIED = (
     "backbone: expected a module that can be copied, since a copy is trained, got {}: {}; run lazy modules on a batch first, and "
     "take torch.nn.utils.parametrizations.weight_norm for weight_norm"
@@ -140,14 +141,16 @@ def fit_features(
     """Fit on features ``[N, D]`` and targets as the likelihood uses them.
 
     Makes the frame of the training rows (of a table, or of features of a network), brings the declaration into its units, and
-    runs the inference. It computes in float64 where the features, or the coordinates of the prior, are in float64.
+    runs the inference. It computes in float64 where the features, or the coordinates of the prior, are in float64, and for large
+    counts, whose log densities have more digits than float32 holds.
     """
     num_outputs, num_features = layer.likelihood.num_outputs(target_shape), features.shape[1]
     layer.prior.check((num_outputs, num_features))
     inference.check(layer, num_outputs, num_features + int(layer.bias))
     given = layer.prior.frame
     is_wide = torch.float64 in (features.dtype, None if given is None else given.center.dtype)
-    dtype = torch.float64 if is_wide else torch.float32
+    is_large = layer.likelihood.is_count and float(targets.max()) > LARGE_COUNT
+    dtype = torch.float64 if is_wide or is_large else torch.float32
     with isolated(seed, dtype):
         frame = make_frame(layer, features, targets, inference.rotates(layer), dtype, columns, is_table)
         rows = DesignRows(features, targets, frame, device or "cpu", columns)

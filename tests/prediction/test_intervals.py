@@ -256,6 +256,22 @@ def test_crps_of_counts_of_any_size(rate: float, spread: float, targets: list[fl
     np.testing.assert_allclose(found[:, 0], expected, rtol=2e-6)
 
 
+@pytest.mark.parametrize("size", [1e5, 1e7])
+def test_large_counts_are_fitted_in_float64(size: float) -> None:
+    """Features in float32 give the evidence, and the mean, of those in float64."""
+    random = np.random.default_rng(0)
+    features = random.normal(size=(200, 2)).astype("float32")
+    targets = random.poisson(size * np.exp(0.3 * features[:, 0]))
+    layer = bll.LastLayer(bll.likelihoods.Poisson())
+    found = [
+        bll.fit(layer, (rows, targets), inference=bll.Laplace()).log_evidence
+        for rows in (features, features.astype(float))
+    ]
+    assert found[0] == pytest.approx(found[1], abs=1e-3)
+    prediction = bll.fit(layer, (features, targets)).predict(features)
+    assert float(prediction.mean.sum()) == pytest.approx(targets.sum(), rel=1e-4)
+
+
 def test_log_densities_and_quantiles_of_large_counts() -> None:
     """Of one Poisson, whose rate is known: in float32 log densities of counts of 1e6 are off by whole nats."""
     targets = np.random.default_rng(0).poisson(1e6, 200)
