@@ -32,6 +32,7 @@ NARROW = 0.4  # brackets of whole numbers
 NUM_GRID = 129
 NUM_STEPS = 24  # bisections of the lower end, from one step of the grid on
 NUM_NODES = 16
+MAX_VALUES = 1024  # of a count that are looked at one by one
 NUM_TERMS = 128  # steps over the range of a count
 TAIL = 1e-6  # probability on either side of that range
 BREAKS = (1e-4, 0.02, 0.25, 0.75, 0.98, 1 - 1e-4)  # quantiles between which F is smooth enough for few nodes
@@ -165,11 +166,15 @@ def shortest_range(
     start: Float[Tensor, "N T"],
     weights: Float[Tensor, "M 1 T"] | None = None,
 ) -> tuple[Float[Tensor, "N T"], Float[Tensor, "N T"]]:
-    """Fewest neighbouring whole numbers ``[n, T]`` with probability ``prob`` or more; of equals the most probable ones."""
+    """Fewest neighbouring whole numbers ``[n, T]`` with probability ``prob`` or more; of equals the most probable ones.
+
+    Where more than ``MAX_VALUES`` have to be looked at, they begin where the shortest interval of real numbers does.
+    """
     cdf, tail = mixture_cdf(parts, weights), (1 - prob) / 50
     low = mixture_quantile(parts, tail, start, weights, NARROW).round()
     high = mixture_quantile(parts, 1 - tail, start, weights, NARROW).round()
-    num_values = int((high - low).max()) + 1
+    is_wide = high - low >= MAX_VALUES
+    num_values = int((high - low).where(~is_wide, 0.0).max()) + 1
     table = torch.stack([cdf(low + k - 1) for k in range(num_values + 1)], -1)  # F(low - 1), F(low), ...
     below = table[..., :-1].contiguous()
     last = torch.searchsorted(table.contiguous(), below + prob * (1 - 1e-6))
@@ -179,7 +184,13 @@ def shortest_range(
     # a size is a whole number and the probability at most 1: it only decides between equals
     score = torch.where(enough, size - (table.gather(-1, last) - below), torch.inf)
     first = score.argmin(-1, keepdim=True)
-    return low + first.squeeze(-1), low + last.gather(-1, first).squeeze(-1) - 1
+    lower, upper = low + first.squeeze(-1), low + last.gather(-1, first).squeeze(-1) - 1
+    if bool(is_wide.any()):
+        begin = shortest_interval(parts, prob, start, weights)[0].round()
+        reached = cdf(begin - 1) + prob
+        end = bisect(lambda x: cdf(x) < reached, begin, 2 * high - low, NUM_BISECTIONS, NARROW).round()
+        lower, upper = torch.where(is_wide, begin, lower), torch.where(is_wide, end, upper)
+    return lower, upper
 
 
 def mixture_crps(

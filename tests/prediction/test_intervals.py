@@ -15,7 +15,7 @@ from bll_pyro.gaussian import OutputDraws, OutputGaussian
 from bll_pyro.likelihoods.poisson import PoissonCounts
 from bll_pyro.prediction import OrdinalPrediction, QuasiMonteCarlo, ValuePrediction
 from bll_pyro.prediction.classes import predict_classes
-from bll_pyro.prediction.mixtures import count_crps
+from bll_pyro.prediction.mixtures import count_crps, shortest_range
 from bll_pyro.prediction.values import Mixture, predict_values
 from bll_pyro.scope import generator
 
@@ -254,6 +254,23 @@ def test_crps_of_counts_of_any_size(rate: float, spread: float, targets: list[fl
     reached = np.mean([scipy.stats.poisson.cdf(whole, r) for r in rates], 0)
     expected = [((reached - (whole >= y)) ** 2).sum() for y in targets]
     np.testing.assert_allclose(found[:, 0], expected, rtol=2e-6)
+
+
+def test_shortest_ranges_of_large_and_small_counts_together() -> None:
+    """Against all ranges of whole numbers: with the probability, and as short up to a thousandth."""
+    scales = np.exp(0.1 * scipy.stats.norm.ppf((np.arange(64) + 0.5) / 64))
+    sizes = torch.tensor([[4.0], [2e4]], dtype=torch.float64)
+    parts = PoissonCounts(torch.tensor(scales)[:, None, None] * sizes, validate_args=False)
+    lower, upper = shortest_range(parts, 0.8, sizes)
+    for row, size in enumerate(sizes.flatten().tolist()):
+        whole = np.arange(int(2 * size) + 20)
+        reached = np.mean([scipy.stats.poisson.cdf(whole, size * scale) for scale in scales], 0)
+        below = np.concatenate([[0.0], reached])[:-1]
+        ends = np.searchsorted(reached, below + 0.8 - 1e-12)
+        shortest = (ends - whole)[ends < len(whole)].min()
+        first, last = int(lower[row]), int(upper[row])
+        assert reached[last] - below[first] >= 0.8 - 1e-6
+        assert last - first <= shortest * 1.001
 
 
 @pytest.mark.parametrize("size", [1e5, 1e7])
