@@ -5,13 +5,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, fields
 from functools import cached_property
+from numbers import Integral
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bll_pyro.checks import count
+from bll_pyro.checks import count, message
 from bll_pyro.frame import Frame
 from bll_pyro.gaussian import (
     Delta,
@@ -124,7 +125,8 @@ class GaussianPosterior(Posterior):
     @own_modes()
     def sample(self, num_draws: int = 1000, seed: int = 0) -> Draws:
         """Independent draws, one chain."""
-        count(num_draws, "num_draws", "sample")
+        if not isinstance(num_draws, Integral) or num_draws < 1:
+            raise ValueError(message("num_draws", "sample", "a whole number >= 1", num_draws))
         random = generator(seed, self.latents.globals_loc.device)
         u, weights = self.latents.rsample(num_draws, random)
         values = self.frame.split(weights)

@@ -6,6 +6,8 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from bll_pyro.scope import isolated
+
 
 @contextmanager
 def progress(total: int, description: str) -> Iterator[Callable[[int, str], None]]:
@@ -13,8 +15,9 @@ def progress(total: int, description: str) -> Iterator[Callable[[int, str], None
     if not sys.stderr.isatty():
         yield lambda num_done, note: None
         return
-    from rich.console import Console
-    from rich.progress import Progress
+    with isolated():  # its first import draws a random number
+        from rich.console import Console
+        from rich.progress import Progress
 
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(description, total=total)

@@ -159,7 +159,7 @@ def install() -> None:
     """Put the wrappers around all public functions and around the public methods of results."""
     for name in bll_pyro.__all__:
         value = getattr(bll_pyro, name)
-        if inspect.isfunction(value):
+        if inspect.isfunction(value) and name != "timm_backbone":  # which draws its weights, as torch does
             setattr(bll_pyro, name, watching(value, f"bll.{name}"))
     for room in MODULES:
         module = import_module(f"bll_pyro.{room}")

@@ -143,9 +143,9 @@ def to_datatree(
 
 def _check_numbers(num_draws: int | None, thin: int, prior: bool | int) -> None:
     for name, value in (("num_draws", num_draws), ("thin", thin), ("prior", prior)):
-        if value is None or (isinstance(value, bool) and name == "prior"):
-            continue
-        count(value, name, "to_datatree")
+        is_switch = value is None or (isinstance(value, bool) and name == "prior")
+        if not is_switch and (type(value) is not int or value < 1):
+            count(value, name, "to_datatree")
 
 
 @dataclass

@@ -108,10 +108,6 @@ def extract_source(
         features.shuffled = source.shuffled
         return features
     folder = user_path(store)
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(
-            f"store: expected a folder, got the file {str(store)!r}; name a folder, which need not exist"
-        )
     inputs_hash, targets = source.scan()
     key = features_key(backbone, inputs_hash, dtype)
     if not (folder / key).exists():
@@ -229,6 +225,7 @@ def _refuse(features: Tensor, first_row: int, source: Source) -> NoReturn:
 @contextmanager
 def _moved(backbone: nn.Module | None, device: str | torch.device | None) -> Iterator[None]:
     """Move the backbone to `device` inside the block, and back afterwards."""
+    check_device(device, "features")
     original = None if backbone is None else next((p.device for p in backbone.parameters()), None)
     if backbone is None or original is None or device is None or torch.device(device) == original:
         yield

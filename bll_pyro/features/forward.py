@@ -147,6 +147,7 @@ def frozen(backbone: nn.Module) -> Iterator[nn.Module]:
                 mode, users = _MODES.get(id(part), (part.training, 0))
                 entered.append(part)
                 _MODES[id(part)] = mode, users + 1
+            for part in entered:  # when all are noted: a compiled module shares its mode with the one inside
                 part.training = False  # not by eval(), which a submodule may override
         with torch.no_grad():
             yield backbone

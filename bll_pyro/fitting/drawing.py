@@ -27,6 +27,7 @@ def draw(
 ) -> Float[Tensor, "S N ..."]:
     """``E[y | x, w]`` of all rows for draws of w from the posterior; see :meth:`bll_pyro.Fit.draw`."""
     count(num_draws, "num_draws", "draw")
+    count(batch_size, "batch_size", "draw")
     if isinstance(fit.recalibration, PredictiveTemperature):
         raise ValueError(
             "draw: expected a fit without a predictive temperature, which changes the average of the probabilities over all draws "

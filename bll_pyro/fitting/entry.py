@@ -84,10 +84,10 @@ def fit(
         raise ValueError("expected a backbone to train along, got none; pass backbone=... or freeze it")
     if device is not None:
         check_device(device, "fit")
-    seed = operator.index(seed)  # kept with the fit, so a plain number
     if sample_weight is not None or exposure is not None:
         data = bundled(data, sample_weight, exposure)
     with isolated(seed):
+        seed = operator.index(seed)  # kept with the fit, so a plain number
         rows = TrainingData.of(layer, data)
         held_out = None
         if validation_data is not None:
@@ -95,12 +95,9 @@ def fit(
         folder = None if store is None else user_path(store)
         stage, earlier = inference, None  # what runs on frozen features, and the trace of what ran before it
         if inference.trains_backbone:
-            # the caller's network, and earlier fits that hold it, stay as they are
-            try:
-                backbone = copy.deepcopy(backbone)
-            except Exception as error:  # whatever the parts of a network raise when they are copied
-                raise ValueError(NOT_COPIED.format(type(backbone).__name__, error)) from error
-            assert backbone is not None
+            backbone = copied(
+                backbone
+            )  # the caller's network, and earlier fits that hold it, stay as they are
             posterior, trace = inference.train_backbone(layer, backbone, rows, seed, held_out, device)
             num_rows, columns = rows.source.num_rows, rows.source.columns
             total = float(num_rows) if columns is NO_COLUMNS else columns.total_weight(num_rows)
@@ -118,12 +115,19 @@ def fit(
             layer, features, targets, stage, rows.target_shape, seed, rows.source.columns, validation, device,
             is_table=backbone is None and rows.source.stored is None,
         )  # fmt: skip
-        if earlier is not None:
-            trace.statistics["joint"] = earlier
+        trace.statistics |= {} if earlier is None else {"joint": earlier}
         recorded = None if backbone is None or earlier is not None else Recorded(backbone)
-        return Fit(
-            layer, posterior, inference, trace, seed, len(features), backbone, folder, recorded=recorded
-        )
+        num_rows = len(features)
+        return Fit(layer, posterior, inference, trace, seed, num_rows, backbone, folder, recorded=recorded)
+
+
+def copied(backbone: nn.Module | None) -> nn.Module:
+    """A copy of a network; ValueError if it cannot be copied."""
+    assert backbone is not None
+    try:
+        return copy.deepcopy(backbone)
+    except Exception as error:  # whatever the parts of a network raise
+        raise ValueError(NOT_COPIED.format(type(backbone).__name__, error)) from error
 
 
 def fit_features(

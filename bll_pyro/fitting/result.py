@@ -212,9 +212,8 @@ class Fit:
         """Rows with targets, together in any form that :func:`bll_pyro.fit` takes or as two arguments, read once and checked."""
         source = read(paired(inputs, targets), need_targets=True, what=what)
         likelihood, columns = self.layer.likelihood, self.columns(source)
-        whole = None if self.backbone is None else source.tensors()
-        if whole is not None and whole[1] is not None:
-            likelihood.check_targets(whole[1])  # before the backbone runs
+        if self.backbone is not None and (whole := source.tensors()) is not None:
+            likelihood.check_targets(whole[1])  # type: ignore[arg-type]  # before the backbone runs
         parts = list(self.feature_batches(source, batch_size))
         given = torch.cat([part for _, part in parts if part is not None])
         check_finite(given, f"targets of {what}")
@@ -235,21 +234,21 @@ class Fit:
 
     def feature_batches(self, inputs: Any, batch_size: int = 256) -> Iterator[tuple[Tensor, Tensor | None]]:
         """Features ``[n, D]`` and targets of inputs, batch by batch; :meth:`features` joins them."""
-        count(batch_size, "batch_size", "Fit", remedy="256 suits most networks")
-        size, backbone = PREDICTION_ROWS, None
-        if self.backbone is not None:
-            object.__setattr__(self, "recorded", noticed(self.recorded, self.backbone))
-        if self.backbone is None:
-            source: Source | Features = read(inputs, need_targets=False, what="inputs")
-        elif self.store is not None:
-            source = extract(self.backbone, inputs, store=self.store, batch_size=batch_size)
-        else:
-            source, size = read(inputs, need_targets=False, what="inputs"), batch_size
-            backbone = self.backbone
-        runs_code = backbone is not None or (isinstance(source, Source) and not source.in_memory)
-        batches = source.batches(size)
+        if type(batch_size) is not int or batch_size < 1:
+            batch_size = count(batch_size, "batch_size", "Fit", remedy="256 suits most networks")
+        given = read(inputs, need_targets=False, what="inputs")
+        source: Source | Features = given
+        backbone, runs_code = self.backbone, not given.in_memory
+        if backbone is not None:
+            object.__setattr__(self, "recorded", noticed(self.recorded, backbone))
+            if self.store is not None:
+                source = extract(backbone, given, store=self.store, batch_size=batch_size)
+                backbone, runs_code = None, False
+        batches = source.batches(PREDICTION_ROWS if backbone is None else batch_size)
         while True:
-            with isolated() if runs_code else nullcontext():  # the user's code may draw random numbers
+            with (
+                isolated() if runs_code or backbone else nullcontext()
+            ):  # code of the user's may draw random numbers
                 batch = next(batches, None)
                 if batch is None:
                     return

@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from bll_pyro.metrics.arrays import Array, Mask, Values, checked_share, real, round_up, row_weights
+from bll_pyro.scope import isolated
 
 
 def auroc(known_scores: Values, unknown_scores: Values, *, sample_weight: Values | None = None) -> float:
@@ -26,7 +27,8 @@ def auroc(known_scores: Values, unknown_scores: Values, *, sample_weight: Values
     ValueError
         For empty scores, NaN, or more than one dimension.
     """
-    from sklearn.metrics import roc_auc_score
+    with isolated():  # its first import draws a random number
+        from sklearn.metrics import roc_auc_score
 
     is_unknown, ranks = _ranked(known_scores, unknown_scores)
     weights = None
@@ -53,7 +55,8 @@ def aupr(known_scores: Values, unknown_scores: Values) -> float:
     ValueError
         For empty scores, NaN, or more than one dimension.
     """
-    from sklearn.metrics import average_precision_score
+    with isolated():
+        from sklearn.metrics import average_precision_score
 
     is_unknown, ranks = _ranked(known_scores, unknown_scores)
     return float(average_precision_score(is_unknown, ranks))
