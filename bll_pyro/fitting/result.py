@@ -64,8 +64,7 @@ class Fit:
     detector
         A calibrated detector, whose verdict comes with every prediction; see :meth:`with_detector`.
     recorded
-        State of the backbone when it was fitted, loaded or first used: a backbone that was trained on later is warned of. It is
-        not saved.
+        State of the backbone when it was fitted, loaded or first used, to warn of one that was trained on later; not saved.
     """
 
     layer: LastLayer
@@ -238,7 +237,8 @@ class Fit:
             batch_size = count(batch_size, "batch_size", "Fit", remedy="256 suits most networks")
         given = read(inputs, need_targets=False, what="inputs")
         source: Source | Features = given
-        backbone, runs_code = self.backbone, not given.in_memory
+        backbone = self.backbone
+        runs_code = backbone is not None or not given.in_memory
         if backbone is not None:
             object.__setattr__(self, "recorded", noticed(self.recorded, backbone))
             if self.store is not None:
@@ -246,9 +246,7 @@ class Fit:
                 backbone, runs_code = None, False
         batches = source.batches(PREDICTION_ROWS if backbone is None else batch_size)
         while True:
-            with (
-                isolated() if runs_code or backbone else nullcontext()
-            ):  # code of the user's may draw random numbers
+            with isolated() if runs_code else nullcontext():  # code of the user's may draw random numbers
                 batch = next(batches, None)
                 if batch is None:
                     return
