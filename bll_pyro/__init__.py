@@ -15,6 +15,7 @@ _ROOMS = {
     "Model": "model",
     "Fit": "fitting",
     "fit": "fitting",
+    "FitWarning": "inference.base",
     "SVI": "inference.svi",
     "Exact": "inference.exact",
     "Laplace": "inference.laplace",
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
     from bll_pyro.features.store import Features
     from bll_pyro.fitting import Fit, fit, load
     from bll_pyro.inference import criteria, noises
+    from bll_pyro.inference.base import FitWarning
     from bll_pyro.inference.exact.exact import Exact
     from bll_pyro.inference.laplace.laplace import Laplace
     from bll_pyro.inference.nuts.nuts import NUTS

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from bll_pyro.checks import plain_numbers
+from bll_pyro.summary import brief
 
 Plain = Any  # None, bool, number, string, or a list or dictionary of these
 
@@ -40,11 +41,21 @@ class Declaration(metaclass=_PlainNumbers):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        if "__repr__" not in vars(cls):  # dataclasses write one only where the class has none of its own
+            cls.__repr__ = Declaration.__repr__  # type: ignore[method-assign]
         if cls.__name__.startswith("_"):
             return
         name = f"{cls.family}.{cls.__name__}"
         own = cls.__module__.partition(".")[0] == __name__.partition(".")[0]
         Declaration.registry[name if own else f"{cls.__module__}:{name}"] = cls
+
+    def __repr__(self) -> str:
+        """As of a dataclass, with larger tensors by their shape alone."""
+        shown: list[dataclasses.Field[Any]] = []
+        if dataclasses.is_dataclass(self):
+            shown = [f for f in dataclasses.fields(self) if f.repr]
+        body = (f"{f.name}={_repr_of(getattr(self, f.name))}" for f in shown)
+        return f"{type(self).__name__}({', '.join(body)})"
 
     def __eq__(self, other: object) -> bool:
         if type(self) is not type(other):
@@ -60,6 +71,10 @@ class Declaration(metaclass=_PlainNumbers):
         plain = to_plain(self, tensors, functions=True)
         contents = tuple((k, tuple(t.shape), t.flatten().tolist().__repr__()) for k, t in tensors.items())
         return (repr(plain), contents)
+
+
+def _repr_of(value: Any) -> str:
+    return brief(value) if isinstance(value, (Tensor, dict)) else repr(value)
 
 
 def to_plain(value: Any, tensors: dict[str, Tensor], path: str = "", *, functions: bool = False) -> Plain:

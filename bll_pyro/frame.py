@@ -32,6 +32,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from bll_pyro.gaussian.scratch import scratch
+from bll_pyro.summary import Summary
 
 
 def as_floats(values: Tensor) -> Tensor:
@@ -42,7 +43,7 @@ def as_floats(values: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, eq=False)
-class Frame:
+class Frame(Summary):
     """Constants of the training set.
 
     Parameters

@@ -29,12 +29,13 @@ from bll_pyro.likelihoods.base import TargetShape
 from bll_pyro.model import GlobalSites
 from bll_pyro.priors import Posterior as PosteriorPrior
 from bll_pyro.scope import generator, own_modes
+from bll_pyro.summary import Summary
 
 Draws = dict[str, Tensor]
 
 
 @dataclass(frozen=True, eq=False)
-class Posterior(ABC):
+class Posterior(Summary, ABC):
     """Posterior of a last layer, on the scale of the standardised features and targets.
 
     Parameters

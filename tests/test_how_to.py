@@ -21,6 +21,9 @@ def cells(page: Path) -> str:
 
 @pytest.mark.slow
 @pytest.mark.nuts
+@pytest.mark.filterwarnings(
+    "ignore:NUTS. :bll_pyro.FitWarning"
+)  # chains as short as the page says that they are
 def test_own_likelihood(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:

@@ -9,10 +9,11 @@ from torch import Tensor
 
 from bll_pyro.features.arrays import check_finite, to_tensor
 from bll_pyro.frame import as_floats
+from bll_pyro.summary import Summary
 
 
 @dataclass(frozen=True, eq=False)
-class Data:
+class Data(Summary):
     """Data with a weight or an exposure for each row.
 
     Every function of the library that takes data also takes this; ``bll.fit(..., sample_weight=, exposure=)`` and
@@ -61,7 +62,7 @@ class Data:
 
 
 @dataclass(frozen=True, eq=False)
-class Columns:
+class Columns(Summary):
     """Checked weights ``[N]`` and exposures ``[N, 1]`` or ``[N, T]`` of rows; None if there are none."""
 
     weight: Tensor | None = None

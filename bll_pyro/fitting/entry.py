@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import copy
+<<<<<<< HEAD
 import operator
+=======
+import warnings
+>>>>>>> b922691 (Results print as a few readable lines, and bll.fit warns of every message of the trace)
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +20,7 @@ from bll_pyro.features.recorded import Recorded
 from bll_pyro.files import user_path
 from bll_pyro.fitting.result import Fit
 from bll_pyro.inference import SVI, Inference, Trace
+from bll_pyro.inference.base import FitWarning
 from bll_pyro.inference.rows import DesignRows, FeatureRows
 from bll_pyro.inference.standardization import log_densities_in_user_units, make_frame
 from bll_pyro.inference.training_data import TrainingData
@@ -82,10 +87,35 @@ def fit(
         raise TypeError(f"backbone: expected a torch.nn.Module or None, got {type(backbone).__name__}")
     if inference.trains_backbone and backbone is None:
         raise ValueError("expected a backbone to train along, got none; pass backbone=... or freeze it")
+<<<<<<< HEAD
     if device is not None:
         check_device(device, "fit")
     if sample_weight is not None or exposure is not None:
         data = bundled(data, sample_weight, exposure)
+=======
+    if sample_weight is not None or exposure is not None:
+        data = bundled(data, sample_weight, exposure)
+    rows = TrainingData.of(layer, data)
+    held_out = None
+    if validation_data is not None:
+        held_out = TrainingData.of(layer, validation_data, "validation_data", trains=False)
+    folder = None if store is None else Path(store)
+    stage, earlier = inference, None  # what runs on frozen features, and the trace of what ran before it
+    if inference.trains_backbone:
+        # the caller's network, and earlier fits that hold it, stay as they are
+        backbone = copy.deepcopy(backbone)
+        assert backbone is not None
+        posterior, trace = inference.train_backbone(layer, backbone, rows, seed, held_out, device)
+        num_rows, columns = rows.source.num_rows, rows.source.columns
+        total = float(num_rows) if columns is NO_COLUMNS else columns.total_weight(num_rows)
+        log_densities_in_user_units(trace, posterior.frame, total)
+        final_stage = inference.on_features()
+        if final_stage is None:
+            for message in trace.messages:
+                warnings.warn(message, FitWarning, stacklevel=2)
+            return Fit(layer, posterior, inference, trace, seed, rows.source.num_rows, backbone, folder)
+        stage, earlier = final_stage, trace
+>>>>>>> b922691 (Results print as a few readable lines, and bll.fit warns of every message of the trace)
     with isolated(seed):
         seed = operator.index(seed)  # kept with the fit, so a plain number
         rows = TrainingData.of(layer, data)
@@ -111,6 +141,7 @@ def fit(
         if held_out is not None:
             made = held_out.features(backbone, folder, device, batch_size)
             validation = *made, held_out.source.columns
+<<<<<<< HEAD
         posterior, trace = fit_features(
             layer, features, targets, stage, rows.target_shape, seed, rows.source.columns, validation, device,
             is_table=backbone is None and rows.source.stored is None,
@@ -128,6 +159,16 @@ def copied(backbone: nn.Module | None) -> nn.Module:
         return copy.deepcopy(backbone)
     except Exception as error:  # whatever the parts of a network raise
         raise ValueError(NOT_COPIED.format(type(backbone).__name__, error)) from error
+=======
+    posterior, trace = fit_features(
+        layer, features, targets, stage, rows.target_shape, seed, rows.source.columns, validation, device
+    )
+    if earlier is not None:
+        trace.statistics["joint"] = earlier
+    for message in [*(earlier.messages if earlier else ()), *trace.messages]:
+        warnings.warn(message, FitWarning, stacklevel=2)
+    return Fit(layer, posterior, inference, trace, seed, len(features), backbone, folder)
+>>>>>>> b922691 (Results print as a few readable lines, and bll.fit warns of every message of the trace)
 
 
 def fit_features(

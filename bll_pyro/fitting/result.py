@@ -22,6 +22,7 @@ from bll_pyro.features.forward import compute_features, frozen
 from bll_pyro.features.recorded import Recorded, noticed
 from bll_pyro.features.sources import Source
 from bll_pyro.features.store import Features
+from bll_pyro.fitting.description import lines_of
 from bll_pyro.fitting.drawing import draw
 from bll_pyro.fitting.labelled import LabelledRows
 from bll_pyro.fitting.updating import update
@@ -34,6 +35,7 @@ from bll_pyro.posterior import Posterior
 from bll_pyro.prediction import Integration, Prediction, QuasiMonteCarlo, Recalibration, predict
 from bll_pyro.prediction.base import gathered
 from bll_pyro.scope import isolated, own_modes
+from bll_pyro.summary import Summary
 
 if TYPE_CHECKING:
     import xarray
@@ -42,7 +44,7 @@ PREDICTION_ROWS = 2048  # a batch of 8,192 leaves the cache between one step and
 
 
 @dataclass(frozen=True, eq=False)
-class Fit:
+class Fit(Summary):
     """A fitted Bayesian last layer.
 
     Parameters
@@ -129,6 +131,10 @@ class Fit:
         with a predictive temperature raises a ValueError, since that is of the average over draws.
         """
         return draw(self, inputs, num_draws, seed, exposure, batch_size)
+
+    def lines(self) -> dict[str, str]:
+        """What is printed of the fit, by name."""
+        return lines_of(self)
 
     def with_detector(self, detector: Detector | None) -> Self:
         """The same fit with a detector that was calibrated on it (None: without); it is saved along.

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from bll_pyro.inference.base import FitWarning
 from bll_pyro.inference.rows import DesignRows
 from bll_pyro.inference.standardization import log_densities_in_user_units
 from bll_pyro.scope import isolated
@@ -26,4 +28,6 @@ def update(fit: Fit, data: Any) -> dict[str, Any]:
     num_rows = fit.num_rows + len(given.features)
     assert trace.sums is not None  # an inference that can be updated keeps them
     log_densities_in_user_units(trace, posterior.frame, trace.sums.weight)
+    for message in trace.messages:
+        warnings.warn(message, FitWarning, stacklevel=3)
     return {"posterior": posterior, "trace": trace, "num_rows": num_rows}

@@ -9,10 +9,11 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from bll_pyro.gaussian.weights import LOG_TWO_PI, Dense, WeightGaussian, standard_normals
+from bll_pyro.summary import Summary
 
 
 @dataclass(frozen=True, eq=False)
-class LatentGaussian:
+class LatentGaussian(Summary):
     """``u = loc + factor e``, and ``A | u`` Gaussian with the mean shifted by ``coupling e``.
 
     Parameters

@@ -15,9 +15,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bll_pyro.gaussian.points import normal_points
+from bll_pyro.summary import Summary
 
 
-class Outputs(ABC):
+class Outputs(Summary, ABC):
     """The distribution of the outputs ``[N, K]`` of N rows."""
 
     @property

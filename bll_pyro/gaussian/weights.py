@@ -29,6 +29,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bll_pyro.gaussian.outputs import OutputGaussian
+from bll_pyro.summary import Summary
 
 LOG_TWO_PI = math.log(2 * math.pi)
 
@@ -39,7 +40,7 @@ def standard_normals(shape: tuple[int, ...], like: Tensor, generator: torch.Gene
 
 
 @dataclass(frozen=True, eq=False)
-class WeightGaussian(ABC):
+class WeightGaussian(Summary, ABC):
     """A Gaussian over ``A [K, P]`` with mean ``loc``."""
 
     loc: Float[Tensor, "K P"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from abc import abstractmethod
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -16,13 +15,18 @@ from bll_pyro.inference.training_data import TrainingData
 from bll_pyro.layer import LastLayer
 from bll_pyro.likelihoods.base import TargetShape
 from bll_pyro.posterior import Posterior
+from bll_pyro.summary import Summary
 
 if TYPE_CHECKING:
     from bll_pyro.inference.exact.statistics import SufficientStatistics
 
 
+class FitWarning(UserWarning, RuntimeWarning):
+    """A fit did not go as it should; the text says what to do. Each is also in ``fit.trace.messages``."""
+
+
 @dataclass
-class Trace:
+class Trace(Summary):
     """What happened on the way.
 
     Parameters
@@ -34,7 +38,11 @@ class Trace:
     wall_time
         Seconds.
     converged
-        Whether the stopping test passed; ``messages`` say what did not.
+        Whether the stopping test passed.
+    messages
+        What did not go as it should; ``bll.fit`` warns of each.
+    notes
+        What else is worth knowing, and no trouble.
     statistics
         What else the inference keeps, by name. What other parts of the library read has a property below.
     """
@@ -44,13 +52,13 @@ class Trace:
     wall_time: float = 0.0
     converged: bool = True
     messages: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     statistics: dict[str, Any] = field(default_factory=dict)
 
     def stop(self, message: str) -> None:
-        """Record that the fit did not go as it should, and warn."""
+        """Record that the fit did not go as it should."""
         self.converged = False
         self.messages.append(message)
-        warnings.warn(message, RuntimeWarning, stacklevel=3)
 
     @property
     def final_elbo(self) -> float | None:

@@ -19,10 +19,11 @@ from bll_pyro.metrics.arrays import (
     probs_and_targets,
     row_weights,
 )
+from bll_pyro.summary import Summary
 
 
 @dataclass(frozen=True, eq=False)
-class Reliability:
+class Reliability(Summary):
     """Confidence and accuracy of each bin; NaN in a bin without rows.
 
     Attributes

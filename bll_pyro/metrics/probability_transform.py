@@ -13,10 +13,11 @@ import numpy as np
 import torch
 
 from bll_pyro.metrics.arrays import Array, Values, at_least_one, checked_share, unit
+from bll_pyro.summary import Summary
 
 
 @dataclass(frozen=True, eq=False)
-class Pit:
+class Pit(Summary):
     """PIT values and their comparison with the uniform distribution.
 
     Attributes

@@ -12,10 +12,11 @@ from typing import NamedTuple
 import numpy as np
 
 from bll_pyro.metrics.arrays import Array, Labels, Values, checked_class_probs, matrix, real, round_up
+from bll_pyro.summary import Summary
 
 
 @dataclass(frozen=True, eq=False)
-class RiskCoverage:
+class RiskCoverage(Summary):
     """Mean error of the accepted rows against their share.
 
     Attributes

@@ -12,16 +12,18 @@ from torch import Tensor
 
 from bll_pyro.features.arrays import to_tensor
 from bll_pyro.prediction.verdict import Verdict
+from bll_pyro.summary import Summary, spread
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
 JOINED_AT_ONCE = 32
+MOST_LABELS = 5  # whose rows are counted when a prediction is printed
 
 
 @dataclass(frozen=True, eq=False)
-class Prediction(ABC):
+class Prediction(Summary, ABC):
     """Posterior predictive of N rows.
 
     ``total = aleatoric + epistemic`` for each row: nats of entropy for classes, variances in the user's units
@@ -38,6 +40,18 @@ class Prediction(ABC):
     def __len__(self) -> int:
         """Number of rows N."""
         return len(self.total)
+
+    def lines(self) -> dict[str, str]:
+        """What is printed of the prediction, by name: of numbers their mean and range over the rows."""
+        names = ("label", "confidence", "mean", "scale", "total", "aleatoric", "epistemic")
+        found = {name: spread(getattr(self, name)) for name in names if hasattr(self, name)}
+        if "label" in found:
+            labels, counts = self.label.unique(return_counts=True)  # type: ignore[attr-defined]
+            pairs = list(zip(labels.tolist(), counts.tolist(), strict=True))
+            found["label"] = ", ".join(f"{label:g}: {count:,} rows" for label, count in pairs[:MOST_LABELS])
+            found["label"] += f", and {len(pairs) - MOST_LABELS} more" if len(pairs) > MOST_LABELS else ""
+        alarms = {} if self.ood is None else {"ood": f"alarm in {int(self.ood.is_ood.sum()):,} rows"}
+        return {"rows": f"{len(self):,}"} | found | alarms
 
     @abstractmethod
     def log_prob(self, targets: Any) -> Float[Tensor, " N"]:

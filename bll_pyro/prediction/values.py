@@ -29,13 +29,14 @@ from bll_pyro.prediction.mixtures import (
     shortest_range,
 )
 from bll_pyro.scope import generator, own_modes
+from bll_pyro.summary import Summary
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
 @dataclass(frozen=True, eq=False)
-class Mixture:
+class Mixture(Summary):
     """What a predictive is made of: Gaussian (or drawn) outputs, draws of the noise, and the targets' units.
 
     Components are made on demand, chunk by chunk, so that a prediction of a million rows stays small.

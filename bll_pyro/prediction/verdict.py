@@ -8,9 +8,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from bll_pyro.summary import Summary
+
 
 @dataclass(frozen=True, eq=False)
-class Verdict:
+class Verdict(Summary):
     """Verdict of a detector on N rows.
 
     Parameters

@@ -19,7 +19,7 @@ from bll_pyro.layer import LastLayer
 from bll_pyro.likelihoods.base import TargetShape
 from bll_pyro.model import Model
 from bll_pyro.posterior import Draws, Posterior
-from bll_pyro.scope import isolated, one_thread, without_warnings
+from bll_pyro.scope import isolated, one_thread
 
 LOG_JOINT = "log_joint"
 
@@ -64,15 +64,14 @@ def simulate(task: Task, number: int) -> Ranked:
     features = Features.from_tensors(task.features, targets)
     checked = task.layer.likelihood.check_targets(targets)
     with one_thread():
-        with without_warnings(category=RuntimeWarning):  # kept as messages
-            posterior, trace = fit_features(
-                task.layer,
-                task.features,
-                checked,
-                task.inference,
-                task.target_shape,
-                derived_seed(task.seed, number, 1),
-            )
+        posterior, trace = fit_features(
+            task.layer,
+            task.features,
+            checked,
+            task.inference,
+            task.target_shape,
+            derived_seed(task.seed, number, 1),
+        )
         draws = posterior.sample(task.num_draws, derived_seed(task.seed, number, 2))
         return rank(
             posterior, features, truth, draws, "; ".join(trace.messages) if not trace.converged else ""

@@ -251,7 +251,7 @@ class PriorScale:
         trace.statistics["scale_path"] = torch.stack([scale for scale, _ in path])
         trace.statistics["evidence_path"] = torch.stack([value.sum() for _, value in path])
         if bool(found.at_lower.any()):
-            trace.messages.append(
+            trace.notes.append(
                 "the evidence is highest at the smallest prior scale: in these rows the features explain nothing of the targets"
             )
         if bool(found.at_upper.any()):

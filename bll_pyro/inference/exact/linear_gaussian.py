@@ -32,12 +32,13 @@ from torch import Tensor
 from bll_pyro.gaussian import CentredDiagonal, Diagonal
 from bll_pyro.gaussian.weights import LOG_TWO_PI
 from bll_pyro.inference.exact.statistics import SufficientStatistics
+from bll_pyro.summary import Summary
 
 CHUNK_NUMBERS = 4_000_000  # numbers in one block of noise values x targets x eigenvectors
 
 
 @dataclass(frozen=True, eq=False)
-class LinearGaussian:
+class LinearGaussian(Summary):
     """Sums of N rows with D features and T targets that determine the posterior; float64, on the CPU.
 
     Parameters

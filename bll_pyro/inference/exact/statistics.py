@@ -14,9 +14,11 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from bll_pyro.summary import Summary
+
 
 @dataclass(frozen=True, eq=False)
-class SufficientStatistics:
+class SufficientStatistics(Summary):
     """Sums over N rows of features ``h [D]`` and targets ``y [T]``, in float64; a row of weight w counts w times.
 
     =============== =========================================== ==========

@@ -207,7 +207,7 @@ class Laplace(Inference):
             )
         for index in range(evidence.settings.num_learned):
             if bool(optimum.at_lower[index]):
-                trace.messages.append(
+                trace.notes.append(
                     "the evidence is highest at the smallest prior scale: in these rows the features explain nothing of the "
                     "targets"
                 )

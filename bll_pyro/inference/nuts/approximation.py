@@ -136,7 +136,7 @@ def by_bound(layer: LastLayer, rows: DesignRows, target_shape: TargetShape, trac
         if distance <= START_TOLERANCE and change <= LEARNED_TOLERANCE:
             break
     else:
-        trace.messages.append(
+        trace.notes.append(
             f"the Gaussian approximation that initializes the chains did not converge within {MAX_STEPS} Newton steps"
         )
     return ChainStart(start.globals_loc.double(), learned, loc, precision, whitened)

@@ -129,7 +129,7 @@ class NUTS(Inference):
         if self.num_chains == 1:
             return 1
         if rows.device.type != "cpu":
-            trace.messages.append(
+            trace.notes.append(
                 f"the {self.num_chains} chains ran one after another, on the {rows.device.type} device"
             )
             return 1
@@ -140,7 +140,7 @@ class NUTS(Inference):
 
             num_processes = joblib.cpu_count()
         if num_processes == 1:
-            trace.messages.append(f"the {self.num_chains} chains ran one after another, in one process")
+            trace.notes.append(f"the {self.num_chains} chains ran one after another, in one process")
         return min(num_processes, self.num_chains)
 
 

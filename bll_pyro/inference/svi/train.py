@@ -130,7 +130,7 @@ class Plateau:
         return self.step is not None
 
     def verdict(self) -> str:
-        """The warning for the fit; empty if the ELBO has stopped rising."""
+        """What is to be said of the fit; empty if the ELBO has stopped rising."""
         if self.step is not None:
             return ""
         if not self.can_tell:
@@ -228,9 +228,10 @@ def train(
             break
     if plateau is not None and plateau.step is not None:
         trace.statistics["plateau"] = plateau.step
-    elif plateau is not None and trace.converged:  # a fit that was cut short has its own message already
+    elif plateau is not None and trace.converged and waited < patience:
+        # a fit that was cut short has its own message already, and one that validation data ended has not failed
         trace.converged = not plateau.can_tell
-        trace.messages.append(plateau.verdict())
+        (trace.messages if plateau.can_tell else trace.notes).append(plateau.verdict())
     if trace.validation:
         training.restore(best)
     trace.elbo = torch.stack(history).cpu()

@@ -180,7 +180,7 @@ def test_pure_noise_shrinks_the_weights_away() -> None:
     y = y - design @ torch.linalg.lstsq(design, y[:, None]).solution.squeeze(-1)
     layer = bll.LastLayer(bll.likelihoods.Gaussian())
     fit = bll.fit(layer, (features, y), inference=bll.Exact())
-    assert any("smallest prior scale" in message for message in fit.trace.messages)
+    assert any("smallest prior scale" in message for message in fit.trace.notes)
     assert fit.predict(features).epistemic.max() < 0.05 * fit.predict(features).total.min()
 
 

@@ -93,7 +93,7 @@ def test_draws_and_statistics(fit: bll.Fit) -> None:
     assert names <= set(stats) and all(value.shape == (2, 40) for value in stats.values())
     assert 0.6 < float(stats["acceptance_rate"].mean()) < 0.99
     assert fit.trace.statistics["num_gradients"].tolist() > [40, 40]
-    assert fit.trace.messages[0] == "the 2 chains ran one after another, in one process"
+    assert fit.trace.notes[0] == "the 2 chains ran one after another, in one process"
 
 
 @short

@@ -82,9 +82,22 @@ def test_a_fit_that_is_cut_short_says_so(rows) -> None:
     features = features + 3 * features[:, :1]
     layer = bll.LastLayer(likelihood=bll.likelihoods.Gaussian(1.0))
     slow = bll.SVI(num_epochs=200, learning_rate=1e-4, guide=bll.guides.BlockDiagonal())
-    fit = bll.fit(layer, (features, labels.float()), inference=slow)
+    with pytest.warns(bll.FitWarning, match="the ELBO was still rising, by") as said:
+        fit = bll.fit(layer, (features, labels.float()), inference=slow)
+    assert said[0].filename == __file__ and len(said) == 1
     assert not fit.trace.converged
     assert "still rising" in fit.trace.messages[0]
     few = bll.fit(layer, (features, labels.float()), inference=bll.SVI(num_epochs=20))
-    assert few.trace.converged
-    assert "too few" in few.trace.messages[0]
+    assert few.trace.converged and not few.trace.messages  # whoever asks for few steps knows
+    assert "too few" in few.trace.notes[0]
+
+
+def test_validation_data_that_end_the_training_are_no_trouble(rows) -> None:
+    """It ended before two windows of steps, and the ELBO was said to be "still rising, by nan nats"."""
+    backbone = torch.nn.Sequential(torch.nn.Linear(5, 8), torch.nn.Tanh())
+    layer = bll.LastLayer(likelihood=bll.likelihoods.Categorical(2))
+    joint = bll.SVI(backbone_learning_rate=0.3, num_epochs=600, patience=1, final_stage=False)
+    noise = torch.randn(40, 5, generator=generator(3)), torch.arange(40) % 2
+    fit = bll.fit(layer, rows, backbone, inference=joint, validation_data=noise)
+    assert len(fit.trace.validation) < 100
+    assert fit.trace.converged and not fit.trace.messages and not fit.trace.notes

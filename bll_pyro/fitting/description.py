@@ -1,0 +1,49 @@
+"""What a fit says of itself when it is printed."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+from bll_pyro.declaration import Declaration
+from bll_pyro.summary import brief
+
+if TYPE_CHECKING:
+    from bll_pyro.fitting.result import Fit
+
+
+def declared(value: Any) -> str:
+    """A declaration with only what differs from its defaults."""
+    if not (isinstance(value, Declaration) and dataclasses.is_dataclass(value)):
+        return brief(value)
+    said = []
+    for field in dataclasses.fields(value):
+        given = getattr(value, field.name)
+        is_default = type(given) is type(field.default) and repr(given) == repr(field.default)
+        if field.init and field.repr and not is_default:
+            said.append(f"{field.name}={declared(given)}")
+    return f"{type(value).__name__}({', '.join(said)})"
+
+
+def lines_of(fit: Fit) -> dict[str, str]:
+    """Declaration, data, inference, scale found, ELBO or evidence, recalibration, detector, and what went wrong."""
+    posterior, trace = fit.posterior, fit.trace
+    num_rows, num_features, num_outputs = fit.num_rows, posterior.frame.num_features, posterior.num_outputs
+    backbone = "" if fit.backbone is None else f", by a {type(fit.backbone).__name__}"
+    targets = f", {posterior.target_shape[0]} targets a row" if posterior.target_shape else ""
+    value, name = trace.final_elbo, "ELBO"
+    if value is None:
+        value, name = trace.log_evidence, "log evidence"
+    state = "converged" if trace.converged else "not converged"
+    said = [*(trace.joint.messages if trace.joint else ()), *trace.messages]
+    return {
+        "declaration": declared(fit.layer),
+        "data": f"{num_rows:,} rows{targets}, {num_features:,} features{backbone}, {num_outputs:,} outputs",
+        "inference": f"{declared(fit.inference)}, seed {fit.seed}: {state} in {trace.wall_time:.1f} s",
+        "learned": ", ".join(f"{key} = {brief(one)}" for key, one in posterior.learned.items()),
+        name: "" if value is None else f"{value:.1f} nats, {value / max(num_rows, 1):.4g} a row",
+        "recalibration": "" if fit.recalibration is None else declared(fit.recalibration),
+        "detector": "" if fit.detector is None else declared(fit.detector),
+        "warnings": "; ".join(said),
+        "notes": "; ".join(trace.notes),
+    }
