@@ -91,6 +91,7 @@ def test_good_fits_of_other_kinds_pass(layer, data, inference):
     assert found.verdict is Grade.OK, str(found)
 
 
+@pytest.mark.filterwarnings("ignore:the ELBO was still rising:bll_pyro.FitWarning")
 def test_too_high_a_learning_rate_is_flagged():
     layer = bll.LastLayer(L.Categorical(3), prior=P.Normal(1.0))
     fit = fitted(layer, classes(), bll.SVI(learning_rate=8.0, num_epochs=60, batch_size=64))
@@ -284,6 +285,7 @@ def test_counts_with_more_scatter_than_poisson_are_flagged():
         assert (found.verdict is Grade.WRONG) is expected, found
 
 
+@pytest.mark.filterwarnings("ignore:the ELBO was still rising:bll_pyro.FitWarning")
 def test_timid_class_probabilities_are_flagged():
     layer = bll.LastLayer(L.Categorical(3), prior=P.Normal(0.05))
     inputs, labels = classes()

@@ -156,6 +156,7 @@ def simulate(likelihood: Likelihood, num_rows: int) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("likelihood", FAMILY, ids=repr)
 @pytest.mark.thinned(5)
+@pytest.mark.filterwarnings("ignore:the ELBO was still rising:bll_pyro.FitWarning")
 def test_variational_fits_of_every_likelihood(likelihood: Likelihood) -> None:
     """Uncertainty adds up, and the fit beats one that knows no features."""
     layer = bll.LastLayer(likelihood=likelihood, prior=bll.priors.Normal(3.0), standardize=False)
@@ -171,6 +172,7 @@ def test_variational_fits_of_every_likelihood(likelihood: Likelihood) -> None:
 
 @pytest.mark.parametrize("likelihood", [lk.Poisson(), lk.NegativeBinomial(), lk.StudentT()], ids=repr)
 @pytest.mark.thinned(4)
+@pytest.mark.filterwarnings("ignore:the ELBO was still rising:bll_pyro.FitWarning")
 def test_predictive_of_values_is_the_mixture(likelihood: Likelihood) -> None:
     """Quantiles, distribution function, mean and variance agree with draws of the predictive."""
     layer = bll.LastLayer(likelihood=likelihood, prior=bll.priors.Normal(2.0))

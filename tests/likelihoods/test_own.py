@@ -369,7 +369,7 @@ def test_what_a_likelihood_says_of_itself_has_to_agree() -> None:
         def distribution(self, outputs, **_):
             return dist.Poisson(outputs[..., 0].exp())
 
-    with pytest.raises(ValueError, match=r"Uncounted: expected is_count = True for a distribution over"):
+    with pytest.raises(ValueError, match=r"Uncounted: expected is_count = True for Poisson over"):
         Uncounted().check_targets(torch.ones(3))
     with pytest.raises(
         ValueError, match=r"Squeezed.distribution: expected batch shape .*keep the axis of the targets"
