@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import copy
-<<<<<<< HEAD
 import operator
-=======
 import warnings
->>>>>>> b922691 (Results print as a few readable lines, and bll.fit warns of every message of the trace)
 from pathlib import Path
 from typing import Any
 
@@ -87,69 +84,70 @@ def fit(
         raise TypeError(f"backbone: expected a torch.nn.Module or None, got {type(backbone).__name__}")
     if inference.trains_backbone and backbone is None:
         raise ValueError("expected a backbone to train along, got none; pass backbone=... or freeze it")
-<<<<<<< HEAD
     if device is not None:
         check_device(device, "fit")
     if sample_weight is not None or exposure is not None:
         data = bundled(data, sample_weight, exposure)
-=======
-    if sample_weight is not None or exposure is not None:
-        data = bundled(data, sample_weight, exposure)
+    folder = None if store is None else user_path(store)
+    with isolated(seed):
+        made = _fit(
+            layer,
+            data,
+            backbone,
+            inference,
+            operator.index(seed),
+            validation_data,
+            folder,
+            device,
+            batch_size,
+        )
+    joint = made.trace.statistics.get("joint")
+    for message in [*(() if joint is None else joint.messages), *made.trace.messages]:
+        warnings.warn(message, FitWarning, stacklevel=2)
+    return made
+
+
+def _fit(
+    layer: LastLayer,
+    data: Any,
+    backbone: nn.Module | None,
+    inference: Inference,
+    seed: int,
+    validation_data: Any,
+    folder: Path | None,
+    device: str | torch.device | None,
+    batch_size: int,
+) -> Fit:
+    """Fit what was checked: joint training where it is declared, then a fit on features."""
     rows = TrainingData.of(layer, data)
     held_out = None
     if validation_data is not None:
         held_out = TrainingData.of(layer, validation_data, "validation_data", trains=False)
-    folder = None if store is None else Path(store)
     stage, earlier = inference, None  # what runs on frozen features, and the trace of what ran before it
     if inference.trains_backbone:
-        # the caller's network, and earlier fits that hold it, stay as they are
-        backbone = copy.deepcopy(backbone)
-        assert backbone is not None
+        backbone = copied(backbone)  # the caller's network, and earlier fits that hold it, stay as they are
         posterior, trace = inference.train_backbone(layer, backbone, rows, seed, held_out, device)
         num_rows, columns = rows.source.num_rows, rows.source.columns
         total = float(num_rows) if columns is NO_COLUMNS else columns.total_weight(num_rows)
         log_densities_in_user_units(trace, posterior.frame, total)
         final_stage = inference.on_features()
         if final_stage is None:
-            for message in trace.messages:
-                warnings.warn(message, FitWarning, stacklevel=2)
             return Fit(layer, posterior, inference, trace, seed, rows.source.num_rows, backbone, folder)
         stage, earlier = final_stage, trace
->>>>>>> b922691 (Results print as a few readable lines, and bll.fit warns of every message of the trace)
-    with isolated(seed):
-        seed = operator.index(seed)  # kept with the fit, so a plain number
-        rows = TrainingData.of(layer, data)
-        held_out = None
-        if validation_data is not None:
-            held_out = TrainingData.of(layer, validation_data, "validation_data", trains=False)
-        folder = None if store is None else user_path(store)
-        stage, earlier = inference, None  # what runs on frozen features, and the trace of what ran before it
-        if inference.trains_backbone:
-            backbone = copied(
-                backbone
-            )  # the caller's network, and earlier fits that hold it, stay as they are
-            posterior, trace = inference.train_backbone(layer, backbone, rows, seed, held_out, device)
-            num_rows, columns = rows.source.num_rows, rows.source.columns
-            total = float(num_rows) if columns is NO_COLUMNS else columns.total_weight(num_rows)
-            log_densities_in_user_units(trace, posterior.frame, total)
-            final_stage = inference.on_features()
-            if final_stage is None:
-                return Fit(layer, posterior, inference, trace, seed, rows.source.num_rows, backbone, folder)
-            stage, earlier = final_stage, trace
-        features, targets = rows.features(backbone, folder, device, batch_size)
-        validation = None
-        if held_out is not None:
-            made = held_out.features(backbone, folder, device, batch_size)
-            validation = *made, held_out.source.columns
-<<<<<<< HEAD
-        posterior, trace = fit_features(
-            layer, features, targets, stage, rows.target_shape, seed, rows.source.columns, validation, device,
-            is_table=backbone is None and rows.source.stored is None,
-        )  # fmt: skip
-        trace.statistics |= {} if earlier is None else {"joint": earlier}
-        recorded = None if backbone is None or earlier is not None else Recorded(backbone)
-        num_rows = len(features)
-        return Fit(layer, posterior, inference, trace, seed, num_rows, backbone, folder, recorded=recorded)
+    features, targets = rows.features(backbone, folder, device, batch_size)
+    validation = None
+    if held_out is not None:
+        made = held_out.features(backbone, folder, device, batch_size)
+        validation = *made, held_out.source.columns
+    posterior, trace = fit_features(
+        layer, features, targets, stage, rows.target_shape, seed, rows.source.columns, validation, device,
+        is_table=backbone is None and rows.source.stored is None,
+    )  # fmt: skip
+    if earlier is not None:
+        trace.statistics["joint"] = earlier
+    recorded = None if backbone is None or earlier is not None else Recorded(backbone)
+    num_rows = len(features)
+    return Fit(layer, posterior, inference, trace, seed, num_rows, backbone, folder, recorded=recorded)
 
 
 def copied(backbone: nn.Module | None) -> nn.Module:
@@ -159,16 +157,6 @@ def copied(backbone: nn.Module | None) -> nn.Module:
         return copy.deepcopy(backbone)
     except Exception as error:  # whatever the parts of a network raise
         raise ValueError(NOT_COPIED.format(type(backbone).__name__, error)) from error
-=======
-    posterior, trace = fit_features(
-        layer, features, targets, stage, rows.target_shape, seed, rows.source.columns, validation, device
-    )
-    if earlier is not None:
-        trace.statistics["joint"] = earlier
-    for message in [*(earlier.messages if earlier else ()), *trace.messages]:
-        warnings.warn(message, FitWarning, stacklevel=2)
-    return Fit(layer, posterior, inference, trace, seed, len(features), backbone, folder)
->>>>>>> b922691 (Results print as a few readable lines, and bll.fit warns of every message of the trace)
 
 
 def fit_features(

@@ -1,4 +1,4 @@
-"""``Fit``: the one result, with what it can do; ``load`` reads one that was saved."""
+"""``Fit``: the one result, with what it can do."""
 
 from __future__ import annotations
 
@@ -278,27 +278,3 @@ class Fit(Summary):
         if value is None:
             raise AttributeError(f"{name} is given by {owner}, not by {type(self.inference).__name__}")
         return value
-
-
-@own_modes()
-def load(path: str | Path, *, backbone: nn.Module | None = None, head_only: bool = False) -> Fit:
-    """Read a fit that :meth:`Fit.save` wrote.
-
-    Parameters
-    ----------
-    path
-        The folder.
-    backbone
-        A module of the same architecture as the saved backbone, to be filled with the saved weights. timm backbones are
-        rebuilt by themselves; other code is never stored, so other modules have to be given.
-    head_only
-        Leave the backbone out: the fit then takes features.
-
-    Raises
-    ------
-    ValueError
-        When a file is missing, cut or altered, or the backbone does not fit.
-    """
-    parts = archive.load_parts(path, backbone=backbone, head_only=head_only)
-    network = parts.get("backbone")
-    return Fit(**parts, recorded=None if network is None else Recorded(network))
