@@ -7,6 +7,7 @@ from pathlib import Path
 from torch import nn
 
 from bll_pyro import archive
+from bll_pyro.features.recorded import Recorded
 from bll_pyro.fitting.result import Fit
 from bll_pyro.scope import own_modes
 
