@@ -1,0 +1,47 @@
+"""Rows and targets in any container, type and size give the answer of plain arrays, or a clear error.
+
+``BLL_EXAMPLES`` says how many cases are drawn (2,000 by default, the same ones each time), ``BLL_SEED`` from which seed.
+"""
+
+import os
+import warnings
+
+import numpy as np
+import pytest
+from front_doors import ARRAYS, PAIRS, Case, cases, check
+from hypothesis import HealthCheck, given, seed, settings
+
+pytestmark = [pytest.mark.unchecked, pytest.mark.filterwarnings("ignore")]
+
+NUM_EXAMPLES = int(os.environ.get("BLL_EXAMPLES", "2000"))
+SEED = int(os.environ.get("BLL_SEED", "0"))
+FAILED: list[Case] = []  # what failed once
+
+
+@pytest.mark.slow
+@seed(SEED)
+@settings(max_examples=NUM_EXAMPLES, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+@given(case=cases())
+def test_any_data(case: Case) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of fits to few or odd rows
+        check(case)
+
+
+@pytest.mark.parametrize("container", [*ARRAYS, *PAIRS])
+def test_plain_numbers_in_each_container(container: str) -> None:
+    random = np.random.default_rng(0)
+    inputs = random.normal(size=(20, 3)).astype("float32")
+    numbers, counts = inputs[:, 0] + 0.3 * random.normal(size=20).astype("float32"), random.poisson(3, 20)
+    for door, targets in (
+        ("fit numbers", numbers),
+        ("fit counts", counts),
+        ("predict", numbers),
+        ("update", numbers),
+    ):
+        check(Case(door, inputs, targets, container, container if container in ARRAYS else "array"))
+
+
+@pytest.mark.parametrize("case", FAILED, ids=lambda case: case.door)
+def test_what_failed_once(case: Case) -> None:
+    check(case)
