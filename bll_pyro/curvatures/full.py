@@ -10,6 +10,7 @@ from torch import Tensor
 
 from bll_pyro import gaussian
 from bll_pyro.curvatures.base import Curvature, Precision, Sums
+from bll_pyro.gaussian.factorization import cholesky
 from bll_pyro.gaussian.information import Information
 from bll_pyro.gaussian.precision import times
 
@@ -18,12 +19,12 @@ class BlockPrecision(Precision):
     """A matrix for each output, ``values [K, P, P]``."""
 
     def __init__(self, values: Float[Tensor, "K P P"]) -> None:
-        self.values, self.tril = values, torch.linalg.cholesky(values)
+        self.values, self.tril = values, cholesky(values, "precision of the weights")
         self.log_det = 2 * self.tril.diagonal(dim1=-2, dim2=-1).log().sum()
 
     def gaussian(self, loc: Float[Tensor, "K P"]) -> gaussian.BlockDiagonal:
         covariance = torch.cholesky_inverse(self.tril.detach())
-        return gaussian.BlockDiagonal(loc, torch.linalg.cholesky(covariance))
+        return gaussian.BlockDiagonal(loc, cholesky(covariance, "covariance of the weights"))
 
     def solve(self, vectors: Float[Tensor, "K P"]) -> Float[Tensor, "K P"]:
         return torch.cholesky_solve(vectors[..., None], self.tril.detach()).squeeze(-1)
@@ -34,7 +35,7 @@ class JointPrecision(Precision):
 
     def __init__(self, values: Float[Tensor, "K P K P"]) -> None:
         size = values.shape[0] * values.shape[1]
-        self.tril = torch.linalg.cholesky(values.reshape(size, size))
+        self.tril = cholesky(values.reshape(size, size), "precision of the weights")
         self.log_det = 2 * self.tril.diagonal().log().sum()
 
     def gaussian(self, loc: Float[Tensor, "K P"]) -> gaussian.Dense:

@@ -16,6 +16,7 @@ from bll_pyro.features.columns import NO_COLUMNS, Columns, bundled
 from bll_pyro.features.recorded import Recorded
 from bll_pyro.files import user_path
 from bll_pyro.fitting.result import Fit
+from bll_pyro.gaussian.factorization import NotPositiveDefinite
 from bll_pyro.inference import SVI, Inference, Trace
 from bll_pyro.inference.base import FitWarning
 from bll_pyro.inference.rows import DesignRows, FeatureRows
@@ -190,8 +191,13 @@ def fit_features(
         held_out = None
         if validation is not None:
             held_out = DesignRows(*validation[:2], frame, device or "cpu", validation[2])
-        posterior, trace = inference.run(
-            layer.in_frame(frame), rows, target_shape, seed=seed, validation=held_out
-        )
+        inside = layer.in_frame(frame)
+        try:
+            posterior, trace = inference.run(inside, rows, target_shape, seed=seed, validation=held_out)
+        except torch.linalg.LinAlgError as error:
+            raise NotPositiveDefinite(
+                f"{type(inference).__name__}: expected matrices that can be factored, got: {error}; use standardize=True, a "
+                "smaller prior scale such as priors.Normal(scale=1.0), or features in double precision"
+            ) from error
     log_densities_in_user_units(trace, posterior.frame, rows.total_weight)
     return posterior, trace

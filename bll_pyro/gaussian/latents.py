@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
+from bll_pyro.gaussian.factorization import cholesky
 from bll_pyro.gaussian.weights import LOG_TWO_PI, Dense, WeightGaussian, standard_normals
 from bll_pyro.summary import Summary
 
@@ -54,7 +55,7 @@ class LatentGaussian(Summary):
         assert isinstance(self.weights, Dense)
         # variances of weights span many orders of magnitude: their product needs double precision
         wide = torch.cat([self.weights.factor, self.coupling[..., num:]], -1).flatten(0, 1).double()
-        tril = torch.linalg.cholesky(wide @ wide.mT).to(self.weights.loc)
+        tril = cholesky(wide @ wide.mT, "covariance of the weights").to(self.weights.loc)
         return Dense(self.weights.loc, tril.view(*self.weights.loc.shape, -1), tril.diagonal().log().sum())
 
     def first(self, num: int) -> LatentGaussian:

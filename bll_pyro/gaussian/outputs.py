@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from bll_pyro.gaussian.factorization import cholesky
 from bll_pyro.gaussian.points import normal_points
 from bll_pyro.summary import Summary
 
@@ -201,7 +202,9 @@ class OutputGaussian(Outputs):
         # a relative jitter at the rounding level keeps numerically singular covariances factorable
         trace = covariance.diagonal(dim1=-2, dim2=-1).mean(-1, keepdim=True)
         jitter = 10 * torch.finfo(covariance.dtype).eps * trace + torch.finfo(covariance.dtype).tiny
-        tril = torch.linalg.cholesky(covariance + torch.diag_embed(jitter.expand_as(self.loc)))
+        tril = cholesky(
+            covariance + torch.diag_embed(jitter.expand_as(self.loc)), "covariance of the outputs"
+        )
         return OutputGaussian(self.loc, factor=tril)
 
     def rows(self, index: slice) -> OutputGaussian:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bll_pyro.gaussian import Delta, Diagonal
 from bll_pyro.guides import Start
-from bll_pyro.inference.rows import DesignRows, log_prob, output_curvature, values_of
+from bll_pyro.inference.rows import DesignRows, log_prob, output_curvature, row_data, values_of, weight_of
 from bll_pyro.layer import LastLayer
 from bll_pyro.model import GlobalSites
 from bll_pyro.priors import ScaleMixturePrior, StudentT
@@ -58,7 +58,8 @@ def warm_start(
     part = rows.subset(min(max(NUM_START_ROWS, ROWS_PER_WEIGHT * num_weights), MAX_START_ROWS))
     design, targets = part[:]
     factor = rows.num_rows / part.num_rows
-    loc = layer.center(design.new_zeros(num_outputs, rows.num_columns)).requires_grad_()
+    first = first_weights(layer, rows, num_outputs)
+    loc = first.clone().requires_grad_()
     u = median_sites(sites, design).requires_grad_()
 
     def log_joint() -> Tensor:
@@ -69,12 +70,27 @@ def warm_start(
     if prior.has_density and (rows.num_rows <= NUM_START_ROWS or part.num_rows >= num_weights):
         maximise(log_joint, [loc, u] if len(u) else [loc], rows.num_rows)
     if not bool(torch.isfinite(loc).all()) or not bool(torch.isfinite(u).all()):
-        loc, u = torch.zeros_like(loc), median_sites(sites, design)
+        loc, u = first, median_sites(sites, design)
     with torch.no_grad():
         values = sites.constrain(u)[0]
         precision = factor * data_precision(layer, loc, part, sites.noise(values))
     precision += prior_precision(layer, loc.detach(), {**learned, **sites.hyper(values)})
     return Start(u.detach(), loc.detach(), precision.rsqrt(), rows.frame.num_features)
+
+
+def first_weights(layer: LastLayer, rows: DesignRows, num_outputs: int) -> Tensor:
+    """Weights ``[K, P]`` where a search begins: the prior's centre, and a bias that fits the targets without features.
+
+    From 0 a count in the millions is too far away: the first step is the exponential of a large number. A bias whose centre
+    is given stays there.
+    """
+    targets = rows.targets
+    values, weight = values_of(targets), weight_of(targets)
+    loc = layer.center(rows.frame.center.new_zeros(num_outputs, rows.num_columns))
+    if layer.bias and layer.bias_loc is None and not layer.prior.covers_bias:
+        weight = loc.new_ones(len(values)) if weight is None else weight
+        loc[:, -1] = layer.likelihood.typical_outputs(values, weight, **row_data(targets))
+    return loc
 
 
 def data_precision(layer: LastLayer, loc: Tensor, rows: DesignRows, noise: dict[str, Tensor]) -> Tensor:
@@ -140,7 +156,7 @@ class CoordinateAscent:
         self.design, self.targets = self.part[:]
         self.factor, self.num_rows = rows.num_rows / self.part.num_rows, rows.num_rows
         self.center = layer.center(self.design.new_zeros(num_outputs, rows.num_columns))
-        self.loc = self.center
+        self.loc = first_weights(layer, rows, num_outputs)
         self.scale = torch.ones_like(self.loc)
 
     def typical_size(self, num_features: int) -> float:

@@ -57,6 +57,12 @@ class Likelihood(Declaration):
         """Number of outputs K for targets of this shape; by default one for each target."""
         return math.prod(target_shape)
 
+    def typical_outputs(
+        self, targets: Shaped[Tensor, "N *T"], weight: Float[Tensor, " N"], **columns: Tensor
+    ) -> Float[Tensor, " K"]:
+        """Outputs ``[K]`` at which a model without features fits targets with weights: where a search begins. 0 by default."""
+        return weight.new_zeros(self.num_outputs(tuple(targets.shape[1:])))
+
     def check_targets(self, targets: Tensor) -> Shaped[Tensor, "N *T"]:
         """Validate targets before any work starts; return them as they are used inside (labels ``[N]`` or ``[N, T]``).
 
@@ -297,3 +303,12 @@ def exposed(
 ) -> Float[Tensor, "*#S N T"]:
     """Log means of counts: outputs plus the offset ``log(exposure)``."""
     return outputs if exposure is None else outputs + exposure.to(outputs).log()
+
+
+def log_mean(
+    counts: Float[Tensor, "N T"], weight: Float[Tensor, " N"], exposure: Float[Tensor, "N #T"] | None = None
+) -> Float[Tensor, " T"]:
+    """Log of the mean count ``[T]`` for an exposure of 1; half a count is added, so that it is finite without counts."""
+    total = weight.double() @ counts.double() + 0.5
+    sizes = torch.ones_like(counts) if exposure is None else exposure.expand_as(counts)
+    return (total / (weight.double() @ sizes.double() + 0.5)).log().to(weight)

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from bll_pyro.likelihoods.base import Likelihood
+from bll_pyro.likelihoods.base import Likelihood, log_mean
 from bll_pyro.likelihoods.targets import float_targets
 
 
@@ -24,6 +24,12 @@ class Bernoulli(Likelihood):
     """
 
     is_binary: ClassVar[bool] = True
+
+    def typical_outputs(
+        self, targets: Float[Tensor, "N T"], weight: Float[Tensor, " N"], **columns: Tensor
+    ) -> Float[Tensor, " T"]:
+        """Log odds of the mean labels, with half a row added to each side."""
+        return log_mean(targets, weight) - log_mean(1 - targets, weight)
 
     def check_targets(self, targets: Tensor) -> Float[Tensor, "N T"]:
         """Zeros and ones ``[N, T]``."""

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bll_pyro.checks import is_number
-from bll_pyro.likelihoods.base import Likelihood, TargetShape, exposed
+from bll_pyro.likelihoods.base import Likelihood, TargetShape, exposed, log_mean
 from bll_pyro.likelihoods.targets import count_targets
 
 
@@ -55,6 +55,16 @@ class NegativeBinomial(Likelihood):
                 "NegativeBinomial(concentration=...): expected a positive number, a Pyro distribution or None, "
                 f"got {value!r}"
             )
+
+    def typical_outputs(
+        self,
+        targets: Float[Tensor, "N T"],
+        weight: Float[Tensor, " N"],
+        exposure: Tensor | None = None,
+        **_: Tensor,
+    ) -> Float[Tensor, " T"]:
+        """Logs of the mean counts."""
+        return log_mean(targets, weight, exposure)
 
     def check_targets(self, targets: Tensor) -> Float[Tensor, "N T"]:
         """Counts ``[N, T]`` as floats."""

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bll_pyro.gaussian import OutputGaussian
-from bll_pyro.likelihoods.base import Likelihood, exposed
+from bll_pyro.likelihoods.base import Likelihood, exposed, log_mean
 from bll_pyro.likelihoods.targets import count_targets
 
 
@@ -32,6 +32,16 @@ class Poisson(Likelihood):
     """Counts: ``y[t] ~ Poisson(exposure exp(f[t]))``; targets are whole numbers >= 0, ``[N]`` or ``[N, T]``."""
 
     is_count: ClassVar[bool] = True
+
+    def typical_outputs(
+        self,
+        targets: Float[Tensor, "N T"],
+        weight: Float[Tensor, " N"],
+        exposure: Tensor | None = None,
+        **_: Tensor,
+    ) -> Float[Tensor, " T"]:
+        """Logs of the mean counts."""
+        return log_mean(targets, weight, exposure)
 
     def check_targets(self, targets: Tensor) -> Float[Tensor, "N T"]:
         """Counts ``[N, T]`` as floats."""

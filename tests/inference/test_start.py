@@ -1,13 +1,17 @@
 """Where stochastic fits start, and how far they step: what suits a layer of any width, with nothing to tune."""
 
+import math
+
+import numpy as np
 import pytest
 import torch
 
 import bll_pyro as bll
+from bll_pyro.features.columns import Columns
 from bll_pyro.frame import Frame
 from bll_pyro.inference import start as start_module
 from bll_pyro.inference.rows import DesignRows
-from bll_pyro.inference.start import warm_start
+from bll_pyro.inference.start import first_weights, warm_start
 from bll_pyro.model import Model
 from bll_pyro.scope import generator
 
@@ -100,3 +104,41 @@ def test_the_search_under_a_narrow_prior_starts_at_its_centre_where_that_is_like
     assert near.log_joint == pytest.approx(far.log_joint, abs=0.01)
     assert near.num_steps < far.num_steps
     assert evidence.likelier(wide, certain) is certain
+
+
+@pytest.mark.parametrize("size", [5e3, 1e7])
+@pytest.mark.parametrize("likelihood", [bll.likelihoods.Poisson(), bll.likelihoods.NegativeBinomial()])
+@pytest.mark.parametrize("inference", [bll.SVI(), bll.Laplace()], ids=["svi", "laplace"])
+@pytest.mark.filterwarnings(
+    "ignore::RuntimeWarning"
+)  # float32 cannot tell the last hundredth of a posterior scale
+def test_large_counts(
+    size: float, likelihood: bll.likelihoods.Likelihood, inference: bll.inference.Inference
+) -> None:
+    """Predicted means add up to the counts, whatever their size: the search begins at the log of their mean.
+
+    A negative binomial does not keep the sum: its mean of N rows has a relative error of about ``1 / sqrt(5 N)``.
+    """
+    random = np.random.default_rng(0)
+    x = random.normal(size=(200, 2)).astype("float32")
+    mean = size * np.exp(0.3 * x[:, 0])
+    is_poisson = isinstance(likelihood, bll.likelihoods.Poisson)
+    y = random.poisson(mean) if is_poisson else random.negative_binomial(5, 5 / (5 + mean))
+    fit = bll.fit(bll.LastLayer(likelihood), (x, y), inference=inference)
+    ratio = float(fit.predict(x).mean.double().sum()) / y.sum()
+    assert ratio == pytest.approx(1.0, abs=1e-3 if is_poisson else 0.01)
+
+
+def test_first_weights_are_the_moments_of_the_targets() -> None:
+    """Counts: the log of the mean for an exposure; labels: log odds, finite without any; and a given bias stays."""
+    features, weight = torch.zeros(4, 1), torch.tensor([1.0, 1.0, 2.0, 0.0])
+    columns = Columns(weight=weight, exposure=torch.tensor([[2.0], [1.0], [1.0], [9.0]]))
+    frame = Frame.identity(1, 1, features, True)
+    counts = DesignRows(features, torch.tensor([[4.0], [6.0], [5.0], [70.0]]), frame, columns=columns)
+    loc = first_weights(bll.LastLayer(bll.likelihoods.Poisson()), counts, 1)
+    torch.testing.assert_close(loc, torch.tensor([[0.0, math.log(20.5 / 5.5)]]))
+    labels = DesignRows(features, torch.zeros(4, 1), frame)
+    bernoulli = bll.LastLayer(bll.likelihoods.Bernoulli())
+    torch.testing.assert_close(first_weights(bernoulli, labels, 1)[:, 1], torch.tensor([math.log(0.5 / 4.5)]))
+    given = bll.LastLayer(bll.likelihoods.Bernoulli(), bias_loc=torch.tensor([0.3]))
+    torch.testing.assert_close(first_weights(given, labels, 1), torch.tensor([[0.0, 0.3]]))

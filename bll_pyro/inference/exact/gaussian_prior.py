@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from bll_pyro.gaussian import BlockDiagonal, Dense, WeightGaussian
+from bll_pyro.gaussian.factorization import cholesky
 from bll_pyro.gaussian.precision import inverse_root, precision
 from bll_pyro.gaussian.weights import LOG_TWO_PI
 from bll_pyro.inference.exact.statistics import SufficientStatistics
@@ -31,16 +32,17 @@ def condition(
     if matrix.dim() < 4:
         blocks = torch.diag_embed(matrix) if matrix.dim() == 2 else matrix
         total = blocks + added
-        upper = inverse_root(torch.linalg.cholesky(total))
+        upper = inverse_root(cholesky(total, "precision of the weights"))
         step = (upper @ (upper.mT @ right[..., None])).squeeze(-1)
         log_dets = torch.linalg.slogdet(blocks).logabsdet + 2 * _log_diagonal(upper)
         # contiguous, as a file stores it, so that a loaded posterior predicts the same bits
-        tril = torch.linalg.cholesky(upper @ upper.mT).contiguous()
+        tril = cholesky(upper @ upper.mT, "covariance of the weights").contiguous()
         weights: BlockDiagonal | Dense = BlockDiagonal(loc + step, tril)
     else:
         size = num_outputs * num_columns
         before = matrix.reshape(size, size)
-        upper = inverse_root(torch.linalg.cholesky(before + torch.block_diag(*added)))
+        total = before + torch.block_diag(*added)
+        upper = inverse_root(cholesky(total, "precision of the weights"))
         step = (upper @ (upper.mT @ right.flatten())).view_as(loc)
         log_dets = torch.linalg.slogdet(before).logabsdet + 2 * _log_diagonal(upper)
         weights = Dense(loc + step, upper.view(*loc.shape, size), _log_diagonal(upper))

@@ -26,7 +26,7 @@ from bll_pyro.inference.laplace.preconditioner import preconditioners
 from bll_pyro.inference.laplace.prior_terms import PriorTerms
 from bll_pyro.inference.row_likelihood import RowLikelihood
 from bll_pyro.inference.rows import DesignRows, NoiseValues, information, log_prob
-from bll_pyro.inference.start import median_sites
+from bll_pyro.inference.start import first_weights, median_sites
 from bll_pyro.layer import LastLayer
 from bll_pyro.likelihoods.base import TargetShape
 from bll_pyro.model import GlobalSites
@@ -133,7 +133,7 @@ class LaplaceEvidence:
     def fit_at(self, psi: Tensor, start: Tensor | None = None, tolerance: float | None = None) -> LaplaceAt:
         """Mode and precision at ``psi``, by a search from weights ``start [K, P]``.
 
-        Without ``start`` the search begins at the prior's centre, on a part of the rows if they are many.
+        Without ``start`` the search begins at :func:`first_weights`, on a part of the rows if they are many.
         """
         hyper, noise, log_globals = self.settings.values(psi)
         prior = PriorTerms.of(self.layer, self.weight_shape, hyper, self.like)
@@ -151,7 +151,7 @@ class LaplaceEvidence:
         return LaplaceAt(psi, mode, self.curvature, self.curvature.finished(sums), float(log_globals))
 
     def _first(self, prior: PriorTerms, noise: NoiseValues) -> Tensor:
-        start = prior.loc.clone()
+        start = self._first_weights(prior)
         if self.rows.num_rows < 2 * NUM_FIRST_ROWS:
             return start
         part = self.rows.subset(NUM_FIRST_ROWS)
@@ -159,8 +159,14 @@ class LaplaceEvidence:
         kind = preconditioners(function, len(start))
         return find_mode(function, prior, noise, start, kind, FIRST_TOLERANCE, self.max_steps).weights
 
+    def _first_weights(self, prior: PriorTerms) -> Tensor:
+        """The prior's centre, or for priors that leave the bias to the layer :func:`first_weights`."""
+        if self.layer.prior.covers_bias:
+            return prior.loc.clone()
+        return first_weights(self.layer, self.rows, len(self.like)).to(self.like)
+
     def likelier(self, psi: Tensor, weights: Tensor) -> Tensor:
-        """``weights``, or the prior's centre if its joint density at ``psi`` is higher.
+        """``weights``, or those where a search begins if their joint density at ``psi`` is higher.
 
         The mode under a much wider prior is a bad start: where it predicts rows with near certainty the curvature is
         nearly 0, and Newton steps are far too long.
@@ -171,7 +177,7 @@ class LaplaceEvidence:
         def log_joint(candidate: Tensor) -> float:
             return self.function.at(candidate, noise).value + float(prior.log_prob(candidate))
 
-        return max((weights, prior.loc), key=log_joint)
+        return max((weights, self._first_weights(prior)), key=log_joint)
 
     def rounding(self, at: LaplaceAt) -> float:
         """Rounding error of the log evidence, in nats, from the dtype of the rows."""

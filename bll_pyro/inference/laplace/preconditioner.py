@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from bll_pyro.curvatures import Full
+from bll_pyro.gaussian.factorization import cholesky
 from bll_pyro.gaussian.information import DiagonalInformation
 from bll_pyro.gaussian.precision import diagonal
 from bll_pyro.inference.laplace.prior_terms import PriorTerms
@@ -77,10 +78,11 @@ class BlockPreconditioner(Preconditioners):
         prior_blocks = (
             prior.precision if prior.precision.dim() == 3 else torch.diag_embed(diagonal(prior.precision))
         )
-        tril = torch.linalg.cholesky(self._part.factor * sums[0] + prior_blocks)
+        tril = cholesky(self._part.factor * sums[0] + prior_blocks, "precision of the weights")
         if rows.likelihood.independent_outputs:
             return lambda vectors: torch.cholesky_solve(vectors[..., None], tril).squeeze(-1)
-        common_tril = torch.linalg.cholesky(self._part.factor * common[0][0] + prior_blocks.sum(0))
+        common_total = self._part.factor * common[0][0] + prior_blocks.sum(0)
+        common_tril = cholesky(common_total, "precision of the weights")
 
         def apply(vectors: Tensor) -> Tensor:
             in_common = torch.cholesky_solve(vectors.sum(0)[:, None], common_tril).mT

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from bll_pyro.gaussian import Delta, OutputGaussian, WeightGaussian
+from bll_pyro.gaussian.factorization import cholesky
 from bll_pyro.inference.leave_one_out.response import MAX_JOINT_COLUMNS, Response, has_ties, response
 from bll_pyro.inference.rows import DesignRows, NoiseValues, Targets, row_data, values_of, weight_of
 from bll_pyro.likelihoods import Likelihood
@@ -90,7 +91,7 @@ class RowByRow:
             parts.append((gradient.square().sum(-1), own))
         pull, own = (torch.cat(values) for values in zip(*parts, strict=True))
         total.diagonal().add_(LEAST_OWN * total.trace() + torch.finfo(total.dtype).tiny)
-        inverse = torch.cholesky_inverse(torch.linalg.cholesky(total)).to(self.weights.loc)
+        inverse = torch.cholesky_inverse(cholesky(total, "curvature of the rows")).to(self.weights.loc)
         leverage = [
             ((design @ inverse) * design).sum(-1).clamp_min(0)
             for design, _ in row_blocks(rows, None, self.row_size)
@@ -189,7 +190,7 @@ class RowByRow:
 
 def own_share(response_of_rows: Tensor, curvature: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Root T with ``T T' = R`` and ``T' L T = diag(share)``, ``share [N, K]`` below 1, and the influence ``[N]``."""
-    root = torch.linalg.cholesky(response_of_rows + _jitter(response_of_rows))
+    root = cholesky(response_of_rows + _jitter(response_of_rows), "response of the rows")
     share, axes = torch.linalg.eigh(root.mT @ curvature @ root)
     return root @ axes, share.clamp_max(MAX_SHARE), share[:, -1]
 
@@ -197,7 +198,7 @@ def own_share(response_of_rows: Tensor, curvature: Tensor) -> tuple[Tensor, Tens
 def _factor(covariance: Tensor, more: Tensor) -> Tensor:
     """Cholesky factor of ``covariance + more more'``."""
     total = covariance + more @ more.mT
-    return torch.linalg.cholesky(total + _jitter(total))
+    return cholesky(total + _jitter(total), "covariance of the outputs")
 
 
 def _jitter(matrices: Tensor) -> Tensor:

@@ -29,6 +29,7 @@ from torch import Tensor
 
 from bll_pyro.curvatures import Full
 from bll_pyro.curvatures.full import as_matrix
+from bll_pyro.gaussian.factorization import cholesky
 from bll_pyro.gaussian.information import Information
 from bll_pyro.gaussian.precision import diagonal, inverse_root
 
@@ -159,7 +160,8 @@ def whitening(informed: Informed, prior: Tensor, is_independent: bool) -> Whiten
         for design, information in informed:
             Full().add(sums, design, information)
         (total,) = sums
-        tril = torch.linalg.cholesky((total + as_matrix(like)).reshape(num_outputs * num_columns, -1))
+        joint = (total + as_matrix(like)).reshape(num_outputs * num_columns, -1)
+        tril = cholesky(joint, "precision of the weights")
         return JointWhitening(inverse_root(tril).view(num_outputs, num_columns, -1))
     total = like.new_zeros(num_outputs, num_outputs)
     for _, information in informed:
@@ -187,4 +189,4 @@ def block_roots(informed: Informed, axes: Tensor, prior: Tensor) -> Tensor:
         for index in range(len(blocks)):
             axis = axes[:, index].to(design)
             blocks[index] += (design * information.inner(torch.outer(axis, axis))[:, None]).mT @ design
-    return inverse_root(torch.linalg.cholesky(blocks))
+    return inverse_root(cholesky(blocks, "precision of the weights"))

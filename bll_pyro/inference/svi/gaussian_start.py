@@ -22,6 +22,7 @@ from torch import Tensor
 
 from bll_pyro.curvatures import Full
 from bll_pyro.gaussian import Dense, Diagonal, OutputGaussian, flatten
+from bll_pyro.gaussian.factorization import cholesky
 from bll_pyro.gaussian.information import DenseInformation
 from bll_pyro.guides import Start
 from bll_pyro.inference.rows import DesignRows, Targets, row_data, values_of, weight_of
@@ -101,7 +102,7 @@ def dense_start(
         start,
         loc=loc.to(start.loc),
         scale=precision.diagonal().rsqrt().view_as(loc).to(start.scale),
-        tril=torch.linalg.cholesky(covariance).to(start.loc),
+        tril=cholesky(covariance, "covariance of the weights").to(start.loc),
     )
 
 
