@@ -16,8 +16,10 @@ from torch.distributions import transform_to
 
 from bll_pyro.declaration import Declaration
 from bll_pyro.gaussian import LatentDistribution, LatentGaussian, WeightGaussian, flatten
+from bll_pyro.gaussian.precision import expected_quadratic
 
 MAX_COVARIANCE_BYTES = 8 * 2**30
+MAX_STEPS = 50  # of L-BFGS for a covariance without a closed form
 COPIES_BYTES = 20  # value, gradient, two averages of Adam and the covariance made from them, in float32
 
 
@@ -118,6 +120,14 @@ class GaussianGuide:
     def latents(self) -> LatentGaussian:
         """The Gaussian at the current parameters; differentiable in them."""
 
+    def move(self, step: Float[Tensor, " L"]) -> None:
+        """Move the means by a step, in place, in the order of Pyro's latent vector."""
+        raise NotImplementedError(f"{type(self).__name__} has no means to move")
+
+    def fit_covariance(self, precision: Float[Tensor, "L L"]) -> None:
+        """Take the covariance S of the family that maximises ``H[q] - tr(P S) / 2``, in place."""
+        raise NotImplementedError(f"{type(self).__name__} has no covariance")
+
     def matrix(self, vector: Float[Tensor, "L *S"]) -> tuple[Float[Tensor, "U *S"], Float[Tensor, "K P *S"]]:
         """Split a latent vector ``[n, ...]`` into u ``[U, ...]`` and weights ``[K, P, ...]``."""
         num_weights = self.num_outputs * self.num_features
@@ -154,6 +164,39 @@ class LatentGaussianGuide(GaussianGuide, AutoContinuous):
     def latents(self) -> LatentGaussian:
         """The Gaussian at the current parameters."""
         return LatentGaussian(self.weights(self.loc), self.globals_loc, self.globals_log_scale.exp())
+
+    def move(self, step: Float[Tensor, " L"]) -> None:
+        u, weights = self.matrix(step)
+        self.globals_loc.add_(u)
+        self.loc.add_(weights)
+
+    def fit_covariance(self, precision: Float[Tensor, "L L"]) -> None:
+        """By L-BFGS: no row is looked at, so that its steps cost little."""
+        scale = precision.diagonal().rsqrt()
+        self.globals_log_scale.copy_(scale[: self.num_globals].log())
+        order = flatten(
+            scale[:0], torch.arange(self.loc.numel()).view(self.loc.shape), self.num_features
+        ).long()
+        given = precision[self.num_globals :, self.num_globals :].new_empty(
+            self.loc.numel(), self.loc.numel()
+        )
+        given[order[:, None], order] = precision[self.num_globals :, self.num_globals :]
+        matrix = given.view(*self.loc.shape, *self.loc.shape).to(self.loc)
+        means = {id(self.loc), id(self.globals_loc), id(self.globals_log_scale)}
+        free = [p for p in self.parameters() if id(p) not in means]
+        optimizer = torch.optim.LBFGS(free, max_iter=MAX_STEPS, line_search_fn="strong_wolfe")
+
+        def closure() -> Tensor:
+            optimizer.zero_grad()
+            weights = self.weights(self.loc.detach())
+            loss = (
+                0.5 * expected_quadratic(matrix, weights, weights.loc) - weights.entropy()
+            ) / self.loc.numel()
+            loss.backward()
+            return loss.detach()
+
+        with torch.enable_grad():
+            optimizer.step(closure)
 
     def get_posterior(self, *args: Any, **kwargs: Any) -> LatentDistribution:
         """Distribution of Pyro's latent vector."""

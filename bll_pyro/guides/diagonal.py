@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from pyro.infer.autoguide import AutoContinuous, AutoDiagonalNormal
 from pyro.nn import PyroParam
+from torch import Tensor
 from torch.nn import functional
 
 from bll_pyro import gaussian
@@ -25,6 +27,14 @@ class DiagonalGuide(GaussianGuide, AutoDiagonalNormal):
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
         AutoContinuous._setup_prototype(self, *args, **kwargs)  # the parameters are there already
+
+    def move(self, step: Float[Tensor, " L"]) -> None:
+        self.loc.add_(step)
+
+    def fit_covariance(self, precision: Float[Tensor, "L L"]) -> None:
+        """The inverse diagonal of the precision."""
+        scale = precision.diagonal().rsqrt()
+        self.scale_unconstrained.copy_(scale + torch.log(-torch.expm1(-scale)))  # softplus of it is the scale
 
     def latents(self) -> gaussian.LatentGaussian:
         """The Gaussian at the current parameters."""

@@ -11,6 +11,7 @@ from pyro.infer.autoguide import AutoContinuous, AutoMultivariateNormal
 from torch import Tensor
 
 from bll_pyro import gaussian
+from bll_pyro.gaussian.factorization import cholesky
 from bll_pyro.guides.base import GaussianGuide, Guide, Start, skip_initial_values
 
 REFINE = 0.1  # step of weights whose start is already near the best Gaussian, relative to others
@@ -72,6 +73,17 @@ class FullRankGuide(GaussianGuide, AutoMultivariateNormal):
     def tril(self) -> Float[Tensor, "L L"]:
         """The Cholesky factor."""
         return self.growth[:, None] * (self.start_tril + self.step * self.relative_tril.tril(-1))
+
+    def move(self, step: Float[Tensor, " L"]) -> None:
+        self.relative_loc.add_(step / self.pace)
+
+    def fit_covariance(self, precision: Float[Tensor, "L L"]) -> None:
+        """The inverse of the precision."""
+        covariance = torch.cholesky_inverse(cholesky(precision, "precision of the weights"))
+        tril = cholesky(covariance, "covariance of the weights")
+        growth = tril.diagonal() / self.start_tril.diagonal()
+        relative = (tril / growth[:, None] - self.start_tril).tril(-1) / self.step
+        self.relative_tril.copy_(relative + torch.diag(growth.log() / self.pace))
 
     def latents(self) -> gaussian.LatentGaussian:
         """The Gaussian at the current parameters."""

@@ -253,7 +253,8 @@ class Likelihood(Declaration):
     ) -> tuple[Float[Tensor, "N K"], Float[Tensor, "N K K"]]:
         """Gradient ``[N, K]`` and negative Hessian ``[N, K, K]`` of ``log p(y | f)``, averaged over draws ``[S, N, K]``.
 
-        By automatic differentiation; likelihoods with a closed form override it.
+        By automatic differentiation of the sum over rows, of which each has its own outputs; likelihoods with a closed form
+        override it.
         """
         return mean_derivatives(partial(self.log_prob, targets=targets), draws, noise)
 

@@ -26,6 +26,7 @@ from bll_pyro.scope import isolated
 
 NUM_DRAWS = 4096  # for each target, over all components of a mixture
 LEAST_DRAWS = 16  # for each component
+DERIVATIVE_NUMBERS = 2**18  # numbers of Hessians of draws that are made at once
 
 
 def by_row(found: Any, outputs: Float[Tensor, "*S N K"], owner: str, *, labels: bool) -> dist.Distribution:
@@ -85,13 +86,15 @@ def mean_derivatives(
     num_draws, num_rows, num_outputs = draws.shape
     gradient = draws.new_zeros(num_rows, num_outputs)
     curvature = draws.new_zeros(num_rows, num_outputs, num_outputs)
-    for index in range(num_draws):  # one draw at a time: nothing of size S x N x K x K is built
+    size = max(1, DERIVATIVE_NUMBERS // (num_rows * num_outputs**2))
+    for start in range(0, num_draws, size):
+        part = slice(start, start + size)
         own = {
-            name: value if name == "exposure" else value.expand(num_draws, *value.shape[1:])[index]
+            name: value if name == "exposure" else value.expand(num_draws, *value.shape[1:])[part]
             for name, value in noise.items()
         }
-        first, second = output_derivatives(partial(log_prob, **own), draws[index])
-        gradient, curvature = gradient + first / num_draws, curvature + second / num_draws
+        first, second = output_derivatives(partial(log_prob, **own), draws[part])
+        gradient, curvature = gradient + first.sum(0) / num_draws, curvature + second.sum(0) / num_draws
     return gradient, curvature
 
 

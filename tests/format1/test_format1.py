@@ -15,6 +15,10 @@ import bll_pyro as bll
 FOLDER = Path(__file__).parent
 ROUNDING = 1e-4  # of the largest number of its kind
 STEPS = 5e-3  # the same, after a few hundred steps that each carry rounding on
+LAST_ROUNDS = (
+    0.1  # the same, where the last rounds on all rows, which 0.1.0 did not have, bring the fit to the optimum
+)
+SETTLED = ("defaults", "joint")
 CHAOTIC = ("NUTS", "NUTS, horseshoe")  # a trajectory doubles its rounding again and again
 
 
@@ -47,4 +51,4 @@ def test_saved_fits_load_and_predict(case: str, recorded: dict[str, np.ndarray],
 @pytest.mark.parametrize("case", [name for name in CASES if name not in CHAOTIC])
 def test_fits_are_those_of_format_1(case: str, recorded: dict[str, np.ndarray]) -> None:
     found = record.results(CASES[case].fit(), CASES[case])
-    agree(found, recorded, case, STEPS)
+    agree(found, recorded, case, LAST_ROUNDS if case in SETTLED else STEPS)

@@ -15,6 +15,7 @@ because scale and weights depend on each other.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -25,7 +26,7 @@ from bll_pyro.gaussian import Dense, Diagonal, OutputGaussian, flatten
 from bll_pyro.gaussian.factorization import cholesky
 from bll_pyro.gaussian.information import DenseInformation
 from bll_pyro.guides import Start
-from bll_pyro.inference.rows import DesignRows, Targets, row_data, values_of, weight_of
+from bll_pyro.inference.rows import DesignRows, row_data, values_of, weight_of
 from bll_pyro.inference.start import NUM_START_ROWS
 from bll_pyro.layer import LastLayer
 from bll_pyro.likelihoods import Likelihood
@@ -106,34 +107,52 @@ def dense_start(
     )
 
 
-@torch.no_grad()
 def rows_at(
     likelihood: Likelihood, rows: DesignRows, posterior: Diagonal | Dense, noise: dict[str, Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """``sum_n E_q[g_n] h_n' [K, P]`` and ``sum_n E_q[L_n] (x) h_n h_n' [K, P, K, P]``, float64."""
-    num_outputs, num_columns = posterior.loc.shape
-    total = posterior.loc.new_zeros(num_outputs, num_columns, dtype=torch.float64)
+    """``sum_n E_q[g_n] h_n' [K, P]`` and ``sum_n E_q[L_n] (x) h_n h_n' [K, P, K, P]``, float64, at one value of the noise."""
+
+    def draws(design: Tensor) -> Tensor:
+        return centred_draws(posterior.outputs(design), NUM_POINTS)
+
+    return sums_at(likelihood, rows, draws, {k: v[None, None] for k, v in noise.items()}, posterior.loc)
+
+
+@torch.no_grad()
+def sums_at(
+    likelihood: Likelihood,
+    rows: DesignRows,
+    draws: Callable[[Tensor], Tensor],
+    noise: dict[str, Tensor],
+    loc: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """The sums of :func:`rows_at` for ``draws`` of the outputs ``[S, B, K]`` of rows, and noise ``[S or 1, 1, ...]``."""
+    num_outputs, num_columns = loc.shape
+    total = loc.new_zeros(num_outputs, num_columns, dtype=torch.float64)
     sums = Full().zeros(num_outputs, num_columns, False, total)
-    size = max(1, BLOCK_NUMBERS // (num_outputs * num_outputs * num_columns))
-    for design, targets in rows.blocks(size):
-        gradient, curvature = derivatives(likelihood, posterior.outputs(design), targets, noise)
+    for design, targets in rows.blocks(max(1, BLOCK_NUMBERS // (num_outputs * num_outputs * num_columns))):
+        arguments = {**noise, **row_data(targets)}
+        gradient, curvature = likelihood.expected_derivatives(draws(design), values_of(targets), **arguments)
+        weight = weight_of(targets)
+        if weight is not None:
+            gradient, curvature = weight[:, None] * gradient, weight[:, None, None] * curvature
         total += gradient.mT @ design
         Full().add(sums, design, DenseInformation(curvature))
     return total, sums[0]
 
 
-def derivatives(
-    likelihood: Likelihood, outputs: OutputGaussian, targets: Targets, noise: dict[str, Tensor]
-) -> tuple[Tensor, Tensor]:
-    """Weighted ``E_q[g_n] [N, K]`` and ``E_q[L_n] [N, K, K]``."""
-    arguments = {**{name: value[None, None] for name, value in noise.items()}, **row_data(targets)}
-    draws = outputs.draws(NUM_POINTS)
-    draws = draws + (outputs.mean - draws.mean(0))  # makes the expectation of linear functions exact
-    gradient, curvature = likelihood.expected_derivatives(draws, values_of(targets), **arguments)
-    weight = weight_of(targets)
-    if weight is None:
-        return gradient, curvature
-    return weight[:, None] * gradient, weight[:, None, None] * curvature
+def centred_draws(outputs: OutputGaussian, num_points: int) -> Tensor:
+    """Quasi-random draws ``[S, N, K]`` with the mean and the variance of the outputs.
+
+    Expectations of linear functions are exact then, and that of an exponential nearly so: few points have too little variance,
+    and ``E[exp f]`` would be too small by half of what is missing.
+    """
+    draws = outputs.draws(num_points)
+    if len(draws) == 1:
+        return draws
+    deviation = draws - draws.mean(0)
+    found = deviation.square().mean(0).clamp_min(torch.finfo(draws.dtype).tiny)
+    return outputs.mean + deviation * (outputs.variance / found).sqrt()
 
 
 def prior_at(layer: LastLayer, loc: Tensor, scale: Tensor, hyper: dict[str, Tensor]) -> tuple[Tensor, Tensor]:

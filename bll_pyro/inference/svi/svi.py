@@ -26,6 +26,7 @@ from bll_pyro.inference.start import warm_start
 from bll_pyro.inference.svi.gaussian_start import dense_start
 from bll_pyro.inference.svi.objective import Learned, Objective, StateCopy, all_finite, restore, snapshot
 from bll_pyro.inference.svi.refit import SVIRefit
+from bll_pyro.inference.svi.settle import can_settle, settle
 from bll_pyro.inference.svi.train import Plateau, Stepper, Training, adam, train
 from bll_pyro.inference.training_data import TrainingData
 from bll_pyro.layer import LastLayer
@@ -178,6 +179,14 @@ class SVI(Inference):
             training, trace = fit(refit.scaled(x))
             objective = training.objective
             trace.statistics |= path
+        elif self.num_epochs is None and validation is None and trace.finite and can_settle(objective, rows):
+            # not where held-out rows chose the scale: they judged fits without these rounds
+            settled = settle(objective, rows)
+            if settled is not None:  # it knows better than the look at the ELBO of the steps
+                trace.converged, trace.messages = True, []
+                trace.statistics["distance"] = settled.distance
+                for message in settled.messages():
+                    trace.stop(message)
         posterior = replace(objective.posterior_in(rows.frame, target_shape), layer=declared)
         trace.statistics["elbo"] = objective.evaluate(rows, seed)
         trace.wall_time = time.perf_counter() - began
