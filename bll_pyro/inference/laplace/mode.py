@@ -26,6 +26,7 @@ MAX_HALVINGS = 30  # most halvings of a step in one line search
 NUM_INFORMED_STEPS = 8  # Newton steps with the information; enough where it equals the negative Hessian
 # relative change of the log density that may be rounding, by dtype of the rows
 ROUNDING = {torch.float32: 1e-5, torch.float64: 1e-10}
+NO_RISE = 1e-5  # expected rise of the log density, as a share of its rounding, at which a line search ends
 NEAR = 0.5  # distance, in posterior standard deviations, below which the preconditioner is kept
 
 
@@ -128,6 +129,8 @@ def line_search(
             if new_directional >= -0.8 * directional:
                 return proposal
         step /= 2
+        if step * directional < NO_RISE * rounding:  # no shorter step can be told from none
+            break
     return None
 
 

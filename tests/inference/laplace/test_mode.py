@@ -1,5 +1,8 @@
 """The search for the mode: conjugate gradients, preconditioners, and a gradient that vanishes in Pyro's own log joint."""
 
+from typing import Any
+
+import numpy as np
 import pyro
 import pytest
 import torch
@@ -12,6 +15,7 @@ from bll_pyro.inference.laplace import evidence as evidence_file
 from bll_pyro.inference.laplace import preconditioner as preconditioner_file
 from bll_pyro.inference.laplace.evidence import LaplaceEvidence
 from bll_pyro.inference.laplace.mode import conjugate_gradients
+from bll_pyro.inference.row_likelihood import RowLikelihood
 from bll_pyro.inference.rows import DesignRows
 from bll_pyro.scope import generator, isolated
 
@@ -176,3 +180,20 @@ def test_steps_that_overflow_are_halved() -> None:
     assert fit.trace.converged
     weight = fit.posterior.latents.weights.loc[0]
     torch.testing.assert_close(weight, torch.tensor([2.5, 0, 0, 0, 2.302585]).double(), rtol=0, atol=0.05)
+
+
+def test_a_line_search_ends_where_rounding_hides_the_rise(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One target of a million beside 39 near 0: line searches along directions without a rise had taken half a minute."""
+    count, at = [0], RowLikelihood.at
+
+    def counted(self: RowLikelihood, *args: Any) -> Any:
+        count[0] += 1
+        return at(self, *args)
+
+    monkeypatch.setattr(RowLikelihood, "at", counted)
+    random = np.random.default_rng(0)
+    features = random.normal(size=(40, 1)).astype("float32")
+    targets = features[:, 0] + random.normal(size=40)
+    targets[0] = 1e6
+    bll.fit(bll.LastLayer(bll.likelihoods.StudentT()), (features, targets), inference=bll.Laplace())
+    assert count[0] < 10_000
