@@ -179,8 +179,7 @@ class SVI(Inference):
             training, trace = fit(refit.scaled(x))
             objective = training.objective
             trace.statistics |= path
-        elif self.num_epochs is None and validation is None and trace.finite and can_settle(objective, rows):
-            # not where held-out rows chose the scale: they judged fits without these rounds
+        if self.num_epochs is None and validation is None and trace.finite and can_settle(objective, rows):
             settled = settle(objective, rows)
             if settled is not None:  # it knows better than the look at the ELBO of the steps
                 trace.converged, trace.messages = True, []
