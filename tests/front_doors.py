@@ -180,7 +180,9 @@ class Case:
     def rounding(self) -> float:
         """How far two answers may differ, relative to their size: 1,000 roundings of the type in which the case is computed."""
         # floats and integers of up to 16 bits are exact in float32; what is wider is computed in float64
-        is_narrow = any(v.dtype.itemsize * (2 if v.dtype.kind in "iu" else 1) <= 4 for v in (self.inputs, self.targets))
+        is_narrow = any(
+            v.dtype.itemsize * (2 if v.dtype.kind in "iu" else 1) <= 4 for v in (self.inputs, self.targets)
+        )
         return 1000 * float(np.finfo("float32" if is_narrow else "float64").eps) + 1e-7
 
 
@@ -281,11 +283,15 @@ DOORS: dict[str, Door] = {
     ),
     "intervals": Door(
         "numbers",
-        lambda c, p: bll.conformal.PredictionIntervals(alpha=0.5).calibrate(fitted("numbers"), c.pair(p)).threshold,
+        lambda c, p: (
+            bll.conformal.PredictionIntervals(alpha=0.5).calibrate(fitted("numbers"), c.pair(p)).threshold
+        ),
     ),
     "sets": Door(
         "classes",
-        lambda c, p: bll.conformal.PredictionSets(alpha=0.5).calibrate(fitted("classes"), c.pair(p)).threshold,
+        lambda c, p: (
+            bll.conformal.PredictionSets(alpha=0.5).calibrate(fitted("classes"), c.pair(p)).threshold
+        ),
     ),
     "update": Door("numbers", lambda c, p: joined(fitted("numbers").update(c.pair(p)).predict(NEW))),
     "tree": Door(

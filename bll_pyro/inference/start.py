@@ -12,9 +12,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from bll_pyro.features.columns import NO_COLUMNS
 from bll_pyro.gaussian import Delta, Diagonal
 from bll_pyro.guides import Start
-from bll_pyro.inference.rows import DesignRows, log_prob, output_curvature, row_data, values_of, weight_of
+from bll_pyro.inference.rows import DesignRows, log_prob, output_curvature, values_of
 from bll_pyro.layer import LastLayer
 from bll_pyro.model import GlobalSites
 from bll_pyro.priors import ScaleMixturePrior, StudentT
@@ -60,7 +61,8 @@ def warm_start(
     factor = rows.num_rows / part.num_rows
     first = first_weights(layer, rows, num_outputs)
     loc = first.clone().requires_grad_()
-    u = median_sites(sites, design).requires_grad_()
+    medians = median_sites(sites, design) if sites.num else design.new_zeros(0)
+    u = medians.clone().requires_grad_()
 
     def log_joint() -> Tensor:
         values, log_globals, _ = sites.constrain(u)
@@ -70,7 +72,7 @@ def warm_start(
     if prior.has_density and (rows.num_rows <= NUM_START_ROWS or part.num_rows >= num_weights):
         maximise(log_joint, [loc, u] if len(u) else [loc], rows.num_rows)
     if not bool(torch.isfinite(loc).all()) or not bool(torch.isfinite(u).all()):
-        loc, u = first, median_sites(sites, design)
+        loc, u = first, medians
     with torch.no_grad():
         values = sites.constrain(u)[0]
         precision = factor * data_precision(layer, loc, part, sites.noise(values))
@@ -85,11 +87,14 @@ def first_weights(layer: LastLayer, rows: DesignRows, num_outputs: int) -> Tenso
     is given stays there.
     """
     targets = rows.targets
-    values, weight = values_of(targets), weight_of(targets)
+    values, columns = (
+        (targets, NO_COLUMNS) if isinstance(targets, Tensor) else (targets.values, targets.columns)
+    )
     loc = layer.center(rows.frame.center.new_zeros(num_outputs, rows.num_columns))
     if layer.bias and layer.bias_loc is None and not layer.prior.covers_bias:
-        weight = loc.new_ones(len(values)) if weight is None else weight
-        loc[:, -1] = layer.likelihood.typical_outputs(values, weight, **row_data(targets))
+        weight = loc.new_ones(len(values)) if columns.weight is None else columns.weight
+        exposure = {} if columns.exposure is None else {"exposure": columns.exposure}
+        loc[:, -1] = layer.likelihood.typical_outputs(values, weight, **exposure)
     return loc
 
 

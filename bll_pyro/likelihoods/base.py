@@ -297,19 +297,3 @@ def scale_site(prior: dist.Distribution | None, num_targets: int) -> dist.Distri
     """Prior of a noise scale for each target, ``[T]``: the given one, of one target or of all, or ``HalfNormal(1)``."""
     given: Any = dist.HalfNormal(torch.tensor(1.0)) if prior is None else prior
     return given if given.event_shape else given.expand((num_targets,)).to_event(1)
-
-
-def exposed(
-    outputs: Float[Tensor, "*#S N T"], exposure: Float[Tensor, "*#S N #T"] | None
-) -> Float[Tensor, "*#S N T"]:
-    """Log means of counts: outputs plus the offset ``log(exposure)``."""
-    return outputs if exposure is None else outputs + exposure.to(outputs).log()
-
-
-def log_mean(
-    counts: Float[Tensor, "N T"], weight: Float[Tensor, " N"], exposure: Float[Tensor, "N #T"] | None = None
-) -> Float[Tensor, " T"]:
-    """Log of the mean count ``[T]`` for an exposure of 1; half a count is added, so that it is finite without counts."""
-    total = weight.double() @ counts.double() + 0.5
-    sizes = torch.ones_like(counts) if exposure is None else exposure.expand_as(counts)
-    return (total / (weight.double() @ sizes.double() + 0.5)).log().to(weight)

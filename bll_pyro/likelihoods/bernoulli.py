@@ -11,7 +11,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from bll_pyro.likelihoods.base import Likelihood, log_mean
+from bll_pyro.likelihoods.base import Likelihood
+from bll_pyro.likelihoods.counts import log_mean
 from bll_pyro.likelihoods.targets import float_targets
 
 

@@ -12,7 +12,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bll_pyro.checks import is_number
-from bll_pyro.likelihoods.base import Likelihood, TargetShape, exposed, log_mean
+from bll_pyro.likelihoods.base import Likelihood, TargetShape
+from bll_pyro.likelihoods.counts import exposed, log_mean
 from bll_pyro.likelihoods.targets import count_targets
 
 

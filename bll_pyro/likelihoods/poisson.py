@@ -11,7 +11,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bll_pyro.gaussian import OutputGaussian
-from bll_pyro.likelihoods.base import Likelihood, exposed, log_mean
+from bll_pyro.likelihoods.base import Likelihood
+from bll_pyro.likelihoods.counts import exposed, log_mean
 from bll_pyro.likelihoods.targets import count_targets
 
 

@@ -92,11 +92,9 @@ class CrossValidation(Criterion):
 
     def applies(self, layer: LastLayer, num_rows: int, num_outputs: int, num_columns: int) -> bool:
         """Whether rows are few for the columns, and enough for folds, and the layer is neither Gaussian nor huge."""
+        few = 2 * self.num_folds <= num_rows < self.max_rows_per_column * num_columns
         small = num_outputs * min(num_rows, num_columns) <= MAX_FOLD_WEIGHTS
-        enough = num_rows >= 2 * self.num_folds
-        return (
-            enough and small and few_rows(layer, num_rows, num_outputs, num_columns, self.max_rows_per_column)
-        )
+        return few and small and is_worth_it(layer, num_outputs * num_columns)
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,17 +118,13 @@ class LeaveOneOut(Criterion):
 
     def applies(self, layer: LastLayer, num_rows: int, num_outputs: int, num_columns: int) -> bool:
         """As for :class:`CrossValidation`."""
-        return few_rows(layer, num_rows, num_outputs, num_columns, self.max_rows_per_column)
+        few = num_rows < self.max_rows_per_column * num_columns
+        return few and is_worth_it(layer, num_outputs * num_columns)
 
 
-def few_rows(
-    layer: LastLayer, num_rows: int, num_outputs: int, num_columns: int, max_rows_per_column: float
-) -> bool:
-    """Whether a criterion other than the evidence is worth its time."""
-    few = num_rows < max_rows_per_column * num_columns
-    return (
-        few and num_outputs * num_columns <= MAX_WEIGHTS and not isinstance(layer.likelihood, GaussianNoise)
-    )
+def is_worth_it(layer: LastLayer, num_weights: int) -> bool:
+    """Whether a criterion other than the evidence is worth its time: the layer is neither Gaussian nor huge."""
+    return num_weights <= MAX_WEIGHTS and not isinstance(layer.likelihood, GaussianNoise)
 
 
 def check_criterion(value: object, owner: str) -> None:

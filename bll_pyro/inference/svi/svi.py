@@ -179,7 +179,10 @@ class SVI(Inference):
             training, trace = fit(refit.scaled(x))
             objective = training.objective
             trace.statistics |= path
-        if self.num_epochs is None and validation is None and trace.finite and can_settle(objective, rows):
+        # steps on all rows take a diagonal guide near enough; batches, or correlations, leave it away from the optimum
+        is_away = training.batch_size < rows.num_rows or not isinstance(self.guide, Diagonal)
+        adapts = self.num_epochs is None and validation is None
+        if is_away and adapts and trace.finite and can_settle(objective, rows):
             settled = settle(objective, rows)
             if settled is not None:  # it knows better than the look at the ELBO of the steps
                 trace.converged, trace.messages = True, []
