@@ -121,25 +121,29 @@ def wrong_seed(value: object) -> ValueError:
     )
 
 
-_unvalidated = threading.Lock()
-_validation: list[bool] = []  # the caller's setting, once for each block that runs now, in any thread
+_VALIDATION_LOCK = threading.Lock()
+_VALIDATION: list[tuple[bool, ...]] = []  # the caller's settings, once for each block that runs in any thread
 
 
 @contextmanager
 def without_validation() -> Iterator[None]:
-    """Build distributions without torch's checks of their arguments, which have no place inside an optimiser or a vmap.
+    """Build and use distributions without checks of their arguments, which have no place inside an optimiser or a vmap.
 
-    The setting is one for the process. So the first block to begin keeps it, and the last to end puts it back.
+    The settings of torch and Pyro are one for the process. So the first block to begin keeps them, and the last to end puts
+    them back.
     """
-    switch = torch.distributions.Distribution.set_default_validate_args
-    with _unvalidated:
-        current = torch.distributions.Distribution._validate_args
-        _validation.append(_validation[0] if _validation else current)
-        switch(False)
+    parts = (pyro.distributions, pyro.infer, pyro.poutine)
+    with _VALIDATION_LOCK:
+        of_torch = torch.distributions.Distribution._validate_args  # which Pyro sets, and others too
+        current = (of_torch, *(part.is_validation_enabled() for part in parts))
+        _VALIDATION.append(_VALIDATION[0] if _VALIDATION else current)
+        pyro.enable_validation(False)
     try:
         yield
     finally:
-        with _unvalidated:
-            caller = _validation.pop()
-            if not _validation:
-                switch(caller)
+        with _VALIDATION_LOCK:
+            caller = _VALIDATION.pop()
+            if not _VALIDATION:
+                for part, setting in zip(parts, caller[1:], strict=True):
+                    part.enable_validation(setting)
+                torch.distributions.Distribution.set_default_validate_args(caller[0])

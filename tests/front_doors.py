@@ -48,6 +48,11 @@ TYPES = (
 TORCH_ONLY = {"bfloat16": torch.bfloat16}
 
 
+def tensor_of(values: Any) -> Tensor:
+    """A tensor of a number or a row of NumPy's, of its type."""
+    return torch.from_numpy(np.array(values))
+
+
 class Items(Dataset[Any]):
     """A dataset of pairs, or of inputs alone."""
 
@@ -58,8 +63,8 @@ class Items(Dataset[Any]):
         return len(self.inputs)
 
     def __getitem__(self, index: int) -> Any:
-        row = torch.tensor(self.inputs[index])
-        return row if self.targets is None else (row, torch.tensor(self.targets[index]))
+        row = tensor_of(self.inputs[index])
+        return row if self.targets is None else (row, tensor_of(self.targets[index]))
 
 
 class Stream(IterableDataset[Any]):
@@ -113,14 +118,14 @@ ARRAYS: dict[str, Callable[[Values], Any]] = {
     "transposed tensor": lambda v: torch.tensor(v.T.copy()).T if v.ndim == 2 else torch.tensor(v),
     "list": lambda v: v.tolist(),
     "list of arrays": list,
-    "list of tensors": lambda v: [torch.tensor(row) for row in v],
+    "list of tensors": lambda v: [tensor_of(row) for row in v],
     "tuple of rows": lambda v: tuple(v.tolist()),
     "frame": lambda v: pd.DataFrame(v) if v.ndim == 2 else pd.Series(v),
     "frame with an index": lambda v: (pd.DataFrame if v.ndim == 2 else pd.Series)(
         v, index=np.arange(len(v))[::-1] * 7
     ),
     "xarray": lambda v: xr.DataArray(v),
-    "sparse": lambda v: scipy.sparse.csr_array(v) if v.ndim == 2 else v,
+    "sparse": lambda v: scipy.sparse.csr_array(v) if v.ndim == 2 and v.dtype != np.float16 else v,
     "iterator": lambda v: iter(v.tolist()),
     "generator": lambda v: (row for row in v.tolist()),
     "dictionary": lambda v: {"rows": v},
@@ -160,7 +165,7 @@ class Case:
         """Inputs and targets together."""
         if plain:
             return self.inputs.astype(float), self.labels(plain=True)
-        if self.container in PAIRS:
+        if self.container in PAIRS and len(self.inputs) == len(self.targets):
             return PAIRS[self.container](self.inputs, self.targets)
         return self.rows(), self.labels()
 
@@ -183,7 +188,10 @@ class Case:
         is_narrow = any(
             v.dtype.itemsize * (2 if v.dtype.kind in "iu" else 1) <= 4 for v in (self.inputs, self.targets)
         )
-        return 1000 * float(np.finfo("float32" if is_narrow else "float64").eps) + 1e-7
+        searched = (
+            100 if DOORS[self.door].kind != "numbers" else 1
+        )  # a search for a mode ends before the last digits
+        return searched * (1000 * float(np.finfo("float32" if is_narrow else "float64").eps) + 1e-7)
 
 
 RANDOM = np.random.default_rng(0)

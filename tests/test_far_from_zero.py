@@ -34,6 +34,7 @@ def same(moved: Any, plain: Any, by: float = 0.0) -> None:
     np.testing.assert_allclose(moved.astype(float) - by, plain.astype(float), **CLOSE)
 
 
+@pytest.mark.filterwarnings("ignore:the ELBO was still rising")  # of a fit that is short on purpose
 @pytest.mark.parametrize("inference", INFERENCES, ids=lambda i: type(i).__name__)
 def test_predictions_move_with_the_targets(inference: Any) -> None:
     near, far = (fit.predict(X[TEST]) for fit in fits(inference))

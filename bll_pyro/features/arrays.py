@@ -157,7 +157,7 @@ def _numpy_to_tensor(array: np.ndarray, what: str) -> Tensor:
     if not array.dtype.isnative:
         array = array.astype(array.dtype.newbyteorder("="))
     if any(stride < 0 or stride % array.itemsize for stride in array.strides):
-        array = np.ascontiguousarray(array)
+        array = array.copy()  # ascontiguousarray keeps a negative stride along an axis of one row
     if array.flags.writeable:
         return torch.from_numpy(array)
     try:

@@ -124,7 +124,7 @@ def _column(values: Any, name: str, num_rows: int, what: str) -> Tensor | None:
 
 
 def _check_range(column: Tensor, wrong: Tensor, name: str, expected: str, what: str) -> None:
-    rows = wrong.reshape(len(column), -1).any(-1)
+    rows = wrong.flatten(1).any(-1) if wrong.dim() > 1 else wrong
     if bool(rows.any()):
         row = int(rows.nonzero()[0])
         raise ValueError(

@@ -21,6 +21,7 @@ _RECORDS = {
     "_model_args",
     "_traits",
     "_is_torch_compile",
+    "_compile_kwargs",
 }
 
 

@@ -93,7 +93,7 @@ def test_exposures_and_backbones_and_blocks(fits, monkeypatch):
     torch.testing.assert_close(counts.draw(X, 10, exposure=EXPOSURE), one * EXPOSURE)
     torch.testing.assert_close(counts.draw(bll.Data(X, exposure=EXPOSURE), 10), one * EXPOSURE)
     network = nn.Identity()
-    layer = bll.LastLayer(L.Poisson(), P.Normal(1.0))
+    layer = bll.LastLayer(L.Poisson(), P.Normal(1.0), standardize="columns")
     through = bll.fit(
         layer, bll.Data((X, COUNTS), exposure=EXPOSURE), backbone=network, inference=bll.Laplace()
     )

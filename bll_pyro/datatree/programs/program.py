@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from bll_pyro.datatree.programs.sites import Site, blocks_of, join, kind_of, mask_of, read_site
 from bll_pyro.datatree.programs.substitute import Substitute
-from bll_pyro.scope import isolated
+from bll_pyro.scope import isolated, without_validation
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ def undisturbed(programs: Sequence[Program], seed: int) -> Iterator[None]:
     modules = {id(module): module for owner in owners.values() for module in owner.modules()}
     flags = {key: module.training for key, module in modules.items()}
     try:
-        with isolated(seed), pyro.validation_enabled(False):
+        with isolated(seed), without_validation():
             store.set_state(outside)
             for module in modules.values():
                 module.training = False

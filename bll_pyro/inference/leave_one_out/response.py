@@ -29,6 +29,7 @@ from torch import Tensor
 
 from bll_pyro import curvatures
 from bll_pyro.gaussian import Delta, Dense, WeightGaussian, normal_points
+from bll_pyro.gaussian.factorization import NotPositiveDefinite
 from bll_pyro.gaussian.information import DenseInformation, DiagonalInformation
 from bll_pyro.gaussian.precision import precision
 from bll_pyro.layer import LastLayer
@@ -115,7 +116,7 @@ def response(posterior: GaussianPosterior, rows: CurvatureBlocks, num_rows: int)
             curvature.add(sums, design, diagonal if independent or not joint else DenseInformation(values))
         try:
             gaussian = curvature.precision(sums, prior.to(sums[0])).gaussian(weights.loc.double())
-        except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+        except NotPositiveDefinite:
             if concave:
                 raise
             # P is not positive definite, since some rows are not log-concave: drop the negative eigenvalues of each L_n

@@ -9,14 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyro
 import torch
 from pyro.infer import MCMC
 from torch import Tensor
 
 from bll_pyro.inference.nuts.density import LogDensity
 from bll_pyro.inference.nuts.recording import RecordingNUTS
-from bll_pyro.scope import isolated, one_thread
+from bll_pyro.scope import isolated, one_thread, without_validation
 
 MAX_DENSE_GLOBALS = 50  # most global unknowns that share a full mass matrix
 FIRST_STEP = 0.5  # initial step size for one weight; it falls with the fourth root of their number
@@ -61,7 +60,7 @@ def run_chains(
 def run_chain(density: LogDensity, seed: int, settings: ChainSettings) -> Chain:
     """Warm up and sample one chain."""
     device = density.coordinates.loc.device
-    with isolated(seed, density.dtype), one_thread(), pyro.validation_enabled(False):
+    with isolated(seed, density.dtype), one_thread(), without_validation():
         density.num_calls = 0
         start = initial_state(density, device)
         num_globals = density.global_sites.num

@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import pyro
 import torch
 from pyro import poutine
 from torch import Tensor, nn
 
 from bll_pyro.inference.svi.objective import all_finite, restore, snapshot
+from bll_pyro.scope import without_validation
 
 NUM_PASSES = 3  # most passes over the rows
 
@@ -48,7 +48,7 @@ def explain_nonfinite(
 @torch.no_grad()
 def nonfinite_site(guide: nn.Module, model: nn.Module, arguments: tuple[Any, ...]) -> str:
     """The first site of the program whose value or log density is not finite, at one draw of the guide."""
-    with pyro.validation_enabled(False):
+    with without_validation():
         drawn = poutine.trace(guide).get_trace(*arguments)
         program = poutine.trace(poutine.replay(model, trace=drawn)).get_trace(*arguments)
         program.compute_log_prob()

@@ -182,6 +182,8 @@ def test_steps_that_overflow_are_halved() -> None:
     torch.testing.assert_close(weight, torch.tensor([2.5, 0, 0, 0, 2.302585]).double(), rtol=0, atol=0.05)
 
 
+@pytest.mark.filterwarnings("ignore:the mode was not found")
+@pytest.mark.filterwarnings("ignore:the search for the maximum of the evidence did not converge")
 def test_a_line_search_ends_where_rounding_hides_the_rise(monkeypatch: pytest.MonkeyPatch) -> None:
     """One target of a million beside 39 near 0: line searches along directions without a rise had taken half a minute."""
     count, at = [0], RowLikelihood.at

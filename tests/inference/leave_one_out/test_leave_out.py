@@ -15,7 +15,7 @@ from bll_pyro.inference.leave_one_out import leave_out as module
 from bll_pyro.inference.leave_one_out import response as response_module
 from bll_pyro.inference.leave_one_out import row_by_row
 from bll_pyro.inference.leave_one_out.leave_out import leave_one_out
-from bll_pyro.inference.leave_one_out.response import expected_prior_precision, response
+from bll_pyro.inference.leave_one_out.response import SHARE_OF_PRECISION, expected_prior_precision, response
 from bll_pyro.inference.rows import DesignRows
 from bll_pyro.posterior import DrawsPosterior
 
@@ -353,13 +353,15 @@ def test_precision_of_the_prior_is_its_mean_curvature(name):
         loc, scale = float(weights.loc[0, d]), float(weights.scale[0, d])
         slope = np.gradient(reference.logpdf(loc + scale * z), scale * z)
         expected = -(slope * z * stats.norm.pdf(z)).sum() * (z[1] - z[0]) / scale
+        expected = max(expected, SHARE_OF_PRECISION / scale**2)  # negative in heavy tails
         assert float(found[0, d]) == pytest.approx(expected, rel=0.1, abs=0.05)
 
 
+@pytest.mark.filterwarnings("ignore:the ELBO was still rising")  # of a fit that is short on purpose
 def test_precision_of_a_prior_with_hyper_parameters_is_averaged_over_them():
     inputs, targets = linear_data(30, 4)
     layer = bll.LastLayer(bll.likelihoods.Gaussian(0.7), prior=bll.priors.HierarchicalNormal())
-    fit = bll.fit(layer, (inputs, targets[:, 0]), inference=bll.SVI(num_epochs=200))
+    fit = bll.fit(layer, (inputs, targets[:, 0]), inference=bll.SVI(num_epochs=400))
     tau = fit.posterior.sample(20_000)["tau"]
     expected = float(tau.square().reciprocal().mean())
     assert float(expected_prior_precision(fit.posterior)[0, 0]) == pytest.approx(expected, rel=0.1)
