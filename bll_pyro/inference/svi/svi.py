@@ -58,7 +58,9 @@ class SVI(Inference):
         Step for the backbone in joint training; None (default) leaves the backbone frozen.
     num_epochs
         Passes over the data. None (default) allows about 1,500 steps and at least 6 passes, and stops sooner where the
-        ELBO has stopped rising beyond its noise: the rest of the schedule is then run through four times as fast.
+        ELBO has stopped rising beyond its noise: the rest of the schedule is then run through four times as fast. After
+        training on batches, and for guides other than Diagonal, rounds on all rows then go on to the optimum of the ELBO,
+        for up to 1,024 unknowns, and say whether they reached it.
     batch_size
         Rows a step; None takes 512, or all rows of a smaller data set. In joint training None takes 128, a last batch of one
         row joins the one before, and a DataLoader keeps its own batches.
