@@ -29,31 +29,38 @@ def moments(fit: bll.Fit) -> tuple[np.ndarray, np.ndarray]:
     return flat.mean(0), flat.std(0)
 
 
-def check_agreement(seed: int, condition: float, guide: Guide, layer: bll.LastLayer) -> None:
+def check_agreement(
+    seed: int, condition: float, inference: bll.SVI | bll.Laplace, layer: bll.LastLayer
+) -> None:
     data = correlated(seed, condition)
-    fit, exact = bll.fit(layer, data, inference=bll.SVI(guide)), bll.fit(layer, data, inference=bll.Exact())
+    fit, exact = bll.fit(layer, data, inference=inference), bll.fit(layer, data, inference=bll.Exact())
     (mean, scale), (best, width) = moments(fit), moments(exact)
     assert fit.trace.converged
     assert np.abs((mean - best) / width).max() < 0.1
     assert np.abs(scale / width - 1).max() < 0.1
 
 
-GUIDES = [FullRank(), LowRank(2), MatrixNormal()]
+INFERENCES = {
+    "FullRank": bll.SVI(FullRank()),
+    "LowRank": bll.SVI(LowRank(2)),
+    "MatrixNormal": bll.SVI(MatrixNormal()),
+    "Laplace": bll.Laplace(),
+}
 
 
-@pytest.mark.parametrize("guide", GUIDES, ids=lambda guide: type(guide).__name__)
-def test_correlated_columns(guide: Guide) -> None:
+@pytest.mark.parametrize("name", INFERENCES)
+def test_correlated_columns(name: str) -> None:
     """Means and scales of weights and noise are those of the exact posterior, which steps on noisy gradients had missed by 0.7."""
     layer = bll.LastLayer(L.Gaussian(), P.Normal(100.0), standardize=False)
-    check_agreement(3, 1e4, guide, layer)
+    check_agreement(3, 1e4, INFERENCES[name], layer)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("guide", GUIDES, ids=lambda guide: type(guide).__name__)
+@pytest.mark.parametrize("name", INFERENCES)
 @pytest.mark.parametrize("condition", [10.0, 1e2, 1e3, 1e4])
-def test_correlated_columns_of_many_sets(guide: Guide, condition: float) -> None:
+def test_correlated_columns_of_many_sets(name: str, condition: float) -> None:
     for seed in range(5):
-        check_agreement(seed, condition, guide, bll.LastLayer(L.Gaussian(), P.Normal(1.0)))
+        check_agreement(seed, condition, INFERENCES[name], bll.LastLayer(L.Gaussian(), P.Normal(1.0)))
 
 
 def test_a_guide_that_cannot_hold_the_correlations_says_so() -> None:
