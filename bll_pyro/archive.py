@@ -244,7 +244,7 @@ def _read_files(
         try:
             found = [load_file(_checked(folder, body["files"][name])) for name in wanted]
             return body, found[0], found[1] if len(found) > 1 else None
-        except (ValueError, OSError, SafetensorError) as error:
+        except (ValueError, OSError, RuntimeError, SafetensorError) as error:
             failure = error
             if _read_manifest(folder) == body:
                 break

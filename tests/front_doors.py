@@ -219,6 +219,14 @@ def fitted(kind: str) -> bll.Fit:
 
 
 @cache
+def of_size(num_rows: int) -> bll.Fit:
+    """A fit of counts to so many rows, two at least."""
+    size = max(num_rows, 2)
+    data = np.resize(TRAIN, (size, NUM_COLUMNS)), np.resize(COUNTS, size)
+    return bll.fit(layer_of(bll.likelihoods.Poisson()), data, inference=bll.Laplace())
+
+
+@cache
 def detector() -> bll.ood.Detector:
     return bll.ood.Detector(bll.ood.Mahalanobis()).calibrate(fitted("numbers"), NEW, train=(TRAIN, NUMBERS))
 
@@ -236,7 +244,9 @@ def known_noise(case: Case) -> bll.LastLayer:
 
 
 def joined(prediction: Any) -> Values:
-    return np.concatenate([np.ravel(v) for v in (prediction.mean, prediction.total)])
+    """Means and variances; of counts their logs, which a small difference of the outputs moves by as little."""
+    values = np.concatenate([np.ravel(v) for v in (prediction.mean, prediction.total)])
+    return np.log1p(values) if prediction.mixture.likelihood.is_count else values
 
 
 @dataclass(frozen=True)
@@ -307,6 +317,31 @@ DOORS: dict[str, Door] = {
         lambda c, p: (
             fitted("numbers").to_datatree(c.rows(p), c.labels(p), num_draws=3)["log_likelihood"]["y"].values
         ),
+    ),
+    "evaluate": Door(
+        "numbers",
+        lambda c, p: list(
+            bll.evaluate(fitted("numbers"), c.pair(p), held_out=(TRAIN, NUMBERS), plain=fitted("numbers"))
+            .scores["Bayesian"]
+            .values()
+        ),
+    ),
+    "leave one out": Door("counts", lambda c, p: bll.loo(of_size(len(c.targets)), c.pair(p)).elpd),
+    "prior predictive": Door(
+        "numbers",
+        lambda c, p: (
+            bll.prior_predictive(known_noise(c), c.rows(p), c.labels(p), num_draws=3)["prior_predictive"][
+                "f"
+            ].values
+        ),
+    ),
+    "mae": Door("numbers", lambda c, p: bll.metrics.mae(np.resize(NUMBERS, len(c.targets)), c.labels(p))),
+    "crps of draws": Door(
+        "numbers", lambda c, p: bll.metrics.crps_sample(np.resize(NUMBERS, (4, len(c.targets))), c.labels(p))
+    ),
+    "nll": Door("classes", lambda c, p: bll.metrics.nll(np.full((len(c.targets), 3), 1 / 3), c.labels(p))),
+    "brier": Door(
+        "classes", lambda c, p: bll.metrics.brier(np.full((len(c.targets), 3), 1 / 3), c.labels(p))
     ),
     "rmse": Door("numbers", lambda c, p: bll.metrics.rmse(np.resize(NUMBERS, len(c.targets)), c.labels(p))),
     "accuracy": Door(

@@ -154,8 +154,13 @@ def _numpy_to_tensor(array: np.ndarray, what: str) -> Tensor:
             f"{what}: expected real numbers, integers or booleans of at most 64 bits, got dtype {array.dtype}; convert "
             "text and categories to integer codes and dates to numbers first"
         )
-    if not array.dtype.isnative:
-        array = array.astype(array.dtype.newbyteorder("="))
+    plain = (
+        np.dtype(f"{array.dtype.kind}{array.dtype.itemsize}") if array.dtype.kind != "b" else np.dtype(bool)
+    )
+    if (
+        array.dtype != plain or array.dtype.num != plain.num
+    ):  # another byte order, or C's name of the same type
+        array = array.astype(plain)
     if any(stride < 0 or stride % array.itemsize for stride in array.strides):
         array = array.copy()  # ascontiguousarray keeps a negative stride along an axis of one row
     if array.flags.writeable:

@@ -28,6 +28,7 @@ from bll_pyro.posterior import Posterior
 from bll_pyro.scope import isolated
 
 DEFAULT = SVI()
+SMALLEST = 1e-15  # constants of the frame whose squares float32 holds, and their inverses
 LARGE_COUNT = 1e4  # its log density y log y has an error of 0.01 nats in float32
 NOT_COPIED = (
     "backbone: expected a module that can be copied, since a copy is trained, got {}: {}; run lazy modules on a batch first, and "
@@ -171,12 +172,13 @@ def fit_features(
     validation: tuple[FeatureRows, Tensor, Columns] | None = None,
     device: str | torch.device | None = None,
     is_table: bool = False,
+    is_extreme: bool = False,
 ) -> tuple[Posterior, Trace]:
     """Fit on features ``[N, D]`` and targets as the likelihood uses them.
 
     Makes the frame of the training rows (of a table, or of features of a network), brings the declaration into its units, and
-    runs the inference. It computes in float64 where the features, or the coordinates of the prior, are in float64, and for large
-    counts, whose log densities have more digits than float32 holds.
+    runs the inference. It computes in float64 where the features, or the coordinates of the prior, are in float64, for large
+    counts, whose log densities have more digits than float32 holds, and for numbers whose squares float32 does not hold.
     """
     num_outputs, num_features = layer.likelihood.num_outputs(target_shape), features.shape[1]
     layer.prior.check((num_outputs, num_features))
@@ -184,9 +186,16 @@ def fit_features(
     given = layer.prior.frame
     is_wide = torch.float64 in (features.dtype, None if given is None else given.center.dtype)
     is_large = layer.likelihood.is_count and float(targets.max()) > LARGE_COUNT
-    dtype = torch.float64 if is_wide or is_large else torch.float32
+    dtype = torch.float64 if is_wide or is_large or is_extreme else torch.float32
     with isolated(seed, dtype):
         frame = make_frame(layer, features, targets, inference.rotates(layer), dtype, columns, is_table)
+        constants = torch.cat([frame.center, frame.scale, frame.target_center, frame.target_scale]).abs()
+        constants = constants[constants.isfinite() & (constants > 0)]
+        if dtype == torch.float32 and bool(((constants < SMALLEST) | (constants > 1 / SMALLEST)).any()):
+            return fit_features(
+                layer, features, targets, inference, target_shape, seed, columns, validation, device, is_table,
+                is_extreme=True,
+            )  # fmt: skip
         rows = DesignRows(features, targets, frame, device or "cpu", columns)
         held_out = None
         if validation is not None:

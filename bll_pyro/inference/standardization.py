@@ -22,7 +22,6 @@ from bll_pyro.layer import LastLayer
 # most rows from which principal axes are estimated; any rotation is valid, so a part of a large data set is enough
 NUM_AXES_ROWS = 65_536
 NUM_TYPICAL_ROWS = 4096  # most rows in which the most frequent value of a column is looked for
-MIN_SPREAD = 1e-15  # smallest scale of targets whose variances float32 holds
 BATCH_SIZE = 8192  # rows in one pass over features
 
 
@@ -126,8 +125,7 @@ def make_frame(
         frame = replace(frame, center=moments.mean.to(dtype), scale=scale.to(dtype))
         if layer.likelihood.real_valued:
             center, spread = target_scale(weighted_moments([targets], columns.weight))
-            is_square_representable = bool(((spread > MIN_SPREAD) & (spread < 1 / MIN_SPREAD)).all())
-            wider = torch.promote_types(dtype, targets.dtype if is_square_representable else torch.float64)
+            wider = torch.promote_types(dtype, targets.dtype)
             frame = replace(frame, target_center=center.to(wider), target_scale=spread.to(wider))
     if rotates:
         frame = replace(frame, rotation=principal_axes(features, frame, columns.weight))

@@ -29,7 +29,7 @@ MAX_UNKNOWNS = 1024  # most unknowns: P is factored in each round
 MAX_WORK = (
     2**29
 )  # largest N (K P)^2 and largest S N K^2: with more, a round costs as much as an epoch of the training
-FEWEST_POINTS, MOST_POINTS = 8, 128  # S: quasi-random points of the expectations,
+FEWEST_POINTS, MOST_POINTS = 64, 128  # S: quasi-random points of the expectations,
 ALL_POINTS = (
     2**20
 )  # or so many that S N K^2 is below this number: the fewer rows, the more an error of the points matters
@@ -103,6 +103,7 @@ def settle(objective: Objective, rows: DesignRows) -> Settled | None:
     """Move the guide of an objective to the optimum; None, and nothing is moved, where P is not positive definite."""
     guide, layer, num_features = objective.guide, objective.layer, objective.model.num_features
     before, share, smooth = snapshot(objective.parameters), 1.0, None
+    learned, elbo = dict(objective.learned), objective.evaluate(rows, 0)
     hyper, state, first = dict(objective.learned), Settled(), Settled()
     for index in range(MAX_ROUNDS):
         latents = guide.latents().detach()
@@ -143,6 +144,11 @@ def settle(objective: Objective, rows: DesignRows) -> Settled | None:
         return first
     if objective.learns:
         objective.learned = hyper
+    if objective.evaluate(rows, 0) < elbo:  # the points were too few for these rows
+        restore(objective.parameters, before)
+        if objective.learns:
+            objective.learned = learned
+        return None
     if isinstance(guide, LatentGaussianGuide) and layer.likelihood.independent_outputs:
         best = covariance.diagonal()[latents.num_globals :].view(scale.shape).sqrt()
         state = replace(state, width=float((scale / best).min()))

@@ -28,8 +28,8 @@ def test_richer_guides_reach_higher(data_dir: Path) -> None:
     for name in CHAIN:
         fit = bll.fit(layer, (features, targets), inference=bll.SVI(guide=guides()[name]))
         found[name] = elbo(fit, features, targets, 1.0) / len(targets)
-        # eight draws of the fit's own ELBO
-        assert fit.elbo / len(targets) == pytest.approx(found[name], abs=0.02)
+        # eight draws of the fit's own ELBO, of which one has a standard deviation of about 0.03 a row
+        assert fit.elbo / len(targets) == pytest.approx(found[name], abs=0.04)
     values = [found[name] for name in CHAIN]
     assert all(richer >= poorer - NOISE for poorer, richer in pairwise(values)), found
     assert values[-1] > values[0] + 0.02, found
