@@ -15,7 +15,22 @@ pytestmark = [pytest.mark.unchecked, pytest.mark.filterwarnings("ignore")]
 
 NUM_EXAMPLES = int(os.environ.get("BLL_EXAMPLES", "2000"))
 SEED = int(os.environ.get("BLL_SEED", "0"))
-FAILED: list[Case] = []  # what failed once
+ROWS = np.random.default_rng(1).normal(size=(8, 3))
+COLUMN = np.random.default_rng(2).normal(size=8)
+HUGE = np.array([2**63 + 5, 2**63 + 9], dtype="uint64")
+FAILED = [  # what failed once
+    Case("extract", ROWS[:1], COLUMN[:1], "reversed", "list"),
+    Case("log_prob", ROWS[:1], COLUMN[:1], "array", "reversed"),
+    Case("features", ROWS[:0], COLUMN[:0], "weighted data", "list"),
+    Case("pit", ROWS[:2], HUGE, "array", "list"),
+    Case("log_prob of classes", ROWS[:2], np.array([1, 2], dtype="uint64"), "array", "list of tensors"),
+    Case(
+        "fit numbers", (1e-30 * ROWS).astype("float32"), (1e30 * COLUMN).astype("float32"), "array", "tensor"
+    ),
+    Case("fit numbers", ROWS.astype("float32"), np.c_[np.full(8, 1e30), 1e29 * COLUMN], "array", "array"),
+    Case("fit classes", (1e-30 * ROWS).astype("float32"), np.arange(8) % 3, "tensor", "array"),
+    Case("prior predictive", (1e30 * ROWS).astype("float32"), COLUMN.astype("float32"), "masked", "list"),
+]
 
 
 @pytest.mark.slow
