@@ -60,8 +60,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True)
 def nothing_left_behind() -> Iterator[None]:
     """Fail a test that leaves something in Pyro's parameter store or changes torch's default dtype."""
-    dtype = torch.get_default_dtype()
+    dtype, is_checked = torch.get_default_dtype(), torch.distributions.Distribution._validate_args
     yield
+    # torch's compiler, when it is imported, switches the checks of distributions off
+    torch.distributions.Distribution.set_default_validate_args(is_checked)
     names, dtype_after = sorted(pyro.get_param_store().keys()), torch.get_default_dtype()
     pyro.clear_param_store()  # the next test is not to fail for this one
     torch.set_default_dtype(dtype)

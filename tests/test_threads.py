@@ -65,7 +65,9 @@ FITS: dict[str, Callable[[int], bll.Fit]] = {
 }
 
 
-@pytest.mark.parametrize("kind", FITS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=pytest.mark.slow if kind != "svi" else []) for kind in FITS]
+)
 def test_fits(kind: str) -> None:
     def draws(seed: int) -> Tensor:
         return FITS[kind](seed).posterior.sample(4, seed=1)["weight"]

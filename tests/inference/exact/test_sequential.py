@@ -196,7 +196,7 @@ def test_variational_posterior_as_prior(guide: Any) -> None:
 @pytest.mark.filterwarnings("ignore:the ELBO was still rising")  # of a fit that is short on purpose
 def test_classes_go_on_from_the_posterior_of_earlier_rows() -> None:
     labels = (TARGETS[:, 0] > 0).long()
-    layer = bll.LastLayer(bll.likelihoods.Categorical(2), bll.priors.Normal(scale=1.0))
+    layer = bll.LastLayer(bll.likelihoods.Categorical(2), bll.priors.Normal(scale=1.0), standardize="common")
     inference = bll.SVI(guide=bll.guides.FullRank(), num_epochs=400)
     first = bll.fit(layer, (FIRST[0], labels[:25]), inference=inference)
     second = bll.fit(replace(layer, prior=first.as_prior()), (SECOND[0], labels[25:]), inference=inference)
