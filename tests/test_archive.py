@@ -104,6 +104,7 @@ def test_a_save_that_fails_leaves_nothing_behind(
         assert len(list(target.iterdir())) == 3
 
 
+@pytest.mark.slow
 def test_no_room_on_the_disk(tmp_path: Path) -> None:
     """The limit of a file's size stands for a full disk: the error comes from the operating system, inside safetensors."""
     fit = classes()

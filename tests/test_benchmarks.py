@@ -41,6 +41,7 @@ def seeded():
 # ---- harness
 
 
+@pytest.mark.slow
 def test_interleave_takes_turns_and_starts_each_round_with_another():
     order: list[str] = []
 

@@ -76,6 +76,7 @@ def log_weights(fit: bll.Fit, model: bll.Model, features: Tensor, targets: Tenso
 
 
 @pytest.mark.parametrize("name", LIKELIHOODS)
+@pytest.mark.thinned(4)
 def test_pyros_elbo_of_the_posterior_is_that_of_the_fit(name: str) -> None:
     likelihood, _ = LIKELIHOODS[name]
     features, targets = data(name)

@@ -354,6 +354,7 @@ def test_the_same_forms_everywhere(x: np.ndarray, y: np.ndarray) -> None:
     assert bool(((drawn.mean(0) - expected.mean).abs() < error).all())
 
 
+@pytest.mark.slow
 def test_a_layer_of_a_flow_is_a_guide(x: np.ndarray, y: np.ndarray) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of few steps

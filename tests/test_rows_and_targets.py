@@ -98,6 +98,7 @@ def in_tree(fit, *rows):
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("call", [exact, intervals, evaluated, in_tree])
+@pytest.mark.thinned(3)
 def test_all_forms_of_rows_and_targets_mean_the_same(regression, call, form):
     np.testing.assert_allclose(
         call(regression, *forms(X, Y)[form]), call(regression, X, Y), rtol=2e-4, err_msg=form
@@ -105,6 +106,7 @@ def test_all_forms_of_rows_and_targets_mean_the_same(regression, call, form):
 
 
 @pytest.mark.parametrize("form", [form for form in FORMS if "targets" not in form and form != "two arrays"])
+@pytest.mark.thinned(2)
 def test_functions_of_one_argument_take_all_forms(regression, form):
     rows = forms(X, Y)[form]
     if len(rows) == 2:  # a frame and a series

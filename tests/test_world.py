@@ -159,6 +159,7 @@ MODES: dict[str, Callable[[], Any]] = {
 
 
 @pytest.mark.parametrize("mode", MODES)
+@pytest.mark.thinned(5)
 def test_modes_of_the_caller_do_not_matter(mode: str, tmp_path: Path) -> None:
     """Everything that a user does, inside a mode, gives the numbers that it gives outside."""
     found = []

@@ -134,21 +134,49 @@ def watched(call: str, networks: tuple[nn.Module, ...] = ()) -> Iterator[None]:
 
 
 _DEPTH = threading.local()
+_ELSEWHERE = {
+    "running": 0,
+    "begun": 0,
+}  # calls from other threads, which change the state of the process as they run
+_COUNTING = threading.Lock()
+
+
+@contextmanager
+def elsewhere() -> Iterator[None]:
+    """Count a call from another thread than the main one."""
+    with _COUNTING:
+        _ELSEWHERE["running"] += 1
+        _ELSEWHERE["begun"] += 1
+    try:
+        yield
+    finally:
+        with _COUNTING:
+            _ELSEWHERE["running"] -= 1
 
 
 def watching(function: Callable[..., Any], name: str) -> Callable[..., Any]:
-    """The function, with the world compared around every call from outside the package."""
+    """The function, with the world compared around every call from outside the package, unless another thread calls, too."""
 
     @functools.wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
-        others = threading.current_thread() is not threading.main_thread()
-        if getattr(_DEPTH, "inside", False) or others or torch.compiler.is_compiling():
-            return function(*args, **kwargs)
-        _DEPTH.inside = True
-        try:
-            # load fills the network that it is given
-            with watched(name, () if name == "bll.load" else networks_of((*args, *kwargs.values()))):
+        if threading.current_thread() is not threading.main_thread():
+            with elsewhere():
                 return function(*args, **kwargs)
+        if getattr(_DEPTH, "inside", False) or torch.compiler.is_compiling():
+            return function(*args, **kwargs)
+        # load fills the network that it is given
+        networks = () if name == "bll.load" else networks_of((*args, *kwargs.values()))
+        _DEPTH.inside, said = True, name
+        try:
+            alone, begun, before = not _ELSEWHERE["running"], _ELSEWHERE["begun"], world(networks)
+            try:
+                return function(*args, **kwargs)
+            except BaseException as error:
+                said = f"{name}, which raised {type(error).__name__},"
+                raise
+            finally:
+                if alone and begun == _ELSEWHERE["begun"]:
+                    compare(before, world(networks), said)
         finally:
             _DEPTH.inside = False
 

@@ -117,6 +117,7 @@ def test_one_shard_is_mapped_and_not_copied(tmp_path):
 
 
 @needs_proc
+@pytest.mark.slow
 def test_opening_and_slicing_reads_only_what_is_used(tmp_path):
     rows, width = 100_000, 256  # 102 MB in 4 shards
     with ShardWriter(tmp_path / "f", rows, shard_bytes=width * 4 * rows // 4) as writer:

@@ -52,6 +52,7 @@ def fits():
 
 
 @pytest.mark.parametrize("case", CASES)
+@pytest.mark.thinned(3)
 def test_the_mean_of_the_draws_is_the_prediction(fits, case):
     """Within five standard errors of the draws, and the error of the prediction's own integration."""
     fit, shape = fits(case), CASES[case][3]

@@ -118,6 +118,7 @@ def test_function_cannot_be_written() -> None:
 @pytest.mark.parametrize(
     "layer", [bll.guides.Spline(num_bins=4), bll.guides.InverseAutoregressive()], ids=repr
 )
+@pytest.mark.thinned(3)
 def test_a_layer_of_a_flow_stands_for_the_flow(layer: Any) -> None:
     inference = bll.SVI(layer, num_epochs=2)
     assert inference == bll.SVI(bll.guides.Flow(layer=layer), num_epochs=2)

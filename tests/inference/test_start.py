@@ -113,6 +113,7 @@ def test_the_search_under_a_narrow_prior_starts_at_its_centre_where_that_is_like
 @pytest.mark.filterwarnings(
     "ignore::RuntimeWarning"
 )  # float32 cannot tell the last hundredth of a posterior scale
+@pytest.mark.thinned(3)
 def test_large_counts(
     size: float, likelihood: bll.likelihoods.Likelihood, inference: bll.inference.Inference
 ) -> None:

@@ -232,6 +232,7 @@ def test_fits_equal_those_of_the_library(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["count", "numbers"])
+@pytest.mark.thinned(2)
 def test_variational_fits_equal_those_of_the_library(name: str) -> None:
     own, closed, _ = PAIRS[name]
     rows = data(name, 60)

@@ -114,6 +114,7 @@ def test_intervals_of_counts(name: str, prob: float) -> None:
         assert (int(low[row]), int(high[row])) == (first, first + size - 1)
 
 
+@pytest.mark.slow
 def test_crps_of_real_values_by_brute_force() -> None:
     """Against ``E|Y - y| - E|Y - Y'| / 2`` over draws of the predictive."""
     num_draws = 20_000

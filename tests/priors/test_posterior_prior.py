@@ -81,6 +81,7 @@ def test_density_of_weights_in_plain_axes(weights: WeightGaussian) -> None:
     torch.testing.assert_close(density, weights.log_prob(values), rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_pyros_own_elbo_agrees_with_output_space() -> None:
     """The program and the closed form are one prior: two ways to the same bound."""
     random = torch.Generator().manual_seed(4)

@@ -72,6 +72,7 @@ def test_sparse_signal(prior: priors.Prior, classes: bool, seed: int) -> None:
     assert set(top.tolist()) == set(relevant.tolist())
 
 
+@pytest.mark.slow
 def test_sparse_regression_is_nearly_as_good_as_knowing_the_features() -> None:
     """The known truth predicts at ``-log(2 pi e 0.25) / 2``; five estimated weights and a scale cost a little."""
     best = -0.5 * math.log(2 * math.pi * math.e * 0.25)

@@ -126,6 +126,7 @@ def test_log_evidence_is_in_the_users_units() -> None:
 
 
 @pytest.mark.thinned(3)
+@pytest.mark.slow
 def test_no_bound_exceeds_the_evidence_and_full_rank_reaches_it_on_standardized_targets() -> None:
     features, targets = data(60, 4)
     layer = bll.LastLayer(bll.likelihoods.Gaussian(noise_scale=(1.0, 2.0)), bll.priors.Normal(scale=0.7))

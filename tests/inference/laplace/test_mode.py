@@ -184,6 +184,7 @@ def test_steps_that_overflow_are_halved() -> None:
 
 @pytest.mark.filterwarnings("ignore:the mode was not found")
 @pytest.mark.filterwarnings("ignore:the search for the maximum of the evidence did not converge")
+@pytest.mark.slow
 def test_a_line_search_ends_where_rounding_hides_the_rise(monkeypatch: pytest.MonkeyPatch) -> None:
     """One target of a million beside 39 near 0: line searches along directions without a rise had taken half a minute."""
     count, at = [0], RowLikelihood.at

@@ -154,6 +154,7 @@ GRIDS = {
 
 @pytest.mark.parametrize("name", GRIDS)
 @pytest.mark.thinned(3)
+@pytest.mark.thinned(2)
 def test_agrees_with_exact_leave_one_out_by_quadrature(name):
     likelihood, log_likelihood, draw = GRIDS[name]
     random = torch.Generator().manual_seed(1)

@@ -175,6 +175,7 @@ def test_where_the_evidence_decides() -> None:
     "criterion", [bll.criteria.LeaveOneOut(), bll.criteria.CrossValidation(2, 20.0)], ids=repr
 )
 @pytest.mark.thinned(6)
+@pytest.mark.slow
 def test_every_guide_with_scales_of_outputs(
     guide: bll.guides.Guide, criterion: bll.criteria.Criterion
 ) -> None:

@@ -49,6 +49,7 @@ INFERENCES = {
 
 
 @pytest.mark.parametrize("name", INFERENCES)
+@pytest.mark.thinned(4)
 def test_correlated_columns(name: str) -> None:
     """Means and scales of weights and noise are those of the exact posterior, which steps on noisy gradients had missed by 0.7."""
     layer = bll.LastLayer(L.Gaussian(), P.Normal(100.0), standardize=False)
