@@ -116,6 +116,7 @@ def test_backbone_runs_once_a_row_with_a_store(tmp_path: Path) -> None:
     assert backbone.num_rows == len(INPUTS) + 10
 
 
+@pytest.mark.slow
 def test_two_stages_and_the_final_stage() -> None:
     stage1 = bll.fit(
         CLASSES,

@@ -74,6 +74,7 @@ def test_head_is_copied() -> None:
 @pytest.mark.parametrize("standardize", [True, False])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.filterwarnings("ignore:the ELBO was still rising:bll_pyro.FitWarning")
+@pytest.mark.thinned(3)
 def test_without_freedom_the_head_comes_back(standardize: bool, bias: bool) -> None:
     """Labels at random, but a prior too tight to move: the probabilities are the head's."""
     if standardize and not bias:

@@ -64,6 +64,7 @@ def compared(request):
     return kind, fits, bll.compare(fits, rows(kind), new_data=rows(kind, 500, seed=1))
 
 
+@pytest.mark.thinned(3)
 def test_the_table_is_that_of_arviz_on_leave_one_out(compared):
     kind, fits, result = compared
     expected = az.compare({name: bll.loo(fit, rows(kind)) for name, fit in fits.items()}, round_to="none")

@@ -107,6 +107,7 @@ def advice_is_no_error():
     plt.close("all")
 
 
+@pytest.mark.thinned(4)
 def test_summary(fitted):
     tree = fitted[2]
     table = az.summary(tree, round_to="none")
@@ -173,6 +174,7 @@ PLOTS = {
 
 
 @pytest.mark.parametrize("plot", PLOTS)
+@pytest.mark.thinned(3)
 def test_plots(fitted, plot):
     drawn = PLOTS[plot](fitted[2])
     assert drawn.viz.children or drawn.viz.data_vars
@@ -194,6 +196,7 @@ def test_plot_of_influence(fitted):
 
 @pytest.mark.parametrize("plot", [az.plot_rank, az.plot_energy, az.plot_rank_dist])
 @pytest.mark.parametrize("fitted", WITHOUT_LOG_Q, indirect=True)
+@pytest.mark.thinned(4)
 def test_plots_of_chains(fitted, plot):
     fit, _, tree = fitted
     drawn = plot(tree)
@@ -217,6 +220,7 @@ def test_a_point_takes_what_needs_no_spread():
 
 
 @pytest.mark.parametrize("engine", ["netcdf", "zarr"])
+@pytest.mark.thinned(4)
 def test_round_trip(fitted, engine, tmp_path):
     tree = fitted[2]
     if engine == "netcdf":

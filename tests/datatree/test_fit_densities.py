@@ -160,6 +160,7 @@ CASES += [(name, 2) for name, (_, kind, _) in LIKELIHOODS.items() if kind != "cl
 
 
 @pytest.mark.parametrize(("name", "num_targets"), CASES)
+@pytest.mark.thinned(3)
 def test_log_likelihood_equals_scipy(name, num_targets):
     likelihood, kind, by_hand = LIKELIHOODS[name]
     if likelihood == L.Gaussian(noise_scale=0.5) and num_targets > 1:
@@ -290,6 +291,7 @@ def summed(values):
 
 
 @pytest.mark.parametrize("name", PRIORS)
+@pytest.mark.thinned(3)
 def test_log_prior_and_joint_equal_scipy(name):
     prior, by_hand = PRIORS[name]
     y = targets("real", 2)

@@ -294,6 +294,7 @@ def test_timid_class_probabilities_are_flagged():
     assert found.verdict is Grade.WRONG and "underconfident" in found.remedy, found
 
 
+@pytest.mark.slow
 def test_labels_and_several_targets_are_judged():
     inputs, targets = numbers()
     both = torch.stack([targets, targets.flip(0)], 1)

@@ -150,6 +150,7 @@ def test_the_code_of_forward_matters():
     assert len(prints) == 4
 
 
+@pytest.mark.slow
 def test_it_is_the_same_in_another_process():
     code = """
 import torch

@@ -148,6 +148,7 @@ print(features.num_shards, sliced, peak() - before)
 
 
 @needs_proc
+@pytest.mark.slow
 def test_writing_holds_one_shard_in_memory(tmp_path):
     code = """
 import sys, torch

@@ -88,6 +88,7 @@ def test_the_elbo_rises(guide: bll.guides.Guide) -> None:
 
 @pytest.mark.parametrize("guide", GAUSSIAN.values(), ids=GAUSSIAN.keys())
 @every_layer
+@pytest.mark.thinned(4)
 def test_density_of_draws_averages_to_the_entropy(guide: bll.guides.Guide, name: str) -> None:
     """``E_q[-log q]`` is the entropy: in the space of the sites, that of the Gaussian plus the mean log Jacobian."""
     fit = bll.fit(LAYERS[name], data(name), inference=bll.SVI(guide=guide, num_epochs=5))

@@ -74,6 +74,7 @@ def entropy(probs: Tensor) -> Tensor:
 
 @pytest.mark.unchecked  # run-time checks of annotations take ten times as long as the fits
 @pytest.mark.parametrize("likelihood", FAMILY, ids=lambda m: type(m).__name__)
+@pytest.mark.thinned(3)
 def test_decomposition_is_that_of_brute_force(likelihood: lk.Likelihood) -> None:
     fit = fit_to(likelihood, 60)
     prediction = fit.predict(NEW)
@@ -132,6 +133,7 @@ def test_epistemic_falls_like_one_over_n_and_aleatoric_is_the_noise(likelihood: 
 
 
 @pytest.mark.unchecked
+@pytest.mark.slow
 def test_leave_one_out_of_ordered_classes_with_a_bias() -> None:
     """Against refits without the row; a bias can stand in for the cutpoints, and must not count twice."""
     likelihood = lk.Ordinal(4)

@@ -54,6 +54,7 @@ def test_closed_forms(name: str, posterior: tuple[float, float]) -> None:
 
 @pytest.mark.parametrize("posterior", POSTERIORS)
 @pytest.mark.parametrize("name", MIXTURES)
+@pytest.mark.thinned(3)
 def test_bound_of_scale_mixtures(name: str, posterior: tuple[float, float]) -> None:
     """Below the expectation, by at most 0.15 nats a weight, and without limit nearer with more strata."""
     prior, hyper = PRIORS[name], hyper_of(PRIORS[name])

@@ -76,6 +76,7 @@ def test_mode_given_the_median_is_ridge_regression() -> None:
     ids=lambda prior: type(prior).__name__,
 )
 @pytest.mark.filterwarnings("ignore:the ELBO was still rising:bll_pyro.FitWarning")
+@pytest.mark.thinned(3)
 def test_tight_priors_stay_at_their_centre(prior: priors.Prior) -> None:
     features, targets = data("classes")
     layer = bll.LastLayer(bll.likelihoods.Categorical(K), prior=prior, bias=False, standardize=False)

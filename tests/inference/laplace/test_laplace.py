@@ -200,6 +200,7 @@ class TestBruteForce:
         probs = torch.sigmoid(features @ torch.tensor([1.0, -0.5]).double())
         return features, (torch.rand(200, generator=generator(7), dtype=torch.float64) < probs).double()
 
+    @pytest.mark.slow
     def test_evidence_and_moments_of_a_logistic_model(self) -> None:
         """Two weights, so that the posterior can be summed over a grid."""
         features, targets = self.logistic()

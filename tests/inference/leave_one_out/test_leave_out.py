@@ -111,6 +111,7 @@ def test_equals_refitting_with_unknown_noise(noise):
     assert torch.equal(some.elpd, found.elpd[[3, 17]]) and torch.equal(some.log_density, found.log_density)
 
 
+@pytest.mark.slow
 def test_unknown_noise_of_a_guide_is_averaged_as_it_is_without_the_row():
     """A row far off tells most about the noise: only with the noise reweighted does it look as far off as it is."""
     inputs, targets = linear_data(30, 3)
@@ -292,6 +293,7 @@ def test_a_point_estimate_has_a_leave_one_out_too():
     np.testing.assert_allclose(found[::5], refits, atol=0.1)
 
 
+@pytest.mark.slow
 def test_rows_that_are_not_log_concave_are_taken():
     """Student-t rows far off have negative curvature, and so have both outputs of a heteroscedastic row together."""
     inputs, targets = linear_data(40, 4)
@@ -369,6 +371,7 @@ def test_precision_of_a_prior_with_hyper_parameters_is_averaged_over_them():
     assert float(expected_prior_precision(fit.posterior)[0, 0]) == pytest.approx(expected, rel=0.1)
 
 
+@pytest.mark.slow
 def test_a_sample_of_many_rows_agrees_with_all_of_them(data_dir, monkeypatch):
     (inputs, labels), _ = fashion(data_dir, 4000)
     fit = bll.fit(bll.LastLayer(bll.likelihoods.Categorical(10)), (inputs, labels))

@@ -47,6 +47,7 @@ def log_evidence(features: torch.Tensor, targets: torch.Tensor) -> float:
 @pytest.mark.parametrize(
     "guide", [bll.guides.Diagonal(), bll.guides.Diagonal(principal_axes=False), bll.guides.FullRank()]
 )
+@pytest.mark.thinned(3)
 def test_elbo_is_a_lower_bound_at_every_moment(guide: bll.guides.Guide) -> None:
     features, targets = regression()
     bound = log_evidence(features, targets)
