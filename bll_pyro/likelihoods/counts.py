@@ -1,10 +1,35 @@
-"""What the likelihoods of counts share: the offset of an exposure, and the mean count."""
+"""What the likelihoods of counts share: their targets, the offset of an exposure, and the mean count."""
 
 from __future__ import annotations
+
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from bll_pyro.likelihoods.base import Likelihood
+from bll_pyro.likelihoods.targets import count_targets
+
+
+class Counts(Likelihood):
+    """Whole numbers >= 0, one output a target: the log of its mean for an exposure of 1."""
+
+    is_count: ClassVar[bool] = True
+
+    def typical_outputs(
+        self,
+        targets: Float[Tensor, "N T"],
+        weight: Float[Tensor, " N"],
+        exposure: Tensor | None = None,
+        **_: Tensor,
+    ) -> Float[Tensor, " T"]:
+        """Logs of the mean counts."""
+        return log_mean(targets, weight, exposure)
+
+    def check_targets(self, targets: Tensor) -> Float[Tensor, "N T"]:
+        """Counts ``[N, T]`` as floats."""
+        return count_targets(targets, type(self).__name__)
 
 
 def exposed(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
 
 import pyro.distributions as dist
 import torch
@@ -12,9 +11,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bll_pyro.checks import is_number
-from bll_pyro.likelihoods.base import Likelihood, TargetShape
-from bll_pyro.likelihoods.counts import exposed, log_mean
-from bll_pyro.likelihoods.targets import count_targets
+from bll_pyro.likelihoods.base import TargetShape
+from bll_pyro.likelihoods.counts import Counts, exposed
 
 
 class NegativeBinomialCounts(dist.NegativeBinomial):
@@ -35,7 +33,7 @@ class NegativeBinomialCounts(dist.NegativeBinomial):
 
 
 @dataclass(frozen=True, eq=False)
-class NegativeBinomial(Likelihood):
+class NegativeBinomial(Counts):
     """Counts with mean ``mu = exposure exp(f[t])`` and variance ``mu + mu^2 / concentration``.
 
     Parameters
@@ -46,7 +44,6 @@ class NegativeBinomial(Likelihood):
     """
 
     concentration: float | dist.Distribution | None = None
-    is_count: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         value = self.concentration
@@ -56,20 +53,6 @@ class NegativeBinomial(Likelihood):
                 "NegativeBinomial(concentration=...): expected a positive number, a Pyro distribution or None, "
                 f"got {value!r}"
             )
-
-    def typical_outputs(
-        self,
-        targets: Float[Tensor, "N T"],
-        weight: Float[Tensor, " N"],
-        exposure: Tensor | None = None,
-        **_: Tensor,
-    ) -> Float[Tensor, " T"]:
-        """Logs of the mean counts."""
-        return log_mean(targets, weight, exposure)
-
-    def check_targets(self, targets: Tensor) -> Float[Tensor, "N T"]:
-        """Counts ``[N, T]`` as floats."""
-        return count_targets(targets, "NegativeBinomial")
 
     def sites(self, target_shape: TargetShape) -> dict[str, dist.Distribution]:
         """``concentration [T]``, one for each count, unless it is known."""

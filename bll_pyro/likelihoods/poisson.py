@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import pyro.distributions as dist
 import torch
@@ -11,9 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bll_pyro.gaussian import OutputGaussian
-from bll_pyro.likelihoods.base import Likelihood
-from bll_pyro.likelihoods.counts import exposed, log_mean
-from bll_pyro.likelihoods.targets import count_targets
+from bll_pyro.likelihoods.counts import Counts, exposed
 
 
 class PoissonCounts(dist.Poisson):
@@ -29,24 +26,8 @@ class PoissonCounts(dist.Poisson):
 
 
 @dataclass(frozen=True, eq=False)
-class Poisson(Likelihood):
+class Poisson(Counts):
     """Counts: ``y[t] ~ Poisson(exposure exp(f[t]))``; targets are whole numbers >= 0, ``[N]`` or ``[N, T]``."""
-
-    is_count: ClassVar[bool] = True
-
-    def typical_outputs(
-        self,
-        targets: Float[Tensor, "N T"],
-        weight: Float[Tensor, " N"],
-        exposure: Tensor | None = None,
-        **_: Tensor,
-    ) -> Float[Tensor, " T"]:
-        """Logs of the mean counts."""
-        return log_mean(targets, weight, exposure)
-
-    def check_targets(self, targets: Tensor) -> Float[Tensor, "N T"]:
-        """Counts ``[N, T]`` as floats."""
-        return count_targets(targets, "Poisson")
 
     def distribution(
         self, outputs: Float[Tensor, "*#S N T"], exposure: Tensor | None = None, **_: Tensor
