@@ -28,7 +28,7 @@ def test_richer_guides_reach_higher(data_dir: Path) -> None:
     for name in CHAIN:
         fit = bll.fit(layer, (features, targets), inference=bll.SVI(guide=guides()[name]))
         found[name] = elbo(fit, features, targets, 1.0) / len(targets)
-        # eight draws of the fit's own ELBO, of which one has a standard deviation of about 0.03 a row
+        # eight draws of the fit's own ELBO, whose mean has a standard deviation of 0.015 a row, over 60 seeds
         assert fit.elbo / len(targets) == pytest.approx(found[name], abs=0.04)
     values = [found[name] for name in CHAIN]
     assert all(richer >= poorer - NOISE for poorer, richer in pairwise(values)), found
