@@ -33,13 +33,21 @@ class DiagonalGuide(GaussianGuide, AutoDiagonalNormal):
 
     def fit_covariance(self, precision: Float[Tensor, "L L"]) -> None:
         """The inverse diagonal of the precision."""
-        scale = precision.diagonal().rsqrt()
+        self.take(self.loc, precision.diagonal().rsqrt())
+
+    def marginals(self) -> tuple[Float[Tensor, " L"], Float[Tensor, " L"]]:
+        """Means and standard deviations at the current parameters."""
+        return self.loc, functional.softplus(self.scale_unconstrained)
+
+    @torch.no_grad()
+    def take(self, loc: Float[Tensor, " L"], scale: Float[Tensor, " L"]) -> None:
+        """Take means and standard deviations, in place."""
+        self.loc.copy_(loc)
         self.scale_unconstrained.copy_(scale + torch.log(-torch.expm1(-scale)))  # softplus of it is the scale
 
     def latents(self) -> gaussian.LatentGaussian:
         """The Gaussian at the current parameters."""
-        u_loc, loc = self.matrix(self.loc)
-        u_scale, scale = self.matrix(functional.softplus(self.scale_unconstrained))
+        (u_loc, loc), (u_scale, scale) = (self.matrix(values) for values in self.marginals())
         return gaussian.LatentGaussian(gaussian.Diagonal(loc, scale), u_loc, u_scale)
 
 

@@ -51,6 +51,7 @@ class Likelihood(Declaration):
     independent_targets: ClassVar[bool] = True  # given the outputs, log densities of a row's targets add up
     pair_sites: ClassVar[tuple[str, ...]] = ()  # noise with a value for each pair of targets
     has_slope: ClassVar[bool] = False  # whether ``slope`` is there
+    closed_expectation: ClassVar[bool] = False  # ``expected_log_prob`` of untied outputs draws nothing; noise may have leading axes
     noise_moves_outputs: ClassVar[bool] = False  # correlated a posteriori, to be drawn together
 
     def num_outputs(self, target_shape: TargetShape) -> int:

@@ -23,6 +23,7 @@ class GaussianNoise(Likelihood):
     """
 
     real_valued: ClassVar[bool] = True
+    closed_expectation: ClassVar[bool] = True
 
     @abstractmethod
     def scale(self, outputs: Float[Tensor, "*#S N T"], **noise: Tensor) -> Tensor:

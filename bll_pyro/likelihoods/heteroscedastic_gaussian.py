@@ -28,6 +28,7 @@ class HeteroscedasticGaussian(Likelihood):
     """
 
     real_valued: ClassVar[bool] = True
+    closed_expectation: ClassVar[bool] = True
 
     def num_outputs(self, target_shape: TargetShape) -> int:
         """Two outputs for each target."""

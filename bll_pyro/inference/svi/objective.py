@@ -68,7 +68,8 @@ class Objective:
     ) -> None:
         self.layer, self.model, self.guide, self.num_rows = layer, model, guide, num_rows
         self.closed = isinstance(guide, GaussianGuide) and layer.prior.has_density and output_space
-        self.learns = not getattr(guide, "is_point", False)  # a point learns no scale
+        self.is_point: bool = getattr(guide, "is_point", False)
+        self.learns = not self.is_point  # a point learns no scale
         self.learned = {k: v.detach() for k, v in model.learned.items()}
         self.chooses = self.closed and bool(self.learned)
         self._trace_elbo = None if self.closed else Trace_ELBO()(model, guide)
@@ -109,17 +110,22 @@ class Objective:
         if self._trace_elbo is not None:
             return -self._trace_elbo(*self.pyro_arguments(design, targets))
         latents = self.guide.latents()
-        if self.learns:
-            # at their best values for these weights, in closed form: by the envelope theorem, the gradient with them held there
-            # is the gradient of the ELBO maximised over them
-            num_features = self.model.num_features
-            with torch.no_grad():
-                loc, scale = latents.weights.loc[:, :num_features], latents.marginal_scale()[:, :num_features]
-                self.learned = self.layer.prior.learned_update(loc, scale)
         return elbo(
-            self.layer, self.model.global_sites, latents, design, targets, self.num_rows, self.learned, generator,
-            is_point=self.guide.is_point,
+            self.layer, self.model.global_sites, latents, design, targets, self.num_rows, self.learn(latents), generator,
+            is_point=self.is_point,
         )  # fmt: skip
+
+    @torch.no_grad()
+    def learn(self, latents: LatentGaussian) -> Learned:
+        """Learned scales at their best values for these weights, in closed form, unless they are held.
+
+        By the envelope theorem, the gradient with them held there is the gradient of the ELBO maximised over them.
+        """
+        if self.learns:
+            num_features = self.model.num_features
+            loc, scale = latents.weights.loc[:, :num_features], latents.marginal_scale()[:, :num_features]
+            self.learned = self.layer.prior.learned_update(loc, scale)
+        return self.learned
 
     def pyro_arguments(self, design: Tensor, targets: Targets) -> tuple[Any, ...]:
         """What the Pyro program and its guide take for a batch."""

@@ -79,7 +79,7 @@ class SVIRefit:
 
         fits = FoldFits(
             layer, rows, held_out.to(rows.device), sites.noise(values), sites.hyper(values), start,
-            objective.guide.is_point, self.num_steps, training.batch_size, training.learning_rate,
+            objective.is_point, self.num_steps, training.batch_size, training.learning_rate,
         )  # fmt: skip
         return lambda xs: fits.losses([self.scaled(x) for x in xs], self.random)
 

@@ -90,7 +90,7 @@ def can_settle(objective: Objective, rows: DesignRows) -> bool:
     size = objective.model.num_outputs * rows.num_columns
     return (
         objective.closed
-        and not objective.guide.is_point
+        and not objective.is_point
         and not layer.prior.covers_bias
         and not sites.hyper_names
         and sites.num + size <= MAX_UNKNOWNS

@@ -19,10 +19,11 @@ from bll_pyro.guides import MAP, Diagonal, Flow, Guide
 from bll_pyro.guides.flow import Bijection
 from bll_pyro.inference.base import Inference, Trace
 from bll_pyro.inference.prior_scale.choose import choose_scale
-from bll_pyro.inference.prior_scale.criteria import Criterion, CrossValidation, check_criterion
+from bll_pyro.inference.prior_scale.criteria import Criterion, CrossValidation, Evidence, check_criterion
 from bll_pyro.inference.prior_scale.held_out import held_out_loss
 from bll_pyro.inference.rows import DesignRows
 from bll_pyro.inference.start import warm_start
+from bll_pyro.inference.svi.ascent import ascend, can_ascend
 from bll_pyro.inference.svi.gaussian_start import dense_start
 from bll_pyro.inference.svi.objective import Learned, Objective, StateCopy, all_finite, restore, snapshot
 from bll_pyro.inference.svi.refit import SVIRefit
@@ -77,9 +78,10 @@ class SVI(Inference):
         Precision of joint training as Lightning Fabric names it, e.g. ``"bf16-mixed"``.
     scale_criterion
         What decides on a prior scale that is not given, for guides whose weights are Gaussian or a point:
-        ``criteria.CrossValidation()`` (default), which leaves it to the ELBO unless rows are few; ``criteria.LeaveOneOut()``,
-        which is faster and less reliable; or ``criteria.Evidence()``, the scale of the highest ELBO. A fit that ``num_epochs``
-        cuts to fewer than 300 steps takes the ELBO's in any case: others would be compared before they are there.
+        ``criteria.Evidence()``, the scale of the highest ELBO; ``criteria.CrossValidation()``, which leaves it to the ELBO
+        unless rows are few; or ``criteria.LeaveOneOut()``, which is faster and less reliable. None (default) takes the
+        evidence, and for a point, which has none, cross-validation. A fit that ``num_epochs`` cuts to fewer than 300 steps
+        takes the ELBO's in any case: others would be compared before they are there.
     """
 
     guide: Guide = Diagonal()
@@ -92,10 +94,11 @@ class SVI(Inference):
     output_space: bool = True
     final_stage: bool = True
     precision: str = "32-true"
-    scale_criterion: Criterion = CrossValidation()
+    scale_criterion: Criterion | None = None
 
     def __post_init__(self) -> None:
-        check_criterion(self.scale_criterion, "SVI")
+        if self.scale_criterion is not None:
+            check_criterion(self.scale_criterion, "SVI")
         if isinstance(self.guide, Bijection):  # a layer of a flow stands for the flow of such layers
             object.__setattr__(self, "guide", Flow(layer=self.guide))
         if not isinstance(self.guide, Guide):
@@ -166,25 +169,26 @@ class SVI(Inference):
         declared, layer = layer, layer.rotated(rows.frame.rotation)
         model = Model(layer, rows.frame.num_features, target_shape).to(rows.device)
         fit = partial(self._fit, layer, model, rows, target_shape, seed, validation)
-        training, trace = fit(None)
-        objective = training.objective
-        assert trace.elbo is not None
-        if (
-            objective.chooses
-            and len(trace.elbo) >= MIN_STEPS
-            and self.scale_criterion.applies(layer, rows.num_rows, model.num_outputs, rows.num_columns)
-            and all_finite([trace.elbo])
-        ):
+        objective = self._objective(layer, model, rows, None)
+        criterion = self.scale_criterion or (CrossValidation() if objective.is_point else Evidence())
+        chooses = objective.chooses and criterion.applies(
+            layer, rows.num_rows, model.num_outputs, rows.num_columns
+        )
+        adapts = self.num_epochs is None and validation is None
+        is_plain = self.learning_rate is None and self.clip_norm is None and self.batch_size is None
+        ascends = adapts and is_plain and not chooses and can_ascend(objective, rows)
+        if ascends:
+            trace = ascend(objective, rows)
+        else:
+            training, trace = fit(objective)
+        if chooses and len(trace.elbo) >= MIN_STEPS and all_finite([trace.elbo]):
             random = generator(seed + 2, rows.device)
             refit = SVIRefit(training, self.guide, target_shape, len(trace.elbo), self.clip_norm, random)
-            x, path = choose_scale(self.scale_criterion, refit, rows, seed)
-            training, trace = fit(refit.scaled(x))
-            objective = training.objective
+            x, path = choose_scale(criterion, refit, rows, seed)
+            objective = self._objective(layer, model, rows, refit.scaled(x))
+            training, trace = fit(objective)
             trace.statistics |= path
-        # steps on all rows take a diagonal guide near enough; batches, or correlations, leave it away from the optimum
-        is_away = training.batch_size < rows.num_rows or not isinstance(self.guide, Diagonal)
-        adapts = self.num_epochs is None and validation is None
-        if is_away and adapts and trace.finite and can_settle(objective, rows):
+        if not ascends and adapts and trace.finite and can_settle(objective, rows):
             settled = settle(objective, rows)
             if settled is not None:  # it knows better than the look at the ELBO of the steps
                 trace.converged, trace.messages = True, []
@@ -204,13 +208,9 @@ class SVI(Inference):
         target_shape: TargetShape,
         seed: int,
         validation: DesignRows | None,
-        chosen: Learned | None,
+        objective: Objective,
     ) -> tuple[FeatureTraining, Trace]:
-        """Train from the start, with learned scales or, where some were chosen, with those."""
-        guide = self._guide(layer, model, rows, chosen)
-        objective = Objective(layer, model, guide, rows.num_rows, self.output_space)
-        if chosen is not None:
-            objective.hold(chosen)
+        """Take steps of Adam from the start."""
         batch_size = min(self.batch_size or 512, rows.num_rows)
         num_batches = -(-rows.num_rows // batch_size)
         num_epochs = self.num_epochs or max(6, -(-1500 // num_batches))
@@ -228,6 +228,16 @@ class SVI(Inference):
         stepper = Stepper(training.optimizer(), num_steps, self.clip_norm)
         adapts = self.num_epochs is None
         return training, train(training, stepper, num_epochs, self.patience, Plateau(num_steps), adapts)
+
+    def _objective(
+        self, layer: LastLayer, model: Model, rows: DesignRows, chosen: Learned | None
+    ) -> Objective:
+        """The ELBO at the start, with learned scales or, where some were chosen, with those."""
+        guide = self._guide(layer, model, rows, chosen)
+        objective = Objective(layer, model, guide, rows.num_rows, self.output_space)
+        if chosen is not None:
+            objective.hold(chosen)
+        return objective
 
     def _guide(self, layer: LastLayer, model: Model, rows: DesignRows, chosen: Learned | None) -> PyroModule:
         """The guide at its start; with scales that were chosen, or where those that are learned begin."""

@@ -1,0 +1,107 @@
+"""Few rows and independent weights: the ELBO as a fixed function of all rows, raised by L-BFGS.
+
+Steps of Adam along drawn gradients take hundreds of evaluations whatever the number of rows. With a fixed set of S
+quasi-random points in place of draws the ELBO is a function like any other, and some tens of evaluations are enough:
+
+``1/S sum_s [sum_n log p(y_n | m_n + v_n e_s, u_s) + log p(u_s)] + E_q[log p(W, b)] + H[q]``
+
+The coordinates are those in which the start is a standard normal, ``loc = loc_0 + scale_0 z`` and ``scale = scale_0 exp(t)``:
+there the ELBO curves about as much in all directions. The points are centred and have unit variance, so that expectations of
+linear functions are exact. Learned prior scales are at their best values for each q, in closed form.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from bll_pyro.gaussian import Diagonal, LatentGaussian, OutputGaussian, normal_points
+from bll_pyro.guides.diagonal import DiagonalGuide
+from bll_pyro.inference.base import Trace
+from bll_pyro.inference.rows import DesignRows, expected_log_prob, log_prob
+from bll_pyro.inference.svi.objective import Objective
+from bll_pyro.optimizers import minimise
+
+MAX_ROWS = 512  # more make several batches, on which Adam is as fast
+MOST_NUMBERS = 2**18  # outputs of all rows at all points
+FEWEST_POINTS, MOST_POINTS = 32, 256
+MAX_STEPS = 400
+TOLERANCE = 1e-3  # nats by which the ELBO may still rise: half the squared distance in posterior scales, over all unknowns
+
+
+def can_ascend(objective: Objective, rows: DesignRows) -> bool:
+    """Whether the guide is one of independent weights, and the ELBO a function of few rows without draws of its own."""
+    layer, model = objective.layer, objective.model
+    return (
+        objective.closed
+        and isinstance(objective.guide, DiagonalGuide)
+        and not model.global_sites.hyper_names
+        and not layer.prior.needs_noise
+        and rows.num_rows <= MAX_ROWS
+        and rows.num_rows * model.num_outputs * FEWEST_POINTS <= MOST_NUMBERS
+    )
+
+
+def ascend(objective: Objective, rows: DesignRows) -> Trace:
+    """Raise the ELBO of an objective to its maximum, in place."""
+    function = FixedELBO(objective, rows)
+    found = minimise(function, [function.place, function.growth], MAX_STEPS, tolerance=TOLERANCE)
+    objective.guide.take(*function.marginals())
+    function()  # learned scales at the result
+    trace = Trace(elbo=torch.stack(function.values).cpu())
+    if not bool(torch.isfinite(found.value).all()):
+        trace.stop("the ELBO is not finite; use standardize=True, or a tighter prior")
+    elif not bool(found.converged.all()):
+        trace.stop(
+            f"the ELBO was still rising after {found.num_evaluations} evaluations; use a tighter prior such as "
+            "priors.Normal(scale=1.0), or bll.Laplace()"
+        )
+    return trace
+
+
+class FixedELBO:
+    """Minus the ELBO, nats; a call evaluates it at the present ``place`` z and ``growth`` t, ``[L]`` each."""
+
+    def __init__(self, objective: Objective, rows: DesignRows) -> None:
+        self.objective = objective
+        self.guide: DiagonalGuide = objective.guide  # type: ignore[assignment]
+        self.design, self.targets = rows[:]
+        self.squares = self.design.square()
+        self.loc, self.scale = (value.detach().clone() for value in self.guide.marginals())
+        self.place = torch.zeros_like(self.loc, requires_grad=True)
+        self.growth = torch.zeros_like(self.loc, requires_grad=True)
+        self.values: list[Tensor] = []  # the ELBO at all evaluations so far
+        self.num_globals, num_outputs = self.guide.num_globals, objective.model.num_outputs
+        self.closed = objective.layer.likelihood.closed_expectation
+        size = self.num_globals if self.closed else self.num_globals + num_outputs
+        num_points = FEWEST_POINTS
+        while num_points < MOST_POINTS and 2 * num_points * rows.num_rows * num_outputs <= MOST_NUMBERS:
+            num_points *= 2
+        points = normal_points(num_points if size else 1, size).to(self.loc)
+        self.points = (points - points.mean(0)) / points.std(0, correction=0)  # [S, U + K], or [S, U]
+
+    def marginals(self) -> tuple[Tensor, Tensor]:
+        """Means and standard deviations ``[L]``."""
+        return self.loc + self.scale * self.place, self.scale * self.growth.exp()
+
+    def __call__(self) -> Tensor:
+        """Minus the ELBO."""
+        objective, sites = self.objective, self.objective.model.global_sites
+        loc, scale = self.marginals()
+        (u_loc, weight_loc), (u_scale, weight_scale) = self.guide.matrix(loc), self.guide.matrix(scale)
+        latents = LatentGaussian(Diagonal(weight_loc, weight_scale), u_loc, u_scale)
+        variance = self.squares @ weight_scale.square().mT
+        spread = variance.clamp_min(torch.finfo(variance.dtype).tiny).sqrt()
+        outputs = OutputGaussian(self.design @ weight_loc.mT, spread)
+        values, log_prior, log_jacobian = sites.constrain(u_loc + u_scale * self.points[:, : self.num_globals])
+        noise = {name: value[:, None] for name, value in sites.noise(values).items()}
+        likelihood = objective.layer.likelihood
+        if self.closed:
+            fit = expected_log_prob(likelihood, outputs, self.targets, None, noise).sum(-1)
+        else:
+            draws = outputs.at(self.points[:, None, self.num_globals :])
+            fit = log_prob(likelihood, draws, self.targets, noise).sum(-1)
+        total = (fit + log_prior + log_jacobian).mean() + latents.entropy()
+        total = total + objective.layer.expected_log_prior(latents.weights, objective.learn(latents))
+        self.values.append(total.detach())
+        return -total
