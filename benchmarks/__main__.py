@@ -24,6 +24,7 @@ NAMES = (
     "bounds",
     "referee",
     "scales",
+    "joint",
 )
 
 

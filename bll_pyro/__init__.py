@@ -28,6 +28,7 @@ _ROOMS = {
     "Features": "features.store",
     "extract": "features.extraction",
     "timm_backbone": "features.backbones",
+    "AUTOMATIC": "fitting",
     "load": "fitting",
     "from_pyro": "datatree",
     "loo": "elpd",
@@ -52,7 +53,7 @@ if TYPE_CHECKING:
     from bll_pyro.features.columns import Data
     from bll_pyro.features.extraction import extract
     from bll_pyro.features.store import Features
-    from bll_pyro.fitting import Fit, fit, load
+    from bll_pyro.fitting import AUTOMATIC, Fit, fit, load
     from bll_pyro.inference import criteria, noises
     from bll_pyro.inference.base import FitWarning
     from bll_pyro.inference.exact.exact import Exact

@@ -20,6 +20,7 @@ from torch import Tensor
 from bll_pyro.checks import plain_numbers
 from bll_pyro.summary import brief
 
+LATER = {"added later": True}  # metadata of a field that is written only where it has a value: older hashes stay the same
 Plain = Any  # None, bool, number, string, or a list or dictionary of these
 
 
@@ -92,6 +93,8 @@ def to_plain(value: Any, tensors: dict[str, Tensor], path: str = "", *, function
                 f"attributes {sorted(vars(value))} of another class; put @dataclass(frozen=True, eq=False) above it"
             )
         fields = {f.name: getattr(value, f.name) for f in given if f.init}
+        for later in (f.name for f in given if f.metadata == LATER and fields[f.name] is None):
+            del fields[later]
         body = {
             k: to_plain(v, tensors, f"{path}.{k}" if path else k, functions=functions)
             for k, v in fields.items()

@@ -27,25 +27,32 @@ class TensorSource(Source):
 
     in_memory = True
 
-    def __init__(self, inputs: Tensor, targets: Tensor | None) -> None:
-        self._inputs, self._targets = inputs, targets
-        self.num_rows = len(inputs)
+    def __init__(self, inputs: Tensor, targets: Tensor | None, index: Tensor | None = None) -> None:
+        self._inputs, self._targets, self._index = inputs, targets, index
+        self.num_rows = len(inputs) if index is None else len(index)
 
     @property
     def has_targets(self) -> bool:
         return self._targets is not None
 
     def batches(self, batch_size: int, *, generator: torch.Generator | None = None) -> Iterator[Batch]:
-        order = None if generator is None else permutation(self.num_rows, generator).to(self._inputs.device)
+        order = self._index
+        if generator is not None:
+            drawn = permutation(self.num_rows, generator)
+            order = drawn if order is None else order[drawn]
+        order = None if order is None else order.to(self._inputs.device)
         for start in range(0, self.num_rows, batch_size):
             rows = slice(start, start + batch_size) if order is None else order[start : start + batch_size]
             yield self._inputs[rows], None if self._targets is None else self._targets[rows]
 
-    def example(self) -> Batch:
-        return self._inputs[:2], None if self._targets is None else self._targets[:2]
+    def subset(self, index: Tensor) -> TensorSource:
+        return TensorSource(self._inputs, self._targets, index if self._index is None else self._index[index])
 
-    def tensors(self) -> Batch:
-        return self._inputs, self._targets
+    def example(self) -> Batch:
+        return next(self.batches(2))
+
+    def tensors(self) -> Batch | None:
+        return (self._inputs, self._targets) if self._index is None else None
 
     def scan(self) -> tuple[str, Tensor | None]:
         digest = DataHash()
@@ -59,26 +66,35 @@ class FeaturesSource(Source):
 
     in_memory = True
 
-    def __init__(self, features: Features, targets: Tensor | None) -> None:
-        self._features, self._targets = features, targets
-        self.num_rows, self.shuffled = features.num_rows, features.shuffled
-        self.stored = features if targets is features.targets else features.with_targets(targets)
+    def __init__(self, features: Features, targets: Tensor | None, index: Tensor | None = None) -> None:
+        self._features, self._targets, self._index = features, targets, index
+        self.num_rows, self.shuffled = features.num_rows if index is None else len(index), features.shuffled
+        if index is None:
+            self.stored = features if targets is features.targets else features.with_targets(targets)
 
     @property
     def has_targets(self) -> bool:
         return self._targets is not None
 
     def batches(self, batch_size: int, *, generator: torch.Generator | None = None) -> Iterator[Batch]:
-        order = None if generator is None else permutation(self.num_rows, generator)
+        order = self._index
+        if generator is not None:
+            drawn = permutation(self.num_rows, generator)
+            order = drawn if order is None else order[drawn]
         for start in range(0, self.num_rows, batch_size):
             rows = slice(start, start + batch_size) if order is None else order[start : start + batch_size]
             yield self._features[rows], None if self._targets is None else self._targets[rows]
 
+    def subset(self, index: Tensor) -> FeaturesSource:
+        chosen = index if self._index is None else self._index[index]
+        return FeaturesSource(self._features, self._targets, chosen)
+
     def example(self) -> Batch:
-        return self._features[:2], None if self._targets is None else self._targets[:2]
+        return next(self.batches(2))
 
     def tensors(self) -> Batch | None:
-        return (self._features.tensor(), self._targets) if self._features.num_shards == 1 else None
+        is_whole = self._features.num_shards == 1 and self._index is None
+        return (self._features.tensor(), self._targets) if is_whole else None
 
 
 def read(

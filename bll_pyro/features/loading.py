@@ -15,6 +15,7 @@ from torch.utils.data import (
     IterableDataset,
     RandomSampler,
     SequentialSampler,
+    Subset,
     SubsetRandomSampler,
     default_collate,
 )
@@ -52,6 +53,14 @@ class DatasetSource(Source):
             self._dataset, batch_size, sampler=sampler, num_workers=self._num_workers, generator=seeds
         )
         return _counted(_isolated_batches(loader, seeds), self.num_rows, self._what)
+
+    def subset(self, index: Tensor) -> DatasetSource | None:
+        if isinstance(self._dataset, IterableDataset):
+            return None
+        return DatasetSource(Subset(self._dataset, index.tolist()), self._what, self._num_workers)
+
+    def in_order(self) -> DatasetSource | None:
+        return None if isinstance(self._dataset, IterableDataset) else self
 
     def example(self) -> Batch:
         if self._example is None:
@@ -97,7 +106,7 @@ class LoaderSource(Source):
                     f"loses {self._num_dropped} of {self.num_rows} rows in every pass; set drop_last=False, or shuffle=True and a "
                     "batch size of at most the number of rows"
                 )
-            self._complete = _with_last_batch(loader, inner, batch_size)
+            self._complete = _rebuilt(loader, loader.dataset, inner)
         with suppress(TypeError):  # a sampler without a length
             num_rows = self.num_rows if iterable else len(inner)  # type: ignore[arg-type]
             joins = (
@@ -120,6 +129,32 @@ class LoaderSource(Source):
         num_rows = self.num_rows - self._num_dropped * training
         return _counted(pairs, num_rows, self._what) if self._counted else pairs
 
+    def subset(self, index: Tensor) -> LoaderSource | None:
+        loader = self._loader
+        if not self._has_numbers:
+            return None
+        rows = Subset(loader.dataset, index.tolist())
+        shuffles = isinstance(loader.sampler, RandomSampler)
+        sampler = RandomSampler(rows, generator=loader.sampler.generator) if shuffles else SequentialSampler(rows)  # type: ignore[attr-defined]
+        drops = loader.drop_last and shuffles and len(rows) >= (loader.batch_size or 0)
+        return LoaderSource(_rebuilt(loader, rows, sampler, drops), self._what)
+
+    def in_order(self) -> LoaderSource | None:
+        loader = self._loader
+        if not self._has_numbers:
+            return None
+        ordered = _rebuilt(loader, loader.dataset, SequentialSampler(loader.dataset))  # type: ignore[arg-type]
+        return LoaderSource(ordered, self._what)
+
+    @property
+    def _has_numbers(self) -> bool:
+        """Whether it is torch's own loader of all rows, each once and by its number, so that one of some rows can be built."""
+        loader = self._loader
+        plain = type(loader) is DataLoader and type(loader.batch_sampler) is BatchSampler
+        known = type(loader.sampler) in (RandomSampler, SequentialSampler)
+        iterable = isinstance(loader.dataset, IterableDataset)
+        return plain and known and self._counted and not iterable and loader.batch_size is not None
+
     def example(self) -> Batch:
         if self._example is None:
             loader = self._loader
@@ -128,11 +163,14 @@ class LoaderSource(Source):
         return self._example
 
 
-def _with_last_batch(loader: DataLoader[Any], sampler: Any, batch_size: int) -> DataLoader[Any]:
-    """The same loader without ``drop_last``."""
+def _rebuilt(
+    loader: DataLoader[Any], dataset: Any, sampler: Any, drop_last: bool = False
+) -> DataLoader[Any]:
+    """The same loader for other rows, in another order, or without ``drop_last``."""
+    batch_size = loader.batch_size or loader.batch_sampler.batch_size  # type: ignore[union-attr]
     return DataLoader(
-        loader.dataset,
-        batch_sampler=BatchSampler(sampler, batch_size, drop_last=False),
+        dataset,
+        batch_sampler=BatchSampler(sampler, batch_size, drop_last=drop_last),
         num_workers=loader.num_workers,
         collate_fn=loader.collate_fn,
         pin_memory=loader.pin_memory,
@@ -162,6 +200,13 @@ class TargetsBeside(Source):
             rows = slice(start, start + _num_rows(inputs))
             yield inputs, self._targets[rows if order is None else order[rows]]
             start = rows.stop
+
+    def subset(self, index: Tensor) -> TargetsBeside | None:
+        rows = self._source.subset(index)
+        return None if rows is None else TargetsBeside(rows, self._targets[index])
+
+    def in_order(self) -> TargetsBeside | None:
+        return None if self._source.in_order() is None else self
 
     def example(self) -> Batch:
         inputs, _ = self._source.example()

@@ -75,6 +75,14 @@ class Source(ABC):
         twin.set_state(generator.get_state())
         return permutation(self.num_rows, twin)
 
+    def subset(self, index: Tensor) -> Source | None:
+        """The rows of these numbers ``[n]``, in this order, without their columns; None if rows cannot be reached by number."""
+        return None
+
+    def in_order(self) -> Source | None:
+        """The same rows in the order of the numbers that :meth:`subset` takes; None if rows cannot be reached by number."""
+        return self
+
     @abstractmethod
     def example(self) -> Batch:
         """Return the first row or two as a batch, for dry runs."""

@@ -43,6 +43,7 @@ def lines_of(fit: Fit) -> dict[str, str]:
         "learned": ", ".join(f"{key} = {brief(one)}" for key, one in posterior.learned.items()),
         name: "" if value is None else f"{value:.1f} nats, {value / max(num_rows, 1):.4g} a row",
         "recalibration": "" if fit.recalibration is None else declared(fit.recalibration),
+        "found": "" if fit.recalibration is None else str(fit.recalibration.found_on or ""),
         "detector": "" if fit.detector is None else declared(fit.detector),
         "warnings": "; ".join(said),
         "notes": "; ".join(trace.notes),

@@ -31,7 +31,7 @@ def draw(
     if isinstance(fit.recalibration, PredictiveTemperature):
         raise ValueError(
             "draw: expected a fit without a predictive temperature, which changes the average of the probabilities over all draws "
-            "and not those of a draw, got one; draw from the fit before bll.calibrate"
+            "and not those of a draw, got one; draw from fit.with_recalibration(None)"
         )
     source = read(bundled(inputs, None, exposure), need_targets=False, what="inputs")
     columns, start, parts = fit.columns(source), 0, []

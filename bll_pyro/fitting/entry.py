@@ -15,6 +15,7 @@ from bll_pyro.checks import device as check_device
 from bll_pyro.features.columns import NO_COLUMNS, Columns, bundled
 from bll_pyro.features.recorded import Recorded
 from bll_pyro.files import user_path
+from bll_pyro.fitting.calibration import AUTOMATIC, recalibrated, set_aside
 from bll_pyro.fitting.result import Fit
 from bll_pyro.gaussian.factorization import NotPositiveDefinite
 from bll_pyro.inference import SVI, Inference, Trace
@@ -49,6 +50,7 @@ def fit(
     store: str | Path | None = None,
     device: str | torch.device | None = None,
     batch_size: int = 256,
+    calibration: Any = AUTOMATIC,
 ) -> Fit:
     """Fit a Bayesian last layer.
 
@@ -76,6 +78,12 @@ def fit(
         Where to compute; by default where the backbone lies, else the CPU.
     batch_size
         Rows at a time through the backbone.
+    calibration
+        Rows that are not fitted, on which a noise factor or temperature is found (``fit.recalibration``). By default
+        (``bll.AUTOMATIC``) a fit that trains its backbone keeps a tenth of the rows, at least 50 and at most a third, stratified by
+        class or value; with fewer than about 60 rows it keeps none, and warns. A number between 0 and 1 is the share to keep,
+        of any fit; data like ``data`` are held-out rows to take instead. None keeps all rows in training, of which a fit
+        that trains its backbone warns: features of the rows that it was trained on are too good.
     """
     inference = DEFAULT if inference is None else inference
     if not isinstance(layer, LastLayer):
@@ -102,6 +110,7 @@ def fit(
             folder,
             device,
             batch_size,
+            calibration,
         )
     joint = made.trace.statistics.get("joint")
     for message in [*(() if joint is None else joint.messages), *made.trace.messages]:
@@ -119,9 +128,12 @@ def _fit(
     folder: Path | None,
     device: str | torch.device | None,
     batch_size: int,
+    calibration: Any,
 ) -> Fit:
-    """Fit what was checked: joint training where it is declared, then a fit on features."""
+    """Fit what was checked: joint training where it is declared, a fit on features, and a recalibration on rows set aside."""
     rows = TrainingData.of(layer, data)
+    is_table = backbone is None and rows.source.stored is None
+    rows, aside = set_aside(rows, calibration, inference.trains_backbone, seed)
     held_out = None
     if validation_data is not None:
         held_out = TrainingData.of(layer, validation_data, "validation_data", trains=False)
@@ -134,22 +146,22 @@ def _fit(
         log_densities_in_user_units(trace, posterior.frame, total)
         final_stage = inference.on_features()
         if final_stage is None:
-            return Fit(layer, posterior, inference, trace, seed, rows.source.num_rows, backbone, folder)
+            made = Fit(layer, posterior, inference, trace, seed, rows.source.num_rows, backbone, folder)
+            return recalibrated(made, aside, device, batch_size)
         stage, earlier = final_stage, trace
     features, targets = rows.features(backbone, folder, device, batch_size)
     validation = None
     if held_out is not None:
-        made = held_out.features(backbone, folder, device, batch_size)
-        validation = *made, held_out.source.columns
+        validation = *held_out.features(backbone, folder, device, batch_size), held_out.source.columns
     posterior, trace = fit_features(
-        layer, features, targets, stage, rows.target_shape, seed, rows.source.columns, validation, device,
-        is_table=backbone is None and rows.source.stored is None,
+        layer, features, targets, stage, rows.target_shape, seed, rows.source.columns, validation, device, is_table
     )  # fmt: skip
     if earlier is not None:
         trace.statistics["joint"] = earlier
     recorded = None if backbone is None or earlier is not None else Recorded(backbone)
     num_rows = len(features)
-    return Fit(layer, posterior, inference, trace, seed, num_rows, backbone, folder, recorded=recorded)
+    made = Fit(layer, posterior, inference, trace, seed, num_rows, backbone, folder, recorded=recorded)
+    return recalibrated(made, aside, device, batch_size)
 
 
 def copied(backbone: nn.Module | None) -> nn.Module:

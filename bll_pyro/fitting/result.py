@@ -62,7 +62,8 @@ class Fit(Summary):
     store
         Folder for extracted features, reused by every later call on the same data; None keeps none.
     recalibration
-        What :func:`bll_pyro.calibrate` found on held-out rows; it changes predictions and not the posterior.
+        What was found on rows that were not fitted, by :func:`bll_pyro.fit` on those that it keeps or by
+        :func:`bll_pyro.calibrate`; it changes predictions and not the posterior.
     detector
         A calibrated detector, whose verdict comes with every prediction; see :meth:`with_detector`.
     recorded
@@ -150,10 +151,24 @@ class Fit(Summary):
             raise TypeError(f"with_detector: expected a bll.ood.Detector, got {type(detector).__name__}")
         return replace(self, detector=detector.bound(self))
 
+    def with_recalibration(self, recalibration: Recalibration | None) -> Self:
+        """The same fit with another recalibration (None: without); ValueError if it has a detector, which was calibrated with it."""
+        if not isinstance(recalibration, Recalibration | None):
+            raise TypeError(
+                f"with_recalibration: expected a PredictiveTemperature, a NoiseFactor or None, got {type(recalibration).__name__}"
+            )
+        if self.detector is not None and recalibration != self.recalibration:
+            raise ValueError(
+                "with_recalibration: expected a fit without a detector, got one with a detector, which another recalibration "
+                "would invalidate; take it off by with_detector(None), and calibrate it anew"
+            )
+        return replace(self, recalibration=recalibration)
+
     @property
     def fingerprint(self) -> str:
         """sha256 of posterior and recalibration: what was calibrated on this fit is for this fit alone."""
-        return archive.fingerprint([self.posterior, self.recalibration])
+        alone = None if self.recalibration is None else self.recalibration.alone
+        return archive.fingerprint([self.posterior, alone])
 
     def to_datatree(self, inputs: Any, targets: Any = None, **options: Any) -> xarray.DataTree:
         """Draws, log likelihood and data as an ``xarray.DataTree`` for ArviZ; see :func:`bll_pyro.datatree.to_datatree`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -42,6 +42,8 @@ class TrainingData:
         batch by batch: then each batch is checked when it comes.
     trains
         Whether a layer is fitted on the rows, so that there have to be enough different targets.
+    index
+        Numbers of the rows of ``whole`` that are meant; None for all.
     """
 
     source: Source
@@ -49,6 +51,7 @@ class TrainingData:
     target_shape: TargetShape
     whole: tuple[Tensor, Tensor] | None
     trains: bool = True
+    index: Tensor | None = None
 
     @classmethod
     def of(cls, layer: LastLayer, data: Any, what: str = "data", trains: bool = True) -> Self:
@@ -77,21 +80,22 @@ class TrainingData:
     ) -> tuple[FeatureRows, Tensor]:
         """Features ``[N, D]`` of all rows, and their targets as the likelihood uses them."""
         if backbone is None and store is None and self.whole is not None:
-            inputs, targets = self.whole
+            inputs = self.whole[0]
             if inputs.dim() != 2:
                 raise ValueError(
                     f"inputs: expected features of shape [N, D], got {list(inputs.shape)}; "
                     "pass backbone=... for other inputs, or reshape with inputs.flatten(1)"
                 )
-            return inputs.detach() if inputs.is_floating_point() else as_floats(inputs), targets.detach()
+            inputs = inputs if self.index is None else inputs[self.index]
+            return inputs.detach() if inputs.is_floating_point() else as_floats(inputs), self._targets()
         if backbone is not None and store is None and self.whole is not None:
-            return features_in_memory(backbone, self.source, batch_size, device), self.whole[1].detach()
+            return features_in_memory(backbone, self.source, batch_size, device), self._targets()
         features = self.source.stored if backbone is None else None
         if features is None:
             features = extract_source(
                 backbone, self.source, store=store, batch_size=batch_size, device=device
             )
-        return features, self.whole[1] if self.whole is not None else self._checked_targets(features)
+        return features, self._targets() if self.whole is not None else self._checked_targets(features)
 
     def batches(
         self, batch_size: int, generator: torch.Generator | None = None
@@ -103,15 +107,17 @@ class TrainingData:
         columns = self.source.columns
         if self.whole is not None:
             inputs, targets = self.whole
-            every = torch.arange(len(inputs))
+            num_rows = self.source.num_rows
+            every = torch.arange(num_rows)
             if generator is not None:
-                every = torch.randperm(len(inputs), generator=generator, device=generator.device)
-            whole, last = divmod(len(inputs), batch_size)
+                every = torch.randperm(num_rows, generator=generator, device=generator.device)
+            whole, last = divmod(num_rows, batch_size)
             sizes = [batch_size] * whole + [last] * (last > 0)
             if last == 1 < batch_size and whole:  # as in features.sources.with_last_joined
                 sizes[-2:] = [batch_size + 1]
             for rows in every.to(inputs.device).split(sizes):
-                yield inputs[rows], targets[rows], columns if columns is NO_COLUMNS else columns[rows]
+                number = rows if self.index is None else self.index.to(rows.device)[rows]
+                yield inputs[number], targets[number], columns if columns is NO_COLUMNS else columns[rows]
             return
         passed = self.source.batches_with_columns(batch_size, generator=generator)
         for inputs, given, some_columns in passed:
@@ -122,11 +128,35 @@ class TrainingData:
     def all_targets(self) -> Iterator[Tensor]:
         """All targets as the likelihood uses them, in parts."""
         if self.whole is not None:
-            yield self.whole[1]
+            yield self._targets()
             return
         for _, targets in self.source.batches(BATCH_ROWS):
             if targets is not None:
                 yield self.layer.likelihood.check_targets(targets)
+
+    def in_order(self) -> Tensor | None:
+        """All targets ``[N]`` or ``[N, T]`` by the numbers that :meth:`subset` takes; None if rows have no numbers."""
+        if self.whole is not None:
+            return self._targets()
+        source = self.source.in_order()
+        if source is None:
+            return None
+        given = [targets for _, targets in source.batches(BATCH_ROWS) if targets is not None]
+        return self.layer.likelihood.check_targets(torch.cat(given))
+
+    def subset(self, index: Tensor) -> Self:
+        """The rows of these numbers, with their weights and exposures, of data whose rows have numbers."""
+        source = self.source.subset(index)
+        assert source is not None
+        source.columns = self.source.columns[index]
+        chosen = index if self.index is None else self.index[index]
+        return replace(self, source=source, index=None if self.whole is None else chosen)
+
+    def _targets(self) -> Tensor:
+        """Targets in memory."""
+        assert self.whole is not None
+        targets = self.whole[1].detach()
+        return targets if self.index is None else targets[self.index]
 
     def _checked_targets(self, features: Features) -> Tensor:
         """Targets that came batch by batch, once all of them are there."""

@@ -5,21 +5,64 @@ They change what is predicted and not the posterior: weights, tree and evidence 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, Self
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from bll_pyro.checks import positive
-from bll_pyro.declaration import Declaration
+from bll_pyro.declaration import LATER, Declaration
 
 
+@dataclass(frozen=True, eq=False)
+class FoundOn(Declaration):
+    """How a recalibration was found: on which rows, and what it did there.
+
+    Parameters
+    ----------
+    source, num_rows
+        What rows these were, e.g. ``"rows kept from training"``, and their number.
+    measure
+        What is compared: the share of the rows inside 90% intervals for real values, the mean confidence for classes and labels.
+    aim
+        The right value of it: 0.9, or the accuracy on the same rows.
+    before, after
+        Its value without and with the recalibration. On the rows that the number was found on, so that ``after`` is near ``aim``
+        by construction.
+    """
+
+    source: str
+    num_rows: int
+    measure: str
+    aim: float
+    before: float
+    after: float
+    family: ClassVar[str] = "recalibrations"
+
+    def __str__(self) -> str:
+        values = f"{self.before:.3f}, with it {self.after:.3f}, right {self.aim:.3f}"
+        return f"on {self.num_rows:,} {self.source}: {self.measure} {values}"
+
+
+@dataclass(frozen=True, eq=False)
 class Recalibration(Declaration):
-    """What ``bll.calibrate`` finds."""
+    """What ``bll.calibrate`` finds, and :func:`bll_pyro.fit` on rows that it keeps.
+
+    Parameters
+    ----------
+    found_on
+        How it was found; None where it was given by hand, or saved before this was recorded.
+    """
 
     family: ClassVar[str] = "recalibrations"
+    found_on: FoundOn | None = field(default=None, kw_only=True, repr=False, metadata=LATER)
+
+    @property
+    def alone(self) -> Self:
+        """The same without how it was found: what predictions depend on."""
+        return replace(self, found_on=None)
 
 
 @dataclass(frozen=True, eq=False)

@@ -261,8 +261,7 @@ def _prepared(
 
     accelerator = "cpu" if device is None else torch.device(device).type
     fabric = Fabric(accelerator=accelerator, devices=1, precision=svi.precision)  # type: ignore[arg-type]
-    example = data.source.example()[0] if data.whole is None else data.whole[0][:2]
-    num_features = feature_width(backbone, example)
+    num_features = feature_width(backbone, data.source.example()[0])
     num_targets, center, scale = target_moments(layer, data)
     frame = Frame.identity(num_features, num_targets, torch.empty(0), layer.bias)
     frame = replace(frame, target_center=center, target_scale=scale)

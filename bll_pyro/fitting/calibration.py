@@ -1,0 +1,168 @@
+"""Rows that a fit keeps for its recalibration, and the recalibration that is found on them.
+
+Features of the rows that a backbone was trained on are too good, so that intervals and probabilities of a fit on these rows are
+too narrow. What other rows say of it is one number: a noise factor or a temperature (docs/decisions/0013-calibration-rows.md).
+:func:`set_aside` decides before the fit which rows those are, :func:`recalibrated` finds the number after it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from enum import Enum
+from numbers import Real
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from bll_pyro import checks
+from bll_pyro.fitting.stratified import by_target, one_of_each_bin
+from bll_pyro.inference.training_data import TrainingData
+from bll_pyro.likelihoods import Likelihood
+from bll_pyro.prediction import predict
+from bll_pyro.prediction.base import gathered
+from bll_pyro.prediction.held_out import found_on
+from bll_pyro.scope import generator
+
+if TYPE_CHECKING:
+    from bll_pyro.fitting.result import Fit
+
+SHARE, FEWEST = 0.1, 50  # of the rows that joint training keeps by default, and their number at least,
+MOST = 3  # but no more than one in three,
+TOO_FEW = 20  # and none where these would be fewer: the error of a noise factor is about (2 n)^-1/2, here 16%
+ROWS_AT_ONCE = 2048  # of a prediction
+FROM_TRAINING = "rows kept from training"
+OVERCONFIDENT = (
+    "no rows were kept from the joint training{why}: features of the rows that a backbone was trained on are too good, and nothing "
+    "says by how much, so that intervals and probabilities are usually overconfident; {remedy}"
+)
+GIVE = "pass calibration=(inputs, targets), rows that the backbone has not seen"
+SHARE_OR_GIVE = "pass calibration=0.1, which keeps a tenth of the rows, or calibration=(inputs, targets)"
+
+
+class Automatic(Enum):
+    """The type of ``bll.AUTOMATIC``: the library decides."""
+
+    AUTOMATIC = "automatic"
+
+    def __repr__(self) -> str:
+        return "bll.AUTOMATIC"
+
+
+AUTOMATIC = Automatic.AUTOMATIC
+
+
+@dataclass(frozen=True, eq=False)
+class Aside:
+    """What was set aside before a fit.
+
+    Parameters
+    ----------
+    rows
+        Rows for the recalibration, which are not fitted; None if there are none.
+    source
+        What rows these are, for the record.
+    warning, note
+        What ``bll.fit`` warns of, and what is only printed.
+    """
+
+    rows: TrainingData | None = None
+    source: str = ""
+    warning: str = ""
+    note: str = ""
+
+
+def set_aside(
+    rows: TrainingData, calibration: Any, trains_backbone: bool, seed: int
+) -> tuple[TrainingData, Aside]:
+    """The rows to fit, and what was set aside of them or given beside them; see ``calibration`` of :func:`bll_pyro.fit`."""
+    likelihood = rows.layer.likelihood
+    if calibration is None:
+        warning = OVERCONFIDENT.format(why=" (calibration=None)", remedy=SHARE_OR_GIVE)
+        return rows, Aside(warning=warning if trains_backbone else "")
+    is_automatic = calibration is AUTOMATIC
+    if is_automatic and not trains_backbone:
+        return rows, Aside()
+    if isinstance(calibration, Real):
+        checks.share(calibration, "calibration", "fit", "it is the share of the rows that is kept; None keeps all in training")
+    elif isinstance(calibration, str):
+        raise TypeError(
+            f"fit(calibration=...): expected a share such as 0.1, held-out rows (inputs, targets), or None, got {calibration!r}"
+        )
+    if not can_recalibrate(likelihood):
+        reason = (
+            f"calibration: no rows were kept, since the spread of {type(likelihood).__name__} follows from its outputs, so that there "
+            "is no noise to scale"
+        )
+        if is_automatic:
+            return rows, Aside(note=reason)
+        raise TypeError(f"{reason}; leave calibration out")
+    if not (is_automatic or isinstance(calibration, Real)):
+        return rows, Aside(_given(rows, calibration), "held-out rows")
+    index, why = _kept(rows, None if is_automatic else float(calibration), seed)
+    if index is None:
+        if is_automatic:
+            return rows, Aside(warning=OVERCONFIDENT.format(why=f" ({why})", remedy=GIVE))
+        raise ValueError(f"fit(calibration={calibration}): expected rows of which some can be kept, got {why}; {GIVE}")
+    left = torch.ones(rows.source.num_rows, dtype=torch.bool)
+    left[index] = False
+    return rows.subset(left.nonzero().squeeze(1)), Aside(rows.subset(index), FROM_TRAINING)
+
+
+def recalibrated(fit: Fit, aside: Aside, device: str | torch.device | None, batch_size: int) -> Fit:
+    """The fit with the recalibration that the rows aside call for; the reason is in its trace where there are none."""
+    if aside.warning:
+        fit.trace.messages.append(aside.warning)
+    if aside.note:
+        fit.trace.notes.append(aside.note)
+    if aside.rows is None:
+        return fit
+    columns = aside.rows.source.columns
+    features, targets = aside.rows.features(fit.backbone, fit.store, device, batch_size)
+    starts = range(0, len(features), ROWS_AT_ONCE)
+    blocks = [slice(start, start + ROWS_AT_ONCE) for start in starts]
+    prediction = gathered(
+        predict(fit.posterior, features[block], exposure=columns[block].exposure) for block in blocks
+    )
+    given = targets.reshape(len(targets), *fit.posterior.target_shape)
+    return replace(fit, recalibration=found_on(prediction, given, targets, columns.weight, aside.source))
+
+
+def can_recalibrate(likelihood: Likelihood) -> bool:
+    """Whether it has probabilities that can be tempered, or noise that can be scaled."""
+    has_noise = type(likelihood).with_noise_times is not Likelihood.with_noise_times
+    return likelihood.is_discrete or likelihood.is_binary or has_noise
+
+
+def _kept(rows: TrainingData, share: float | None, seed: int) -> tuple[Tensor | None, str]:
+    """Numbers of the rows to keep, of a share or by default, and why there are none."""
+    targets = rows.in_order()
+    if targets is None:
+        return None, "rows of a loader or stream that cannot be reached by number"
+    likelihood, weight, random = rows.layer.likelihood, rows.source.columns.weight, generator(seed)
+    positive = torch.ones(len(targets), dtype=torch.bool) if weight is None else weight > 0
+    order = by_target(targets, positive, likelihood.is_discrete or likelihood.is_binary, random)
+    if share is None:
+        number, fewest = min(max(round(SHARE * len(order)), FEWEST), len(order) // MOST), TOO_FEW
+    else:
+        number, fewest = round(share * len(order)), 2
+    if number < fewest or len(targets) - number < 2:
+        return None, f"{len(targets)} rows are too few"
+    return one_of_each_bin(order, number, random), ""
+
+
+def _given(rows: TrainingData, calibration: Any) -> TrainingData:
+    """Held-out rows that were given, checked against those of the fit."""
+    given = TrainingData.of(rows.layer, calibration, "calibration", trains=False)
+    if given.target_shape != rows.target_shape:
+        raise ValueError(
+            f"calibration: expected targets of shape {[given.source.num_rows, *rows.target_shape]}, as in the data, got "
+            f"{[given.source.num_rows, *given.target_shape]}; pass as many targets a row"
+        )
+    ours, theirs = rows.source.example()[0], given.source.example()[0]
+    if isinstance(ours, Tensor) and isinstance(theirs, Tensor) and ours.shape[1:] != theirs.shape[1:]:
+        raise ValueError(
+            f"calibration: expected inputs of shape {['N', *ours.shape[1:]]}, as in the data, got {['N', *theirs.shape[1:]]}; pass "
+            "rows of the same form"
+        )
+    return given
