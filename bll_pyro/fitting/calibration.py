@@ -7,6 +7,7 @@ too narrow. What other rows say of it is one number: a noise factor or a tempera
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from enum import Enum
 from numbers import Real
@@ -16,10 +17,15 @@ import torch
 from torch import Tensor
 
 from bll_pyro import checks
+from bll_pyro.features.columns import Columns
 from bll_pyro.fitting.stratified import by_target, one_of_each_bin
+from bll_pyro.inference.leave_one_out import outputs_left_out
+from bll_pyro.inference.rows import FeatureRows
 from bll_pyro.inference.training_data import TrainingData
 from bll_pyro.likelihoods import Likelihood
-from bll_pyro.prediction import predict
+from bll_pyro.likelihoods.gaussian_noise import GaussianNoise
+from bll_pyro.posterior import GaussianPosterior, Posterior
+from bll_pyro.prediction import QuasiMonteCarlo, Recalibration, predict, predict_outputs
 from bll_pyro.prediction.base import gathered
 from bll_pyro.prediction.held_out import found_on
 from bll_pyro.scope import generator
@@ -31,7 +37,10 @@ SHARE, FEWEST = 0.1, 50  # of the rows that joint training keeps by default, and
 MOST = 3  # but no more than one in three,
 TOO_FEW = 20  # and none where these would be fewer: the error of a noise factor is about (2 n)^-1/2, here 16%
 ROWS_AT_ONCE = 2048  # of a prediction
-FROM_TRAINING = "rows kept from training"
+FEWEST_LEFT_OUT = 10  # rows; the number that fewer of them give is noise
+PRIOR_SCALE = 0.5  # of the log of what left-out rows say: they are the rows that were fitted, and few
+MOST_DRAWN = 2**25  # outputs of left-out rows at all points
+FROM_TRAINING, LEFT_OUT = "rows kept from training", "training rows, each left out of the fit"
 OVERCONFIDENT = (
     "no rows were kept from the joint training{why}: features of the rows that a backbone was trained on are too good, and nothing "
     "says by how much, so that intervals and probabilities are usually overconfident; {remedy}"
@@ -126,6 +135,32 @@ def recalibrated(fit: Fit, aside: Aside, device: str | torch.device | None, batc
     )
     given = targets.reshape(len(targets), *fit.posterior.target_shape)
     return replace(fit, recalibration=found_on(prediction, given, targets, columns.weight, aside.source))
+
+
+def cross_fitted(
+    posterior: Posterior, features: FeatureRows, targets: Tensor, columns: Columns, seed: int
+) -> Recalibration | None:
+    """The temperature or noise factor of predictions of training rows, each by the fit without it; None where none is needed.
+
+    A Gaussian's noise is one of the unknowns, and so right already. Posteriors that are draws cannot leave out a row.
+    """
+    likelihood = posterior.layer.likelihood
+    if (
+        not isinstance(posterior, GaussianPosterior)
+        or not can_recalibrate(likelihood)
+        or isinstance(likelihood, GaussianNoise)
+        or len(targets) < FEWEST_LEFT_OUT
+    ):
+        return None
+    left = outputs_left_out(posterior, features, targets, columns, seed)
+    if not bool(torch.isfinite(left.outputs.variance).all()):
+        return None
+    targets, columns = targets[left.index], columns[left.index]
+    number = left.outputs.mean.numel()
+    points = 2 ** min(8, max(5, int(math.log2(MOST_DRAWN / number))))
+    prediction = predict_outputs(posterior, left.outputs, QuasiMonteCarlo(points), columns.exposure)
+    given = targets.reshape(len(targets), *posterior.target_shape)
+    return found_on(prediction, given, targets, columns.weight, LEFT_OUT, PRIOR_SCALE)
 
 
 def can_recalibrate(likelihood: Likelihood) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import operator
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from bll_pyro.checks import device as check_device
 from bll_pyro.features.columns import NO_COLUMNS, Columns, bundled
 from bll_pyro.features.recorded import Recorded
 from bll_pyro.files import user_path
-from bll_pyro.fitting.calibration import AUTOMATIC, recalibrated, set_aside
+from bll_pyro.fitting.calibration import AUTOMATIC, cross_fitted, recalibrated, set_aside
 from bll_pyro.fitting.result import Fit
 from bll_pyro.gaussian.factorization import NotPositiveDefinite
 from bll_pyro.inference import SVI, Inference, Trace
@@ -161,6 +162,10 @@ def _fit(
     recorded = None if backbone is None or earlier is not None else Recorded(backbone)
     num_rows = len(features)
     made = Fit(layer, posterior, inference, trace, seed, num_rows, backbone, folder, recorded=recorded)
+    if calibration is AUTOMATIC and not inference.trains_backbone:
+        return replace(
+            made, recalibration=cross_fitted(posterior, features, targets, rows.source.columns, seed)
+        )
     return recalibrated(made, aside, device, batch_size)
 
 

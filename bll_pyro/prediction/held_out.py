@@ -26,10 +26,11 @@ def found_on(
     targets: Shaped[Tensor, "N *T"],
     weight: Float[Tensor, " N"] | None,
     source: str,
+    prior_scale: float = 1.0,
 ) -> Recalibration:
-    """The temperature or noise factor with the largest ``log p(targets) - (log number)^2 / 2``.
+    """The temperature or noise factor with the largest ``log p(targets) - (log number / prior_scale)^2 / 2``.
 
-    The penalty is a standard Normal prior of the log number. With n rows the log likelihood has a curvature of about 2n in a
+    The penalty is a Normal prior of the log number. With n rows the log likelihood has a curvature of about 2n in a
     log noise factor, so that the penalty is negligible from a few dozen on; without it, rows predicted without error would
     give 0.
 
@@ -43,6 +44,8 @@ def found_on(
         A weight for each row's log probability.
     source
         What rows these are, for the record.
+    prior_scale
+        Standard deviation of the prior: how far from 1 the number is before any row is seen.
 
     Raises
     ------
@@ -50,17 +53,17 @@ def found_on(
         For counts, whose variance is a function of their mean.
     """
     if isinstance(prediction, ValuePrediction):
-        return _noise_factor(prediction, given, weight, source)
+        return _noise_factor(prediction, given, weight, source, prior_scale)
     if isinstance(prediction, ClassPrediction):
-        return _temperature(prediction.probs, targets, weight, source, len(targets))
+        return _temperature(prediction.probs, targets, weight, source, len(targets), prior_scale)
     assert isinstance(prediction, LabelPrediction)
     labels, flat = targets.flatten().long(), prediction.probs.flatten()
     of_label = None if weight is None else weight.repeat_interleave(len(labels) // len(weight))
-    return _temperature(torch.stack([1 - flat, flat], -1), labels, of_label, source, len(targets))
+    return _temperature(torch.stack([1 - flat, flat], -1), labels, of_label, source, len(targets), prior_scale)
 
 
 def _noise_factor(
-    prediction: ValuePrediction, given: Tensor, weight: Tensor | None, source: str
+    prediction: ValuePrediction, given: Tensor, weight: Tensor | None, source: str, prior_scale: float
 ) -> NoiseFactor:
     mixture = prediction.mixture
 
@@ -77,7 +80,7 @@ def _noise_factor(
         held = ((low <= values) & (values <= high)).double().flatten(1 if low.dim() > 1 else 0)
         return _mean(held.mean(-1) if held.dim() > 1 else held, weight)
 
-    factor = _best(lambda number: _sum(scaled(number).log_prob(given), weight))
+    factor = _best(lambda number: _sum(scaled(number).log_prob(given), weight), prior_scale)
     how = FoundOn(
         source,
         len(given),
@@ -90,7 +93,12 @@ def _noise_factor(
 
 
 def _temperature(
-    probs: Float[Tensor, "M C"], labels: Tensor, weight: Tensor | None, source: str, num_rows: int
+    probs: Float[Tensor, "M C"],
+    labels: Tensor,
+    weight: Tensor | None,
+    source: str,
+    num_rows: int,
+    prior_scale: float,
 ) -> PredictiveTemperature:
     log_probs = probs.double().clamp_min(torch.finfo(probs.dtype).tiny).log().cpu()
     chosen = labels.cpu()[:, None]
@@ -101,7 +109,7 @@ def _temperature(
     def confidence(temperature: float) -> float:
         return _mean((log_probs / temperature).softmax(-1).amax(-1), weight)
 
-    temperature = _best(log_prob)
+    temperature = _best(log_prob, prior_scale)
     accuracy = _mean((log_probs.argmax(-1) == labels.cpu()).double(), weight)
     how = FoundOn(source, num_rows, "mean confidence", accuracy, confidence(1.0), confidence(temperature))
     return PredictiveTemperature(temperature, found_on=how)
@@ -119,12 +127,12 @@ def _mean(values: Float[Tensor, " N"], weight: Float[Tensor, " N"] | None) -> fl
     return _sum(values, weight) / total if total else math.nan
 
 
-def _best(log_prob: Callable[[float], float]) -> float:
-    """The number with the largest ``log_prob - (log number)^2 / 2``."""
+def _best(log_prob: Callable[[float], float], prior_scale: float) -> float:
+    """The number with the largest ``log_prob - (log number / prior_scale)^2 / 2``."""
     from scipy.optimize import minimize_scalar
 
     def loss(log_number: float) -> float:
-        return log_number**2 / 2 - log_prob(math.exp(log_number))
+        return (log_number / prior_scale) ** 2 / 2 - log_prob(math.exp(log_number))
 
     found = minimize_scalar(loss, bounds=BOUNDS, method="bounded", options={"xatol": 1e-6})
     return math.exp(float(found.x))

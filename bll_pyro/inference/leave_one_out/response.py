@@ -103,10 +103,10 @@ def response(posterior: GaussianPosterior, rows: CurvatureBlocks, num_rows: int)
     independent = num_outputs == 1 or not _ties_outputs(rows)
     joint = (not independent or prior.dim() == 4) and num_outputs * num_columns <= MAX_JOINT_COLUMNS
     if not joint and prior.dim() == 4:
-        prior = _diagonal_of(prior)
+        prior = diagonal_of(prior)
     curvature: curvatures.Curvature = curvatures.Full()
     if not joint and 2.0 * num_rows * num_outputs * num_columns**2 > MAX_BLOCK_WORK:
-        curvature, prior = curvatures.Diagonal(), _diagonal_of(prior)
+        curvature, prior = curvatures.Diagonal(), diagonal_of(prior)
     ties = joint or independent
     for concave in (False, True):
         sums = curvature.zeros(num_outputs, num_columns, independent or not joint, weights.loc)
@@ -217,7 +217,7 @@ def _without_negative(curvature: Tensor) -> Tensor:
     return (axes * values.clamp_min(0)[:, None]) @ axes.mT
 
 
-def _diagonal_of(prior: Tensor) -> Tensor:
+def diagonal_of(prior: Tensor) -> Tensor:
     if prior.dim() == 2:
         return prior
     if prior.dim() == 3:
