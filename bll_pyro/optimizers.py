@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from torch.optim.adam import adam as adam_step
 
-DESCENT, FLATNESS = 1e-4, 0.9  # strong Wolfe conditions: share of the predicted fall, and of the slope at the start
+# strong Wolfe conditions: least share of the predicted fall, and largest share of the slope at the start
+DESCENT, FLATNESS = 1e-4, 0.9
 MAX_TRIALS = 20  # evaluations of a line search
 NEAREST, FARTHEST = 1.5, 10.0  # by what factor a step grows
 EDGE = 0.1  # share of an interval at both of its ends where no step is tried
@@ -46,7 +47,8 @@ class Adam:
     def __init__(self, parameters: Iterable[Tensor], lr: float, betas: tuple[float, float]) -> None:
         self.param_groups: list[dict[str, Any]] = [{"params": list(parameters), "lr": lr}]
         self.betas = betas
-        self.averages: dict[Tensor, tuple[Tensor, Tensor, Tensor]] = {}  # of gradient and square; number of steps
+        # averages of gradient and square, and number of steps
+        self.averages: dict[Tensor, tuple[Tensor, Tensor, Tensor]] = {}
 
     def zero_grad(self) -> None:
         """Forget the gradients."""

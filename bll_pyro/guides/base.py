@@ -17,6 +17,7 @@ from torch.distributions import transform_to
 from bll_pyro.declaration import Declaration
 from bll_pyro.gaussian import LatentDistribution, LatentGaussian, WeightGaussian, flatten
 from bll_pyro.gaussian.precision import expected_quadratic
+from bll_pyro.optimizers import minimise
 
 MAX_COVARIANCE_BYTES = 8 * 2**30
 MAX_STEPS = 50  # of L-BFGS for a covariance without a closed form
@@ -184,19 +185,14 @@ class LatentGaussianGuide(GaussianGuide, AutoContinuous):
         matrix = given.view(*self.loc.shape, *self.loc.shape).to(self.loc)
         means = {id(self.loc), id(self.globals_loc), id(self.globals_log_scale)}
         free = [p for p in self.parameters() if id(p) not in means]
-        optimizer = torch.optim.LBFGS(free, max_iter=MAX_STEPS, line_search_fn="strong_wolfe")
 
-        def closure() -> Tensor:
-            optimizer.zero_grad()
+        def loss() -> Tensor:
             weights = self.weights(self.loc.detach())
-            loss = (
+            return (
                 0.5 * expected_quadratic(matrix, weights, weights.loc) - weights.entropy()
             ) / self.loc.numel()
-            loss.backward()
-            return loss.detach()
 
-        with torch.enable_grad():
-            optimizer.step(closure)
+        minimise(loss, free, MAX_STEPS)
 
     def get_posterior(self, *args: Any, **kwargs: Any) -> LatentDistribution:
         """Distribution of Pyro's latent vector."""

@@ -18,6 +18,7 @@ from bll_pyro.guides import Start
 from bll_pyro.inference.rows import DesignRows, log_prob, output_curvature, values_of
 from bll_pyro.layer import LastLayer
 from bll_pyro.model import GlobalSites
+from bll_pyro.optimizers import minimise
 from bll_pyro.priors import ScaleMixturePrior, StudentT
 from bll_pyro.scope import generator
 
@@ -242,17 +243,7 @@ def maximise(objective: Callable[[], Tensor], parameters: list[Tensor], num_rows
     """Raise a log density by at most 20 steps of L-BFGS, in place."""
     num_numbers = sum(parameter.numel() for parameter in parameters)
     history = max(1, min(NUM_STEPS, MAX_HISTORY // (2 * num_numbers)))
-    optimizer = torch.optim.LBFGS(
-        parameters, max_iter=NUM_STEPS, history_size=history, line_search_fn="strong_wolfe"
-    )
-
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        loss = -objective() / num_rows
-        loss.backward()
-        return loss.detach()
-
-    optimizer.step(closure)
+    minimise(lambda: -objective() / num_rows, parameters, NUM_STEPS, history)
 
 
 def median_sites(sites: GlobalSites, like: Tensor) -> Tensor:

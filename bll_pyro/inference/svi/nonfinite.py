@@ -15,6 +15,7 @@ from pyro import poutine
 from torch import Tensor, nn
 
 from bll_pyro.inference.svi.objective import all_finite, restore, snapshot
+from bll_pyro.optimizers import Optimizer
 from bll_pyro.scope import without_validation
 
 NUM_PASSES = 3  # most passes over the rows
@@ -24,7 +25,7 @@ Attempt = Callable[[], tuple[Tensor, Tensor, tuple[Any, ...]]]
 
 
 def explain_nonfinite(
-    guide: nn.Module, model: nn.Module, optimizer: torch.optim.Optimizer, attempts: Iterable[Attempt]
+    guide: nn.Module, model: nn.Module, optimizer: Optimizer, attempts: Iterable[Attempt]
 ) -> str:
     """Step until something is not finite, and say what it is; the parameters are left as they were before that step."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]

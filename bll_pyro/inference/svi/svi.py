@@ -33,6 +33,7 @@ from bll_pyro.inference.training_data import TrainingData
 from bll_pyro.layer import LastLayer
 from bll_pyro.likelihoods.base import TargetShape
 from bll_pyro.model import Model
+from bll_pyro.optimizers import Optimizer
 from bll_pyro.posterior import Posterior
 from bll_pyro.scope import generator
 
@@ -268,7 +269,7 @@ class FeatureTraining(Training):
         if not objective.closed:
             objective.prepare(rows)
 
-    def optimizer(self) -> torch.optim.Optimizer:
+    def optimizer(self) -> Optimizer:
         """Adam."""
         return adam(self.objective.parameters, self.learning_rate)
 

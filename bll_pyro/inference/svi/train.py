@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from bll_pyro.inference.base import Trace
 from bll_pyro.inference.svi.nonfinite import NUM_PASSES, Attempt, explain_nonfinite
 from bll_pyro.inference.svi.objective import Objective, StateCopy, all_finite
+from bll_pyro.optimizers import Adam, Optimizer
 
 BETAS = (0.9, 0.99)  # decay of Adam's running averages: a fit has some hundred steps
 NUM_WINDOWS = 15  # number of windows in a whole schedule
@@ -29,9 +30,9 @@ TOLERANCE = 0.01  # rise of the ELBO, in nats, that counts as none
 PACE = 4  # factor by which the rest of the schedule is shortened
 
 
-def adam(parameters: Iterable[Tensor], learning_rate: float) -> torch.optim.Adam:
+def adam(parameters: Iterable[Tensor], learning_rate: float) -> Adam:
     """Adam in one fused step."""
-    return torch.optim.Adam(parameters, lr=learning_rate, betas=BETAS, fused=True)
+    return Adam(parameters, learning_rate, BETAS)
 
 
 @dataclass
@@ -41,7 +42,7 @@ class Stepper:
     Parameters
     ----------
     optimizer
-        Any torch optimizer; the learning rates of its groups are those at the start.
+        Of this package or of torch; the learning rates of its groups are those at the start.
     num_steps
         Length of the schedule.
     clip_norm
@@ -54,7 +55,7 @@ class Stepper:
         Learning rates at the start, by group, and all that the optimizer moves.
     """
 
-    optimizer: torch.optim.Optimizer
+    optimizer: Optimizer
     num_steps: int
     clip_norm: float | None = None
     done: int = 0
@@ -150,7 +151,7 @@ class Training(ABC):
     )
 
     @abstractmethod
-    def optimizer(self) -> torch.optim.Optimizer:
+    def optimizer(self) -> Optimizer:
         """A new optimizer of all parameters, with the learning rates of the start."""
 
     @abstractmethod
