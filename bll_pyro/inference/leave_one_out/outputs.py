@@ -12,6 +12,7 @@ little.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -23,8 +24,8 @@ from bll_pyro.features.columns import Columns
 from bll_pyro.gaussian import Delta, OutputGaussian
 from bll_pyro.gaussian.information import DiagonalInformation
 from bll_pyro.inference.leave_one_out.response import diagonal_of, expected_prior_precision
-from bll_pyro.inference.leave_one_out.row_by_row import MAX_SHARE, RowByRow
-from bll_pyro.inference.rows import DesignRows, FeatureRows, Targets, log_prob, output_curvature
+from bll_pyro.inference.leave_one_out.row_by_row import CHUNK_NUMBERS, MAX_SHARE, RowByRow
+from bll_pyro.inference.rows import DesignRows, FeatureRows, NoiseValues, Targets, log_prob, output_curvature
 from bll_pyro.posterior import GaussianPosterior
 from bll_pyro.scope import generator
 
@@ -32,8 +33,10 @@ MOST_ROWS, FEWEST_ROWS = 2048, 256  # rows that are left out,
 MOST_OUTPUTS = 2**20  # and their outputs
 MAX_TIED_COLUMNS = 2048  # largest K P of a joint precision,
 MAX_TIED_WORK = 2**31  # and largest N (K P)^2
+MAX_BLOCK_WORK = 2**35  # largest N K P^2 of the sums over rows; with more, some rows stand for all
+ROWS_PER_NUMBER = 64  # rows in these sums for each output or column that are enough
 MAX_BLOCK_NUMBERS = 2**25  # largest K P^2; with more, columns are independent too
-NUM_POINTS = 64  # quasi-random points of the expectations
+NUM_POINTS, FEW_POINTS = 64, 8  # quasi-random points of the expectations
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,60 +62,78 @@ def outputs_left_out(
     seed
         Of the rows that are drawn.
     """
-    num_all, num_outputs = len(targets), posterior.num_outputs
-    most = min(MOST_ROWS, max(FEWEST_ROWS, MOST_OUTPUTS // num_outputs))
-    index = torch.arange(num_all)
-    if num_all > most:
-        index = torch.randperm(num_all, generator=generator(seed))[:most].sort().values
-        features, targets = features[index], targets[index]
-        columns, all_columns = columns[index], columns
-        share = all_columns.total_weight(num_all) / columns.total_weight(len(index))
+    num_all, num_outputs, num_columns = len(targets), *posterior.latents.weights.loc.shape
+    size = num_outputs * num_columns
+    is_tied = size <= MAX_TIED_COLUMNS and num_all * size**2 <= MAX_TIED_WORK
+    order = torch.randperm(num_all, generator=generator(seed))
+    num_chosen = min(num_all, MOST_ROWS, max(FEWEST_ROWS, MOST_OUTPUTS // num_outputs))
+    enough = max(MOST_ROWS, ROWS_PER_NUMBER * max(num_outputs, num_columns))
+    num_summed = min(num_all, enough, max(num_chosen, MAX_BLOCK_WORK // (size * num_columns)))
+    index = order[:num_summed]
+    if num_summed < num_all:
+        features, targets, all_columns, columns = features[index], targets[index], columns, columns[index]
+        times = all_columns.total_weight(num_all) / columns.total_weight(num_summed)
     else:
-        share = 1.0
+        index, times = torch.arange(num_all), 1.0
     frame = posterior.frame
     rows = DesignRows(features, targets, frame, frame.center.device, columns)
     near = RowByRow.of(posterior, NUM_POINTS)
-    size = num_outputs * rows.num_columns
-    if share == 1.0 and size <= MAX_TIED_COLUMNS and rows.num_rows * size**2 <= MAX_TIED_WORK:
+    if is_tied:
         kept = near.all_derivatives(rows)
         answer = near.response(posterior, rows, kept)
         return LeftOut(index, near.outputs_without(answer, *rows[:], kept)[0])
-    return LeftOut(index, _one_by_one(near, posterior, rows, share))
+    chosen = order[:num_chosen] if num_summed == num_all else torch.arange(num_chosen)
+    return LeftOut(index[chosen], _one_by_one(near, posterior, rows, chosen, times))
 
 
-def _one_by_one(near: RowByRow, posterior: GaussianPosterior, rows: DesignRows, share: float) -> OutputGaussian:
-    """Each output of each row by itself; each row counts for ``share`` of its kind."""
+def _one_by_one(
+    near: RowByRow, posterior: GaussianPosterior, rows: DesignRows, chosen: Tensor, times: float
+) -> OutputGaussian:
+    """Each output of the chosen rows by itself, from sums in which each row counts ``times``."""
     num_outputs, num_columns = near.weights.loc.shape
-    design, targets = rows[:]
-    outputs = near.weights.outputs(design)
-    gradient, curvature = _slopes(near, outputs, targets)
     prior = expected_prior_precision(posterior)
     form: curvatures.Curvature = curvatures.Full()
     if prior.dim() == 4 or num_outputs * num_columns**2 > MAX_BLOCK_NUMBERS:
         form, prior = curvatures.Diagonal(), diagonal_of(prior)
     sums = form.zeros(num_outputs, num_columns, True, near.weights.loc)
-    form.add(sums, design, DiagonalInformation(share * curvature))
+    for design, targets in rows.blocks(max(1, CHUNK_NUMBERS // num_outputs)):
+        information = _information(near, near.weights.outputs(design), targets)
+        form.add(sums, design, DiagonalInformation(times * information))
     weights = form.precision(sums, prior.to(sums[0])).gaussian(near.weights.loc.double())
+    design, targets = rows[chosen.to(rows.device)]
+    outputs = near.weights.outputs(design)
+    gradient, information = _gradient(near, outputs, targets), _information(near, outputs, targets)
     response = weights.outputs(design.double()).variance.to(design)
-    own = (response * curvature).clamp_max(MAX_SHARE)
+    # a row that counts several times in the sums counts once in the fit
+    response = response / (1 - (times - 1) * response * information).clamp_min(1 - MAX_SHARE)
+    own = (response * information).clamp_max(MAX_SHARE)
     mean = outputs.mean - response * gradient / (1 - own)
     if isinstance(near.weights, Delta):
         return OutputGaussian(mean)
     return OutputGaussian(mean, (outputs.variance + response * own / (1 - own)).sqrt())
 
 
-def _slopes(
-    near: RowByRow, outputs: OutputGaussian, targets: Targets
-) -> tuple[Float[Tensor, "N K"], Float[Tensor, "N K"]]:
-    """Expected gradient, and diagonal of the expected information, of the log likelihood of all rows."""
-    draws = outputs.draws(near.num_points)
-    draws = draws + (outputs.mean - draws.mean(0))
-    total, curvature = torch.zeros_like(outputs.mean), torch.zeros_like(outputs.mean)
-    for number, draw in enumerate(draws):
-        noise = {name: value[number % len(value)] for name, value in near.noise.items()}
+def _gradient(near: RowByRow, outputs: OutputGaussian, targets: Targets) -> Float[Tensor, "N K"]:
+    """Expected gradient of the log likelihood of all rows."""
+    total = torch.zeros_like(outputs.mean)
+    for draw, noise in _draws(near, outputs, NUM_POINTS):
         with torch.enable_grad():
             leaf = draw.detach().requires_grad_()
             (slope,) = torch.autograd.grad(log_prob(near.likelihood, leaf, targets, noise).sum(), leaf)
         total += slope
-        curvature += output_curvature(near.likelihood, draw, targets, noise)
-    return total / len(draws), curvature / len(draws)
+    return total / NUM_POINTS
+
+
+def _information(near: RowByRow, outputs: OutputGaussian, targets: Targets) -> Float[Tensor, "N K"]:
+    """Diagonal of the expected information of all rows, which need fewer draws: it is summed over them."""
+    total = torch.zeros_like(outputs.mean)
+    for draw, noise in _draws(near, outputs, FEW_POINTS):
+        total += output_curvature(near.likelihood, draw, targets, noise)
+    return total / FEW_POINTS
+
+
+def _draws(near: RowByRow, outputs: OutputGaussian, number: int) -> Iterator[tuple[Tensor, NoiseValues]]:
+    draws = outputs.draws(number)
+    draws = (draws + (outputs.mean - draws.mean(0))).expand(number, -1, -1)
+    for index, draw in enumerate(draws):
+        yield draw, {name: value[index % len(value)] for name, value in near.noise.items()}
