@@ -1,0 +1,1 @@
+"""The default, with nothing chosen, beside what a user would have done otherwise."""
