@@ -25,6 +25,7 @@ NAMES = (
     "referee",
     "scales",
     "joint",
+    "defaults",
 )
 
 

@@ -24,7 +24,8 @@ PREDICT_BATCH = {"kron": 100, "diag": 100, "full": 1000}
 NUM_DRAWS = 100
 
 
-def _loader(features: Tensor, targets: Tensor, batch_size: int) -> DataLoader[Any]:
+def loader(features: Tensor, targets: Tensor, batch_size: int) -> DataLoader[Any]:
+    """Batches by slices."""
     rows = TensorDataset(features, targets)
     return DataLoader(rows, sampler=BatchSampler(SequentialSampler(rows), batch_size, False), batch_size=None)
 
@@ -40,10 +41,26 @@ def train(
     tune: bool = True,
 ) -> tuple[Any, Predict]:
     """Fit the MAP head, its curvature and perhaps the prior precision; give back the approximation and `predict`."""
+    weight, bias = map_by_adam(features, targets, num_classes, seed)
+    approximation = around(weight, bias, features, targets, seed, structure=structure, link=link, tune=tune)
+    return approximation, prediction(approximation, structure, link)
+
+
+def around(
+    weight: Tensor,
+    bias: Tensor,
+    features: Tensor,
+    targets: Tensor,
+    seed: int,
+    *,
+    structure: str,
+    link: str,
+    tune: bool = True,
+) -> Any:
+    """The approximation around a given head: its curvature, and perhaps the prior precision."""
     from laplace import Laplace  # type: ignore[import-not-found]
 
-    weight, bias = map_by_adam(features, targets, num_classes, seed)
-    head = torch.nn.Linear(features.shape[1], num_classes)
+    head = torch.nn.Linear(features.shape[1], len(bias))
     head.load_state_dict({"weight": weight, "bias": bias})
     # laplace-torch looks for the last layer of a network by a forward pass; the features are the input here.
     network = torch.nn.Sequential(torch.nn.Identity(), head)
@@ -53,11 +70,10 @@ def train(
         approximation: Any = Laplace(
             network, "classification", subset_of_weights="last_layer", hessian_structure=structure
         )
-        approximation.fit(_loader(features, targets, FIT_BATCH[structure]))
+        approximation.fit(loader(features, targets, FIT_BATCH[structure]))
         if tune:
             approximation.optimize_prior_precision(pred_type="glm", method="marglik", link_approx=link)
-
-    return approximation, prediction(approximation, structure, link)
+    return approximation
 
 
 def prediction(approximation: Any, structure: str, link: str) -> Predict:

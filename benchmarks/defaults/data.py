@@ -121,14 +121,26 @@ def many_classes(size: int, seed: int) -> Split:
 PIXELS = ("noise .3", "noise .6", "moved")
 FASHION, RESNET = "fashion_features/cnn128.npz", "backbones/resnet20_cifar10_features.npz"
 SETS = (
-    DataSet("digits", "64 pixels / 16", (80, 120, 160, 240, 400, 600, 900, 1200), from_package("digits", 597), PIXELS, is_table=False),
+    DataSet(
+        "digits", "64 pixels / 16", (80, 120, 160, 240, 400, 600, 900, 1200), from_package("digits", 597), PIXELS,
+        is_table=False,
+    ),
     DataSet("breast cancer", "30 columns", (60, 200, 400), from_package("breast_cancer", 169)),
     DataSet("wine", "13 columns", (60, 120), from_package("wine", 58)),
     DataSet("iris", "4 columns", (45, 100), from_package("iris", 50), is_kept_aside=True),
-    DataSet("Fashion features", "128 of a CNN, unseen test rows", (80, 240, 600, 2000), network(FASHION, 2000), is_table=False),
-    DataSet("ResNet-20, seen", "64, of rows that the network was trained on; unseen test rows", (200, 1000, 4000), network(RESNET, 1000), is_table=False),
-    DataSet("ResNet-20, unseen", "64, of rows that the network was not trained on", (80, 240, 500), unseen(RESNET, 500), is_table=False),
-    DataSet("CLINC150", "TF-IDF of words and pairs, SVD to 128; 150 classes", (1500, 7500), clinc, is_table=False, is_large=True, num_seeds=5),
+    DataSet("Fashion features", "128 of a CNN", (80, 240, 600, 2000), network(FASHION, 2000), is_table=False),
+    DataSet(
+        "ResNet-20, seen", "64, of rows that the network was trained on; test rows that it has not seen",
+        (200, 1000, 4000), network(RESNET, 1000), is_table=False,
+    ),
+    DataSet(
+        "ResNet-20, unseen", "64, of rows that the network was not trained on",
+        (80, 240, 500), unseen(RESNET, 500), is_table=False,
+    ),
+    DataSet(
+        "CLINC150", "TF-IDF of words and pairs, SVD to 128; 150 classes",
+        (1500, 7500), clinc, is_table=False, is_large=True, num_seeds=5,
+    ),
     DataSet("1,200 classes", "64 simulated columns", (10_000,), many_classes, is_table=False, is_large=True, num_seeds=3),
     DataSet("diabetes", "10 columns", (60, 150, 350), from_package("diabetes", 92)),
     DataSet("concrete", "8 columns", (60, 200, 927), uci("concrete")),

@@ -2,7 +2,7 @@
 
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from benchmarks.defaults.data import NUM_SEEN_SEEDS
 from benchmarks.defaults.methods import Method
@@ -10,7 +10,7 @@ from benchmarks.defaults.splits import DataSet, Split, shifted
 from benchmarks.defaults.store import Store
 
 
-def chosen(sets: tuple[DataSet, ...], num_seeds: int) -> Iterator[tuple[DataSet, int, int]]:
+def chosen(sets: Iterable[DataSet], num_seeds: int) -> Iterator[tuple[DataSet, int, int]]:
     """Data set, size and seed of every split; up to ``NUM_SEEN_SEEDS`` seeds none of the sets that are kept aside."""
     for data in sets:
         if num_seeds > NUM_SEEN_SEEDS or not data.is_kept_aside:
@@ -21,9 +21,11 @@ def chosen(sets: tuple[DataSet, ...], num_seeds: int) -> Iterator[tuple[DataSet,
 
 def measure(store: Store, data: DataSet, made: Split, size: int, seed: int, method: Method) -> None:
     """Fit one method on one split, and score it on the test rows as they are and under every shift."""
-    wall, cpu = time.perf_counter(), time.process_time()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of iterations that ran out and of columns that the noise leaves
+        warnings.simplefilter("ignore")  # of iterations that ran out, and the competitors' own deprecations
+        if method.before is not None:
+            method.before(data, made)
+        wall, cpu = time.perf_counter(), time.process_time()
         predict = method.fit(data, made, seed)
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
         for shift in ("none", *data.shifts):
@@ -44,11 +46,9 @@ def measure(store: Store, data: DataSet, made: Split, size: int, seed: int, meth
             )
 
 
-def fill(
-    store: Store, sets: tuple[DataSet, ...], methods: list[Method], num_seeds: int, *, again: bool
-) -> None:
+def fill(store: Store, data: DataSet, methods: list[Method], num_seeds: int, *, again: bool) -> None:
     """Measure what is missing; ``again``: also what another version of the method made."""
-    for data, size, seed in chosen(sets, num_seeds):
+    for _, size, seed in chosen([data], num_seeds):
         made = data.make(size, seed)
         for method in methods:
             if method.fits(data, made):
@@ -56,4 +56,3 @@ def fill(
                 keys = [(data.name, size, seed, method.name, shift) for shift in ("none", *data.shifts)]
                 if not all(store.has(key, made.hash, version) for key in keys):
                     measure(store, data, made, size, seed, method)
-                    print(data.name, size, seed, method.name, flush=True)

@@ -1,12 +1,15 @@
 """The methods of the comparison: names, where each applies, and how each is fitted."""
 
+import hashlib
+import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import version
 from importlib.util import find_spec
+from pathlib import Path
 
-from benchmarks.defaults import plain
+from benchmarks.defaults import bayesian, plain
 from benchmarks.defaults.predictions import Predict
 from benchmarks.defaults.splits import DataSet, Split
 
@@ -31,10 +34,12 @@ class Method:
         Whether it fits classes, or values.
     is_plain : bool
         One of those that the default is judged against.
-    most_rows : int or None
-        Most training rows.
+    most_rows, most_weights : int or None
+        Most training rows, and most weights of the layer.
     not_tables : bool
         For columns that share a unit only.
+    before : callable or None
+        ``before(data_set, split)`` makes what the method builds on, before the clock starts.
     """
 
     name: str
@@ -44,37 +49,73 @@ class Method:
     has_values: bool = False
     is_plain: bool = False
     most_rows: int | None = None
+    most_weights: int | None = None
     not_tables: bool = False
+    before: Callable[[DataSet, Split], object] | None = None
 
     def fits(self, data: DataSet, made: Split) -> bool:
         """Whether it applies to a split of a data set."""
         kind = self.has_classes if made.num_classes else self.has_values
         small = self.most_rows is None or len(made.features) <= self.most_rows
+        num_weights = (made.features.shape[1] + 1) * max(made.num_classes, 1)
+        small = small and (self.most_weights is None or num_weights <= self.most_weights)
         return kind and small and not (data.is_table and self.not_tables)
 
     @property
     def made_with(self) -> str | None:
-        """The package with its version; None if it is not installed."""
+        """The package with its version, for ours with a hash of its code; None if it is not installed."""
         if find_spec(MODULES[self.package]) is None:
             return None
-        return f"{self.package} {version(self.package)}"
+        code = f" {code_hash()}" if self.name == OURS else ""
+        return f"{self.package} {version(self.package)}{code}"
 
 
-def _logistic(name: str, fit: Callable[..., Predict], *, scaled: bool) -> Method:
+@cache
+def code_hash() -> str:
+    """A hash of our package's code, by which results of other code are told."""
+    folder = Path(importlib.import_module(MODULES["bll-pyro"]).__path__[0])
+    made = hashlib.sha256()
+    for path in sorted(folder.rglob("*.py")):
+        made.update(path.read_bytes())
+    return made.hexdigest()[:12]
+
+
+def _logistic(*, scaled: bool) -> tuple[Method, Method]:
+    suffix, rest = (
+        "" if scaled else ", raw",
+        {"has_classes": True, "is_plain": True, "not_tables": not scaled},
+    )
+    before = partial(plain.fitted_head, scaled=scaled)
+    return (
+        Method(f"logistic{suffix}", "scikit-learn", partial(plain.logistic, scaled=scaled), **rest),
+        Method(
+            f"logistic + temperature{suffix}", "scikit-learn", partial(plain.logistic_temperature, scaled=scaled),
+            before=before, **rest,
+        ),
+    )  # fmt: skip
+
+
+def _laplace(structure: str, link: str) -> Method:
+    fit = partial(bayesian.laplace, structure=structure, link=link)
+    most = bayesian.MOST_FULL_WEIGHTS if structure == "full" else None
     return Method(
-        name,
-        "scikit-learn",
-        partial(fit, scaled=scaled),
-        has_classes=True,
-        is_plain=True,
-        not_tables=not scaled,
+        f"laplace-torch, {structure}, {link}", "laplace-torch", fit, has_classes=True, most_weights=most
     )
 
 
 METHODS = (
-    _logistic("logistic", plain.logistic, scaled=True),
-    _logistic("logistic, raw", plain.logistic, scaled=False),
-    _logistic("logistic + temperature", plain.logistic_temperature, scaled=True),
-    _logistic("logistic + temperature, raw", plain.logistic_temperature, scaled=False),
+    *_logistic(scaled=True),
+    *_logistic(scaled=False),
     Method("ridge", "scikit-learn", plain.bayesian_ridge, has_values=True, is_plain=True),
-)
+    Method(
+        "Gaussian process", "scikit-learn", plain.gaussian_process, has_classes=True, has_values=True,
+        most_rows=MOST_PROCESS_ROWS,
+    ),
+    _laplace("kron", "probit"),
+    _laplace("kron", "mc"),
+    _laplace("full", "probit"),
+    _laplace("full", "mc"),
+    Method("laplace-torch", "laplace-torch", bayesian.laplace_values, has_values=True),
+    Method("vbll", "vbll", bayesian.vbll, has_classes=True, has_values=True),
+    Method(OURS, "bll-pyro", bayesian.ours, has_classes=True, has_values=True),
+)  # fmt: skip

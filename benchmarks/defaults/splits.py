@@ -10,7 +10,7 @@ import numpy as np
 COLUMN_NOISE = 0.5  # of a training column's standard deviation
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Split:
     """Training and test rows.
 
