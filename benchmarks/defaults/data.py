@@ -141,7 +141,7 @@ SETS = (
         "CLINC150", "TF-IDF of words and pairs, SVD to 128; 150 classes",
         (1500, 7500), clinc, is_table=False, is_large=True, num_seeds=5,
     ),
-    DataSet("1,200 classes", "64 simulated columns", (10_000,), many_classes, is_table=False, is_large=True, num_seeds=3),
+    DataSet("1,200 classes", "64 simulated columns", (10_000,), many_classes, is_large=True, num_seeds=3),
     DataSet("diabetes", "10 columns", (60, 150, 350), from_package("diabetes", 92)),
     DataSet("concrete", "8 columns", (60, 200, 927), uci("concrete")),
     DataSet("energy", "8 columns", (60, 200, 691), uci("energy"), is_kept_aside=True),

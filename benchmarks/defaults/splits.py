@@ -54,7 +54,7 @@ class DataSet:
     is_kept_aside : bool
         Not looked at while the defaults are tuned (nor are seeds from ``NUM_SEEN_SEEDS`` on, of any set).
     is_large : bool
-        Many classes: scikit-learn's search is given its default number of iterations.
+        Many classes: scikit-learn's search is given fewer penalties, folds and iterations.
     num_seeds : int
         At most so many splits.
     """
