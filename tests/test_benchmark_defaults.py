@@ -185,6 +185,7 @@ def test_excess_is_over_the_best_plain_one_on_the_same_splits(tmp_path):
         ("columns", 0.2),
     ]
     assert report.targets[0].found == row["excess"] and report.targets[2].found == 0.0
+    assert [target.met for target in report.targets[:3]] == [False] * 3
 
 
 def test_names_of_methods_are_unique_and_ours_is_one():

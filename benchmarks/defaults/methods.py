@@ -96,11 +96,12 @@ def _logistic(*, scaled: bool) -> tuple[Method, Method]:
 
 
 def _laplace(structure: str, link: str) -> Method:
-    fit = partial(bayesian.laplace, structure=structure, link=link)
-    most = bayesian.MOST_FULL_WEIGHTS if structure == "full" else None
     return Method(
-        f"laplace-torch, {structure}, {link}", "laplace-torch", fit, has_classes=True, most_weights=most
-    )
+        f"laplace-torch, {structure}, {link}", "laplace-torch",
+        partial(bayesian.laplace, structure=structure, link=link), has_classes=True,
+        most_weights=bayesian.MOST_FULL_WEIGHTS if structure == "full" else None,
+        before=partial(bayesian.fitted_laplace, structure=structure) if link == "mc" else None,
+    )  # fmt: skip
 
 
 METHODS = (
