@@ -22,7 +22,8 @@ SHORT = bll.SVI(num_epochs=40)
 
 @pytest.fixture(scope="module")
 def bayesian():
-    return bll.fit(bll.LastLayer(bll.likelihoods.Categorical(3)), (FEATURES, LABELS), inference=SHORT)
+    layer = bll.LastLayer(bll.likelihoods.Categorical(3))
+    return bll.fit(layer, (FEATURES, LABELS), inference=SHORT, calibration=None)
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +32,7 @@ def plain():
         bll.LastLayer(bll.likelihoods.Categorical(3)),
         (FEATURES, LABELS),
         inference=bll.SVI(guide=bll.guides.MAP(), num_epochs=40),
+        calibration=None,
     )
 
 

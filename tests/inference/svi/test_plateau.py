@@ -66,7 +66,7 @@ def rows() -> tuple[torch.Tensor, torch.Tensor]:
 
 def test_a_default_fit_stops_when_the_elbo_has_stopped_rising(rows) -> None:
     layer = bll.LastLayer(likelihood=bll.likelihoods.Categorical(2))
-    short = bll.fit(layer, rows)
+    short = bll.fit(layer, rows, inference=bll.SVI(learning_rate=0.02))  # a rate of one's own: steps of Adam
     whole = bll.fit(layer, rows, inference=bll.SVI(num_epochs=1500))
     assert len(whole.trace.elbo) == 1500  # passes that were asked for are made
     assert len(short.trace.elbo) < 1100
