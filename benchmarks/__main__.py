@@ -17,6 +17,7 @@ NAMES = (
     "memory",
     "curves",
     "import_time",
+    "first_fit",
     "cuda",
     "inferences",
     "loo",

@@ -3,15 +3,14 @@
 Without a device nothing is measured, and the report says so."""
 
 import time
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
 from benchmarks.competitors import handwritten
 from benchmarks.harness import Measure, interleave, ratio
 from benchmarks.options import Options
+from benchmarks.ours import after_each_step
 from benchmarks.report import Report, Table, Target
 from benchmarks.step_time import LIMITS, SMALL
 
@@ -106,17 +105,13 @@ def ours(features: Tensor, targets: Tensor, num_classes: int, batch_size: int) -
     def measure() -> float:
         events: dict[int, list[torch.cuda.Event]] = {}
 
-        def note(optimizer: Optimizer, *_: Any) -> None:
-            if isinstance(optimizer, torch.optim.Adam):
-                event = torch.cuda.Event(enable_timing=True)
-                event.record()
-                events.setdefault(id(optimizer), []).append(event)
+        def note(optimizer: object) -> None:
+            event = torch.cuda.Event(enable_timing=True)
+            event.record()
+            events.setdefault(id(optimizer), []).append(event)
 
-        handle = register_optimizer_step_post_hook(note)
-        try:
+        with after_each_step(note):
             bll.fit(layer, (features, targets), inference=svi, device="cuda")
-        finally:
-            handle.remove()
         longest = max(events.values(), key=len)
         torch.cuda.synchronize()
         return longest[0].elapsed_time(longest[-1]) / 1e3 / (len(longest) - 1)

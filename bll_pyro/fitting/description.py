@@ -25,8 +25,18 @@ def declared(value: Any) -> str:
     return f"{type(value).__name__}({', '.join(said)})"
 
 
+def scale_of_features(fit: Fit) -> str:
+    """How the features were scaled, and which were left out."""
+    frame = fit.posterior.frame
+    if not fit.layer.standardize:
+        return "features as they are"
+    left_out = int(frame.scale.isinf().sum())
+    constant = f"; {left_out:,} constant in the training rows, left out" if left_out else ""
+    return f"one for {'all features' if frame.feature_scale == 'common' else 'each feature'}{constant}"
+
+
 def lines_of(fit: Fit) -> dict[str, str]:
-    """Declaration, data, inference, scale found, ELBO or evidence, recalibration, detector, and what went wrong."""
+    """Declaration, data, scale of the features, inference, scale found, ELBO or evidence, recalibration, detector, and what went wrong."""
     posterior, trace = fit.posterior, fit.trace
     num_rows, num_features, num_outputs = fit.num_rows, posterior.frame.num_features, posterior.num_outputs
     backbone = "" if fit.backbone is None else f", by a {type(fit.backbone).__name__}"
@@ -39,6 +49,7 @@ def lines_of(fit: Fit) -> dict[str, str]:
     return {
         "declaration": declared(fit.layer),
         "data": f"{num_rows:,} rows{targets}, {num_features:,} features{backbone}, {num_outputs:,} outputs",
+        "scale": scale_of_features(fit),
         "inference": f"{declared(fit.inference)}, seed {fit.seed}: {state} in {trace.wall_time:.1f} s",
         "learned": ", ".join(f"{key} = {brief(one)}" for key, one in posterior.learned.items()),
         name: "" if value is None else f"{value:.1f} nats, {value / max(num_rows, 1):.4g} a row",
