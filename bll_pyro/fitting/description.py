@@ -36,7 +36,7 @@ def scale_of_features(fit: Fit) -> str:
 
 
 def lines_of(fit: Fit) -> dict[str, str]:
-    """Declaration, data, scale of the features, inference, scale found, ELBO or evidence, recalibration, detector, and what went wrong."""
+    """Declaration, data, scales, inference, ELBO or evidence, recalibration, detector, and what went wrong."""
     posterior, trace = fit.posterior, fit.trace
     num_rows, num_features, num_outputs = fit.num_rows, posterior.frame.num_features, posterior.num_outputs
     backbone = "" if fit.backbone is None else f", by a {type(fit.backbone).__name__}"
