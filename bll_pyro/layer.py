@@ -42,9 +42,11 @@ class LastLayer(Declaration):
         store: they share a unit, and their ELBO is higher so. ``fit.posterior.frame.feature_scale`` says which was taken.
         False leaves features and targets as they are.
 
-        With ``"columns"`` the scale is the standard deviation. Where one value fills more than half of the rows and a
-        share p < 1/2 has others, it is the standard deviation divided by 2p: a nearly constant column counts for little,
-        and rows in which it moves do not outweigh all others. A column that is constant in the training rows is left out.
+        With ``"columns"`` the scale is the standard deviation. Where a column rests at one value, or near it, and moves
+        in a share p < 1/2 of the rows, it is the standard deviation divided by 2p: a nearly constant column counts for
+        little, and rows in which it moves do not outweigh all others. A column that is constant in the training rows is
+        left out. Columns that share a unit, such as pixels, may be given ``"common"``: what hardly moves in the training
+        rows then counts for next to nothing, whatever it does in other rows. ``print(fit)`` says what was done.
         Features that move, as a backbone is trained along, always share a scale.
     bias_loc
         Centre ``[K]`` of the bias; None is 0.

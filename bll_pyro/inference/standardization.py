@@ -21,7 +21,7 @@ from bll_pyro.layer import LastLayer
 
 # most rows from which principal axes are estimated; any rotation is valid, so a part of a large data set is enough
 NUM_AXES_ROWS = 65_536
-NUM_TYPICAL_ROWS = 4096  # most rows in which the most frequent value of a column is looked for
+NUM_TYPICAL_ROWS = 4096  # most rows from which the median of a column is taken
 BATCH_SIZE = 8192  # rows in one pass over features
 
 
@@ -194,22 +194,28 @@ def common_scale(moments: Moments) -> Tensor:
 def scale_by_column(moments: Moments, features: FeatureRows, weight: Tensor | None) -> Tensor:
     r"""A divisor for each feature ``[D]``, proportional to its unit: ``s_j / min(1, 2 p_j)``.
 
-    Here ``s_j`` is the standard deviation, and ``p_j`` the share of rows that differ from the most frequent value where one
-    value fills half of the rows or more. So a column has standard deviation ``min(1, 2 p_j)``: a column that is nearly
-    constant says little, and rows in which it moves must not outweigh all others. Constant columns are left out: their divisor
-    is infinite.
+    Here ``s_j`` is the standard deviation, and ``p_j`` the share of rows away from the median ``m_j``, in which a row that is
+    nearer than a third of ``s_j`` counts in part:
+
+    .. math:: p_j = \frac1N \sum_n \min\{1, (3 (x_{nj} - m_j) / s_j)^2\}.
+
+    So a column has standard deviation ``min(1, 2 p_j)``. That is 1 for any column that moves in most rows (``p_j`` is 0.8 for
+    a Normal one), and for an indicator of half of them. A column that rests at one value, or near it, in most rows says
+    little, and rows in which it moves must not outweigh all others. Nothing in it jumps, with more rows or with small changes
+    of the values. Constant columns are left out: their divisor is infinite.
     """
     weights = moments.mean.new_ones(len(features)) if weight is None else weight.to(moments.mean)
     rows = next(evenly_spaced(len(features), NUM_TYPICAL_ROWS, NUM_TYPICAL_ROWS))
     values, order = features[rows].sort(0)
     reached = weights[rows][order].cumsum(0)
-    # a value that fills half of the rows is the median
-    typical = values.gather(0, (reached >= reached[-1] / 2).int().argmax(0, keepdim=True))
-    away = torch.zeros_like(moments.mean)
+    median = values.gather(0, (reached >= reached[-1] / 2).int().argmax(0, keepdim=True)).double()
+    scale = moments.variance.sqrt()
+    near = torch.where(moments.constant, 1.0, scale / 3)
+    away = torch.zeros_like(scale)
     for part in evenly_spaced(len(features), len(features), BATCH_SIZE):
-        away += weights[part] @ (features[part] != typical).to(weights)
+        away += weights[part] @ ((features[part].double() - median) / near).square_().clamp_max_(1.0)
     share = (2 * away / weights.sum()).clamp_max(1.0)
-    return torch.where(moments.constant, torch.inf, moments.variance.sqrt() / share)
+    return torch.where(moments.constant, torch.inf, scale / share)
 
 
 def principal_axes(features: FeatureRows, frame: Frame, weight: Tensor | None = None) -> Tensor:
