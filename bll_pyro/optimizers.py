@@ -130,28 +130,28 @@ def minimise(
     problems = Problems(loss, parameters)
     value, gradient = problems.evaluate()
     argument = rows(parameters, len(value))
-    curvature = Curvature(history, 1 / gradient.abs().sum(-1).clamp_min(1.0))
+    inverse = InverseHessian(history, 1 / gradient.abs().sum(-1).clamp_min(1.0))
     waiting = ~torch.isfinite(value)
     converged = torch.zeros_like(waiting)
     for _ in range(num_steps):
-        direction = -curvature.solve(gradient)
+        direction = -inverse.solve(gradient)
         slope = torch.linalg.vecdot(gradient, direction)
         # along a quadratic with this slope and its minimum at 1; before the first step nothing is known of the curvature
-        converged |= slope.abs() / 2 <= (tolerance if curvature.pairs else 0.0)
+        converged |= slope.abs() / 2 <= (tolerance if inverse.pairs else 0.0)
         waiting = waiting | converged | ~(slope < 0)
         if bool(waiting.all()):
             break
         direction = torch.where(waiting[:, None], 0.0, direction)
-        size, value, new_gradient = line_search(problems, argument, direction, value, slope, waiting)
+        size, value, new_gradient = search_lines(problems, argument, direction, value, slope, waiting)
         waiting = waiting | (size == 0)  # rounding hides any fall
         change = size[:, None] * direction
-        curvature.learn(change, new_gradient - gradient)
+        inverse.learn(change, new_gradient - gradient)
         argument, gradient = argument + change, new_gradient
     problems.put(argument)
     return Minimum(value, converged, problems.num_evaluations)
 
 
-def line_search(
+def search_lines(
     problems: Problems,
     argument: Tensor,
     direction: Tensor,
@@ -245,7 +245,7 @@ def rows(tensors: Iterable[Tensor], num_rows: int) -> Tensor:
     return torch.cat([tensor.detach().reshape(num_rows, -1) for tensor in tensors], -1)
 
 
-class Curvature:
+class InverseHessian:
     """The inverse Hessian from the last steps; before the first it is ``scale [F]`` times the identity."""
 
     def __init__(self, history: int, scale: Tensor) -> None:

@@ -54,7 +54,7 @@ def test_steps_of_lbfgs_are_those_of_torch(num_steps: int) -> None:
     ours, theirs = (torch.zeros(3, 8, dtype=torch.float64, requires_grad=True) for _ in range(2))
     minimise(lambda: penalised(ours, 1.0, torch.float64), [ours], num_steps)
     optimizer = torch.optim.LBFGS(
-        [theirs], max_iter=num_steps, history_size=20, line_search_fn="strong_wolfe"
+        [theirs], max_iter=num_steps, max_eval=100, history_size=20, line_search_fn="strong_wolfe"
     )
 
     def closure() -> torch.Tensor:
