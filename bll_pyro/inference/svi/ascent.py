@@ -74,11 +74,13 @@ class FixedELBO:
         self.num_globals, num_outputs = self.guide.num_globals, objective.model.num_outputs
         self.closed = objective.layer.likelihood.closed_expectation
         size = self.num_globals if self.closed else self.num_globals + num_outputs
-        num_points = FEWEST_POINTS
-        while num_points < MOST_POINTS and 2 * num_points * rows.num_rows * num_outputs <= MOST_NUMBERS:
-            num_points *= 2
-        points = normal_points(num_points if size else 1, size).to(self.loc)
-        self.points = (points - points.mean(0)) / points.std(0, correction=0)  # [S, U + K], or [S, U]
+        self.points = self.loc.new_zeros(1, 0)  # [S, U + K], or [S, U] where the likelihood has a closed form
+        if size:
+            num_points = FEWEST_POINTS
+            while num_points < MOST_POINTS and 2 * num_points * rows.num_rows * num_outputs <= MOST_NUMBERS:
+                num_points *= 2
+            points = normal_points(num_points, size).to(self.loc)
+            self.points = (points - points.mean(0)) / points.std(0, correction=0)
 
     def marginals(self) -> tuple[Tensor, Tensor]:
         """Means and standard deviations ``[L]``."""

@@ -182,6 +182,7 @@ class SVI(Inference):
             trace = ascend(objective, rows)
         else:
             training, trace = fit(objective)
+        assert trace.elbo is not None
         if chooses and len(trace.elbo) >= MIN_STEPS and all_finite([trace.elbo]):
             random = generator(seed + 2, rows.device)
             refit = SVIRefit(training, self.guide, target_shape, len(trace.elbo), self.clip_norm, random)
