@@ -34,6 +34,7 @@ _ROOMS = {
     "loo": "elpd",
     "prior_predictive": "datatree",
     "compare": "comparison",
+    "choose": "comparison",
     "Stack": "comparison",
     "diagnose": "diagnostics",
     "sbc": "simulation",
@@ -44,7 +45,7 @@ _MODULES = ("priors", "likelihoods", "guides", "curvatures", "metrics", "conform
 
 if TYPE_CHECKING:
     from bll_pyro import conformal, curvatures, export, guides, likelihoods, metrics, ood, plots, priors
-    from bll_pyro.comparison import Stack, compare
+    from bll_pyro.comparison import Stack, choose, compare
     from bll_pyro.datatree import from_pyro, prior_predictive  # type: ignore[no-redef]
     from bll_pyro.diagnostics import diagnose
     from bll_pyro.elpd import loo

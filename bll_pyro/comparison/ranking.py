@@ -130,7 +130,7 @@ def compare(
             check_trained_on(name, fit, rows.features)
             loos[name] = loo(fit.head, rows.data, num_rows, seed)
         table = azs.compare(loos, round_to="none")
-    table["flagged"] = [_num_flagged(loos[name]) for name in table.index]
+    table["flagged"] = [num_flagged(loos[name]) for name in table.index]
     table["seconds"] = [_seconds(fits[name]) for name in table.index]
     result = Comparison(table, loos, dict(fits))
     return result if new_data_of is None else _with_new_rows(result, new_data_of)
@@ -154,7 +154,8 @@ def _with_new_rows(result: Comparison, data_of: Mapping[str, Any]) -> Comparison
     return replace(result, stacked_nll=-float(mixed.log_prob(targets).double().mean()))
 
 
-def _num_flagged(result: ELPDData) -> int:
+def num_flagged(result: ELPDData) -> int:
+    """Number of rows whose leave-one-out density is not reliable."""
     influence = np.nan_to_num(np.asarray(result.pareto_k))
     return int((influence > result.good_k).sum())
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from bll_pyro.fitting import Fit
 from bll_pyro.inference.exact.exact import Exact
+from bll_pyro.likelihoods import Likelihood
 
 TOLERANCE = 1e-3  # standard deviations: largest distance between the centre of the rows and that of the fit
 
@@ -76,14 +77,19 @@ def by_name(fits: Mapping[str, Fit], data: Any, what: str) -> dict[str, Any]:
     return {name: data[name] for name in fits}
 
 
-def _check_kind(fits: Mapping[str, Fit]) -> None:
-    real = {name: fit.layer.likelihood.real_valued for name, fit in fits.items()}
+def check_one_kind(likelihoods: Mapping[str, Likelihood], owner: str) -> None:
+    """Check that either all or none of the densities are those of real numbers."""
+    real = {name: likelihood.real_valued for name, likelihood in likelihoods.items()}
     if len(set(real.values())) > 1:
         densities = [name for name, value in real.items() if value]
         raise ValueError(
-            f"compare: expected densities of one kind, got densities of real numbers for {densities} and probabilities for the "
+            f"{owner}: expected densities of one kind, got densities of real numbers for {densities} and probabilities for the "
             "others; their difference depends on the unit of the targets"
         )
+
+
+def _check_kind(fits: Mapping[str, Fit]) -> None:
+    check_one_kind({name: fit.layer.likelihood for name, fit in fits.items()}, "compare")
     shapes = {name: tuple(fit.posterior.target_shape) for name, fit in fits.items()}
     if len(set(shapes.values())) > 1:
         raise ValueError(f"compare: expected fits of the same targets, got target shapes {shapes}")

@@ -104,9 +104,23 @@ class StudentT(Likelihood):
         **_: Tensor,
     ) -> dist.Distribution:
         """Independent Student-t over the T targets of a row."""
-        freedom = outputs.new_tensor(self.df) if df is None else df
-        scale = outputs.new_tensor(self.noise_scale) if noise_scale is None else noise_scale
+        freedom, scale = self._given(outputs, df, noise_scale)
         return StudentTValues(freedom, outputs, scale, validate_args=False).to_event(1)
+
+    def log_prob(
+        self,
+        outputs: Float[Tensor, "*#S N T"],
+        targets: Float[Tensor, "N T"],
+        df: Tensor | None = None,
+        noise_scale: Tensor | None = None,
+        **_: Tensor,
+    ) -> Float[Tensor, "*#S N"]:
+        """``sum_t c(df, scale) - (df + 1)/2 log(1 + ((y - f)/scale)^2 / df)``; c once, where torch computes it for every output."""
+        freedom, scale = self._given(outputs, df, noise_scale)
+        constant = torch.lgamma((freedom + 1) / 2) - torch.lgamma(freedom / 2)
+        constant = constant - 0.5 * (math.pi * freedom).log() - scale.log()
+        square = ((targets - outputs) / scale).square() / freedom
+        return (constant - (freedom + 1) / 2 * square.log1p()).sum(-1)
 
     def with_noise_times(
         self, factor: float, outputs: Outputs, noise: dict[str, Tensor]
@@ -125,6 +139,10 @@ class StudentT(Likelihood):
         **_: Tensor,
     ) -> Float[Tensor, "*S N T"]:
         """``(df + 1) / ((df + 3) noise_scale^2)``, the Fisher information of the location."""
-        freedom = outputs.new_tensor(self.df) if df is None else df
-        scale = outputs.new_tensor(self.noise_scale) if noise_scale is None else noise_scale
+        freedom, scale = self._given(outputs, df, noise_scale)
         return ((freedom + 1) / ((freedom + 3) * scale.square())).expand_as(outputs)
+
+    def _given(self, like: Tensor, df: Tensor | None, noise_scale: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Degrees of freedom and scale, those that are learned or those that were declared."""
+        freedom = like.new_tensor(self.df) if df is None else df
+        return freedom, like.new_tensor(self.noise_scale) if noise_scale is None else noise_scale
