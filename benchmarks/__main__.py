@@ -27,6 +27,7 @@ NAMES = (
     "scales",
     "joint",
     "defaults",
+    "choose",
 )
 
 

@@ -38,3 +38,13 @@ def test_own_likelihood(
     )
     assert zero_inflated > plain + 50
     assert "Exact: expected likelihoods.Gaussian" in said and "NUTS: precision" in said
+
+
+@pytest.mark.slow
+def test_choose_likelihood() -> None:
+    """The page's own assertion, and that every cell runs."""
+    page = HOW_TO / "choose-likelihood.md"
+    names: dict[str, object] = {"__name__": "__main__"}
+    with isolated():
+        exec(compile(cells(page), str(page), "exec"), names)
+    assert names["choice"].best == names["unseen"].best == "HeteroscedasticGaussian"

@@ -169,7 +169,7 @@ def choose(
     candidates = {name: _candidate(layer, rows, inference, seed, device) for name, layer in declared.items()}
     for name, one in candidates.items():
         for message in one.messages:
-            warnings.warn(f"{name}: {message}", FitWarning, stacklevel=2)
+            warnings.warn(f"{name}: {message}", FitWarning, stacklevel=3)  # past the decorator
     table = _table(candidates, rows.columns.weight)
     recorded = None if backbone is None else Recorded(backbone)
     return Choice(
