@@ -167,10 +167,10 @@ def choose(
         declared = suited_to(rows)
     check_all(declared, inference, rows)
     candidates = {name: _candidate(layer, rows, inference, seed, device) for name, layer in declared.items()}
+    table = _table(candidates, rows.columns.weight)
     for name, one in candidates.items():
         for message in one.messages:
             warnings.warn(f"{name}: {message}", FitWarning, stacklevel=3)  # past the decorator
-    table = _table(candidates, rows.columns.weight)
     recorded = None if backbone is None else Recorded(backbone)
     return Choice(
         table,

@@ -259,3 +259,31 @@ def test_agrees_within_two_percent_with_refits_by_laplace(kind, likelihood):
     assert found.elpd + found.p != pytest.approx(sum(refits), rel=0.02)
     # one row may own a fifth of what is known about its outputs, where a Gaussian site is an approximation
     np.testing.assert_allclose(found.elpd_i, refits, atol=0.15)
+
+
+@pytest.mark.parametrize(
+    "likelihood",
+    [bll.likelihoods.HeteroscedasticGaussian(), bll.likelihoods.StudentT(df=3.0)],
+    ids=["heteroscedastic", "student-t"],
+)
+@pytest.mark.slow
+def test_noise_of_its_own_and_outliers_agree_with_refits(likelihood):
+    """The sum is within a tenth of the effective number of parameters, which is what leaving rows in would add."""
+    random = torch.Generator().manual_seed(2)
+    inputs = torch.randn(60, 2, generator=random, dtype=torch.float64)
+    f = 0.5 + inputs @ torch.tensor([0.8, -0.5], dtype=torch.float64)
+    noise = torch.randn(60, generator=random, dtype=torch.float64)
+    chi2 = torch.randn(60, 3, generator=random, dtype=torch.float64).square().sum(-1)
+    heavy = isinstance(likelihood, bll.likelihoods.StudentT)
+    targets = f + (0.5 * noise * (3 / chi2).sqrt() if heavy else (-1 + 0.7 * inputs[:, 1]).exp() * noise)
+    layer = bll.LastLayer(likelihood, prior=bll.priors.Normal(1.0), standardize=False)
+    inference = bll.Laplace(curvature=bll.curvatures.Full())
+    found = bll.loo(bll.fit(layer, (inputs, targets), inference=inference), (inputs, targets))
+    refits = []
+    for row in range(60):
+        rest = torch.arange(60) != row
+        fit = bll.fit(layer, (inputs[rest], targets[rest]), inference=inference)
+        refits.append(float(fit.predict(inputs[row : row + 1]).log_prob(targets[row : row + 1])))
+    assert found.p > 3
+    assert abs(found.elpd - sum(refits)) < 0.1 * found.p
+    np.testing.assert_allclose(found.elpd_i, refits, atol=0.5)
