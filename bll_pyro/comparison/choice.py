@@ -93,9 +93,9 @@ class Choice(Summary):
             if name != self.best:
                 text = f"{-line['elpd_diff']:.1f} nats lower (se {line['dse']:.1f})"
                 near += [str(name)] if -line["elpd_diff"] < CLEAR * line["dse"] else []
-            flagged = f", rows flagged: {line['flagged']:.0f}" if line["flagged"] else ""
+            doubtful = f", rows flagged: {line['flagged']:.0f}" if line["flagged"] else ""
             state = "" if line["converged"] else f", not converged: {line['message']}"
-            said[str(name)] = f"{text}, {line['seconds']:.1f} s{flagged}{state}"
+            said[str(name)] = f"{text}, {line['seconds']:.1f} s{doubtful}{state}"
         said["note"] = f"no clear difference from {', '.join(near)}" if near else ""
         return said
 
