@@ -19,6 +19,7 @@ LABELS = (X[:, 0] > 0).astype(np.int64)
 NET = nn.Linear(2, 2)
 LAYER = bll.LastLayer(L.Gaussian(), bll.priors.Normal(1.0))
 QUICK = bll.SVI(num_epochs=1)
+TWO = [LAYER, bll.LastLayer(L.Gaussian(), bll.priors.Normal(0.5))]
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +44,7 @@ def test_batch_sizes(fit, size):
         lambda: fit.head.predict(X, batch_size=size),
         lambda: fit.draw(X, 2, batch_size=size),
         lambda: bll.fit(LAYER, (X, Y), NET, bll.Exact(), batch_size=size),
+        lambda: bll.choose(TWO, (X, Y), NET, bll.Exact(), batch_size=size),
         lambda: bll.extract(NET, X, batch_size=size),
         lambda: bll.ood.Detector().calibrate(fit, X, batch_size=size),
         lambda: list(bll.Features.from_tensors(X).batches(size)),
@@ -67,6 +69,7 @@ def test_numbers_of_draws(fit, number):
 def test_seeds(fit, classes, seed):
     for call in (
         lambda: bll.fit(LAYER, (X, Y), inference=QUICK, seed=seed),
+        lambda: bll.choose(TWO, (X, Y), inference=QUICK, seed=seed),
         lambda: fit.posterior.sample(3, seed=seed),
         lambda: fit.predict(X).sample(3, seed=seed),
         lambda: fit.draw(X, 2, seed=seed),
@@ -103,6 +106,7 @@ def test_probabilities(fit, prob):
 def test_devices(device):
     for call in (
         lambda: bll.fit(LAYER, (X, Y), inference=QUICK, device=device),
+        lambda: bll.choose(TWO, (X, Y), inference=QUICK, device=device),
         lambda: bll.extract(NET, X, device=device),
     ):
         refused(call, "a device that torch has here", repr(device))
@@ -113,6 +117,7 @@ def test_a_store_is_a_folder(tmp_path):
     file.write_text("kept")
     for call in (
         lambda: bll.fit(LAYER, (X, Y), NET, bll.Exact(), store=file),
+        lambda: bll.choose(TWO, (X, Y), NET, bll.Exact(), store=file),
         lambda: bll.extract(NET, X, store=str(file)),
     ):
         refused(call, "a folder", "the file")
