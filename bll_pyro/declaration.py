@@ -20,7 +20,9 @@ from torch import Tensor
 from bll_pyro.checks import plain_numbers
 from bll_pyro.summary import brief
 
-LATER = {"added later": True}  # metadata of a field that is written only where it has a value: older hashes stay the same
+LATER = {
+    "added later": True
+}  # metadata of a field that is written only where it has a value: older hashes stay the same
 Plain = Any  # None, bool, number, string, or a list or dictionary of these
 
 

@@ -135,7 +135,9 @@ class LoaderSource(Source):
             return None
         rows = Subset(loader.dataset, index.tolist())
         shuffles = isinstance(loader.sampler, RandomSampler)
-        sampler = RandomSampler(rows, generator=loader.sampler.generator) if shuffles else SequentialSampler(rows)  # type: ignore[attr-defined]
+        sampler = (
+            RandomSampler(rows, generator=loader.sampler.generator) if shuffles else SequentialSampler(rows)
+        )  # type: ignore[attr-defined]
         drops = loader.drop_last and shuffles and len(rows) >= (loader.batch_size or 0)
         return LoaderSource(_rebuilt(loader, rows, sampler, drops), self._what)
 
@@ -163,9 +165,7 @@ class LoaderSource(Source):
         return self._example
 
 
-def _rebuilt(
-    loader: DataLoader[Any], dataset: Any, sampler: Any, drop_last: bool = False
-) -> DataLoader[Any]:
+def _rebuilt(loader: DataLoader[Any], dataset: Any, sampler: Any, drop_last: bool = False) -> DataLoader[Any]:
     """The same loader for other rows, in another order, or without ``drop_last``."""
     batch_size = loader.batch_size or loader.batch_sampler.batch_size  # type: ignore[union-attr]
     return DataLoader(

@@ -93,15 +93,20 @@ def set_aside(
     if is_automatic and not trains_backbone:
         return rows, Aside()
     if isinstance(calibration, Real):
-        checks.share(calibration, "calibration", "fit", "it is the share of the rows that is kept; None keeps all in training")
+        checks.share(
+            calibration,
+            "calibration",
+            "fit",
+            "it is the share of the rows that is kept; None keeps all in training",
+        )
     elif isinstance(calibration, str):
         raise TypeError(
             f"fit(calibration=...): expected a share such as 0.1, held-out rows (inputs, targets), or None, got {calibration!r}"
         )
     if not can_recalibrate(likelihood):
         reason = (
-            f"calibration: no rows were kept, since the spread of {type(likelihood).__name__} follows from its outputs, so that there "
-            "is no noise to scale"
+            f"calibration: no rows were kept, since the spread of {type(likelihood).__name__} follows from its outputs, so that "
+            "there is no noise to scale"
         )
         if is_automatic:
             return rows, Aside(note=reason)
@@ -112,7 +117,9 @@ def set_aside(
     if index is None:
         if is_automatic:
             return rows, Aside(warning=OVERCONFIDENT.format(why=f" ({why})", remedy=GIVE))
-        raise ValueError(f"fit(calibration={calibration}): expected rows of which some can be kept, got {why}; {GIVE}")
+        raise ValueError(
+            f"fit(calibration={calibration}): expected rows of which some can be kept, got {why}; {GIVE}"
+        )
     left = torch.ones(rows.source.num_rows, dtype=torch.bool)
     left[index] = False
     return rows.subset(left.nonzero().squeeze(1)), Aside(rows.subset(index), FROM_TRAINING)

@@ -152,7 +152,7 @@ class Fit(Summary):
         return replace(self, detector=detector.bound(self))
 
     def with_recalibration(self, recalibration: Recalibration | None) -> Self:
-        """The same fit with another recalibration (None: without); ValueError if it has a detector, which was calibrated with it."""
+        """The same fit with another recalibration (None: without); ValueError if it has a detector, which belongs to it."""
         if not isinstance(recalibration, Recalibration | None):
             raise TypeError(
                 f"with_recalibration: expected a PredictiveTemperature, a NoiseFactor or None, got {type(recalibration).__name__}"

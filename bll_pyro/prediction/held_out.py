@@ -22,8 +22,8 @@ COVERAGE = 0.9  # of the intervals whose share of rows is reported
 
 def found_on(
     prediction: Prediction,
-    given: Shaped[Tensor, "N *T"],
-    targets: Shaped[Tensor, "N *T"],
+    given: Shaped[Tensor, "N ..."],
+    targets: Shaped[Tensor, "N ..."],
     weight: Float[Tensor, " N"] | None,
     source: str,
     prior_scale: float = 1.0,
