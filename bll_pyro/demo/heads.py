@@ -69,12 +69,20 @@ def train_heads(
     def timed(inference: bll.SVI, backbone: nn.Module) -> tuple[bll.Fit, float]:
         began = time.perf_counter()
         held_out = digits.validation if inference.trains_backbone else None
-        fit = bll.fit(layer, digits.train, backbone, inference, seed=seed, validation_data=held_out)
+        fit = bll.fit(
+            layer,
+            digits.train,
+            backbone,
+            inference,
+            seed=seed,
+            validation_data=held_out,
+            calibration=held_out,
+        )
         return fit, time.perf_counter() - began
 
     say("Stage 1: network and softmax head")
-    softmax, softmax_seconds = timed(point, network)
-    scaled = bll.calibrate(softmax, *digits.validation)
+    scaled, softmax_seconds = timed(point, network)
+    softmax = scaled.with_recalibration(None)
     say("Stage 2: Bayesian last layer on the frozen network")
     assert softmax.backbone is not None
     two_stage, two_stage_seconds = timed(bll.SVI(), softmax.backbone)
@@ -84,7 +92,8 @@ def train_heads(
         "softmax": Head("softmax", softmax, False, softmax_seconds),
         "softmax_temperature": Head("softmax + temperature", scaled, False, softmax_seconds),
         "bayesian_two_stage": Head("Bayesian, two stages", two_stage, True, two_stage_seconds),
-        "bayesian_joint": Head("Bayesian, joint", together, True, together_seconds),
+        # as it is trained: of the temperature, on validation digits in both, the softmax has a row of its own
+        "bayesian_joint": Head("Bayesian, joint", together.with_recalibration(None), True, together_seconds),
     }
 
 

@@ -134,11 +134,10 @@ class LoaderSource(Source):
         if not self._has_numbers:
             return None
         rows = Subset(loader.dataset, index.tolist())
-        shuffles = isinstance(loader.sampler, RandomSampler)
-        sampler = (
-            RandomSampler(rows, generator=loader.sampler.generator) if shuffles else SequentialSampler(rows)
-        )  # type: ignore[attr-defined]
-        drops = loader.drop_last and shuffles and len(rows) >= (loader.batch_size or 0)
+        if not isinstance(loader.sampler, RandomSampler):
+            return LoaderSource(_rebuilt(loader, rows, SequentialSampler(rows)), self._what)
+        drops = loader.drop_last and len(rows) >= (loader.batch_size or 0)
+        sampler = RandomSampler(rows, generator=loader.sampler.generator)
         return LoaderSource(_rebuilt(loader, rows, sampler, drops), self._what)
 
     def in_order(self) -> LoaderSource | None:

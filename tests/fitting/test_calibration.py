@@ -1,7 +1,6 @@
 """Rows that a joint fit keeps: which, from whom, what is found on them, and what is said of it."""
 
 import re
-import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any

@@ -109,7 +109,7 @@ def test_recalibration(fits):
     numbers, classes = fits("Gaussian"), fits("Categorical")
     torch.testing.assert_close(bll.calibrate(numbers, X, TWO[:, 0]).draw(X, 5), numbers.draw(X, 5))
     with pytest.raises(
-        ValueError, match=r"draw: expected a fit without a predictive temperature.*before bll.calibrate"
+        ValueError, match=r"draw: expected a fit without a predictive temperature.*with_recalibration\(None\)"
     ):
         bll.calibrate(classes, X, LABELS).draw(X, 5)
     with pytest.raises(ValueError, match=r"draw\(num_draws=...\): expected a whole number >= 1, got 0"):
