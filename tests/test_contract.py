@@ -49,6 +49,7 @@ from bll_pyro.model import Model
 from bll_pyro.scope import generator, isolated
 
 NUM_ROWS = 24
+pytestmark = pytest.mark.filterwarnings("ignore:no rows were kept:RuntimeWarning")  # so few, in joint fits
 GUIDES = guides_for(K, D)
 LIKELIHOODS: dict[str, tuple[likelihoods.Likelihood, int]] = {  # with the number of targets
     "classes": (likelihoods.Categorical(K), 1),

@@ -105,8 +105,8 @@ def set_aside(
         )
     if not can_recalibrate(likelihood):
         reason = (
-            f"calibration: no rows were kept, since the spread of {type(likelihood).__name__} follows from its outputs, so that "
-            "there is no noise to scale"
+            f"calibration: no rows were kept, since {type(likelihood).__name__} has no noise scale that a factor could change: its "
+            "spread follows from its outputs"
         )
         if is_automatic:
             return rows, Aside(note=reason)

@@ -275,7 +275,7 @@ def test_counts_have_nothing_to_scale(likelihood: str) -> None:
     fit = bll.fit(layer, (X, LABELS), backbone, JOINT)
     assert backbone.trained_on == set(range(N)) and fit.recalibration is None
     assert "no rows were kept" in " ".join(fit.trace.notes)
-    with pytest.raises(TypeError, match=f"{likelihood} follows from its outputs.*leave calibration out"):
+    with pytest.raises(TypeError, match=f"{likelihood} has no noise scale.*leave calibration out"):
         bll.fit(layer, (X, LABELS), Recording(), JOINT, calibration=0.2)
 
 
@@ -415,3 +415,34 @@ def test_how_it_was_found_changes_no_fingerprint() -> None:
 
 def test_the_sentinel_prints_as_it_is_written() -> None:
     assert repr(bll.AUTOMATIC) == "bll.AUTOMATIC"
+
+
+L = bll.likelihoods
+PAIRS = torch.stack([VALUES, X[:, 2]], 1)
+KINDS: dict[str, tuple[bll.likelihoods.Likelihood, Tensor, type]] = {
+    "several numbers": (L.Gaussian(), PAIRS, NoiseFactor),
+    "known noise": (L.Gaussian(0.1), VALUES, NoiseFactor),
+    "correlated numbers": (L.MultivariateGaussian(), PAIRS, NoiseFactor),
+    "noise of its own": (L.HeteroscedasticGaussian(), VALUES, NoiseFactor),
+    "outliers": (L.StudentT(), VALUES, NoiseFactor),
+    "ordered classes": (L.Ordinal(3), LABELS, PredictiveTemperature),
+    "a label": (L.Bernoulli(), (VALUES > 0).long(), PredictiveTemperature),
+    "several labels": (L.Bernoulli(), (PAIRS > 0).long(), PredictiveTemperature),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.filterwarnings("ignore:.*steps are too few:RuntimeWarning")
+def test_every_likelihood_with_noise_or_probabilities(kind: str) -> None:
+    """The number is that of `bll.calibrate` on the kept rows, and what is reported is a share."""
+    likelihood, targets, expected = KINDS[kind]
+    backbone = Recording()
+    fit = bll.fit(bll.LastLayer(likelihood, bll.priors.Normal(1.0)), (X, targets), backbone, JOINT)
+    kept = sorted(set(range(N)) - backbone.trained_on)
+    again = bll.calibrate(fit, X[kept], targets[kept]).recalibration
+    assert type(fit.recalibration) is type(again) is expected
+    name = "factor" if expected is NoiseFactor else "temperature"
+    assert getattr(again, name) == pytest.approx(getattr(fit.recalibration, name), rel=1e-3)
+    found = fit.recalibration.found_on
+    assert found.num_rows == 50 and all(0 <= share <= 1 for share in (found.aim, found.before, found.after))
+    assert abs(found.after - found.aim) <= abs(found.before - found.aim) + 0.1
