@@ -185,6 +185,7 @@ def test_tree_knows_the_centre() -> None:
     np.testing.assert_allclose(drawn.mean(0), center, atol=5 * 0.7 / len(drawn) ** 0.5)
 
 
+@pytest.mark.filterwarnings("ignore:no rows were kept:RuntimeWarning")
 def test_joint_training_starts_at_the_head() -> None:
     """With rates too small to move, network and head come back as they went in."""
     torch_state = torch.get_rng_state()

@@ -210,6 +210,7 @@ def test_crps_of_large_counts(x: np.ndarray, r: np.random.Generator) -> None:
     assert float(prediction.crps(y).mean()) == pytest.approx(float(np.mean(expected)), rel=1e-3)
 
 
+@pytest.mark.filterwarnings("ignore:no rows were kept:RuntimeWarning")
 def test_a_last_row_by_itself_and_batch_norm(r: np.random.Generator) -> None:
     inputs = r.normal(size=(129, 2)).astype("float32")
     targets = (inputs[:, 0] > 0).astype(int)
@@ -217,13 +218,11 @@ def test_a_last_row_by_itself_and_batch_norm(r: np.random.Generator) -> None:
         backbone = nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4))
     inference = bll.SVI(backbone_learning_rate=1e-3, batch_size=128, num_epochs=2, final_stage=False)
     layer = bll.LastLayer(L.Categorical(2))
-    assert bll.fit(layer, (inputs, targets), backbone, inference).num_rows == 129
     data = TensorDataset(torch.from_numpy(inputs), torch.from_numpy(targets))
-    assert (
-        bll.fit(layer, DataLoader(data, 64, shuffle=True, drop_last=True), backbone, inference).num_rows
-        == 129
-    )
-    assert bll.fit(layer, (inputs, targets), backbone.double(), inference).num_rows == 129
+    for rows in ((inputs, targets), DataLoader(data, 64, shuffle=True, drop_last=True)):
+        assert bll.fit(layer, rows, backbone, inference, calibration=None).num_rows == 129
+    wide = bll.fit(layer, (inputs, targets), backbone.double(), inference, calibration=None)
+    assert wide.num_rows == 129
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # scripts are deprecated
         scripted = torch.jit.script(nn.Linear(2, 2))

@@ -184,11 +184,13 @@ def _kept(rows: TrainingData, share: float | None, seed: int) -> tuple[Tensor | 
     likelihood, weight, random = rows.layer.likelihood, rows.source.columns.weight, generator(seed)
     positive = torch.ones(len(targets), dtype=torch.bool) if weight is None else weight > 0
     order = by_target(targets, positive, likelihood.is_discrete or likelihood.is_binary, random)
+    num_rows, fewest = int(positive.sum()), 2  # rows of weight 0 do not count
     if share is None:
-        number, fewest = min(max(round(SHARE * len(order)), FEWEST), len(order) // MOST), TOO_FEW
+        most = min(num_rows // MOST, len(order) // 2)  # of classes of one and two rows few can leave
+        number, fewest = min(max(round(SHARE * num_rows), FEWEST), most), TOO_FEW
     else:
-        number, fewest = round(share * len(order)), 2
-    if number < fewest or len(targets) - number < 2:
+        number = round(share * num_rows)
+    if not fewest <= number <= min(len(order), num_rows - 2):
         return None, f"{len(targets)} rows are too few"
     return one_of_each_bin(order, number, random), ""
 
