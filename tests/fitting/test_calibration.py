@@ -82,6 +82,7 @@ FORMS = {
     "dataset": lambda: Rows(VALUES),
     "dataset and targets": lambda: (Rows(torch.zeros(N)), VALUES),
     "store": lambda: bll.Features.from_tensors(X, VALUES),
+    "store of shards": lambda: bll.Features([(X[:90], VALUES[:90]), (X[90:], VALUES[90:])]),
     "loader": lambda: DataLoader(Rows(VALUES), 32),
     "loader that shuffles": lambda: DataLoader(Rows(VALUES), 32, shuffle=True),
     "loader that drops": lambda: DataLoader(Rows(VALUES), 32, shuffle=True, drop_last=True),

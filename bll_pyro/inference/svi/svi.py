@@ -57,7 +57,8 @@ class SVI(Inference):
         Step of Adam at the start; it falls to zero along a half cosine. None (default) takes 0.02, and beyond 128 features
         less: ``0.02 sqrt(128 / D)``.
     backbone_learning_rate
-        Step for the backbone in joint training; None (default) leaves the backbone frozen.
+        Step for the backbone in joint training, of which :func:`bll_pyro.fit` keeps some rows out (``calibration``); None
+        (default) leaves the backbone frozen.
     num_epochs
         Passes over the data. None (default) allows about 1,500 steps and at least 6 passes, and stops sooner where the
         ELBO has stopped rising beyond its noise: the rest of the schedule is then run through four times as fast. After
