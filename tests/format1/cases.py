@@ -89,7 +89,11 @@ def joint(**options: Any) -> Case:
 
     def fit() -> bll.Fit:
         inference = bll.SVI(backbone_learning_rate=1e-3, num_epochs=3, batch_size=30, **options)
-        data = {"validation_data": (FEATURES[:40], LABELS[:40])} if "patience" in options else {}
+        data: dict[str, Any] = {}
+        if "patience" in options:
+            data["validation_data"] = (FEATURES[:40], LABELS[:40])
+        if hasattr(bll, "AUTOMATIC"):  # since then joint training keeps rows for a recalibration
+            data["calibration"] = None
         return bll.fit(bll.LastLayer(L.Categorical(3)), (FEATURES, LABELS), network(), inference, **data)
 
     return Case(fit, targets=LABELS[: len(NEW)])
