@@ -40,6 +40,7 @@ class Declaration(metaclass=_PlainNumbers):
     """
 
     family: ClassVar[str] = ""
+    absent: ClassVar[dict[str, Any]] = {}  # fields that earlier files do not have, with what they stand for there
     registry: ClassVar[dict[str, type[Declaration]]] = {}
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -129,9 +130,8 @@ def from_plain(plain: Plain, tensors: dict[str, Tensor]) -> Any:
     if isinstance(plain, dict):
         if "class" in plain:
             cls = _class_of(plain["class"], plain.get("module"))
-            return cls(
-                **{k: from_plain(v, tensors) for k, v in plain.items() if k not in ("class", "module")}
-            )
+            given = {k: from_plain(v, tensors) for k, v in plain.items() if k not in ("class", "module")}
+            return cls(**cls.absent | given)
         if "distribution" in plain:
             made: Any = getattr(dist, str(plain["distribution"]), None)
             if not (isinstance(made, type) and issubclass(made, torch.distributions.Distribution)):

@@ -129,7 +129,7 @@ class PredictiveModule(nn.Module):
         if detector is None:
             return found
         view.prediction = prediction
-        score = detector.score.of(view)
+        score = detector.scores_of(view)
         ordered = detector.calibration_scores
         assert ordered is not None
         num_rows = len(ordered)

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 def declared(value: Any) -> str:
     """A declaration with only what differs from its defaults."""
     if not (isinstance(value, Declaration) and dataclasses.is_dataclass(value)):
+        if isinstance(value, tuple) and value and all(isinstance(part, Declaration) for part in value):
+            return f"({', '.join(map(declared, value))})"
         return brief(value)
     said = []
     for field in dataclasses.fields(value):

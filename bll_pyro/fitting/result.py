@@ -112,7 +112,7 @@ class Fit(Summary):
                     if integration in (None, QuasiMonteCarlo()) and exposed is None:
                         view.prediction = part
                     with torch.no_grad():
-                        scores.append(self.detector.score.of(view))
+                        scores.append(self.detector.scores_of(view))
                 yield part
 
         prediction = gathered(predictions())

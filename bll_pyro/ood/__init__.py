@@ -7,9 +7,14 @@ rows. The share of unknown rows that are detected depends on the score.
 
 from bll_pyro.ood.base import Score, View
 from bll_pyro.ood.combination import Combination
+from bll_pyro.ood.default import default_score
 from bll_pyro.ood.detector import Detector
 from bll_pyro.ood.distances import Mahalanobis, RelativeMahalanobis
+from bll_pyro.ood.fisher import Fisher
+from bll_pyro.ood.neighbours import KNearestNeighbours
+from bll_pyro.ood.pytorch_ood import PytorchOOD
 from bll_pyro.ood.scores import Energy, Epistemic, FeatureNorm, Leverage, MaxProbability, PredictiveEntropy
+from bll_pyro.ood.virtual_logit import ViM
 from bll_pyro.prediction.verdict import Verdict
 
 __all__ = [
@@ -18,12 +23,17 @@ __all__ = [
     "Energy",
     "Epistemic",
     "FeatureNorm",
+    "Fisher",
+    "KNearestNeighbours",
     "Leverage",
     "Mahalanobis",
     "MaxProbability",
     "PredictiveEntropy",
+    "PytorchOOD",
     "RelativeMahalanobis",
     "Score",
     "Verdict",
+    "ViM",
     "View",
+    "default_score",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cached_property
 from typing import ClassVar, Self
 
@@ -63,6 +63,11 @@ class Score(Declaration):
         """Whether :meth:`fitted` must be called with training rows first."""
         return False
 
+    @property
+    def needs_reference_rows(self) -> bool:
+        """Whether :meth:`referenced` must be called, after :meth:`fitted`, with known rows that are used for nothing else."""
+        return False
+
     @abstractmethod
     def of(self, view: View) -> Float[Tensor, " N"]:
         """Scores ``[N]`` of the rows of a view."""
@@ -86,3 +91,19 @@ class Score(Declaration):
             Returns the scores ``[N]`` of the training rows by another score.
         """
         return self
+
+    def referenced(self, score_rows: Callable[[Score], Tensor]) -> Self:
+        """The same score with its statistics of the reference rows, whose scores ``[n]`` the function returns."""
+        return self
+
+
+def several(scores: Iterable[Score], owner: str) -> tuple[Score, ...]:
+    """The parts of a score that is made of two or more; TypeError for anything else."""
+    scores = tuple(scores)
+    if len(scores) < 2 or not all(isinstance(score, Score) for score in scores):
+        raise TypeError(f"{owner}(scores=...): expected two or more scores such as Leverage(), got {scores!r}")
+    if any(score.needs_reference_rows for score in scores):
+        raise TypeError(
+            f"{owner}(scores=...): expected scores of single rows, got a Fisher(...) among them; name its parts instead"
+        )
+    return scores

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Self
 
 import torch
@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bll_pyro.checks import is_number, plain_numbers
-from bll_pyro.ood.base import Score, View
+from bll_pyro.ood.base import Score, View, several
 from bll_pyro.posterior import Posterior
 
 
@@ -34,15 +34,11 @@ class Combination(Score):
 
     scores: tuple[Score, ...]
     weights: tuple[float, ...] | None = None
-    loc: Tensor | None = None
-    scale: Tensor | None = None
+    loc: Tensor | None = field(default=None, repr=False)
+    scale: Tensor | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "scores", tuple(self.scores))
-        if len(self.scores) < 2 or not all(isinstance(score, Score) for score in self.scores):
-            raise TypeError(
-                f"Combination(scores=...): expected two or more scores such as Leverage(), got {self.scores!r}"
-            )
+        object.__setattr__(self, "scores", several(self.scores, "Combination"))
         if self.weights is None:
             return
         object.__setattr__(self, "weights", plain_numbers(tuple(self.weights)))

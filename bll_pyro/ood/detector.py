@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
@@ -16,9 +15,9 @@ from bll_pyro.checks import fitted, is_number
 from bll_pyro.conformal import benjamini_hochberg, conformal_quantile, p_values
 from bll_pyro.features.data import read
 from bll_pyro.features.store import Features
-from bll_pyro.metrics.arrays import ROUNDING
 from bll_pyro.ood.base import Score, View
-from bll_pyro.ood.scores import Leverage
+from bll_pyro.ood.default import default_score
+from bll_pyro.ood.learning import ONE_EACH, learned
 from bll_pyro.prediction.verdict import Verdict
 from bll_pyro.scope import own_modes
 
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
     from bll_pyro.fitting import Fit
 
 ROWS_AT_ONCE = 8192  # rows that are scored at a time
-ONE_EACH = "scores are of the inputs alone, and each row counts once: pass the inputs without it"
+ROWS_TO_LOOK_AT = 64  # rows from which it is seen whether a posterior spreads
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,11 +39,15 @@ class Detector(Calibrated):
     Parameters
     ----------
     score
-        ``Leverage()`` (default), ``Epistemic()``, ``Mahalanobis()``, ...; larger is further out.
+        ``Leverage()``, ``Epistemic()``, ``Mahalanobis()``, ...; larger is further out. None (default) takes the scores that
+        have a meaning for the fit, joined by their p-values, without any unknown rows: :func:`bll_pyro.ood.default_score`.
     alpha
         Allowed rate of false alarms, between 0 and 1.
     calibration_scores
         Scores ``[n]`` of the calibration rows, in increasing order; set by :meth:`calibrate`.
+    split
+        How many of the rows of the calibration served for what, where the score learned from some of them; set by
+        :meth:`calibrate`.
 
     Raises
     ------
@@ -52,13 +55,14 @@ class Detector(Calibrated):
         If ``score`` is not a score, or ``alpha`` is not between 0 and 1.
     """
 
-    score: Score = Leverage()
+    score: Score | None = None
     alpha: float = 0.05
-    calibration_scores: Tensor | None = None
+    calibration_scores: Tensor | None = field(default=None, repr=False)
+    split: dict[str, int] | None = None
     family: ClassVar[str] = "ood"
 
     def __post_init__(self) -> None:
-        if not isinstance(self.score, Score):
+        if not isinstance(self.score, Score | None):
             raise TypeError(
                 f"Detector(score=...): expected a score such as bll.ood.Leverage(), got {self.score!r}"
             )
@@ -76,50 +80,50 @@ class Detector(Calibrated):
         fit
             The fit whose inputs are to be checked.
         inputs
-            At least ``1 / alpha`` known rows that neither the backbone nor the last layer was trained on.
+            At least ``1 / alpha`` known rows that neither the backbone nor the last layer was trained on. The default and
+            ``Fisher`` need twice as many: half of them, 500 at most, give the p-values of the parts, and the rest the
+            threshold, so that the rate of false alarms holds.
         train
-            ``(inputs, targets)`` of training rows, for the scores that need them (``Mahalanobis``,
-            ``RelativeMahalanobis``, ``Combination``). They must not contain the calibration rows.
+            ``(inputs, targets)`` of training rows, for the scores that need them (``Mahalanobis``, ``KNearestNeighbours``,
+            ``ViM``, ``Combination``, ...). They must not contain the calibration rows. The default takes half of the
+            calibration rows for it where none are given, with the labels that the fit predicts; then it needs four times as
+            many. ``split`` says how many went where.
         batch_size
             Number of rows in a batch of the backbone.
 
         Raises
         ------
         ValueError
-            If there are fewer than ``1 / alpha`` rows, a score needs training rows and gets none, or scores are NaN or
+            If there are too few rows, a score needs training rows and gets none, or scores are NaN or
             all equal.
         TypeError
             If the score is not defined for the fit's likelihood.
         """
         fitted(fit, "Detector.calibrate")
-        features = _scored_features(fit, inputs, batch_size)
-        least = math.ceil((1 - ROUNDING) / self.alpha)
-        if len(features) < least:
-            raise ValueError(
-                f"Detector.calibrate: expected at least 1/alpha = {least} rows for alpha={self.alpha:g}, got {len(features)}; "
-                "with fewer rows no p-value is small enough: add known rows or raise alpha"
-            )
+        known = _scored_features(fit, inputs, batch_size)
         score = self.score
-        if score.needs_training_rows:
-            if train is None:
-                raise ValueError(
-                    f"Detector.calibrate: {type(score).__name__} needs training rows, got none; pass "
-                    "train=(inputs, targets) without the calibration rows"
-                )
-            rows = fit.rows(train, what="train", batch_size=batch_size)
-            rows.columns.refused("Detector.calibrate(train=...)", ONE_EACH, ONE_EACH)
-            known = Features.from_tensors(rows.features)
-            score = score.fitted(
-                fit.posterior, rows.features, rows.targets, lambda other: score_rows(fit, other, known)
+        if score is None:
+            score = default_score(View(known[:ROWS_TO_LOOK_AT], fit.posterior))
+        elif score.needs_training_rows and train is None:
+            raise ValueError(
+                f"Detector.calibrate: {type(score).__name__} needs training rows, got none; pass "
+                "train=(inputs, targets) without the calibration rows"
             )
-        scores = score_rows(fit, score, features)
+        found = learned(fit, score, known, train, self.alpha, score_rows)
+        scores = score_rows(fit, found.score, found.rows)
         if bool(scores.isnan().any()) or bool((scores == scores[0]).all()):
             raise ValueError(
                 f"Detector.calibrate: expected scores that differ from row to row, got {float(scores[0]):.4g} for every row or "
                 f"NaN by {type(score).__name__}; a point estimate (MAP) has no epistemic uncertainty: fit a guide with a covariance"
             )
         ordered = scores.sort().values.cpu()
-        calibrated = replace(self, score=score, calibration_scores=ordered, fingerprint=fit.fingerprint)
+        calibrated = replace(
+            self,
+            score=found.score,
+            calibration_scores=ordered,
+            split=found.split,
+            fingerprint=fit.fingerprint,
+        )
         return calibrated.bound(fit)
 
     @property
@@ -146,11 +150,18 @@ class Detector(Calibrated):
         """
         fit = self.check_bound()
         features = _scored_features(fit, inputs, batch_size)
+        assert self.score is not None
         verdict = self.judge(score_rows(fit, self.score, features))
         if fdr is None:
             return verdict
         chosen = torch.from_numpy(benjamini_hochberg(verdict.p_value, fdr))
         return replace(verdict, is_ood=chosen.to(verdict.is_ood.device))
+
+    def scores_of(self, view: View) -> Float[Tensor, " N"]:
+        """Scores ``[N]`` of the rows of a view."""
+        self.check_calibrated()
+        assert self.score is not None
+        return self.score.of(view)
 
     def judge(self, scores: Float[Tensor, " N"]) -> Verdict:
         """The verdict on rows with given scores ``[N]``."""

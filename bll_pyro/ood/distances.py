@@ -1,6 +1,7 @@
 """Mahalanobis distances of features to those of the training rows.
 
-Features are standardised as in the fit. The distances need training rows:
+Rows are of unit length (``normalize=True``; Mahalanobis++, Müller and Hein, ICML 2025), or standardised as in the fit: see
+:mod:`bll_pyro.ood.coordinates`. The distances need training rows:
 ``Detector(Mahalanobis()).calibrate(fit, inputs, train=(inputs, targets))``. Prefer rows on which the backbone was not
 trained: on its own training rows the features of a class vary less, and new rows then seem further out.
 """
@@ -8,32 +9,30 @@ trained: on its own training rows the features of a class vary less, and new row
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Self
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Self
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bll_pyro.checks import positive
+from bll_pyro.checks import positive, switch
 from bll_pyro.ood.base import Score, View
+from bll_pyro.ood.coordinates import coordinates
 from bll_pyro.posterior import Posterior
-
-
-def standardized(posterior: Posterior, features: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
-    """Features on the scale of the weights; those that the fit leaves out, since they were constant, in their own unit."""
-    frame = posterior.frame
-    return replace(frame, scale=frame.scale.where(frame.scale.isfinite(), 1.0)).standardized(features)
 
 
 @dataclass(frozen=True, eq=False)
 class _Distance(Score):
     ridge: float = 1e-3
-    means: Tensor | None = None
-    whitening: Tensor | None = None
+    normalize: bool = True
+    means: Tensor | None = field(default=None, repr=False)
+    whitening: Tensor | None = field(default=None, repr=False)
+    absent: ClassVar[dict[str, Any]] = {"normalize": False}
 
     def __post_init__(self) -> None:
         positive(self.ridge, "ridge", type(self).__name__)
+        switch(self.normalize, "normalize", type(self).__name__)
 
     @property
     def needs_training_rows(self) -> bool:
@@ -52,20 +51,23 @@ class Mahalanobis(_Distance):
     ridge
         Positive number, as a share of the mean variance, that is added to the diagonal of the covariance, so that it is
         invertible with constant features.
+    normalize
+        Rows of unit length, or standardised ones, which also see how large the features are. On features of a network the
+        size often says more of the input's contrast than of its strangeness.
     means, whitening
         Class means ``[C, D]``, and ``S^-1/2 [D, D]`` of the covariance within classes; set by the calibration.
     """
 
     def of(self, view: View) -> Float[Tensor, " N"]:
         assert self.means is not None and self.whitening is not None
-        white = _features(view) @ self.whitening.to(view.features.device)
+        white = coordinates(view.posterior, view.features, self.normalize).float() @ self.whitening.to(view.features.device)
         centres = self.means.to(white) @ self.whitening.to(white)
         return torch.stack([(white - centre).square().sum(-1) for centre in centres]).amin(0)
 
     def fitted(
         self, posterior: Posterior, features: Tensor, targets: Tensor, score_rows: Callable[[Score], Tensor]
     ) -> Self:
-        rows = standardized(posterior, features).double()
+        rows = coordinates(posterior, features, self.normalize).double()
         labels = _labels(posterior, targets)
         classes, index = labels.unique(return_inverse=True)
         counts = torch.bincount(index).double()
@@ -80,7 +82,7 @@ class RelativeMahalanobis(_Distance):
 
     Parameters
     ----------
-    ridge
+    ridge, normalize
         As in :class:`Mahalanobis`.
     means, whitening
         Class means ``[C, D]`` and ``S^-1/2 [D, D]`` within classes; set by the calibration.
@@ -88,12 +90,14 @@ class RelativeMahalanobis(_Distance):
         Mean ``[1, D]`` and ``S^-1/2 [D, D]`` of all training rows; set by the calibration.
     """
 
-    background_mean: Tensor | None = None
-    background_whitening: Tensor | None = None
+    background_mean: Tensor | None = field(default=None, repr=False)
+    background_whitening: Tensor | None = field(default=None, repr=False)
 
     def of(self, view: View) -> Float[Tensor, " N"]:
-        nearest = Mahalanobis(self.ridge, self.means, self.whitening)
-        background = Mahalanobis(self.ridge, self.background_mean, self.background_whitening)
+        nearest = Mahalanobis(self.ridge, self.normalize, self.means, self.whitening)
+        background = Mahalanobis(
+            self.ridge, self.normalize, self.background_mean, self.background_whitening
+        )
         return nearest.of(view) - background.of(view)
 
     def fitted(
@@ -103,8 +107,8 @@ class RelativeMahalanobis(_Distance):
             raise TypeError(
                 f"RelativeMahalanobis: expected classes, got {posterior.layer.likelihood!r}; use Mahalanobis()"
             )
-        nearest = Mahalanobis(self.ridge).fitted(posterior, features, targets, score_rows)
-        rows = standardized(posterior, features).double()
+        nearest = Mahalanobis(self.ridge, self.normalize).fitted(posterior, features, targets, score_rows)
+        rows = coordinates(posterior, features, self.normalize).double()
         mean = rows.mean(0, keepdim=True)
         whitening = _whitening(rows - mean, self.ridge)
         return replace(
@@ -114,10 +118,6 @@ class RelativeMahalanobis(_Distance):
             background_mean=mean.float(),
             background_whitening=whitening.float(),
         )
-
-
-def _features(view: View) -> Tensor:
-    return standardized(view.posterior, view.features).float()
 
 
 def _labels(posterior: Posterior, targets: Tensor) -> Tensor:

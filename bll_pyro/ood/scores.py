@@ -7,7 +7,7 @@ score                 formula                                      source
 ``PredictiveEntropy`` ``H(E[p])``                                  entropy of the averaged prediction
 ``MaxProbability``    ``1 - max_k p_k``                            Hendrycks and Gimpel 2017
 ``Energy``            ``-T log sum_k exp(m_k / T)``                Liu et al. 2020
-``Leverage``          ``mean_k log Var(f_k)``                      Hoaglin and Welsch 1978, ``h' V h``
+``Leverage``          ``mean_k log Var(f_k) - 2 log |h|``        Hoaglin and Welsch 1978, ``h' V h``
 ``FeatureNorm``       ``-sum_d |h_d|``                             Huang, Geng and Li 2021; Yu et al. 2023
 ===================== ============================================ ===================================
 """
@@ -15,14 +15,16 @@ score                 formula                                      source
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bll_pyro.checks import positive
+from bll_pyro.checks import positive, switch
 from bll_pyro.likelihoods import Categorical
 from bll_pyro.ood.base import Score, View
+from bll_pyro.ood.coordinates import lengths
 from bll_pyro.prediction import ClassPrediction, LabelPrediction, ValuePrediction
 
 
@@ -89,16 +91,31 @@ class Energy(Score):
 
 @dataclass(frozen=True, eq=False)
 class Leverage(Score):
-    """Log of the geometric mean, over the outputs, of the posterior variance ``h' V_k h``.
+    """Log of the geometric mean, over the outputs, of the posterior variance ``h' V_k h``, for features of unit length.
 
-    With one output and Gaussian noise this is the log of the classical leverage ``h' (H'H + c)^-1 h``, up to a constant. It
-    measures the distance of the features from those of the training rows, not the ambiguity between classes.
+    With one output and Gaussian noise ``normalize=False`` gives the log of the classical leverage ``h' (H'H + c)^-1 h``, up to a
+    constant. It measures the distance of the features from those of the training rows, not the ambiguity between classes.
+    The variance grows with the square of the features, so unknown rows with small features, as many networks give them, would
+    seem better known than any; ``h' V_k h / |h|^2`` compares directions.
+
+    Parameters
+    ----------
+    normalize
+        Whether the variance is divided by the squared length of the features (:mod:`bll_pyro.ood.coordinates`). A row of zeros
+        then counts as infinitely short, and its score is larger than any other.
     """
+
+    normalize: bool = True
+    absent: ClassVar[dict[str, Any]] = {"normalize": False}
+
+    def __post_init__(self) -> None:
+        switch(self.normalize, "normalize", "Leverage")
 
     def of(self, view: View) -> Float[Tensor, " N"]:
         variance = view.outputs.variance
         # the variance of a point estimate is 0; the lower bound avoids infinite scores
-        return variance.clamp_min(torch.finfo(variance.dtype).tiny).log().mean(-1)
+        logs = variance.clamp_min(torch.finfo(variance.dtype).tiny).log().mean(-1)
+        return logs - 2 * lengths(view.posterior, view.features)[:, 0].log() if self.normalize else logs
 
 
 @dataclass(frozen=True, eq=False)

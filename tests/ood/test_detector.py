@@ -25,11 +25,11 @@ def fit():
 
 @pytest.fixture(scope="module")
 def detector(fit):
-    return ood.Detector(ood.Leverage(), alpha=0.1).calibrate(fit, KNOWN)
+    return ood.Detector(ood.Leverage(normalize=False), alpha=0.1).calibrate(fit, KNOWN)
 
 
 def test_p_values_are_ranks_among_the_calibration_rows(fit, detector):
-    calibration = ood.Leverage().of(ood.View(KNOWN, fit.posterior)).numpy()
+    calibration = ood.Leverage(normalize=False).of(ood.View(KNOWN, fit.posterior)).numpy()
     verdict = detector.detect(NEW)
     expected = [(1 + np.sum(calibration >= s)) / (len(calibration) + 1) for s in verdict.score.numpy()]
     np.testing.assert_allclose(verdict.p_value, expected)
@@ -53,7 +53,7 @@ def test_false_discoveries_stay_below_the_rate(fit):
     """Over many calibration sets the mean share of false alarms among the alarms is at most the rate (Bates et al. 2023)."""
     random = np.random.default_rng(0)
     shares = []
-    bare = ood.Detector(ood.Leverage())
+    bare = ood.Detector(ood.Leverage(normalize=False))
     for _ in range(300):
         known = np.sort(random.normal(size=200)).astype(np.float32)
         calibrated = replace(bare, calibration_scores=torch.from_numpy(known), fingerprint="made up")
@@ -103,7 +103,7 @@ def test_not_calibrated(fit):
 
 
 def test_too_few_rows(fit):
-    detector = ood.Detector(alpha=0.05)
+    detector = ood.Detector(ood.Leverage(normalize=False), alpha=0.05)
     with pytest.raises(ValueError, match=r"at least 1/alpha = 20 rows for alpha=0.05, got 19"):
         detector.calibrate(fit, KNOWN[:19])
     assert detector.calibrate(fit, KNOWN[:20]).is_calibrated
@@ -143,7 +143,7 @@ def test_damaged_and_foreign_files(tmp_path: Path, fit, detector):
 
 
 def test_scores_that_need_training_rows_say_so(fit):
-    for score in (ood.Mahalanobis(), ood.Combination((ood.Leverage(), ood.Epistemic()))):
+    for score in (ood.Mahalanobis(), ood.Combination((ood.Leverage(normalize=False), ood.Epistemic()))):
         with pytest.raises(ValueError, match=r"needs training rows, got none; pass train="):
             ood.Detector(score).calibrate(fit, KNOWN)
 
@@ -151,7 +151,7 @@ def test_scores_that_need_training_rows_say_so(fit):
 def test_a_point_estimate_has_no_spread(fit):
     point = bll.fit(fit.layer, TRAIN, inference=bll.SVI(guide=bll.guides.MAP(), num_epochs=5))
     with pytest.raises(ValueError, match=r"a point estimate \(MAP\) has no epistemic uncertainty"):
-        ood.Detector(ood.Leverage()).calibrate(point, KNOWN)
+        ood.Detector(ood.Leverage(normalize=False)).calibrate(point, KNOWN)
     assert ood.Detector(ood.Energy()).calibrate(point, KNOWN).is_calibrated
 
 

@@ -1,5 +1,7 @@
 """Scores against SciPy and explicit sums."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,8 @@ from scipy.special import logsumexp, softmax
 import bll_pyro as bll
 from bll_pyro import ood
 from bll_pyro.ood.base import View
+from bll_pyro.ood.coordinates import coordinates
+from bll_pyro.ood.fisher import surprise
 
 GENERATOR = torch.Generator().manual_seed(0)
 FEATURES = torch.randn(300, 5, generator=GENERATOR) @ torch.randn(5, 5, generator=GENERATOR)
@@ -43,7 +47,11 @@ def test_leverage_is_the_geometric_mean_of_the_variance_of_drawn_outputs(fit, vi
     variance = draws_of(fit, NEW).double().var(0)
     expected = variance.log().mean(-1)
     # the log of a variance of S draws has a standard error of sqrt(2 / S), and outputs are averaged
-    np.testing.assert_allclose(ood.Leverage().of(view), expected, atol=5 * (2 / 40_000) ** 0.5)
+    tolerance = 5 * (2 / 40_000) ** 0.5
+    np.testing.assert_allclose(ood.Leverage(normalize=False).of(view), expected, atol=tolerance)
+    # as a function of the direction: of features of unit length with the variance of drawn W u + (b - W c / s) / |h / s|
+    length = np.linalg.norm(NEW.double().numpy() / fit.posterior.frame.scale.double().numpy(), axis=1)
+    np.testing.assert_allclose(ood.Leverage().of(view), expected.numpy() - np.log(length**2), atol=tolerance)
 
 
 def test_leverage_of_one_gaussian_output_is_the_classical_one():
@@ -56,7 +64,7 @@ def test_leverage_of_one_gaussian_output_is_the_classical_one():
     precision = h.T @ h + np.eye(5) / 2.0**2
     new = NEW.double().numpy()
     expected = np.log(np.einsum("nd,nd->n", new @ np.linalg.inv(precision), new))
-    np.testing.assert_allclose(ood.Leverage().of(View(NEW, fit.posterior)), expected, rtol=1e-4)
+    np.testing.assert_allclose(ood.Leverage(normalize=False).of(View(NEW, fit.posterior)), expected, rtol=1e-4)
     np.testing.assert_allclose(ood.Epistemic().of(View(NEW, fit.posterior)), np.exp(expected), rtol=1e-4)
 
 
@@ -81,9 +89,18 @@ def standardized(fit, rows):
     return fit.posterior.frame.standardized(rows).double().numpy()
 
 
-def distances(fit, ridge):
+def unit_length(fit, rows):
+    scaled = rows.double().numpy() / fit.posterior.frame.scale.double().numpy()
+    return scaled / np.sqrt((scaled**2).sum(1, keepdims=True))
+
+
+COORDINATES = {True: unit_length, False: standardized}
+
+
+def distances(fit, ridge, normalize):
     """Squared distances of the new rows to each class and to all rows, by SciPy."""
-    train, new, labels = standardized(fit, FEATURES), standardized(fit, NEW), LABELS.numpy()
+    labels = LABELS.numpy()
+    train, new = (COORDINATES[normalize](fit, rows) for rows in (FEATURES, NEW))
     means = np.stack([train[labels == c].mean(0) for c in range(3)])
 
     def squared(centred, centres):
@@ -95,21 +112,131 @@ def distances(fit, ridge):
     return squared(train - means[labels], means).min(-1), squared(train - total, total)[:, 0]
 
 
-def test_mahalanobis_against_scipy(fit, view):
-    nearest, background = distances(fit, 1e-3)
-    np.testing.assert_allclose(fitted(ood.Mahalanobis(), fit).of(view), nearest, rtol=1e-4)
-    relative = fitted(ood.RelativeMahalanobis(), fit).of(view)
-    np.testing.assert_allclose(relative, nearest - background, rtol=1e-3, atol=1e-4)
+@pytest.mark.parametrize("normalize", [True, False])
+def test_mahalanobis_against_scipy(fit, view, normalize):
+    nearest, background = distances(fit, 1e-3, normalize)
+    mahalanobis = fitted(ood.Mahalanobis(normalize=normalize), fit).of(view)
+    np.testing.assert_allclose(mahalanobis, nearest, rtol=1e-4, atol=1e-4)
+    relative = fitted(ood.RelativeMahalanobis(normalize=normalize), fit).of(view)
+    np.testing.assert_allclose(relative, nearest - background, rtol=1e-3, atol=2e-3)
 
 
-def test_mahalanobis_bears_features_that_are_constant_in_training(fit):
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("k", [1, 10])
+def test_nearest_neighbours_against_scipy(fit, view, k, normalize, monkeypatch):
+    train, new = (COORDINATES[normalize](fit, rows) for rows in (FEATURES, NEW))
+    ordered = np.sort(cdist(new, train), 1)
+    score = fitted(ood.KNearestNeighbours(k, normalize=normalize), fit)
+    np.testing.assert_allclose(score.of(view), ordered[:, k - 1], rtol=1e-3, atol=1e-3)
+    monkeypatch.setattr("bll_pyro.ood.neighbours.BLOCK", 7)  # the same from many blocks
+    torch.testing.assert_close(score.of(view), fitted(score, fit).of(view))
+    np.testing.assert_allclose(score.of(view), ordered[:, k - 1], rtol=1e-3, atol=1e-3)
+
+
+def test_nearest_neighbours_keep_some_rows(fit, view):
+    score = fitted(ood.KNearestNeighbours(most_rows=50, seed=3), fit)
+    assert score.rows.shape == (50, 5)
+    assert torch.equal(score.rows, fitted(ood.KNearestNeighbours(most_rows=50, seed=3), fit).rows)
+    assert not torch.equal(score.rows, fitted(ood.KNearestNeighbours(most_rows=50, seed=4), fit).rows)
+    own = unit_length(fit, FEATURES)
+    assert cdist(score.rows.double().numpy(), own).min(1).max() < 1e-6  # each is one of the rows
+    # fewer rows are not nearer
+    assert bool((score.of(view) >= fitted(ood.KNearestNeighbours(), fit).of(view) - 1e-5).all())
+    with pytest.raises(ValueError, match=r"expected at least k = 400 training rows, got 300"):
+        fitted(ood.KNearestNeighbours(400), fit)
+
+
+@pytest.mark.parametrize("num_principal", [None, 3])
+def test_vim_against_numpy(fit, view, num_principal):
+    """By the paper, from the raw weights: W h / s + b with h in units of the frame's scale s."""
+    scale = fit.posterior.frame.scale.double().numpy()
+    outputs = fit.posterior.outputs(FEATURES).mean.double().numpy()
+    design = np.column_stack([FEATURES.double().numpy() / scale, np.ones(300)])
+    *weight, bias = np.linalg.lstsq(design, outputs, rcond=None)[0]
+    weight = np.stack(weight).T
+    train, new = (rows.double().numpy() / scale for rows in (FEATURES, NEW))
+    origin = -np.linalg.pinv(weight, rcond=1e-3) @ bias
+    values, vectors = np.linalg.eigh((train - origin).T @ (train - origin))
+    left_out = vectors[:, np.argsort(values)[: 5 - (num_principal or 2)]]
+    residual = np.linalg.norm((new - origin) @ left_out, axis=1)
+    alpha = (train @ weight.T + bias).max(1).mean() / np.linalg.norm((train - origin) @ left_out, axis=1).mean()
+    logits = new @ weight.T + bias
+    virtual = np.exp(alpha * residual) / (np.exp(alpha * residual) + np.exp(logits).sum(1))
+    found = fitted(ood.ViM(num_principal), fit).of(view)
+    np.testing.assert_allclose(found, np.log(virtual / (1 - virtual)), rtol=1e-3, atol=1e-3)
+
+
+def test_fisher_adds_logs_of_p_values_with_an_exponential_tail():
+    known = torch.randn(200, generator=GENERATOR).double().exp().sort().values
+    scores = torch.cat([known[::7], torch.tensor([-1.0, 20.0, 50.0, 1e6], dtype=torch.float64)])
+    start, excess = known[179], known[180:] - known[179]  # nine tenths of 200 rows lie at or below
+    expected = []
+    for score in scores.tolist():
+        if score <= start:
+            expected.append(-np.log((1 + sum(k >= score for k in known.tolist())) / 201))
+        else:
+            expected.append(-np.log(21 / 201) + (score - float(start)) * np.log(2) / float(excess.median()))
+    found = surprise(known, scores)
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+    assert bool((found[-3:].diff() > 0).all())  # strange rows never tie
+
+
+def test_fisher_of_parts(fit, view):
+    parts = (ood.Energy(), ood.Mahalanobis())
+    score = fitted(ood.Fisher(parts), fit)
+    reference = View(FEATURES[:100], fit.posterior)
+    score = score.referenced(lambda part: part.of(reference))
+    expected = 0
+    for part in score.scores:
+        expected = expected + surprise(part.of(reference).double().sort().values, part.of(view).double())
+    torch.testing.assert_close(score.of(view), expected)
+
+
+def test_a_score_that_says_nothing_moves_no_rank(fit, view):
+    """Rounding of a constant is not taken for a tail."""
+    constant = 1 + 1e-8 * torch.randn(100, generator=GENERATOR).double()
+    assert float((surprise(constant.sort().values, constant + 1e-8)).max()) < np.log(101) + 0.1
+
+
+@pytest.mark.parametrize(
+    "score",
+    [ood.Mahalanobis(), ood.RelativeMahalanobis(), ood.KNearestNeighbours(), ood.Leverage(), ood.ViM()],
+)
+def test_rows_of_zeros_have_a_score(fit, score):
+    ready = fitted(score, fit)
+    zeros = ready.of(View(torch.zeros(2, 5), fit.posterior))
+    assert bool(zeros.isfinite().all()) and float(zeros[0]) == float(zeros[1])
+    if isinstance(score, ood.Leverage):
+        assert float(zeros[0]) > float(ready.of(View(FEATURES, fit.posterior)).max())
+
+
+@pytest.mark.parametrize("score", [ood.Mahalanobis(), ood.KNearestNeighbours(), ood.Leverage(), ood.ViM()])
+def test_units_of_a_table_do_not_matter(fit, view, score):
+    units = torch.tensor([1e3, 1.0, 1e-3, 7.0, 0.1])
+    frame = fit.posterior.frame
+    moved = replace(fit.posterior, frame=replace(frame, center=frame.center * units, scale=frame.scale * units))
+    same = score.fitted(moved, FEATURES * units, LABELS, lambda other: NEW[:, 0]).of(View(NEW * units, moved))
+    torch.testing.assert_close(same, fitted(score, fit).of(view), rtol=1e-3, atol=1e-3)
+
+
+def test_unit_length_is_that_of_raw_features_where_they_share_a_scale():
+    layer = bll.LastLayer(bll.likelihoods.Categorical(3), standardize="common")
+    fit = bll.fit(layer, (FEATURES, LABELS), inference=bll.SVI(num_epochs=1))
+    expected = torch.nn.functional.normalize(NEW)
+    torch.testing.assert_close(coordinates(fit.posterior, NEW, True), expected)
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_mahalanobis_bears_features_that_are_constant_in_training(fit, normalize):
     rows = torch.cat([FEATURES[:, :4], torch.ones(300, 1)], 1)
     constant = bll.fit(fit.layer, (rows, LABELS), inference=bll.SVI(num_epochs=1))
-    score = ood.Mahalanobis().fitted(constant.posterior, rows, LABELS, lambda other: torch.zeros(300))
+    score = ood.Mahalanobis(normalize=normalize).fitted(constant.posterior, rows, LABELS, lambda other: torch.zeros(300))
     moved = rows.clone()
     moved[:, 4] += 3
     known, unknown = (score.of(View(part, constant.posterior)) for part in (rows, moved))
-    assert bool(torch.isfinite(known).all()) and float(unknown.min()) > float(known.max())
+    assert bool(torch.isfinite(known).all()) and bool(torch.isfinite(unknown).all())
+    # the size of a row of unit length is shared by all features, so there the constant one varies as well
+    assert bll.metrics.auroc(known, unknown) > (0.8 if normalize else 1 - 1e-9)
 
 
 def test_combination_adds_scores_on_the_scale_of_the_training_rows(fit, view):
@@ -145,6 +272,8 @@ def test_scores_of_classes_refuse_real_values(score):
         bll.ood.Detector(score).calibrate(fit, FEATURES)
     with pytest.raises(TypeError, match="use Mahalanobis"):
         bll.ood.Detector(ood.RelativeMahalanobis()).calibrate(fit, NEW, train=(FEATURES, targets))
+    with pytest.raises(TypeError, match=r"ViM: expected the Categorical likelihood.*use Mahalanobis"):
+        bll.ood.Detector(ood.ViM()).calibrate(fit, NEW, train=(FEATURES, targets))
 
 
 def test_labels_have_scores_too():
@@ -158,12 +287,22 @@ def test_labels_have_scores_too():
     torch.testing.assert_close(ood.MaxProbability().of(view), (1 - prediction.confidence).amax(-1))
 
 
+@pytest.mark.unchecked
 def test_declarations_that_make_no_sense():
     with pytest.raises(ValueError, match=r"expected a positive number, got -1"):
         ood.Mahalanobis(ridge=-1)
     with pytest.raises(ValueError, match=r"expected a positive number, got 0"):
         ood.Energy(temperature=0)
-    with pytest.raises(TypeError, match="two or more scores"):
-        ood.Combination((ood.Leverage(),))
+    for joined in (ood.Combination, ood.Fisher):
+        with pytest.raises(TypeError, match="two or more scores"):
+            joined((ood.Leverage(),))
+        with pytest.raises(TypeError, match=r"got a Fisher\(...\) among them; name its parts instead"):
+            joined((ood.Fisher((ood.Leverage(), ood.Epistemic())), ood.Epistemic()))
+    with pytest.raises(ValueError, match=r"KNearestNeighbours\(k=...\): expected a whole number >= 1, got 0"):
+        ood.KNearestNeighbours(0)
+    with pytest.raises(ValueError, match="keep at least k rows"):
+        ood.KNearestNeighbours(10, most_rows=5)
+    with pytest.raises(TypeError, match=r"Leverage\(normalize=...\): expected True or False, got 2"):
+        ood.Leverage(normalize=2)
     with pytest.raises(ValueError, match="a positive number for each of the 2 scores"):
         ood.Combination((ood.Leverage(), ood.Epistemic()), weights=(1.0,))
