@@ -1,8 +1,9 @@
 """Features for the benchmarks: stored network features, and simulated ones of any size."""
 
 import gzip
+import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -85,6 +86,61 @@ def cifar_features(num_unknown: int = 2000) -> Task:
         num_classes=10,
         head_weight=network.linear.weight.detach(),
         head_bias=network.linear.bias.detach(),
+    )
+
+
+def clinc_features(num_features: int = 256) -> Task:
+    """Queries of 150 intents as truncated SVD of TF-IDF; queries of no intent are the unknown inputs.
+
+    7,500 training rows, 4,500 test rows and 1,000 unknown rows. Words, pairs of words
+    and directions are those of the training queries.
+    """
+    from sklearn.decomposition import TruncatedSVD
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    stored = json.loads(
+        gzip.decompress((data_folder() / "clinc150_small" / "data_small.json.gz").read_bytes())
+    )
+    texts = {name: [text for text, _ in rows] for name, rows in stored.items()}
+    intents = sorted({intent for _, intent in stored["train"]})
+    words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True).fit(texts["train"])
+    directions = TruncatedSVD(num_features, random_state=0).fit(words.transform(texts["train"]))
+
+    def features(name: str) -> Tensor:
+        return torch.from_numpy(directions.transform(words.transform(texts[name]))).float()
+
+    def targets(name: str) -> Tensor:
+        return torch.tensor([intents.index(intent) for _, intent in stored[name]])
+
+    return Task(
+        name=f"CLINC150 queries (7,500 x {num_features}, 150 classes)",
+        train_features=features("train"),
+        train_targets=targets("train"),
+        test_features=features("test"),
+        test_targets=targets("test"),
+        ood_features=features("oos_test"),
+        num_classes=len(intents),
+    )
+
+
+def without_classes(task: Task, left_out: tuple[int, ...]) -> Task:
+    """The task with some of its classes as the unknown inputs: their test rows; the last layer sees none of them."""
+    unknown = torch.tensor(left_out)
+    train, test = (torch.isin(labels, unknown) for labels in (task.train_targets, task.test_targets))
+    kept = [label for label in range(task.num_classes) if label not in left_out]
+    number = torch.full((task.num_classes,), -1)
+    number[kept] = torch.arange(len(kept))
+    return replace(
+        task,
+        name=f"{task.name.split(' (')[0]}, without classes {' and '.join(map(str, left_out))}",
+        train_features=task.train_features[~train],
+        train_targets=number[task.train_targets[~train]],
+        test_features=task.test_features[~test],
+        test_targets=number[task.test_targets[~test]],
+        ood_features=task.test_features[test],
+        num_classes=len(kept),
+        head_weight=None,
+        head_bias=None,
     )
 
 

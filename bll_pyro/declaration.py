@@ -40,7 +40,9 @@ class Declaration(metaclass=_PlainNumbers):
     """
 
     family: ClassVar[str] = ""
-    absent: ClassVar[dict[str, Any]] = {}  # fields that earlier files do not have, with what they stand for there
+    absent: ClassVar[
+        dict[str, Any]
+    ] = {}  # fields that earlier files do not have, with what they stand for there
     registry: ClassVar[dict[str, type[Declaration]]] = {}
 
     def __init_subclass__(cls, **kwargs: Any) -> None:

@@ -101,7 +101,9 @@ def several(scores: Iterable[Score], owner: str) -> tuple[Score, ...]:
     """The parts of a score that is made of two or more; TypeError for anything else."""
     scores = tuple(scores)
     if len(scores) < 2 or not all(isinstance(score, Score) for score in scores):
-        raise TypeError(f"{owner}(scores=...): expected two or more scores such as Leverage(), got {scores!r}")
+        raise TypeError(
+            f"{owner}(scores=...): expected two or more scores such as Leverage(), got {scores!r}"
+        )
     if any(score.needs_reference_rows for score in scores):
         raise TypeError(
             f"{owner}(scores=...): expected scores of single rows, got a Fisher(...) among them; name its parts instead"

@@ -60,7 +60,9 @@ class Mahalanobis(_Distance):
 
     def of(self, view: View) -> Float[Tensor, " N"]:
         assert self.means is not None and self.whitening is not None
-        white = coordinates(view.posterior, view.features, self.normalize).float() @ self.whitening.to(view.features.device)
+        white = coordinates(view.posterior, view.features, self.normalize).float() @ self.whitening.to(
+            view.features.device
+        )
         centres = self.means.to(white) @ self.whitening.to(white)
         return torch.stack([(white - centre).square().sum(-1) for centre in centres]).amin(0)
 
@@ -95,9 +97,7 @@ class RelativeMahalanobis(_Distance):
 
     def of(self, view: View) -> Float[Tensor, " N"]:
         nearest = Mahalanobis(self.ridge, self.normalize, self.means, self.whitening)
-        background = Mahalanobis(
-            self.ridge, self.normalize, self.background_mean, self.background_whitening
-        )
+        background = Mahalanobis(self.ridge, self.normalize, self.background_mean, self.background_whitening)
         return nearest.of(view) - background.of(view)
 
     def fitted(

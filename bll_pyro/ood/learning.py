@@ -79,7 +79,9 @@ def _check_number(known: Features, alpha: float, num_halves: int, takes_half: bo
     if num_halves:
         uses = ["for training rows"] * takes_half + ["for reference rows"] * (num_halves - takes_half)
         why = f"{' and '.join(uses)} half of the rows that are there is taken, and {why}"
-        why += ", or pass train=(inputs, targets)" * takes_half + ", or name a score such as bll.ood.Leverage()"
+        why += (
+            ", or pass train=(inputs, targets)" * takes_half + ", or name a score such as bll.ood.Leverage()"
+        )
     factor = f"{2**num_halves}/alpha" if num_halves else "1/alpha"
     raise ValueError(
         f"Detector.calibrate: expected at least {factor} = {least * 2**num_halves} rows for alpha={alpha:g}, got {len(known)}; "
@@ -106,8 +108,8 @@ def _warn_of_copies(known: Shaped[Tensor, "N D"], train: Shaped[Tensor, "M D"]) 
     if copied <= usual + SUSPICIOUS:
         return
     warnings.warn(
-        f"Detector.calibrate: expected known rows that nothing was trained on, got {copied:.0%} with the features of a row of train; "
-        "known rows would seem less strange than new ones and false alarms be more than alpha: calibrate on held-out rows",
+        f"Detector.calibrate: expected known rows that nothing was trained on, got {copied:.0%} with the features "
+        "of a row of train; known rows would seem less strange than new ones and false alarms be more than alpha: calibrate on held-out rows",
         RuntimeWarning,
         stacklevel=2,
     )

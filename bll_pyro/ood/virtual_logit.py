@@ -70,7 +70,9 @@ class ViM(Score):
             )
         origin = _origin(posterior)
         rows = scaled(posterior, features).double() - origin
-        residual = torch.linalg.eigh(rows.mT @ rows / len(rows)).eigenvectors[:, : num_features - num_principal]
+        residual = torch.linalg.eigh(rows.mT @ rows / len(rows)).eigenvectors[
+            :, : num_features - num_principal
+        ]
         size = (rows @ residual).norm(dim=-1).mean().clamp_min(torch.finfo(rows.dtype).tiny)
         largest = posterior.outputs(features).mean.amax(-1).double().mean()
         return replace(self, origin=origin.float(), residual=(largest / size * residual).float())

@@ -64,7 +64,9 @@ def test_leverage_of_one_gaussian_output_is_the_classical_one():
     precision = h.T @ h + np.eye(5) / 2.0**2
     new = NEW.double().numpy()
     expected = np.log(np.einsum("nd,nd->n", new @ np.linalg.inv(precision), new))
-    np.testing.assert_allclose(ood.Leverage(normalize=False).of(View(NEW, fit.posterior)), expected, rtol=1e-4)
+    np.testing.assert_allclose(
+        ood.Leverage(normalize=False).of(View(NEW, fit.posterior)), expected, rtol=1e-4
+    )
     np.testing.assert_allclose(ood.Epistemic().of(View(NEW, fit.posterior)), np.exp(expected), rtol=1e-4)
 
 
@@ -159,7 +161,9 @@ def test_vim_against_numpy(fit, view, num_principal):
     values, vectors = np.linalg.eigh((train - origin).T @ (train - origin))
     left_out = vectors[:, np.argsort(values)[: 5 - (num_principal or 2)]]
     residual = np.linalg.norm((new - origin) @ left_out, axis=1)
-    alpha = (train @ weight.T + bias).max(1).mean() / np.linalg.norm((train - origin) @ left_out, axis=1).mean()
+    alpha = (train @ weight.T + bias).max(1).mean() / np.linalg.norm(
+        (train - origin) @ left_out, axis=1
+    ).mean()
     logits = new @ weight.T + bias
     virtual = np.exp(alpha * residual) / (np.exp(alpha * residual) + np.exp(logits).sum(1))
     found = fitted(ood.ViM(num_principal), fit).of(view)
@@ -214,7 +218,9 @@ def test_rows_of_zeros_have_a_score(fit, score):
 def test_units_of_a_table_do_not_matter(fit, view, score):
     units = torch.tensor([1e3, 1.0, 1e-3, 7.0, 0.1])
     frame = fit.posterior.frame
-    moved = replace(fit.posterior, frame=replace(frame, center=frame.center * units, scale=frame.scale * units))
+    moved = replace(
+        fit.posterior, frame=replace(frame, center=frame.center * units, scale=frame.scale * units)
+    )
     same = score.fitted(moved, FEATURES * units, LABELS, lambda other: NEW[:, 0]).of(View(NEW * units, moved))
     torch.testing.assert_close(same, fitted(score, fit).of(view), rtol=1e-3, atol=1e-3)
 
@@ -230,7 +236,9 @@ def test_unit_length_is_that_of_raw_features_where_they_share_a_scale():
 def test_mahalanobis_bears_features_that_are_constant_in_training(fit, normalize):
     rows = torch.cat([FEATURES[:, :4], torch.ones(300, 1)], 1)
     constant = bll.fit(fit.layer, (rows, LABELS), inference=bll.SVI(num_epochs=1))
-    score = ood.Mahalanobis(normalize=normalize).fitted(constant.posterior, rows, LABELS, lambda other: torch.zeros(300))
+    score = ood.Mahalanobis(normalize=normalize).fitted(
+        constant.posterior, rows, LABELS, lambda other: torch.zeros(300)
+    )
     moved = rows.clone()
     moved[:, 4] += 3
     known, unknown = (score.of(View(part, constant.posterior)) for part in (rows, moved))
