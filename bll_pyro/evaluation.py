@@ -13,6 +13,8 @@ from bll_pyro.fitting import Fit, fit
 from bll_pyro.guides import MAP
 from bll_pyro.inference.svi.svi import SVI
 from bll_pyro.metrics.arrays import mean_of_rows
+from bll_pyro.ood import Detector
+from bll_pyro.ood.learning import least_rows
 from bll_pyro.prediction import ClassPrediction, LabelPrediction, Prediction, ValuePrediction
 from bll_pyro.recalibrate import calibrate
 from bll_pyro.scope import own_modes
@@ -74,7 +76,9 @@ def evaluate(
     ================= ======================================================================
     classes, labels   accuracy, NLL (nats), Brier score, ECE (15 bins)
     values, counts    NLL (nats, user's units), RMSE, coverage of the 90 % interval, its width
-    with ``unknown``  AUROC of unknown against test rows by ``total`` and by ``epistemic``
+    with ``unknown``  AUROC of unknown against test rows by ``total``, by ``epistemic`` and by the
+                      default detector; shares of test rows that raise a false alarm, and of
+                      unknown rows that are caught, at ``alpha = 0.05``
     ================= ======================================================================
 
     Parameters
@@ -90,7 +94,9 @@ def evaluate(
         The plain head is ``plain``, a fit of a point estimate; or it is fitted here, with the same declaration and MAP, to
         the training rows ``train``. Give one of the two.
     unknown
-        Inputs from outside the training distribution.
+        Inputs from outside the training distribution. The detector, :class:`bll_pyro.ood.Detector` without a score, is calibrated
+        on ``held_out``, with ``train`` where that is given; with too few held-out rows (40, or 80 without ``train``) its scores are
+        None. Recalibration does not change it.
 
     Raises
     ------
@@ -110,12 +116,17 @@ def evaluate(
         plain = _plain_head(fit, train)
     heads = {"plain head": plain, "Bayesian": fit}
     rows = {}
+    alarms = {}
     for name, head in heads.items():
         rows[name] = head
+        alarms[name] = {} if unknown is None else _alarms(head, inputs, targets, held_out, train, unknown)
         if fit.layer.likelihood.is_count:
             continue  # counts cannot be recalibrated
         rows[f"{name}, calibrated"] = calibrate(head, held_out)
-    return Evaluation({name: _scores(head, inputs, targets, unknown) for name, head in rows.items()})
+    found = {name: _scores(head, inputs, targets, unknown) for name, head in rows.items()}
+    return Evaluation(
+        {name: scores | alarms[name.removesuffix(", calibrated")] for name, scores in found.items()}
+    )
 
 
 def _plain_head(like: Fit, train: Any) -> Fit:
@@ -157,6 +168,26 @@ def _scores(head: Fit, inputs: Any, given: Any, unknown: Any) -> Scores:
         if name == "total" or not is_point:
             known, far = _row(prediction, name), _row(ood_prediction, name)
             found[f"AUROC {name}"] = metrics.auroc(known, far, sample_weight=weight)
+    return found
+
+
+def _alarms(head: Fit, inputs: Any, given: Any, held_out: Any, train: Any, unknown: Any) -> Scores:
+    """How the default detector of a head tells unknown from test rows."""
+    known, held = head.rows(inputs, given), head.rows(held_out, what="held_out").features
+    learned_from = None
+    if train is not None:
+        rows = head.rows(train, what="train")
+        learned_from = (rows.features, rows.given)
+    found: Scores = dict.fromkeys(("AUROC detector", "false alarms", "caught"))
+    detector = Detector()
+    if len(held) < least_rows(detector.alpha, 1 if train is not None else 2):
+        return found
+    detector = detector.calibrate(head.head, held, train=learned_from)
+    usual, far = (detector.detect(features) for features in (known.features, head.features(unknown)))
+    weight = known.columns.weight
+    found["AUROC detector"] = metrics.auroc(usual.score, far.score, sample_weight=weight)
+    found["false alarms"] = mean_of_rows(usual.is_ood.double().cpu().numpy(), weight)
+    found["caught"] = float(far.is_ood.double().mean())
     return found
 
 

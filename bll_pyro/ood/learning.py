@@ -47,7 +47,7 @@ def learned(fit: Fit, score: Score, known: Features, train: Any, alpha: float, s
     """
     takes_half = score.needs_training_rows and train is None
     num_halves = int(takes_half) + int(score.needs_reference_rows)
-    _check_number(known, alpha, num_halves, takes_half)
+    _check_number(len(known), alpha, num_halves, takes_half)
     order = torch.randperm(len(known), generator=generator(0)) if num_halves else torch.arange(len(known))
     split: dict[str, int] = {}
     if score.needs_training_rows:
@@ -71,9 +71,14 @@ def learned(fit: Fit, score: Score, known: Features, train: Any, alpha: float, s
     return Learned(score, Features.from_tensors(known[order]), {**split, "threshold": len(order)})
 
 
-def _check_number(known: Features, alpha: float, num_halves: int, takes_half: bool) -> None:
-    least = math.ceil((1 - ROUNDING) / alpha)
-    if len(known) >= least * 2**num_halves:
+def least_rows(alpha: float, num_halves: int) -> int:
+    """How many known rows a threshold needs, where before that the half of the rows is taken so many times."""
+    return math.ceil((1 - ROUNDING) / alpha) * 2**num_halves
+
+
+def _check_number(num_rows: int, alpha: float, num_halves: int, takes_half: bool) -> None:
+    least = least_rows(alpha, num_halves)
+    if num_rows >= least:
         return
     why = "with fewer rows no p-value is small enough: add known rows or raise alpha"
     if num_halves:
@@ -84,7 +89,7 @@ def _check_number(known: Features, alpha: float, num_halves: int, takes_half: bo
         )
     factor = f"{2**num_halves}/alpha" if num_halves else "1/alpha"
     raise ValueError(
-        f"Detector.calibrate: expected at least {factor} = {least * 2**num_halves} rows for alpha={alpha:g}, got {len(known)}; "
+        f"Detector.calibrate: expected at least {factor} = {least} rows for alpha={alpha:g}, got {num_rows}; "
         f"{why}"
     )
 
@@ -108,8 +113,8 @@ def _warn_of_copies(known: Shaped[Tensor, "N D"], train: Shaped[Tensor, "M D"]) 
     if copied <= usual + SUSPICIOUS:
         return
     warnings.warn(
-        f"Detector.calibrate: expected known rows that nothing was trained on, got {copied:.0%} with the features "
-        "of a row of train; known rows would seem less strange than new ones and false alarms be more than alpha: calibrate on held-out rows",
+        f"Detector.calibrate: expected known rows that nothing was trained on, got {copied:.0%} with the features of a row of "
+        "train; known rows would seem less strange than new ones and false alarms be more than alpha: calibrate on held-out rows",
         RuntimeWarning,
         stacklevel=2,
     )
