@@ -98,8 +98,10 @@ def _fitted(fit: Fit, score: Score, features: Tensor, targets: Tensor | None, sc
     """The score with its statistics of training rows; without targets, with the classes that the fit predicts."""
     if targets is None:
         prediction = predict(fit.posterior, features, recalibration=fit.recalibration)
-        is_class = isinstance(prediction, ClassPrediction | OrdinalPrediction)
-        targets = prediction.label if is_class else features.new_zeros(len(features))
+        if isinstance(prediction, ClassPrediction | OrdinalPrediction):
+            targets = prediction.label
+        else:
+            targets = features.new_zeros(len(features))
     own = Features.from_tensors(features)
     return score.fitted(fit.posterior, features, targets, lambda part: score_rows(fit, part, own))
 
