@@ -58,6 +58,7 @@ def lines_of(fit: Fit) -> dict[str, str]:
         "recalibration": "" if fit.recalibration is None else declared(fit.recalibration),
         "found": "" if fit.recalibration is None else str(fit.recalibration.found_on or ""),
         "detector": "" if fit.detector is None else declared(fit.detector),
+        "rows": "" if fit.detector is None else fit.detector.rows_of_each,
         "warnings": "; ".join(said),
         "notes": "; ".join(trace.notes),
     }

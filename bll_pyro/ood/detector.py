@@ -127,6 +127,11 @@ class Detector(Calibrated):
         return calibrated.bound(fit)
 
     @property
+    def rows_of_each(self) -> str:
+        """How many rows of the calibration served for what; nothing where all of them made the threshold."""
+        return ", ".join(f"{number:,} {what}" for what, number in (self.split or {}).items())
+
+    @property
     def threshold(self) -> float:
         """Score above which a row raises an alarm."""
         self.check_calibrated()

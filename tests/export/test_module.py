@@ -47,8 +47,8 @@ def test_exported_and_native_predictions_agree(name: str, tmp_path: Path) -> Non
     score = ood.PredictiveEntropy() if "point" in name else ood.Combination((ood.Leverage(), ood.Epistemic()))
     tempered = bll.calibrate(plain, FEATURES[200:], LABELS[200:])
     for fit in (plain, tempered):
-        train = (FEATURES[:200], LABELS[:200])
-        watched = fit.with_detector(ood.Detector(score, 0.1).calibrate(fit, FEATURES[200:], train=train))
+        train = (FEATURES[:100], LABELS[:100])
+        watched = fit.with_detector(ood.Detector(score, 0.1).calibrate(fit, FEATURES[100:200], train=train))
         native, module = watched.predict(ROWS), bll.export.as_module(watched)
         compare(module(ROWS), native)
     graph = torch.export.export(module, (ROWS[:3],), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))

@@ -74,7 +74,7 @@ def test_calibrating_and_detecting_say_it_too():
         net = network()
         fit = fitted(net)
         set_data(net)
-        for call in (lambda: bll.calibrate(fit, X, Y), lambda: bll.ood.Detector().calibrate(fit, X)):
+        for call in (lambda: bll.calibrate(fit, X, Y), lambda: bll.ood.Detector(alpha=0.1).calibrate(fit, X)):
             with pytest.warns(RuntimeWarning, match="backbone was changed"):
                 call()
 

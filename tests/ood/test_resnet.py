@@ -35,3 +35,26 @@ def test_separation_does_not_get_worse(name, task, fit):
     if name == "FeatureNorm":
         assert bll.metrics.auroc(known, unknown) >= 0.995
         assert bll.metrics.fpr_at_tpr(known, unknown) <= 0.02
+
+
+@pytest.mark.parametrize("of_network", [True, False])
+def test_the_default_separates(of_network, task):
+    """Also where nothing says that the features are those of a network."""
+    rows = bll.Features.from_tensors(task.train_features) if of_network else task.train_features
+    layer = bll.LastLayer(bll.likelihoods.Categorical(10))
+    fit = bll.fit(
+        layer, (rows, task.train_targets), inference=bll.Laplace(curvature=bll.curvatures.Diagonal())
+    )
+    train = (task.train_features, task.train_targets)
+    detector = ood.Detector().calibrate(fit, task.test_features[:500], train=train)
+    known, unknown = (detector.detect(part) for part in (task.test_features[500:], task.ood_features))
+    assert bll.metrics.auroc(known.score, unknown.score) >= 0.99
+    assert (
+        bll.metrics.auroc(
+            *(
+                ood.Leverage().of(View(part, fit.posterior))
+                for part in (task.test_features, task.ood_features)
+            )
+        )
+        >= 0.99
+    )
