@@ -32,7 +32,7 @@ def lengths(posterior: Posterior, features: Float[Tensor, "N D"]) -> Float[Tenso
     return size.clamp_min(torch.finfo(size.dtype).tiny)
 
 
-def coordinates(
+def row_coordinates(
     posterior: Posterior, features: Float[Tensor, "N D"], normalize: bool
 ) -> Float[Tensor, "N D"]:
     """Rows of unit length with ``normalize``, else standardised ones."""

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from bll_pyro.checks import positive, switch
 from bll_pyro.ood.base import Score, View
-from bll_pyro.ood.coordinates import coordinates
+from bll_pyro.ood.coordinates import row_coordinates
 from bll_pyro.posterior import Posterior
 
 
@@ -60,7 +60,7 @@ class Mahalanobis(_Distance):
 
     def of(self, view: View) -> Float[Tensor, " N"]:
         assert self.means is not None and self.whitening is not None
-        white = coordinates(view.posterior, view.features, self.normalize).float() @ self.whitening.to(
+        white = row_coordinates(view.posterior, view.features, self.normalize).float() @ self.whitening.to(
             view.features.device
         )
         centres = self.means.to(white) @ self.whitening.to(white)
@@ -69,7 +69,7 @@ class Mahalanobis(_Distance):
     def fitted(
         self, posterior: Posterior, features: Tensor, targets: Tensor, score_rows: Callable[[Score], Tensor]
     ) -> Self:
-        rows = coordinates(posterior, features, self.normalize).double()
+        rows = row_coordinates(posterior, features, self.normalize).double()
         labels = _labels(posterior, targets)
         classes, index = labels.unique(return_inverse=True)
         counts = torch.bincount(index).double()
@@ -108,7 +108,7 @@ class RelativeMahalanobis(_Distance):
                 f"RelativeMahalanobis: expected classes, got {posterior.layer.likelihood!r}; use Mahalanobis()"
             )
         nearest = Mahalanobis(self.ridge, self.normalize).fitted(posterior, features, targets, score_rows)
-        rows = coordinates(posterior, features, self.normalize).double()
+        rows = row_coordinates(posterior, features, self.normalize).double()
         mean = rows.mean(0, keepdim=True)
         whitening = _whitening(rows - mean, self.ridge)
         return replace(

@@ -30,7 +30,7 @@ Scorer = Callable[["Fit", Score, Features], Tensor]
 
 
 @dataclass(frozen=True)
-class Learned:
+class LearnedScore:
     """A score that has learned, the known rows that are left, and how many went where (None if all were left)."""
 
     score: Score
@@ -38,7 +38,9 @@ class Learned:
     split: dict[str, int] | None
 
 
-def learned(fit: Fit, score: Score, known: Features, train: Any, alpha: float, score_rows: Scorer) -> Learned:
+def learned(
+    fit: Fit, score: Score, known: Features, train: Any, alpha: float, score_rows: Scorer
+) -> LearnedScore:
     """The score with its statistics of training and reference rows, and the other known rows.
 
     Training rows are ``train``, or else a half of the known rows with the labels that the fit predicts; reference rows are a
@@ -67,8 +69,8 @@ def learned(fit: Fit, score: Score, known: Features, train: Any, alpha: float, s
         reference = Features.from_tensors(known[chosen])
         score = score.referenced(lambda part: score_rows(fit, part, reference))
     if not split:
-        return Learned(score, known, None)
-    return Learned(score, Features.from_tensors(known[order]), {**split, "threshold": len(order)})
+        return LearnedScore(score, known, None)
+    return LearnedScore(score, Features.from_tensors(known[order]), {**split, "threshold": len(order)})
 
 
 def least_rows(alpha: float, num_halves: int) -> int:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bll_pyro.checks import count, switch
 from bll_pyro.ood.base import Score, View
-from bll_pyro.ood.coordinates import coordinates
+from bll_pyro.ood.coordinates import row_coordinates
 from bll_pyro.posterior import Posterior
 from bll_pyro.scope import generator
 
@@ -56,7 +56,7 @@ class KNearestNeighbours(Score):
 
     def of(self, view: View) -> Float[Tensor, " N"]:
         assert self.rows is not None
-        new = coordinates(view.posterior, view.features, self.normalize).float()
+        new = row_coordinates(view.posterior, view.features, self.normalize).float()
         squares = new.square().sum(-1, keepdim=True)
         nearest = new[:, :0]
         for part in self.rows.to(new).split(BLOCK):
@@ -74,5 +74,5 @@ class KNearestNeighbours(Score):
                 f"KNearestNeighbours: expected at least k = {self.k} training rows, got {len(features)}; add rows or lower k"
             )
         kept = torch.randperm(len(features), generator=generator(self.seed))[: self.most_rows]
-        rows = coordinates(posterior, features[kept.to(features.device)], self.normalize)
+        rows = row_coordinates(posterior, features[kept.to(features.device)], self.normalize)
         return replace(self, rows=rows.float())

@@ -11,7 +11,7 @@ from scipy.special import logsumexp, softmax
 import bll_pyro as bll
 from bll_pyro import ood
 from bll_pyro.ood.base import View
-from bll_pyro.ood.coordinates import coordinates
+from bll_pyro.ood.coordinates import row_coordinates
 from bll_pyro.ood.fisher import surprise
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -229,7 +229,7 @@ def test_unit_length_is_that_of_raw_features_where_they_share_a_scale():
     layer = bll.LastLayer(bll.likelihoods.Categorical(3), standardize="common")
     fit = bll.fit(layer, (FEATURES, LABELS), inference=bll.SVI(num_epochs=1))
     expected = torch.nn.functional.normalize(NEW)
-    torch.testing.assert_close(coordinates(fit.posterior, NEW, True), expected)
+    torch.testing.assert_close(row_coordinates(fit.posterior, NEW, True), expected)
 
 
 @pytest.mark.parametrize("normalize", [True, False])
