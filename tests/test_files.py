@@ -192,7 +192,7 @@ def test_paths_are_of_the_moment_of_the_call(tmp_path: Path, monkeypatch: pytest
     monkeypatch.chdir(tmp_path)
     relative.verify()
     detector = bll.ood.Detector(bll.ood.Mahalanobis()).calibrate(
-        small_fit(1).head, FEATURES, train=(FEATURES, VALUES)
+        small_fit(1).head, FEATURES + 0.1, train=(FEATURES, VALUES)
     )
     detector.save("~/detector")
     assert type(detector).load("~/detector").fingerprint == detector.fingerprint
