@@ -137,7 +137,9 @@ def test_a_full_disk_leaves_neither_store_nor_detector(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fit = small_fit(0).head
-    detector = bll.ood.Detector(bll.ood.Mahalanobis()).calibrate(fit, FEATURES + 0.1, train=(FEATURES, VALUES))
+    detector = bll.ood.Detector(bll.ood.Mahalanobis()).calibrate(
+        fit, FEATURES + 0.1, train=(FEATURES, VALUES)
+    )
 
     def cut(path: Path, *_: object) -> None:
         path.write_text("cut")
