@@ -71,6 +71,8 @@ def evaluate(
 ) -> Evaluation:
     """Score a fit and a plain head on test rows, both as they are and recalibrated on held-out rows.
 
+    "As they are" is with the recalibration that they have, if any; that of the held-out rows takes its place.
+
     ================= ======================================================================
     targets           scores
     ================= ======================================================================
@@ -111,7 +113,7 @@ def evaluate(
     fitted(fit, "evaluate")
     if plain is not None:
         fitted(plain, "evaluate(plain=...)")
-    fit = replace(fit, detector=None, recalibration=None)
+    fit = replace(fit, detector=None)
     if plain is None:
         plain = _plain_head(fit, train)
     heads = {"plain head": plain, "Bayesian": fit}
@@ -135,7 +137,9 @@ def _plain_head(like: Fit, train: Any) -> Fit:
     if layer.standardize is True:  # the features no longer tell whether they were a table
         layer = replace(layer, standardize=like.posterior.frame.feature_scale)
     point = fit(layer, rows.data, inference=SVI(guide=MAP()), seed=like.seed)
-    return replace(point, backbone=like.backbone, store=like.store, recorded=like.recorded)
+    return replace(
+        point, backbone=like.backbone, store=like.store, recorded=like.recorded, recalibration=None
+    )
 
 
 def _has_several_labels(fit: Fit) -> bool:

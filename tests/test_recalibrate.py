@@ -1,6 +1,7 @@
 """Recalibration: what was injected is recovered, no predicted class changes, and the parts still add up."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -237,3 +238,58 @@ def test_what_it_refuses(bayesian):
     watched = bayesian.with_detector(bll.ood.Detector().calibrate(bayesian, HELD_OUT[:100]))
     with pytest.raises(ValueError, match="calibrate the fit first, then the detector"):
         bll.calibrate(watched, FEATURES, LABELS)
+
+
+@pytest.mark.parametrize("labels", [False, True])
+def test_probit_of_a_recalibrated_fit(labels):
+    """Its own probabilities, tempered; the aleatoric share of the entropy near that of the draws."""
+    likelihood = bll.likelihoods.Bernoulli() if labels else bll.likelihoods.Categorical(3)
+    fit = bll.fit(
+        bll.LastLayer(likelihood), (FEATURES, LABELS.clamp_max(1) if labels else LABELS), inference=SHORT
+    )
+    changed = replace(fit, recalibration=PredictiveTemperature(0.6))
+    plain, found = (one.predict(FEATURES, integration=bll.Probit()) for one in (fit, changed))
+    probs = torch.stack([1 - plain.probs, plain.probs], -1) if labels else plain.probs
+    expected = (probs.log() / 0.6).softmax(-1)
+    torch.testing.assert_close(found.probs, expected[..., 1] if labels else expected, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(found.aleatoric + found.epistemic, found.total, atol=1e-6, rtol=0)
+    drawn = changed.predict(FEATURES)
+    assert float((found.epistemic - drawn.epistemic).abs().max()) < 0.02
+    assert float(drawn.epistemic.max()) > 0.03
+
+
+def test_an_update_drops_a_recalibration_and_says_so():
+    """So it is the fit of all rows, as documented."""
+    fit = bll.fit(
+        bll.LastLayer(bll.likelihoods.Gaussian(0.3)), (FEATURES[:200], VALUES[:200]), inference=bll.Exact()
+    )
+    expected = fit.update((FEATURES[200:], VALUES[200:]))
+    changed = replace(fit, recalibration=NoiseFactor(2.0))
+    with pytest.warns(bll.FitWarning, match=r"NoiseFactor\(factor=2.0\) was of the earlier posterior"):
+        found = changed.update((FEATURES[200:], VALUES[200:]))
+    assert found.recalibration is None and found.fingerprint == expected.fingerprint
+
+
+def test_evaluation_is_of_the_fit_with_its_recalibration(bayesian, plain):
+    changed = replace(bayesian, recalibration=PredictiveTemperature(3.0))
+    rows, held_out = (FEATURES[:100], LABELS[:100]), (FEATURES[100:], LABELS[100:])
+    found = bll.evaluate(changed, rows, held_out=held_out, plain=plain).scores
+    before = bll.evaluate(bayesian, rows, held_out=held_out, plain=plain).scores
+    nll = -float(changed.predict(rows[0]).log_prob(rows[1]).mean())
+    assert found["Bayesian"]["NLL"] == pytest.approx(nll, rel=1e-5)
+    assert found["Bayesian"]["NLL"] > 1.2 * before["Bayesian"]["NLL"]
+    assert found["Bayesian, calibrated"] == before["Bayesian, calibrated"]
+
+
+@pytest.mark.parametrize("draws", [False, True])
+@pytest.mark.filterwarnings("ignore::bll_pyro.FitWarning")
+def test_diagnose_judges_the_recalibrated_prediction(draws):
+    """Much too certain, or its noise much too small: the checks of the prediction see it."""
+    inference = bll.NUTS(num_samples=200, num_warmup=200, num_chains=2) if draws else bll.Exact()
+    fit = bll.fit(bll.LastLayer(bll.likelihoods.Gaussian(0.3)), (FEATURES, VALUES), inference=inference)
+    changed = replace(fit, recalibration=NoiseFactor(0.3))
+    name = "predictive (PIT)"
+    good, bad = (
+        bll.diagnose(one, (FEATURES, VALUES), seen_by_backbone=False)[name] for one in (fit, changed)
+    )
+    assert good.value < 0.05 < bad.value and "too narrow" in bad.finding

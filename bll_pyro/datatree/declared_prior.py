@@ -15,12 +15,12 @@ from torch import Tensor
 from bll_pyro.checks import count
 from bll_pyro.datatree.fit_tree import yaml_of
 from bll_pyro.datatree.layout import Parts, join_chunks, make_layout, make_tree
+from bll_pyro.datatree.prior_sites import sample_prior
 from bll_pyro.datatree.row_evaluation import (
     RowEvaluator,
     derived_seed,
     draws_at_once,
     in_double,
-    sample_prior,
 )
 from bll_pyro.features.data import check_finite, paired, read
 from bll_pyro.features.store import Features

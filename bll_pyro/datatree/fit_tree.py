@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,14 +14,13 @@ from torch import Tensor
 
 from bll_pyro.checks import count
 from bll_pyro.datatree.layout import Layout, Parts, join_chunks, make_layout, make_tree
+from bll_pyro.datatree.prior_sites import log_prior_of_draws, sample_prior
 from bll_pyro.datatree.row_evaluation import (
     RowEvaluator,
     derived_seed,
     draws_at_once,
     in_double,
     in_float64,
-    log_prior_of_draws,
-    sample_prior,
     scored_draws,
     stored_index,
 )
@@ -83,6 +82,12 @@ def to_datatree(
     standardised features; y and its densities are in the user's units, with the Jacobian of the standardisation.
     Log densities are in float64. Memory: what the groups hold, and chunks.
 
+    Of a fit with a recalibration (``attrs["recalibration"]``) new targets and class probabilities follow it, row by row: those
+    of a draw are tilted so that the average over draws is the prediction (:mod:`bll_pyro.prediction.tilt`), and noise is scaled.
+    ``log_likelihood`` and ``log_p`` stay those of the model: by them the posterior was made, and ``az.loo``, power scaling and
+    every other method that weights draws needs these. So ``az.loo`` of the tree is that of the fit before its recalibration;
+    :func:`bll_pyro.loo` is that of the recalibrated one.
+
     Parameters
     ----------
     fit
@@ -132,6 +137,7 @@ def to_datatree(
         shown.detach().cpu().numpy(),
         given.columns.weight,
         given.columns.exposure,
+        fit.recalibration,
     )
     groups = FitGroups(fit, rows, layout, seed)
     groups.add_posterior(num_draws, thin, posterior_predictive, log_likelihood, log_prior, class_probs)
@@ -171,6 +177,7 @@ class FitGroups:
             "learned": yaml.safe_dump(learned, sort_keys=False) if learned else "",
             "independent_draws": int(fit.posterior.independent_draws),
             "num_training_rows": fit.num_rows,
+            "recalibration": "" if fit.recalibration is None else yaml_of(fit.recalibration),
             "units": UNITS,
         }
 
@@ -228,11 +235,12 @@ class FitGroups:
     def add_prior(self, num_draws: int) -> None:
         """Draw sites from the prior, and targets given them."""
         posterior, size = self.fit.posterior, draws_at_once(self.fit.posterior)
+        rows = replace(self.rows, recalibration=None)  # which is of the posterior's predictions
         kept: Parts = defaultdict(list)
         for start in range(0, num_draws, size):
             draws = sample_prior(posterior, min(size, num_draws - start), derived_seed(self.seed, 2, start))
             self.layout.keep_sites(kept, "prior", draws)
-            new = self.rows.new_targets(draws, derived_seed(self.seed, 3, start))
+            new = rows.new_targets(draws, derived_seed(self.seed, 3, start))
             kept["prior_predictive", "y"].append(new)
         arrays = join_chunks(kept)
         self.datasets["prior"] = self.layout.of_sites(arrays["prior"], draws)

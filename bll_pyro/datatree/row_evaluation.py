@@ -1,4 +1,4 @@
-"""Draws of a fit's sites and what follows from them: their prior densities, the densities of rows, new targets.
+"""Draws of a fit's sites, and what follows from draws and rows together: the densities of rows, new targets.
 
 Work is done in chunks of draws and blocks of rows, so that nothing of size draws x outputs x features is held beyond a
 chunk, except what is kept in the end.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, is_dataclass, replace
+from functools import cached_property
 from numbers import Integral
 from typing import Any
 
@@ -16,12 +17,12 @@ import numpy as np
 import pyro.distributions as dist
 import torch
 from jaxtyping import Float, Shaped
-from pyro import poutine
 from torch import Tensor
 
-from bll_pyro.inference.exact.noise_mixture import NoiseMixturePosterior
+from bll_pyro.gaussian import OutputDraws
 from bll_pyro.posterior import Draws, DrawsPosterior, GaussianPosterior, Posterior
-from bll_pyro.priors import Posterior as PosteriorPrior
+from bll_pyro.prediction.recalibration import NoiseFactor, Recalibration
+from bll_pyro.prediction.tilt import conditional_probs, tilt_of, tilted
 from bll_pyro.scope import SEEDS, isolated, wrong_seed
 
 MADE_AT_ONCE = 2**26  # weights of the draws that are made together
@@ -93,58 +94,6 @@ def in_double(posterior: Posterior) -> Posterior:
     return replace(posterior, **{name: in_float64(getattr(posterior, name)) for name in names})
 
 
-def log_prior_of_draws(posterior: Posterior, draws: Draws) -> Draws:
-    """Log density ``{site: [chain, draw]}`` of draws ``{site: [chain, draw, *event]}``, nats, in float64.
-
-    All numbers of a site are summed. Learned hyper-parameters have no prior: they are taken at their values.
-    """
-    if isinstance(posterior, NoiseMixturePosterior):
-        return posterior.log_prior(draws)
-    layer, shape = posterior.layer, draws["weight"].shape[:2]
-    with isolated(seed=0, dtype=torch.float64):
-        flat = {
-            name: value.flatten(0, 1).double()
-            for name, value in posterior.global_sites.from_user(draws).items()
-        }
-        parts = {name: prior.log_prob(flat[name]) for name, prior in posterior.global_sites.priors.items()}
-        hyper = {**in_float64(posterior.learned), **posterior.global_sites.hyper(flat)}
-        if isinstance(layer.prior, PosteriorPrior):
-            parts |= _joint(posterior, layer.prior, flat)
-        else:
-            if layer.prior.has_density:
-                given = layer.prior.distribution(posterior.global_sites.weight_shape, **hyper)
-                parts["weight"] = given.log_prob(flat["weight"]).sum((-2, -1))
-            else:
-                parts["weight"] = _by_program(posterior, flat, hyper)
-            if layer.bias:
-                center = layer.bias_center(flat["bias"][0])
-                parts["bias"] = dist.Normal(center, layer.bias_scale).log_prob(flat["bias"]).sum(-1)
-    return {name: value.reshape(shape) for name, value in parts.items()}
-
-
-def sample_prior(posterior: Posterior, num_draws: int, seed: int) -> Draws:
-    """Independent draws ``{site: [1, S, *event]}`` from the prior of all sites."""
-    layer, sites, shape = posterior.layer, posterior.global_sites, posterior.global_sites.weight_shape
-    like = posterior.frame.center
-    with isolated(seed, dtype=like.dtype):
-        values = {name: prior.sample((num_draws,)) for name, prior in sites.priors.items()}
-        if isinstance(posterior, NoiseMixturePosterior):
-            values |= _mixture_sites(posterior, num_draws)
-        elif isinstance(layer.prior, PosteriorPrior):
-            values |= posterior.frame.split(layer.prior.weights.rsample(num_draws).to(like))
-        else:
-            hyper = {**posterior.learned, **sites.hyper(values)}
-            if layer.prior.has_density:
-                given = layer.prior.distribution(shape, **hyper)
-                values["weight"] = given.expand((num_draws, *shape)).sample()
-            else:
-                values |= _program_draws(posterior, num_draws)
-            if layer.bias:
-                noise = torch.randn(num_draws, shape[0])
-                values["bias"] = layer.bias_center(noise) + layer.bias_scale * noise
-    return {name: value.to(like)[None] for name, value in posterior.global_sites.to_user(values).items()}
-
-
 @dataclass(frozen=True, eq=False)
 class RowEvaluator:
     """What follows from draws and rows together: outputs, log likelihood, new targets.
@@ -163,6 +112,9 @@ class RowEvaluator:
         Weights ``[N]``; None where rows have none.
     exposure
         Exposures ``[N, 1]`` or ``[N, T]`` of counts; None where rows have none.
+    recalibration
+        Of the fit: new targets and probabilities follow it. The log likelihood is that of the model, by which the posterior
+        was made.
     """
 
     posterior: Posterior
@@ -171,6 +123,12 @@ class RowEvaluator:
     given: np.ndarray
     weight: Float[Tensor, " N"] | None = None
     exposure: Float[Tensor, "N T"] | None = None
+    recalibration: Recalibration | None = None
+
+    @cached_property
+    def tilt(self) -> Float[Tensor, "N ..."] | None:
+        """What tilts the classes of each row under a predictive temperature; None without one."""
+        return tilt_of(self.posterior, self.features.double(), self.recalibration)
 
     def log_likelihood(self, draws: Draws) -> Float[np.ndarray, "chain draw N ..."]:
         """Log density in the user's units, nats, times the weight: ``[chain, c, N]``.
@@ -202,7 +160,7 @@ class RowEvaluator:
         parts = []
         for rows, outputs, noise in self._outputs(draws):
             with isolated(derived_seed(seed, rows.start)):
-                values = likelihood.law(outputs, **noise).sample()
+                values = self._law(rows, outputs, noise).sample()
             if likelihood.real_valued:
                 values = values * frame.target_scale + frame.target_center
             flat = values.reshape(*draws["weight"].shape[:2], outputs.shape[1], *self.posterior.target_shape)
@@ -212,24 +170,44 @@ class RowEvaluator:
             parts.append(flat.cpu().numpy().astype(np.float64 if whole else self.given.dtype))
         return np.concatenate(parts, 2)
 
+    def _law(self, rows: slice, outputs: Tensor, noise: Draws) -> dist.Distribution:
+        """Distribution of new targets of some rows given outputs ``[S, n, K]`` and noise, as the prediction has it."""
+        likelihood = self.posterior.layer.likelihood
+        if isinstance(self.recalibration, NoiseFactor):
+            likelihood, changed, noise = likelihood.with_noise_times(
+                self.recalibration.factor, OutputDraws(outputs), noise
+            )
+            outputs = changed.draws(0)
+        if self.tilt is None:
+            return likelihood.law(outputs, **noise)
+        probs = self._probs(rows, outputs, noise)
+        if likelihood.is_discrete:
+            return dist.Categorical(probs=probs, validate_args=False)
+        return dist.Bernoulli(probs=probs[..., 1], validate_args=False).to_event(1)
+
+    def _probs(self, rows: slice, outputs: Tensor, noise: Draws) -> Float[Tensor, "S N *T C"]:
+        """Probabilities of classes, or of 0 and 1 for each label, as the prediction has them."""
+        probs = conditional_probs(self.posterior.layer.likelihood, outputs, noise)
+        return probs if self.tilt is None else tilted(probs, self.tilt[rows])
+
     def class_probs(self, draws: Draws) -> Float[np.ndarray, "chain draw N C"]:
         """Class probabilities ``[chain, c, N, C]`` given the draws."""
-        return self._of_outputs(draws, self.posterior.layer.likelihood.class_probs)
+        return self._of_outputs(draws, self._probs)
 
     def label_probs(self, draws: Draws) -> Float[np.ndarray, "chain draw N ..."]:
         """Probabilities ``[chain, c, N]`` or ``[chain, c, N, T]`` of labels 1 given the draws."""
-        probs = self._of_outputs(draws, self.posterior.layer.likelihood.label_probs)
+        probs = self._of_outputs(draws, self._probs)[..., 1]
         return probs.reshape(*probs.shape[:3], *self.posterior.target_shape)
 
     def outputs(self, draws: Draws) -> Float[np.ndarray, "chain draw N K"]:
         """Outputs ``[chain, c, N, K]`` of the draws, for standardised targets."""
-        return self._of_outputs(draws, lambda outputs, **noise: outputs)
+        return self._of_outputs(draws, lambda rows, outputs, noise: outputs)
 
-    def _of_outputs(self, draws: Draws, function: Callable[..., Tensor]) -> np.ndarray:
-        """A function of the outputs ``[S, n, K]`` and noise, of all rows, in float32."""
+    def _of_outputs(self, draws: Draws, function: Callable[[slice, Tensor, Draws], Tensor]) -> np.ndarray:
+        """A function of rows, their outputs ``[S, n, K]`` and noise, of all rows, in float32."""
         parts = []
-        for _, outputs, noise in self._outputs(draws):
-            values = function(outputs, **noise).float()
+        for rows, outputs, noise in self._outputs(draws):
+            values = function(rows, outputs, noise).float()
             parts.append(values.reshape(*draws["weight"].shape[:2], *values.shape[1:]).cpu().numpy())
         return np.concatenate(parts, 2)
 
@@ -246,49 +224,3 @@ class RowEvaluator:
             if self.exposure is not None:
                 known["exposure"] = self.exposure[rows].to(features)
             yield rows, self.posterior.draw_outputs(exact, features), dict(known)
-
-
-def _joint(posterior: Posterior, prior: PosteriorPrior, flat: Draws) -> Draws:
-    """One Gaussian over weight and bias, in the frame's axes: weight from its marginal, bias given the weight."""
-    values = posterior.frame.join(flat["weight"], flat.get("bias"))
-    joint = prior.log_prob(values)
-    if not prior.bias:
-        return {"weight": joint}
-    loc, covariance = prior.bias_given(values[..., :-1])
-    bias = dist.MultivariateNormal(loc, covariance).log_prob(flat["bias"])
-    return {"weight": joint - bias, "bias": bias}
-
-
-def _by_program(posterior: Posterior, flat: Draws, hyper: Draws) -> Tensor:
-    """Density of the weight, by running the prior's program on each draw; other sites of the program do not count."""
-    prior, shape, results = posterior.layer.prior, posterior.global_sites.weight_shape, []
-    for index in range(len(flat["weight"])):
-        values = {name: flat[name][index] for name in ("weight", *posterior.global_sites.hyper_names)}
-        learned = {name: hyper[name] for name in posterior.learned}
-        trace = poutine.trace(poutine.condition(prior.sample, values)).get_trace(shape, **learned)
-        results.append(trace.nodes["weight"]["fn"].log_prob(values["weight"]).sum())
-    return torch.stack(results)
-
-
-def _program_draws(posterior: Posterior, num_draws: int) -> Draws:
-    prior, shape = posterior.layer.prior, posterior.global_sites.weight_shape
-    names = ("weight", *posterior.global_sites.hyper_names)
-    drawn: list[Draws] = []
-    for _ in range(num_draws):
-        trace = poutine.trace(prior.sample).get_trace(shape, **posterior.learned)
-        drawn.append({name: trace.nodes[name]["value"] for name in names})
-    return {name: torch.stack([values[name] for values in drawn]) for name in names}
-
-
-def _mixture_sites(posterior: NoiseMixturePosterior, num_draws: int) -> Draws:
-    """Weight, bias and noise under the model that exact inference used, whose scales may be multiples of the noise."""
-    model, num_outputs = posterior.model, posterior.num_outputs
-    noise = posterior.noise_prior.distribution.expand((num_outputs,)).sample((num_draws,)).double()
-    factor = noise if model.relative else torch.ones_like(noise)
-    rotation = posterior.frame.rotation
-    loc = model.loc if rotation is None else model.loc @ rotation.double().mT
-    spread = torch.randn(num_draws, *loc.shape, dtype=torch.float64)
-    values = {"noise_scale": noise, "weight": loc + (posterior.prior_scale * factor)[..., None] * spread}
-    if posterior.layer.bias:
-        values["bias"] = torch.randn(num_draws, num_outputs, dtype=torch.float64) * model.bias_scale * factor
-    return values

@@ -37,7 +37,8 @@ def influence_check(study: Study) -> Check:
     if corrected is not None:
         elpd, worst = corrected
         finding += (
-            f"; by importance sampling in weight space {elpd / num_rows:.3f}, largest Pareto k {worst:.2f}"
+            f"; by importance sampling in weight space {elpd / num_rows:.3f}"
+            f"{'' if study.fit.recalibration is None else ' before the recalibration'}, largest Pareto k {worst:.2f}"
         )
     remedy = (
         "fits without these rows (flagged in bll.loo), or a tighter prior: many weights depend on single rows"

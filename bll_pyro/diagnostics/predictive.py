@@ -12,11 +12,21 @@ from torch import Tensor
 from bll_pyro import metrics
 from bll_pyro.diagnostics.study import Study
 from bll_pyro.diagnostics.verdicts import Check
-from bll_pyro.gaussian import Outputs
+from bll_pyro.gaussian import OutputDraws, Outputs
 from bll_pyro.inference.exact.noise_mixture import NoiseMixturePosterior
 from bll_pyro.inference.leave_one_out.mixtures import mixture_without
 from bll_pyro.posterior import DrawsPosterior
-from bll_pyro.prediction import ClassPrediction, LabelPrediction, Prediction, ValuePrediction, predict_outputs
+from bll_pyro.prediction import (
+    ClassPrediction,
+    LabelPrediction,
+    NoiseFactor,
+    Prediction,
+    PredictiveTemperature,
+    ValuePrediction,
+    predict_outputs,
+)
+from bll_pyro.prediction.recalibration import averaged
+from bll_pyro.prediction.tilt import conditional_probs
 from bll_pyro.scope import generator, own_modes
 
 BLOCK_ROWS = 512
@@ -64,7 +74,9 @@ def _left_out(study: Study) -> Iterator[tuple[Prediction, Tensor]]:
             without: Outputs = mixture_without(mixture, inside)
         else:
             without, _ = study.row_by_row.outputs_without(study.response, design, inside)
-        prediction = predict_outputs(posterior, without, exposure=study.columns[index].exposure)
+        prediction = predict_outputs(
+            posterior, without, None, study.columns[index].exposure, study.fit.recalibration
+        )
         yield prediction, study.targets[index]
 
 
@@ -181,14 +193,19 @@ def _of_draws(study: Study) -> Check:
     sites = {k: v.to(posterior.frame.center) for k, v in sites.items()}
     inner = posterior.global_sites.from_user(sites)
     noise = {k: inner[k].flatten(0, 1)[:, None] for k in posterior.global_sites.noise_names}
-    likelihood, parts = posterior.layer.likelihood, []
+    parts, said = [], study.fit.recalibration
+    temperature = said.temperature if isinstance(said, PredictiveTemperature) else 1.0
     for rows, chosen in zip(weights.split(BLOCK_ROWS, 1), index.split(BLOCK_ROWS), strict=True):
-        outputs = posterior.draw_outputs(sites, study.features[chosen])
+        likelihood, outputs = (
+            posterior.layer.likelihood,
+            posterior.draw_outputs(sites, study.features[chosen]),
+        )
         exposure = study.columns[chosen].exposure
         known = noise if exposure is None else {**noise, "exposure": exposure.to(outputs)}
         targets, w = study.targets[chosen], rows.to(outputs)
         if likelihood.is_discrete:
             probs = torch.einsum("sn,snk->nk", w, likelihood.class_probs(outputs, **noise))
+            probs = averaged(probs[None], temperature)[0]
             confidence, label = probs.max(-1)
             parts.append(
                 Judgement(
@@ -196,9 +213,15 @@ def _of_draws(study: Study) -> Check:
                 )
             )
         elif likelihood.is_binary:
-            probs = torch.einsum("sn,snt->nt", w, likelihood.label_probs(outputs, **noise))
+            probs = torch.einsum("sn,sntc->ntc", w, conditional_probs(likelihood, outputs, noise))
+            probs = averaged(probs[None], temperature)[0][..., 1]
             parts.append(Judgement(said=_array(probs), happened=_array(targets.reshape(len(targets), -1))))
         else:
+            if isinstance(said, NoiseFactor):
+                likelihood, changed, known = likelihood.with_noise_times(
+                    said.factor, OutputDraws(outputs), known
+                )
+                outputs = changed.draws(0)
             given = likelihood.marginals(outputs, **known)
             inside = posterior.frame.targets(targets).to(outputs)
             at = _array(torch.einsum("sn,snt->nt", w, given.cdf(inside)).clamp(0, 1))

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from bll_pyro.datatree.row_evaluation import in_double, log_prior_of_draws, sample_prior
+from bll_pyro.datatree.prior_sites import log_prior_of_draws, sample_prior
+from bll_pyro.datatree.row_evaluation import in_double
 from bll_pyro.diagnostics.optimisation import prior_slope
 from bll_pyro.diagnostics.study import MIN_DRAWS, Study
 from bll_pyro.diagnostics.verdicts import Check

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from numbers import Integral
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,8 @@ import torch
 from jaxtyping import Float, Int
 
 from bll_pyro.checks import fitted, message, plain_numbers
+from bll_pyro.elpd.by_draws import by_draws, density_of
+from bll_pyro.elpd.estimates import by_row, of_all, of_some, spread_out
 from bll_pyro.inference.leave_one_out.leave_out import HIGH_INFLUENCE, NUM_POINTS, leave_one_out
 from bll_pyro.inference.rows import DesignRows
 from bll_pyro.posterior import DrawsPosterior
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from arviz_stats.utils import ELPDDataLOO
 
     from bll_pyro.fitting import Fit
-    from bll_pyro.fitting.labelled import LabelledRows
 
 
 @own_modes()
@@ -47,6 +47,10 @@ def loo(fit: Fit, data: Any, num_rows: int | None = None, seed: int = 0) -> ELPD
     of the rows all rows are left out one by one.
 
     Posteriors that are draws (NUTS, flows) have no Gaussian outputs: for them PSIS is run by ``az.loo``.
+
+    Of a fit with a recalibration it is the density of the recalibrated prediction, with its temperature or noise factor held
+    fixed like other constants: the row is taken out of the posterior as the model made it, then the prediction without the row is
+    recalibrated.
 
     Parameters
     ----------
@@ -87,7 +91,7 @@ def loo(fit: Fit, data: Any, num_rows: int | None = None, seed: int = 0) -> ELPD
         raise ValueError(message("num_rows", "loo", f"a whole number from 2 to {num_all}", num_rows))
     num_rows = plain_numbers(num_rows)
     if isinstance(fit.posterior, DrawsPosterior):
-        return _by_draws(fit, given, num_rows, seed)
+        return by_draws(fit, given, num_rows, seed)
     frame = fit.posterior.frame
     rows = DesignRows(given.features, given.targets, frame, frame.center.device, given.columns)
     spread = 0.0
@@ -96,7 +100,7 @@ def loo(fit: Fit, data: Any, num_rows: int | None = None, seed: int = 0) -> ELPD
     index = None
     if num_rows is not None and num_rows < num_all:
         index = torch.randperm(num_all, generator=generator(seed))[:num_rows].sort().values
-    result = leave_one_out(fit.posterior, rows, index)
+    result = leave_one_out(fit.posterior, rows, index, predicted=density_of(fit))
     if not result.ties:
         warnings.warn(
             "loo: the layer is too large for the correlations between its outputs; rows are left out as if outputs "
@@ -118,16 +122,13 @@ def _of_all(
     from bll_pyro.elpd.result import OutputSpaceLOO
 
     return OutputSpaceLOO(
-        elpd=float(elpd.sum()),
-        se=float(math.sqrt(len(elpd)) * elpd.std()),
-        p=float((whole - elpd).sum()),
+        **of_all(elpd, whole),
         n_samples=NUM_POINTS,
         n_data_points=len(elpd),
         scale="log",
         warning=bool((influence > HIGH_INFLUENCE).any()),
         good_k=HIGH_INFLUENCE,
-        elpd_i=_by_row(elpd),
-        pareto_k=_by_row(influence),
+        pareto_k=by_row(influence),
     )
 
 
@@ -137,59 +138,16 @@ def _of_some(
     influence: Float[np.ndarray, " n"],
     whole: Float[np.ndarray, " N"],
 ) -> ELPDDataLOO:
-    """Difference estimator of Magnusson, Vehtari, Jonasson and Andersen (2020), equations 7 to 10."""
     from bll_pyro.elpd.result import OutputSpaceLOOSubsample
 
-    num_all, num_chosen = len(whole), len(index)
-    near = whole[index]
-    difference = elpd - near
-    total = whole.sum() + num_all * difference.mean()
-    variance = num_all**2 * (1 - num_chosen / num_all) * difference.var(ddof=1) / num_chosen
-    square = (whole**2).sum() + num_all * (elpd**2 - near**2).mean()
     return OutputSpaceLOOSubsample(
-        elpd=float(total),
-        se=math.sqrt(max(square - (total**2 - variance) / num_all, 0.0)),
-        p=float(-num_all * difference.mean()),
+        **of_some(index, elpd, whole),
         n_samples=NUM_POINTS,
-        n_data_points=num_all,
+        n_data_points=len(whole),
         scale="log",
         warning=bool((influence > HIGH_INFLUENCE).any()),
         good_k=HIGH_INFLUENCE,
-        elpd_i=_by_row(_spread_out(elpd, index, num_all)),
-        pareto_k=_by_row(_spread_out(influence, index, num_all)),
-        subsampling_se=math.sqrt(variance),
-        subsample_size=num_chosen,
+        pareto_k=by_row(spread_out(influence, index, len(whole))),
+        subsample_size=len(index),
         loo_subsample_observations=index,
-        elpd_loo_approx=_by_row(whole),
     )
-
-
-def _spread_out(values: np.ndarray, index: np.ndarray, num_all: int) -> np.ndarray:
-    full = np.full(num_all, np.nan)
-    full[index] = values
-    return full
-
-
-def _by_row(values: np.ndarray) -> Any:
-    import xarray as xr
-
-    return xr.DataArray(values, dims="obs", coords={"obs": np.arange(len(values))})
-
-
-def _by_draws(fit: Fit, rows: LabelledRows, num_rows: int | None, seed: int) -> ELPDDataLOO:
-    """PSIS on the draws' own log likelihood; the targets of a row are left out together."""
-    import arviz_stats as azs
-    import xarray as xr
-
-    from bll_pyro.datatree import to_datatree
-
-    remedy = "with a posterior that is draws use none, or an inference with a Gaussian posterior, e.g. bll.Laplace() or bll.SVI()"
-    rows.columns.refused("loo", weight=remedy)
-    tree = to_datatree(fit.head, rows.data, prior=False, posterior_predictive=False, log_prior=False)
-    log_likelihood = tree["log_likelihood"]["y"]
-    by_target = [dim for dim in log_likelihood.dims if dim not in ("chain", "draw", "obs")]
-    tree["log_likelihood"] = xr.DataTree(xr.Dataset({"y": log_likelihood.sum(by_target)}))
-    reff = 1.0 if fit.posterior.independent_draws else None
-    if num_rows is None or num_rows == len(rows.targets):
-        return azs.loo(tree, pointwise=True, reff=reff)
-    return azs.loo_subsample(tree, num_rows, pointwise=True, reff=reff, seed=seed)

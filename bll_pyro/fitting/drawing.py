@@ -12,7 +12,7 @@ from bll_pyro.checks import count
 from bll_pyro.features.columns import bundled
 from bll_pyro.features.data import read
 from bll_pyro.posterior import Draws, DrawsPosterior, Posterior
-from bll_pyro.prediction import PredictiveTemperature
+from bll_pyro.prediction.tilt import conditional_probs, tilt_of, tilted
 from bll_pyro.scope import generator
 
 if TYPE_CHECKING:
@@ -28,11 +28,6 @@ def draw(
     """``E[y | x, w]`` of all rows for draws of w from the posterior; see :meth:`bll_pyro.Fit.draw`."""
     count(num_draws, "num_draws", "draw")
     count(batch_size, "batch_size", "draw")
-    if isinstance(fit.recalibration, PredictiveTemperature):
-        raise ValueError(
-            "draw: expected a fit without a predictive temperature, which changes the average of the probabilities over all draws "
-            "and not those of a draw, got one; draw from fit.with_recalibration(None)"
-        )
     source = read(bundled(inputs, None, exposure), need_targets=False, what="inputs")
     columns, start, parts = fit.columns(source), 0, []
     draws = sites_of(fit.posterior, num_draws, seed)
@@ -40,7 +35,8 @@ def draw(
     for features, _ in fit.feature_batches(source, batch_size):
         for block in features.split(size):
             exposed = columns[start : start + len(block)].exposure
-            parts.append(means(fit.posterior, draws, block, exposed))
+            tilt = tilt_of(fit.posterior, block, fit.recalibration)
+            parts.append(means(fit.posterior, draws, block, exposed, tilt))
             start += len(block)
     return torch.cat(parts, 1)
 
@@ -59,8 +55,9 @@ def means(
     draws: Draws,
     features: Float[Tensor, "N D"],
     exposure: Float[Tensor, "N #T"] | None = None,
+    tilt: Float[Tensor, "N ..."] | None = None,
 ) -> Float[Tensor, "S N ..."]:
-    """``E[y | x, w]`` ``[S, N]``, ``[S, N, T]`` or ``[S, N, C]`` for given draws, in the user's units."""
+    """``E[y | x, w]`` ``[S, N]``, ``[S, N, T]`` or ``[S, N, C]`` for given draws, in the user's units; ``tilt``: of the classes."""
     likelihood, frame, sites = posterior.layer.likelihood, posterior.frame, posterior.global_sites
     outputs = posterior.draw_outputs(draws, features)
     noise = {
@@ -68,10 +65,12 @@ def means(
         for name, value in sites.from_user(draws).items()
         if name in sites.noise_names
     }
-    if likelihood.is_discrete:
-        return likelihood.class_probs(outputs, **noise)
-    if likelihood.is_binary:
-        values = likelihood.label_probs(outputs, **noise)
+    if likelihood.is_discrete or likelihood.is_binary:
+        probs = conditional_probs(likelihood, outputs, noise)
+        probs = probs if tilt is None else tilted(probs, tilt)
+        if likelihood.is_discrete:
+            return probs
+        values = probs[..., 1]
     else:
         known = noise if exposure is None else {**noise, "exposure": exposure.to(outputs)}
         values = likelihood.marginals(outputs, **known).mean * frame.target_scale + frame.target_center

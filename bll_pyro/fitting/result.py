@@ -128,8 +128,8 @@ class Fit(Summary):
 
         ``[num_draws, N]``, ``[num_draws, N, T]`` for T targets, ``[num_draws, N, C]`` probabilities of classes. A draw is one
         function of the inputs, for plots and Thompson sampling: its weights are the same for all rows, and for all inputs
-        given the same seed. The mean over draws is that of :meth:`predict`. A :class:`NoiseFactor` changes no means; a fit
-        with a predictive temperature raises a ValueError, since that is of the average over draws.
+        given the same seed. The mean over draws is that of :meth:`predict`. A :class:`NoiseFactor` changes no means; under a
+        predictive temperature all draws of a row are tilted alike, so that they average to it (:mod:`bll_pyro.prediction.tilt`).
         """
         return draw(self, inputs, num_draws, seed, exposure, batch_size)
 
@@ -186,12 +186,17 @@ class Fit(Summary):
         """The fit of the earlier rows and of new ``data`` (exact inference): equal to one fit on all rows.
 
         The earlier rows are not needed. Centre and scale stay those of the first fit; learned scales and noise are
-        found anew for all rows.
+        found anew for all rows. A recalibration was of the earlier posterior, and is dropped with a warning.
+
+        Raises
+        ------
+        ValueError
+            If the fit has a detector, which would no longer hold its rate of false alarms.
         """
-        if self.detector is not None or self.recalibration is not None:
+        if self.detector is not None:
             raise ValueError(
-                "update: expected a fit as it was fitted, got one with a detector or a recalibration, which would be of the "
-                "earlier posterior; update first, then calibrate anew"
+                "update: expected a fit without a detector, got one with a detector, which would be of the earlier posterior; "
+                "update fit.with_detector(None), then calibrate a detector anew"
             )
         return replace(self, **update(self, data))
 

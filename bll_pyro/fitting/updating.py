@@ -14,9 +14,14 @@ from bll_pyro.scope import isolated
 if TYPE_CHECKING:
     from bll_pyro.fitting.result import Fit
 
+DROPPED = (
+    "update: the recalibration {!r} was of the earlier posterior and is dropped; bll.calibrate finds that of the new one on "
+    "held-out rows"
+)
+
 
 def update(fit: Fit, data: Any) -> dict[str, Any]:
-    """What changes in a fit when it has seen ``data`` too: posterior, trace and number of rows."""
+    """What changes in a fit when it has seen ``data`` too: posterior, trace, number of rows, and no recalibration."""
     earlier = fit.posterior
     given = fit.rows(data, what="data of update")
     # without the axes that the inference chose itself; those of a prior belong to its coordinates
@@ -28,6 +33,9 @@ def update(fit: Fit, data: Any) -> dict[str, Any]:
     num_rows = fit.num_rows + len(given.features)
     assert trace.sums is not None  # an inference that can be updated keeps them
     log_densities_in_user_units(trace, posterior.frame, trace.sums.weight)
-    for message in trace.messages:
+    said = list(trace.messages)
+    if fit.recalibration is not None:
+        said.append(DROPPED.format(fit.recalibration))
+    for message in said:
         warnings.warn(message, FitWarning, stacklevel=3)
-    return {"posterior": posterior, "trace": trace, "num_rows": num_rows}
+    return {"posterior": posterior, "trace": trace, "num_rows": num_rows, "recalibration": None}

@@ -65,10 +65,6 @@ def predict_outputs(
     noise = posterior.noise(integration.num_points, integration.seed)
     noise = {name: value[:, None] for name, value in noise.items()}
     temperature = recalibration.temperature if isinstance(recalibration, PredictiveTemperature) else 1.0
-    if recalibration is not None and isinstance(integration, Probit):
-        raise ValueError(
-            "Probit: expected a fit without a recalibration, whose parts need draws, got one; leave integration out"
-        )
     if likelihood.is_discrete:
         kind = OrdinalPrediction if isinstance(likelihood, Ordinal) else ClassPrediction
         return predict_classes(outputs, likelihood, noise, integration, kind, temperature)

@@ -16,7 +16,7 @@ from bll_pyro.likelihoods import Likelihood
 from bll_pyro.prediction.base import Prediction, as_targets
 from bll_pyro.prediction.integration import Integration
 from bll_pyro.prediction.probit import Probit
-from bll_pyro.prediction.recalibration import averaged, class_entropy
+from bll_pyro.prediction.recalibration import averaged, class_entropy, tempered_parts
 from bll_pyro.scope import own_modes
 
 if TYPE_CHECKING:
@@ -106,6 +106,8 @@ def predict_classes(
     error: Tensor | None = None
     if isinstance(integration, Probit):
         mean, expected = integration.classes(outputs, likelihood)
+        if temperature != 1.0:
+            mean, expected = tempered_parts(mean, expected, temperature)
     elif temperature == 1.0:
         blocks = [outputs.rows(index) for index in integration.blocks(outputs)]
         mean, expected, error = joined(

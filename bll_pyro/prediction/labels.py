@@ -15,7 +15,7 @@ from bll_pyro.likelihoods import Likelihood
 from bll_pyro.prediction.base import Prediction, as_targets
 from bll_pyro.prediction.integration import Integration
 from bll_pyro.prediction.probit import Probit
-from bll_pyro.prediction.recalibration import averaged
+from bll_pyro.prediction.recalibration import averaged, tempered_parts
 from bll_pyro.scope import own_modes
 
 if TYPE_CHECKING:
@@ -107,6 +107,9 @@ def predict_labels(
     error: Tensor | None = None
     if isinstance(integration, Probit):
         mean, expected = integration.labels(outputs, likelihood)
+        if temperature != 1.0:
+            both, expected = tempered_parts(torch.stack([1 - mean, mean], -1), expected, temperature)
+            mean = both[..., 1]
     else:
         parts = []
         for index in integration.chunks(outputs):

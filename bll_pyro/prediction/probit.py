@@ -50,6 +50,9 @@ class Probit:
     3        0.08 / 0.07 / 0.06    0.15 / 0.18 / 0.56               0.34 / 0.71 / 1.24
     ======== ===================== ================================ ================================
 
+    Under a predictive temperature the probabilities are tempered as always, and the share of the entropy that is aleatoric is
+    that before it, since the joint distribution of which it would be computed needs draws.
+
     References
     ----------
     D. J. C. MacKay (1992), The evidence framework applied to classification networks. M. N. Gibbs (1997), Bayesian

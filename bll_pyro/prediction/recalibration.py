@@ -130,5 +130,14 @@ def averaged(
     return probs.scatter(-1, label, moved), expected.sum(0)
 
 
+def tempered_parts(
+    mean: Float[Tensor, "*N C"], expected_entropy: Float[Tensor, " *N"], temperature: float
+) -> tuple[Float[Tensor, "*N C"], Float[Tensor, " *N"]]:
+    """The same where only the average and its expected entropy are known: the aleatoric share of the entropy stays as it is."""
+    probs = averaged(mean[None], temperature)[0]
+    share = (expected_entropy / class_entropy(mean).clamp_min(torch.finfo(mean.dtype).tiny)).clamp(0, 1)
+    return probs, share * class_entropy(probs)
+
+
 def _eps(values: Tensor) -> float:
     return torch.finfo(values.dtype).eps

@@ -11,7 +11,8 @@ from jaxtyping import Float
 from pyro import poutine
 from torch import Tensor
 
-from bll_pyro.datatree.row_evaluation import RowEvaluator, derived_seed, in_double, log_prior_of_draws
+from bll_pyro.datatree.prior_sites import log_prior_of_draws
+from bll_pyro.datatree.row_evaluation import RowEvaluator, derived_seed, in_double
 from bll_pyro.features.store import Features
 from bll_pyro.fitting import fit_features
 from bll_pyro.inference import Inference

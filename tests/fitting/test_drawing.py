@@ -1,12 +1,14 @@
 """Draws of the mean: one draw of the weights for all rows, and on average the prediction."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
 import bll_pyro as bll
+from bll_pyro.prediction import PredictiveTemperature
 
 L, P = bll.likelihoods, bll.priors
 GENERATOR = torch.Generator().manual_seed(3)
@@ -104,13 +106,22 @@ def test_exposures_and_backbones_and_blocks(fits, monkeypatch):
     )
 
 
-def test_recalibration(fits):
-    """A noise factor changes no mean; a temperature is refused by name."""
-    numbers, classes = fits("Gaussian"), fits("Categorical")
+@pytest.mark.parametrize("case", ["Categorical", "Ordinal", "Bernoulli", "two labels", "point"])
+@pytest.mark.parametrize("temperature", [0.4, 2.0])
+def test_draws_of_a_recalibrated_fit_average_to_its_prediction(fits, case, temperature):
+    """And a draw is one function of the inputs as before."""
+    fit = replace(fits(case), recalibration=PredictiveTemperature(temperature))
+    found, expected = fit.draw(X, NUM_DRAWS), fit.predict(X).probs
+    error = found.std(0) / math.sqrt(NUM_DRAWS)
+    assert bool(((found.mean(0) - expected).abs() <= 5 * error + 2e-3).all())
+    assert float((fits(case).draw(X, NUM_DRAWS).mean(0) - expected).abs().max()) > 0.02
+    torch.testing.assert_close(
+        fit.draw(X[:5], 7, seed=2), fit.draw(X, 7, seed=2)[:, :5], atol=1e-5, rtol=1e-4
+    )
+
+
+def test_a_noise_factor_changes_no_mean(fits):
+    numbers = fits("Gaussian")
     torch.testing.assert_close(bll.calibrate(numbers, X, TWO[:, 0]).draw(X, 5), numbers.draw(X, 5))
-    with pytest.raises(
-        ValueError, match=r"draw: expected a fit without a predictive temperature.*with_recalibration\(None\)"
-    ):
-        bll.calibrate(classes, X, LABELS).draw(X, 5)
     with pytest.raises(ValueError, match=r"draw\(num_draws=...\): expected a whole number >= 1, got 0"):
         numbers.draw(X, 0)

@@ -9,7 +9,7 @@ on paper                                  in code
 ``R_c = (R^-1 - L)^-1 = R + D``           ``root (1 / (1 - share)) root'``, ``share`` eigenvalues
 ``m_c = m - R_c g``                       ``outputs.mean - moved``
 ``V_c = V + D``                           factors of both, side by side
-``elpd_n = log E_{N(m_c, V_c)} p(y | f)`` ``likelihood.predictive_log_prob``
+``elpd_n = log E_{N(m_c, V_c)} p(y | f)`` ``PredictedDensity.log_prob``
 ========================================= ===================================================
 
 Exact for the Gaussian likelihood with known noise, where R = V. For other likelihoods the row counts as a Gaussian site
@@ -37,8 +37,15 @@ from torch import Tensor
 
 from bll_pyro.inference.exact.noise_mixture import NoiseMixturePosterior
 from bll_pyro.inference.leave_one_out.mixtures import leave_out_of_mixture
-from bll_pyro.inference.leave_one_out.response import response
-from bll_pyro.inference.leave_one_out.row_by_row import CHUNK_NUMBERS, RowByRow, row_blocks, rows_in_memory
+from bll_pyro.inference.leave_one_out.predicted import PredictedDensity
+from bll_pyro.inference.leave_one_out.response import Response, response
+from bll_pyro.inference.leave_one_out.row_by_row import (
+    CHUNK_NUMBERS,
+    Derivatives,
+    RowByRow,
+    row_blocks,
+    rows_in_memory,
+)
 from bll_pyro.inference.leave_one_out.row_sample import RowSample
 from bll_pyro.inference.rows import DesignRows
 from bll_pyro.posterior import GaussianPosterior, Posterior
@@ -82,7 +89,11 @@ class LeaveOneOutResult:
 
 @torch.no_grad()
 def leave_one_out(
-    posterior: Posterior, rows: DesignRows, index: Tensor | None = None, num_points: int = NUM_POINTS
+    posterior: Posterior,
+    rows: DesignRows,
+    index: Tensor | None = None,
+    num_points: int = NUM_POINTS,
+    predicted: PredictedDensity | None = None,
 ) -> LeaveOneOutResult:
     """Leave rows out of the posterior that was made from all of ``rows``, one at a time.
 
@@ -94,10 +105,13 @@ def leave_one_out(
         The rows that it was made from, in its frame.
     index
         Rows to leave out ``[n]``; None takes all, by a sample where the likelihood ties outputs of more than 16,384
-        rows. The curvature is that of all rows, or of 16,384 evenly spaced ones where
-        only some rows of more are left out.
+        rows. The curvature is that of all rows; where only some of more than 16,384 rows are left out, that of 16,384 evenly
+        spaced ones, or of the same sample where the likelihood ties outputs.
     num_points
         Points of the quasi-random integration over a row's outputs.
+    predicted
+        Density of a row given its outputs where it is that of a recalibrated prediction; None takes the likelihood's. The rows
+        are left out of the posterior as the likelihood made it in any case.
 
     Raises
     ------
@@ -107,9 +121,9 @@ def leave_one_out(
     chosen = torch.arange(rows.num_rows) if index is None else index
     if isinstance(posterior, NoiseMixturePosterior):
         size = max(1, CHUNK_NUMBERS // (len(posterior.components.noise) * posterior.num_outputs))
-        likelihood = posterior.layer.likelihood
+        said = predicted or PredictedDensity(posterior.layer.likelihood)
         mixtures = [
-            leave_out_of_mixture(posterior.outputs(features), likelihood, targets)
+            leave_out_of_mixture(posterior.outputs(features), said, targets)
             for features, targets in rows.raw_blocks(size)
         ]
         elpd, leverage, log_density = (torch.cat(values) for values in zip(*mixtures, strict=True))
@@ -119,10 +133,12 @@ def leave_one_out(
             f"leave_one_out: expected a posterior with Gaussian outputs, got {type(posterior).__name__}; "
             "use bll.loo(fit, data), which takes PSIS for draws"
         )
-    row_by_row = RowByRow.of(posterior, num_points)
+    row_by_row = RowByRow.of(posterior, num_points, predicted)
     size = row_by_row.row_size
-    if index is None and rows.num_rows > MAX_TIED_ROWS and row_by_row.can_sample(rows):
-        return _by_sample(posterior, rows, min(num_points, NUM_POINTS_NEARBY))
+    if rows.num_rows > MAX_TIED_ROWS and row_by_row.can_sample(rows):
+        near = RowByRow.of(posterior, min(num_points, NUM_POINTS_NEARBY), predicted)
+        sampled = SampledResponse.of(posterior, rows, near)
+        return _by_sample(sampled, rows, near) if index is None else _some(sampled, rows, near, index)
     if index is not None and rows.num_rows > MAX_CURVATURE_ROWS:
         answer, kept = row_by_row.estimated_response(posterior, rows, MAX_CURVATURE_ROWS), None
     else:
@@ -139,31 +155,77 @@ def leave_one_out(
     return LeaveOneOutResult(elpd, influence, whole, answer.ties)
 
 
-def _by_sample(posterior: GaussianPosterior, rows: DesignRows, num_points: int) -> LeaveOneOutResult:
+@dataclass(frozen=True, eq=False)
+class SampledResponse:
+    """The response from a sample of the rows, in which those with much influence are.
+
+    Parameters
+    ----------
+    answer
+        The response.
+    sample, part, kept
+        The sample, its rows, and their derivatives.
+    pull, own, leverage
+        ``|g|^2``, ``tr L`` and leverage of all rows, ``[N]``, from few points.
+    """
+
+    answer: Response
+    sample: RowSample
+    part: DesignRows
+    kept: Derivatives
+    pull: Tensor
+    own: Tensor
+    leverage: Tensor
+
+    @classmethod
+    def of(cls, posterior: GaussianPosterior, rows: DesignRows, near: RowByRow) -> SampledResponse:
+        pull, own, leverage = RowByRow.of(posterior, min(near.num_points, NUM_ROUGH_POINTS)).sizes(rows)
+        sample = RowSample.by_size((pull + own) * leverage, NUM_SAMPLED_ROWS)
+        part = rows.take(sample.index)
+        kept = near.all_derivatives(part)
+        count = sample.count.to(near.weights.loc)
+        size = rows_in_memory(near.row_size)
+
+        def curvatures() -> Iterator[tuple[Tensor, Tensor]]:
+            for (design, curvature), times in zip(
+                near.curvatures(part, kept), count.split(size), strict=True
+            ):
+                yield design, times[:, None, None] * curvature
+
+        return cls(response(posterior, curvatures, rows.num_rows), sample, part, kept, pull, own, leverage)
+
+
+def _by_sample(sampled: SampledResponse, rows: DesignRows, near: RowByRow) -> LeaveOneOutResult:
     """All rows of many: some exactly, the others by the first order of what they lose."""
-    pull, own, leverage = RowByRow.of(posterior, min(num_points, NUM_ROUGH_POINTS)).sizes(rows)
-    sample = RowSample.by_size((pull + own) * leverage, NUM_SAMPLED_ROWS)
-    near, part = RowByRow.of(posterior, num_points), rows.take(sample.index)
-    kept = near.all_derivatives(part)
-    count = sample.count.to(near.weights.loc)
-    size = rows_in_memory(near.row_size)
-
-    def curvatures() -> Iterator[tuple[Tensor, Tensor]]:
-        for (design, curvature), times in zip(near.curvatures(part, kept), count.split(size), strict=True):
-            yield design, times[:, None, None] * curvature
-
-    answer = response(posterior, curvatures, rows.num_rows)
+    size, sample = rows_in_memory(near.row_size), sampled.sample
     found = [
-        near.leave_out(answer, *block, (gradient, curvature))
+        near.leave_out(sampled.answer, *block, (gradient, curvature))
         for block, gradient, curvature in zip(
-            row_blocks(part, None, near.row_size), kept[0].split(size), kept[1].split(size), strict=True
+            row_blocks(sampled.part, None, near.row_size),
+            sampled.kept[0].split(size),
+            sampled.kept[1].split(size),
+            strict=True,
         )
     ]
     elpd, influence = (torch.cat(values) for values in zip(*found, strict=True))
-    log_density = torch.cat(
-        [near.log_density(*block, num_points) for block in row_blocks(rows, None, near.row_size)]
-    )
-    lost = sample.spread(log_density[sample.index] - elpd, pull * leverage)
+    whole = _whole(near, rows)
+    lost = sample.spread(whole[sample.index] - elpd, sampled.pull * sampled.leverage)
     return LeaveOneOutResult(
-        log_density - lost, sample.spread(influence, own * leverage), log_density, answer.ties
+        whole - lost,
+        sample.spread(influence, sampled.own * sampled.leverage),
+        whole,
+        sampled.answer.ties,
     )
+
+
+def _some(sampled: SampledResponse, rows: DesignRows, near: RowByRow, index: Tensor) -> LeaveOneOutResult:
+    """Chosen rows of many, exactly but for the response."""
+    found = [near.leave_out(sampled.answer, *block) for block in row_blocks(rows, index, near.row_size)]
+    elpd, influence = (torch.cat(values) for values in zip(*found, strict=True))
+    return LeaveOneOutResult(elpd, influence, _whole(near, rows), sampled.answer.ties)
+
+
+def _whole(near: RowByRow, rows: DesignRows) -> Tensor:
+    """Log density of all rows under the whole posterior, ``[N]``."""
+    blocks = row_blocks(rows, None, near.row_size)
+    return torch.cat([near.log_density(*block, near.num_points) for block in blocks])

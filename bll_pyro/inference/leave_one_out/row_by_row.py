@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from bll_pyro.gaussian import Delta, OutputGaussian, WeightGaussian
 from bll_pyro.gaussian.factorization import cholesky
+from bll_pyro.inference.leave_one_out.predicted import PredictedDensity
 from bll_pyro.inference.leave_one_out.response import MAX_JOINT_COLUMNS, Response, has_ties, response
 from bll_pyro.inference.rows import DesignRows, NoiseValues, Targets, row_data, values_of, weight_of
 from bll_pyro.likelihoods import Likelihood
@@ -30,24 +30,32 @@ Derivatives = tuple[Tensor, Tensor]  # gradient [N, K] and negative Hessian [N, 
 
 @dataclass(frozen=True, eq=False)
 class RowByRow:
-    """What is needed of a posterior to leave out rows that come as design matrix and targets."""
+    """What is needed of a posterior to leave out rows that come as design matrix and targets.
+
+    ``predicted`` is what the prediction says of a row given its outputs; which rows tell how much about the outputs is a matter
+    of the likelihood alone.
+    """
 
     weights: WeightGaussian
     likelihood: Likelihood
     noise: NoiseValues
     num_points: int
+    predicted: PredictedDensity
 
     @classmethod
-    def of(cls, posterior: GaussianPosterior, num_points: int) -> RowByRow:
+    def of(
+        cls, posterior: GaussianPosterior, num_points: int, predicted: PredictedDensity | None = None
+    ) -> RowByRow:
         latents, likelihood = posterior.latents, posterior.layer.likelihood
+        predicted = predicted or PredictedDensity(likelihood)
         if likelihood.noise_moves_outputs and latents.coupling is not None:
             # neither may be drawn without the other: the noise at its posterior mean, and the weights given it
             sites = posterior.global_sites
             at = sites.noise(sites.constrain(latents.globals_loc)[0])
             known = {name: value[None, None] for name, value in at.items()}
-            return cls(latents.given_first(sites.num_noise), likelihood, known, num_points)
+            return cls(latents.given_first(sites.num_noise), likelihood, known, num_points, predicted)
         noise = {name: value[:, None] for name, value in posterior.noise(num_points).items()}
-        return cls(latents.marginal_weights(), likelihood, noise, num_points)
+        return cls(latents.marginal_weights(), likelihood, noise, num_points, predicted)
 
     @property
     def row_size(self) -> int:
@@ -130,7 +138,7 @@ class RowByRow:
     def log_density(self, design: Tensor, targets: Targets, num_points: int) -> Tensor:
         """Log predictive density of some rows under the whole posterior."""
         noise = {name: value[:num_points] for name, value in self.noise.items()}
-        return self._average(self.weights.outputs(design), targets, noise, num_points)
+        return self.predicted.log_prob(self.weights.outputs(design), targets, noise, num_points)
 
     def leave_out(
         self, answer: Response, design: Tensor, targets: Targets, own: Derivatives | None = None
@@ -168,24 +176,26 @@ class RowByRow:
             return gradient, curvature
         return weight[:, None] * gradient, weight[:, None, None] * curvature
 
-    def _average(
-        self, outputs: OutputGaussian, targets: Targets, noise: NoiseValues, num_points: int
-    ) -> Tensor:
-        known = {**noise, **row_data(targets)}
-        return self.likelihood.predictive_log_prob(outputs, values_of(targets), num_points, 0, **known)
-
     def _density_without(self, outputs: OutputGaussian, targets: Targets) -> Tensor:
         """Average over the noise as it is without the row: given the noise the row's density is p, so divide by it.
 
-        ``p(y_n | others) = 1 / E[1 / p(y_n | others, noise)]`` under the posterior of the noise given all rows.
+        The noise given the others has the density ``1 / p(y_n | others, noise)`` against that given all rows, whatever is then
+        averaged. For the density itself that is ``p(y_n | others) = 1 / E[1 / p(y_n | others, noise)]``.
         """
         if not self.noise or weight_of(targets) is not None:  # a weighted row leaves the noise as it is
-            return self._average(outputs, targets, self.noise, self.num_points)
-        given = []
-        for s in range(min(len(next(iter(self.noise.values()))), NUM_NOISE_POINTS)):
-            noise = {name: value[s : s + 1] for name, value in self.noise.items()}
-            given.append(self._average(outputs, targets, noise, min(self.num_points, NUM_POINTS_GIVEN_NOISE)))
-        return math.log(len(given)) - torch.stack(given).neg().logsumexp(0)
+            return self.predicted.log_prob(outputs, targets, self.noise, self.num_points)
+        num_draws = min(len(next(iter(self.noise.values()))), NUM_NOISE_POINTS)
+        num_points = min(self.num_points, NUM_POINTS_GIVEN_NOISE)
+        parts = [
+            (outputs, {name: value[s : s + 1] for name, value in self.noise.items()})
+            for s in range(num_draws)
+        ]
+        model = PredictedDensity(self.likelihood)
+        given = torch.stack([model.log_prob(one, targets, noise, num_points) for one, noise in parts])
+        log_weights = given.neg().log_softmax(0)
+        if self.predicted.is_of_model:
+            return (log_weights + given).logsumexp(0)
+        return self.predicted.weighted_log_prob(parts, log_weights, targets, num_points)
 
 
 def own_share(response_of_rows: Tensor, curvature: Tensor) -> tuple[Tensor, Tensor, Tensor]:

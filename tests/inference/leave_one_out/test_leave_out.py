@@ -404,3 +404,33 @@ def test_rows_without_ties_or_with_weights_are_never_sampled(monkeypatch, weight
     monkeypatch.setattr(module, "MAX_TIED_ROWS", 10)
     monkeypatch.setattr(module, "NUM_SAMPLED_ROWS", 20)
     np.testing.assert_array_equal(bll.loo(fit, data).elpd_i, expected.elpd_i)
+
+
+def test_some_of_many_rows_take_no_more_than_all_of_them(monkeypatch):
+    """Both take the curvature from one sample, and the rows that are left out in both have nearly the same density."""
+    random = torch.Generator().manual_seed(0)
+    inputs = torch.randn(800, 5, generator=random)
+    targets = (inputs @ torch.randn(5, 3, generator=random) + torch.randn(800, 3, generator=random)).argmax(
+        -1
+    )
+    fit = bll.fit(bll.LastLayer(bll.likelihoods.Categorical(3), bll.priors.Normal(1.0)), (inputs, targets))
+    monkeypatch.setattr(module, "MAX_TIED_ROWS", 700)
+    monkeypatch.setattr(module, "MAX_CURVATURE_ROWS", 700)
+    monkeypatch.setattr(module, "NUM_SAMPLED_ROWS", 300)
+    seen, add = [], bll.curvatures.Full.add
+
+    def counted(self, sums, design, information):
+        seen.append(len(design))
+        return add(self, sums, design, information)
+
+    monkeypatch.setattr(bll.curvatures.Full, "add", counted)
+    whole = left_out(fit, inputs, targets)
+    of_all = sum(seen)
+    index = torch.arange(0, 800, 4)
+    rows = DesignRows(inputs, targets, fit.posterior.frame, "cpu")
+    some = leave_one_out(fit.posterior, rows, index)
+    assert sum(seen) == 2 * of_all and of_all < 400
+    monkeypatch.setattr(module, "MAX_TIED_ROWS", 10_000)
+    exact = left_out(fit, inputs, targets)
+    torch.testing.assert_close(some.elpd, exact.elpd[index], atol=0.02, rtol=0.02)
+    torch.testing.assert_close(some.log_density, whole.log_density)
