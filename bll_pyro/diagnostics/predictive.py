@@ -73,7 +73,8 @@ def _left_out(study: Study) -> Iterator[tuple[Prediction, Tensor]]:
             mixture = posterior.outputs(study.features[index])
             without: Outputs = mixture_without(mixture, inside)
         else:
-            without, _ = study.row_by_row.outputs_without(study.response, design, inside)
+            row_by_row, response = study.leaving_out
+            without, _ = row_by_row.outputs_without(response, design, inside)
         prediction = predict_outputs(
             posterior, without, None, study.columns[index].exposure, study.fit.recalibration
         )

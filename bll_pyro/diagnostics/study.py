@@ -118,6 +118,15 @@ class Study:
         return self.row_by_row.response(self.gaussian, self.rows)
 
     @cached_property
+    def leaving_out(self) -> tuple[RowByRow, Response]:
+        """The same with the derivatives of which the posterior was made: what a fit without a row would be made of."""
+        if not self.fit.inference.at_mode:
+            return self.row_by_row, self.response
+        assert self.gaussian is not None
+        rows = RowByRow.of(self.gaussian, NUM_POINTS, at_mode=True)
+        return rows, rows.response(self.gaussian, self.rows)
+
+    @cached_property
     def loo(self) -> ELPDData:
         """Leave-one-out, of the chosen rows."""
         with without_warnings(

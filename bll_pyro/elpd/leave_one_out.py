@@ -100,7 +100,9 @@ def loo(fit: Fit, data: Any, num_rows: int | None = None, seed: int = 0) -> ELPD
     index = None
     if num_rows is not None and num_rows < num_all:
         index = torch.randperm(num_all, generator=generator(seed))[:num_rows].sort().values
-    result = leave_one_out(fit.posterior, rows, index, predicted=density_of(fit))
+    result = leave_one_out(
+        fit.posterior, rows, index, predicted=density_of(fit), at_mode=fit.inference.at_mode
+    )
     if not result.ties:
         warnings.warn(
             "loo: the layer is too large for the correlations between its outputs; rows are left out as if outputs "

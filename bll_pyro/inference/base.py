@@ -112,6 +112,9 @@ class Inference(Declaration):
     """Turns (layer, rows) into (posterior, trace)."""
 
     family: ClassVar[str] = "inference"
+    at_mode: ClassVar[bool] = (
+        False  # the Gaussian is made of derivatives at its mean, and not of expectations
+    )
 
     @abstractmethod
     def check(self, layer: LastLayer, num_outputs: int, num_columns: int) -> None:

@@ -10,7 +10,9 @@ import torch
 from torch import nn
 
 import bll_pyro as bll
+from bll_pyro.inference.leave_one_out import leave_one_out
 from bll_pyro.inference.leave_one_out import response as response_module
+from bll_pyro.inference.rows import DesignRows
 from bll_pyro.posterior import DrawsPosterior
 
 NUM_ROWS = 60
@@ -287,3 +289,23 @@ def test_noise_of_its_own_and_outliers_agree_with_refits(likelihood):
     assert found.p > 3
     assert abs(found.elpd - sum(refits)) < 0.1 * found.p
     np.testing.assert_allclose(found.elpd_i, refits, atol=0.5)
+
+
+def test_of_laplace_agrees_with_refits_of_few_separable_rows():
+    """Fewer rows than weights of a class. Expectations under so wide a Gaussian say nothing of a fit made at the mode."""
+    random = torch.Generator().manual_seed(0)
+    inputs = torch.randn(24, 30, generator=random, dtype=torch.float64)
+    labels = (inputs @ torch.randn(30, 3, generator=random, dtype=torch.float64)).argmax(-1)
+    layer = bll.LastLayer(bll.likelihoods.Categorical(3), bll.priors.Normal(1.0), standardize=False)
+    for curvature in (bll.curvatures.Full(), bll.curvatures.Kronecker()):
+        inference = bll.Laplace(curvature=curvature)
+        fit = bll.fit(layer, (inputs, labels), inference=inference)
+        found, refits = bll.loo(fit, (inputs, labels)), []
+        for row in range(len(labels)):
+            rest = torch.arange(len(labels)) != row
+            without = bll.fit(layer, (inputs[rest], labels[rest]), inference=inference)
+            refits.append(float(without.predict(inputs[row : row + 1]).log_prob(labels[row : row + 1])))
+        assert found.elpd == pytest.approx(sum(refits), rel=0.06)
+        rows = DesignRows(inputs, labels, fit.posterior.frame, "cpu")
+        expected = float(leave_one_out(fit.posterior, rows).elpd.sum())  # as for a variational fit
+        assert expected < 1.3 * sum(refits)

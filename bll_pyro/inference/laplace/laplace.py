@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -62,6 +63,8 @@ class Laplace(Inference):
     TypeError, ValueError
         If a setting has the wrong type, or a number is not positive.
     """
+
+    at_mode: ClassVar[bool] = True
 
     curvature: Curvature = Kronecker()
     tolerance: float | None = None

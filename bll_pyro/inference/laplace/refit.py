@@ -62,7 +62,7 @@ class LaplaceRefit:
         """Fit every part at one x; return the loss of the rows that were left out, nats, and the new state."""
         found = [(evidence, self.at_scale(evidence, x, at)) for evidence, at in state]
         losses = [
-            part.loss(self.laplace.posterior_at(evidence, at, Trace()))
+            part.loss(self.laplace.posterior_at(evidence, at, Trace()), at_mode=True)
             for part, (evidence, at) in zip(parts, found, strict=True)
         ]
         return sum(losses), found

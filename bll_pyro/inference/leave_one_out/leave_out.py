@@ -30,7 +30,7 @@ Fashion-MNIST (128 features, 10 classes) the ELPD is 6 nats off, at a standard e
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -94,6 +94,7 @@ def leave_one_out(
     index: Tensor | None = None,
     num_points: int = NUM_POINTS,
     predicted: PredictedDensity | None = None,
+    at_mode: bool = False,
 ) -> LeaveOneOutResult:
     """Leave rows out of the posterior that was made from all of ``rows``, one at a time.
 
@@ -112,6 +113,9 @@ def leave_one_out(
     predicted
         Density of a row given its outputs where it is that of a recalibrated prediction; None takes the likelihood's. The rows
         are left out of the posterior as the likelihood made it in any case.
+    at_mode
+        Whether the posterior was made of derivatives at its mode, as Laplace's approximation is, and not of expectations. Then so
+        is the posterior without a row.
 
     Raises
     ------
@@ -133,10 +137,10 @@ def leave_one_out(
             f"leave_one_out: expected a posterior with Gaussian outputs, got {type(posterior).__name__}; "
             "use bll.loo(fit, data), which takes PSIS for draws"
         )
-    row_by_row = RowByRow.of(posterior, num_points, predicted)
+    row_by_row = RowByRow.of(posterior, num_points, predicted, at_mode)
     size = row_by_row.row_size
     if rows.num_rows > MAX_TIED_ROWS and row_by_row.can_sample(rows):
-        near = RowByRow.of(posterior, min(num_points, NUM_POINTS_NEARBY), predicted)
+        near = RowByRow.of(posterior, min(num_points, NUM_POINTS_NEARBY), predicted, at_mode)
         sampled = SampledResponse.of(posterior, rows, near)
         return _by_sample(sampled, rows, near) if index is None else _some(sampled, rows, near, index)
     if index is not None and rows.num_rows > MAX_CURVATURE_ROWS:
@@ -179,7 +183,7 @@ class SampledResponse:
 
     @classmethod
     def of(cls, posterior: GaussianPosterior, rows: DesignRows, near: RowByRow) -> SampledResponse:
-        pull, own, leverage = RowByRow.of(posterior, min(near.num_points, NUM_ROUGH_POINTS)).sizes(rows)
+        pull, own, leverage = replace(near, num_points=min(near.num_points, NUM_ROUGH_POINTS)).sizes(rows)
         sample = RowSample.by_size((pull + own) * leverage, NUM_SAMPLED_ROWS)
         part = rows.take(sample.index)
         kept = near.all_derivatives(part)

@@ -33,7 +33,8 @@ class RowByRow:
     """What is needed of a posterior to leave out rows that come as design matrix and targets.
 
     ``predicted`` is what the prediction says of a row given its outputs; which rows tell how much about the outputs is a matter
-    of the likelihood alone.
+    of the likelihood alone. ``at_mode``: derivatives are those at the mean and not expectations, for posteriors that were made
+    of the derivatives at the mode.
     """
 
     weights: WeightGaussian
@@ -41,10 +42,15 @@ class RowByRow:
     noise: NoiseValues
     num_points: int
     predicted: PredictedDensity
+    at_mode: bool = False
 
     @classmethod
     def of(
-        cls, posterior: GaussianPosterior, num_points: int, predicted: PredictedDensity | None = None
+        cls,
+        posterior: GaussianPosterior,
+        num_points: int,
+        predicted: PredictedDensity | None = None,
+        at_mode: bool = False,
     ) -> RowByRow:
         latents, likelihood = posterior.latents, posterior.layer.likelihood
         predicted = predicted or PredictedDensity(likelihood)
@@ -53,9 +59,11 @@ class RowByRow:
             sites = posterior.global_sites
             at = sites.noise(sites.constrain(latents.globals_loc)[0])
             known = {name: value[None, None] for name, value in at.items()}
-            return cls(latents.given_first(sites.num_noise), likelihood, known, num_points, predicted)
+            return cls(
+                latents.given_first(sites.num_noise), likelihood, known, num_points, predicted, at_mode
+            )
         noise = {name: value[:, None] for name, value in posterior.noise(num_points).items()}
-        return cls(latents.marginal_weights(), likelihood, noise, num_points, predicted)
+        return cls(latents.marginal_weights(), likelihood, noise, num_points, predicted, at_mode)
 
     @property
     def row_size(self) -> int:
@@ -164,9 +172,14 @@ class RowByRow:
         return OutputGaussian(outputs.mean - moved, factor=_factor(outputs.covariance, more)), influence
 
     def derivatives(self, outputs: OutputGaussian, targets: Targets) -> tuple[Tensor, Tensor]:
-        """Expected gradient ``[N, K]`` and negative Hessian ``[N, K, K]`` of the log likelihood of some rows."""
-        draws = outputs.draws(min(self.num_points, NUM_DERIVATIVE_POINTS))
-        draws = draws + (outputs.mean - draws.mean(0))  # so that what is linear in the outputs is exact
+        """Gradient ``[N, K]`` and negative Hessian ``[N, K, K]`` of some rows: expected, or at the mode."""
+        if self.at_mode:
+            draws = outputs.mean.expand(
+                min(self.num_points, NUM_DERIVATIVE_POINTS) if self.noise else 1, -1, -1
+            )
+        else:
+            draws = outputs.draws(min(self.num_points, NUM_DERIVATIVE_POINTS))
+            draws = draws + (outputs.mean - draws.mean(0))  # so that what is linear in the outputs is exact
         noise = {name: value[: len(draws)] for name, value in self.noise.items()}
         weight, values = weight_of(targets), values_of(targets)
         gradient, curvature = self.likelihood.expected_derivatives(

@@ -24,10 +24,10 @@ class Fold:
     held_out: DesignRows | None
 
     @torch.no_grad()
-    def loss(self, posterior: GaussianPosterior) -> float:
+    def loss(self, posterior: GaussianPosterior, at_mode: bool = False) -> float:
         """Negative log predictive density of the rows that are predicted, nats, summed."""
         if self.held_out is None:
-            elpd = leave_one_out(posterior, self.fitted, num_points=NUM_POINTS).elpd
+            elpd = leave_one_out(posterior, self.fitted, num_points=NUM_POINTS, at_mode=at_mode).elpd
             weight = weight_of(self.fitted.targets)
             return -float((elpd if weight is None else weight * elpd).sum())
         weights = posterior.latents.marginal_weights()
