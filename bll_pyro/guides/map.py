@@ -57,8 +57,10 @@ class MAP(Guide):
     """The posterior mode (maximum a posteriori): no uncertainty about the weights.
 
     A point has no evidence, so the scale of the prior cannot be learned with it: the joint density of weights and scale
-    grows without bound as both shrink together. So a learned scale stays at its start, 1, and hyper-parameters with
-    priors of their own stay at the medians of these. The noise is not affected: its mode is estimated.
+    grows without bound as both shrink together. So a learned scale is that of the highest evidence of Laplace's approximation
+    at the mode (diagonal, MacKay 1992), or what the criterion of the inference picks; in joint training, where the features move,
+    it stays at its start, 1, until the final stage. Hyper-parameters with priors of their own stay at the medians of these. The
+    noise is not affected: its mode is estimated.
     """
 
     def build(self, model: Any, start: Start) -> PointGuide:

@@ -26,6 +26,7 @@ from bll_pyro.inference.start import warm_start
 from bll_pyro.inference.svi.ascent import ascend, can_ascend
 from bll_pyro.inference.svi.gaussian_start import dense_start
 from bll_pyro.inference.svi.objective import Learned, Objective, StateCopy, all_finite, restore, snapshot
+from bll_pyro.inference.svi.point_scale import scale_at_mode
 from bll_pyro.inference.svi.refit import SVIRefit
 from bll_pyro.inference.svi.settle import can_settle, settle
 from bll_pyro.inference.svi.train import Plateau, Stepper, Training, adam, train
@@ -171,7 +172,11 @@ class SVI(Inference):
         declared, layer = layer, layer.rotated(rows.frame.rotation)
         model = Model(layer, rows.frame.num_features, target_shape).to(rows.device)
         fit = partial(self._fit, layer, model, rows, target_shape, seed, validation)
-        objective = self._objective(layer, model, rows, None)
+        chosen = None
+        if isinstance(self.guide, MAP) and layer.prior.has_density and model.learned:  # a point learns no scale
+            at_start = {name: value.detach() for name, value in model.learned.items()}
+            chosen = scale_at_mode(layer, model.global_sites, rows, model.num_outputs, at_start)
+        objective = self._objective(layer, model, rows, chosen)
         criterion = self.scale_criterion or (CrossValidation() if objective.is_point else Evidence())
         chooses = objective.chooses and criterion.applies(
             layer, rows.num_rows, model.num_outputs, rows.num_columns
@@ -245,7 +250,7 @@ class SVI(Inference):
     def _guide(self, layer: LastLayer, model: Model, rows: DesignRows, chosen: Learned | None) -> PyroModule:
         """The guide at its start; with scales that were chosen, or where those that are learned begin."""
         learned = {k: v.detach() for k, v in model.learned.items()} if chosen is None else chosen
-        if chosen is None and not isinstance(self.guide, MAP):  # a point learns no scale
+        if chosen is None and not isinstance(self.guide, MAP):
             # with a scale of 1 for each of many weights the first mode fits every row, and the scale comes down slowly
             share = min(1.0, OUTPUT_SCALE / model.num_features**0.5)
             learned = {name: value * share for name, value in learned.items()}
