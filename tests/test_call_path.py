@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LIMITS = {  # each fit decides which rows to keep; a joint fit predicts those, by some 40 functions of prediction/
     "fit": (143, 27),
     "joint fit": (225, 45),
-    "to_datatree": (80, 20),
+    "to_datatree": (83, 22),
 }
 
 
