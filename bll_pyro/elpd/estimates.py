@@ -15,7 +15,7 @@ def of_all(elpd: Float[np.ndarray, " N"], whole: Float[np.ndarray, " N"]) -> dic
         "elpd": float(elpd.sum()),
         "se": float(math.sqrt(len(elpd)) * elpd.std()),
         "p": float((whole - elpd).sum()),
-        "elpd_i": by_row(elpd),
+        "elpd_i": with_rows(elpd),
     }
 
 
@@ -33,9 +33,9 @@ def of_some(
         "elpd": float(total),
         "se": math.sqrt(max(square - (total**2 - variance) / num_all, 0.0)),
         "p": float(-num_all * difference.mean()),
-        "elpd_i": by_row(spread_out(elpd, index, num_all)),
+        "elpd_i": with_rows(spread_out(elpd, index, num_all)),
         "subsampling_se": math.sqrt(variance),
-        "elpd_loo_approx": by_row(whole),
+        "elpd_loo_approx": with_rows(whole),
     }
 
 
@@ -46,7 +46,7 @@ def spread_out(values: np.ndarray, index: np.ndarray, num_all: int) -> np.ndarra
     return full
 
 
-def by_row(values: np.ndarray) -> Any:
+def with_rows(values: np.ndarray) -> Any:
     """``[N]`` with the dimension ``obs``."""
     import xarray as xr
 

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 
 from bll_pyro.checks import fitted, message, plain_numbers
 from bll_pyro.elpd.by_draws import by_draws, density_of
-from bll_pyro.elpd.estimates import by_row, of_all, of_some, spread_out
+from bll_pyro.elpd.estimates import of_all, of_some, spread_out, with_rows
 from bll_pyro.inference.leave_one_out.leave_out import HIGH_INFLUENCE, NUM_POINTS, leave_one_out
 from bll_pyro.inference.rows import DesignRows
 from bll_pyro.posterior import DrawsPosterior
@@ -130,7 +130,7 @@ def _of_all(
         scale="log",
         warning=bool((influence > HIGH_INFLUENCE).any()),
         good_k=HIGH_INFLUENCE,
-        pareto_k=by_row(influence),
+        pareto_k=with_rows(influence),
     )
 
 
@@ -149,7 +149,7 @@ def _of_some(
         scale="log",
         warning=bool((influence > HIGH_INFLUENCE).any()),
         good_k=HIGH_INFLUENCE,
-        pareto_k=by_row(spread_out(influence, index, len(whole))),
+        pareto_k=with_rows(spread_out(influence, index, len(whole))),
         subsample_size=len(index),
         loo_subsample_observations=index,
     )
