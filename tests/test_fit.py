@@ -174,7 +174,9 @@ def test_every_form_of_data_gives_the_same_fit(data: Any, inputs: Any) -> None:
 def test_validation_data_stops_early_and_keeps_the_best() -> None:
     noise = torch.randint(3, (90,), generator=generator(1))
     inference = bll.SVI(num_epochs=60, batch_size=16, learning_rate=0.3, patience=3)
-    fit = bll.fit(CLASSES, (FEATURES, noise), inference=inference, validation_data=(FEATURES, LABELS), calibration=None)
+    fit = bll.fit(
+        CLASSES, (FEATURES, noise), inference=inference, validation_data=(FEATURES, LABELS), calibration=None
+    )
     losses = fit.trace.validation
     assert 3 < len(losses) < 60 and losses.index(min(losses)) == len(losses) - 4
     found = -float(fit.predict(FEATURES).log_prob(LABELS).mean())

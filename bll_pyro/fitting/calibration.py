@@ -145,7 +145,12 @@ def recalibrated(fit: Fit, aside: Aside, device: str | torch.device | None, batc
 
 
 def cross_fitted(
-    posterior: Posterior, features: FeatureRows, targets: Tensor, columns: Columns, seed: int
+    posterior: Posterior,
+    features: FeatureRows,
+    targets: Tensor,
+    columns: Columns,
+    seed: int,
+    at_mode: bool,
 ) -> Recalibration | None:
     """The temperature or noise factor of predictions of training rows, each by the fit without it; None where none is needed.
 
@@ -159,7 +164,7 @@ def cross_fitted(
         or len(targets) < FEWEST_LEFT_OUT
     ):
         return None
-    left = outputs_left_out(posterior, features, targets, columns, seed)
+    left = outputs_left_out(posterior, features, targets, columns, seed, at_mode)
     if not bool(torch.isfinite(left.outputs.variance).all()):
         return None
     targets, columns = targets[left.index], columns[left.index]

@@ -164,9 +164,8 @@ def _fit(
     num_rows = len(features)
     made = Fit(layer, posterior, inference, trace, seed, num_rows, backbone, folder, recorded=recorded)
     if calibration is AUTOMATIC and not inference.trains_backbone:
-        return replace(
-            made, recalibration=cross_fitted(posterior, features, targets, rows.source.columns, seed)
-        )
+        columns, at_mode = rows.source.columns, stage.at_mode
+        return replace(made, recalibration=cross_fitted(posterior, features, targets, columns, seed, at_mode))
     return recalibrated(made, aside, device, batch_size)
 
 

@@ -51,7 +51,9 @@ class Likelihood(Declaration):
     independent_targets: ClassVar[bool] = True  # given the outputs, log densities of a row's targets add up
     pair_sites: ClassVar[tuple[str, ...]] = ()  # noise with a value for each pair of targets
     has_slope: ClassVar[bool] = False  # whether ``slope`` is there
-    closed_expectation: ClassVar[bool] = False  # ``expected_log_prob`` of untied outputs draws nothing; noise may have leading axes
+    closed_expectation: ClassVar[bool] = (
+        False  # ``expected_log_prob`` takes no draws, and noise with leading axes
+    )
     noise_moves_outputs: ClassVar[bool] = False  # correlated a posteriori, to be drawn together
 
     def num_outputs(self, target_shape: TargetShape) -> int:
@@ -287,11 +289,8 @@ class Likelihood(Declaration):
     @property
     def independent_outputs(self) -> bool:
         """Whether each part of a target depends on one output, so that ``information`` is diagonal."""
-        cls = type(self)
-        return (
-            cls.information is Likelihood.information
-            and cls.output_curvature is not Likelihood.output_curvature
-        )
+        cls, own = type(self), Likelihood.output_curvature
+        return cls.information is Likelihood.information and cls.output_curvature is not own
 
 
 def scale_site(prior: dist.Distribution | None, num_targets: int) -> dist.Distribution:

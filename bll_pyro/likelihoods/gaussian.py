@@ -105,7 +105,7 @@ class Gaussian(GaussianNoise):
         targets: Float[Tensor, "N T"],
         generator: torch.Generator | None = None,
         **noise: Tensor,
-    ) -> Float[Tensor, " N"]:
+    ) -> Float[Tensor, "*S N"]:
         """In closed form: only the means and variances of the outputs matter."""
         scale = self.scale(outputs.mean, **noise)
         square = (targets - outputs.mean).square() + outputs.variance

@@ -53,7 +53,7 @@ class HeteroscedasticGaussian(Likelihood):
         targets: Float[Tensor, "N T"],
         generator: torch.Generator | None = None,
         **noise: Tensor,
-    ) -> Float[Tensor, " N"]:
+    ) -> Float[Tensor, "*S N"]:
         """In closed form where a target's two outputs are independent, else at one draw.
 
         ``-E[s] - 0.5 E[exp(-2 s)] E[(y - f)^2]`` with ``E[exp(-2 s)] = exp(-2 m_s + 2 v_s)``.

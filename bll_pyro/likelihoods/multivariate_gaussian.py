@@ -142,7 +142,7 @@ class MultivariateGaussian(GaussianNoise):
         targets: Float[Tensor, "N T"],
         generator: torch.Generator | None = None,
         **noise: Tensor,
-    ) -> Float[Tensor, " N"]:
+    ) -> Float[Tensor, "*S N"]:
         """In closed form: ``log p(y | mean) - tr(precision Cov(f)) / 2``."""
         precision = self._precision(outputs.mean, **noise)
         if outputs.tied:

@@ -53,7 +53,7 @@ class Poisson(Counts):
         generator: torch.Generator | None = None,
         exposure: Tensor | None = None,
         **_: Tensor,
-    ) -> Float[Tensor, " N"]:
+    ) -> Float[Tensor, "*S N"]:
         """In closed form: ``E[exp f] = exp(m + v / 2)``."""
         mean = exposed(outputs.mean, exposure)
         rate = (mean + 0.5 * outputs.variance).exp()

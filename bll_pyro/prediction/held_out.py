@@ -59,7 +59,9 @@ def found_on(
     assert isinstance(prediction, LabelPrediction)
     labels, flat = targets.flatten().long(), prediction.probs.flatten()
     of_label = None if weight is None else weight.repeat_interleave(len(labels) // len(weight))
-    return _temperature(torch.stack([1 - flat, flat], -1), labels, of_label, source, len(targets), prior_scale)
+    return _temperature(
+        torch.stack([1 - flat, flat], -1), labels, of_label, source, len(targets), prior_scale
+    )
 
 
 def _noise_factor(

@@ -11,7 +11,7 @@ import bll_pyro as bll
 from bll_pyro.features.columns import NO_COLUMNS
 from bll_pyro.fitting import calibration
 from bll_pyro.inference.leave_one_out import outputs, outputs_left_out
-from bll_pyro.prediction import predict_outputs
+from bll_pyro.prediction import PredictiveTemperature, predict_outputs
 
 RANDOM = np.random.default_rng(11)
 ROWS = RANDOM.normal(size=(60, 4)).astype(np.float32)
@@ -24,7 +24,7 @@ CLASSES = bll.LastLayer(bll.likelihoods.Categorical(3))
 def log_probs_left_out(fit, rows, labels, seed=0):
     """``[n, C]`` log probabilities of left-out rows, and their numbers."""
     features, targets = torch.tensor(rows), torch.tensor(labels)
-    left = outputs_left_out(fit.posterior, features, targets, NO_COLUMNS, seed)
+    left = outputs_left_out(fit.posterior, features, targets, NO_COLUMNS, seed, fit.inference.at_mode)
     return predict_outputs(fit.posterior, left.outputs).probs.double().log(), left.index
 
 
@@ -56,12 +56,15 @@ def test_the_temperature_is_that_of_refits_without_each_row() -> None:
     assert fit.recalibration.temperature == pytest.approx(best_temperature(log_left_out, LABELS), rel=1e-3)
     # and row by row: closer to the refits than the fit that has seen the row
     target = log_refits[range(60), LABELS]
-    left, seen = log_left_out[range(60), LABELS], fit.with_recalibration(None).predict(ROWS).probs.double().log()[range(60), LABELS]
+    left, seen = (
+        log_left_out[range(60), LABELS],
+        fit.with_recalibration(None).predict(ROWS).probs.double().log()[range(60), LABELS],
+    )
     assert float((left - target).abs().mean()) < 0.25 * float((seen - target).abs().mean())
 
 
 def test_outputs_one_by_one_agree_with_tied_ones_where_rows_have_little_influence(monkeypatch) -> None:
-    """600 rows of 4 features: both forms, and sums of a part of the rows, give the same log probabilities on average."""
+    """600 rows of 4 features. Without the ties of a softmax a row loses up to half as much again, here .008 nats of 1."""
     rows = RANDOM.normal(size=(600, 4)).astype(np.float32)
     labels = (rows @ RANDOM.normal(size=(4, 3)) + RANDOM.gumbel(size=(600, 3))).argmax(1)
     fit = bll.fit(CLASSES, (rows, labels), calibration=None)
@@ -70,7 +73,7 @@ def test_outputs_one_by_one_agree_with_tied_ones_where_rows_have_little_influenc
     free, _ = log_probs_left_out(fit, rows, labels)
     gap = (tied - free)[range(600), labels]
     lost = (fit.predict(rows).probs.double().log() - tied)[range(600), labels].mean()
-    assert float(lost) > 0 and abs(float(gap.mean())) < 0.1 * float(lost)
+    assert float(lost) > 0 and 0 <= float(gap.mean()) < 0.7 * float(lost)
     monkeypatch.setattr(outputs, "MOST_ROWS", 150)
     monkeypatch.setattr(outputs, "ROWS_PER_NUMBER", 40)
     part, index = log_probs_left_out(fit, rows, labels)
@@ -92,13 +95,15 @@ def test_a_row_counts_once_whatever_it_counts_for_in_the_sums(monkeypatch) -> No
     torch.testing.assert_close(predict_outputs(fit.posterior, once).probs.double().log(), whole)
     twice = outputs._one_by_one(near, fit.posterior, rows, every, 2.0)
     # more is known of the weights, so less moves; but the row itself is taken out once and not twice
-    assert float((twice.mean - once.mean).abs().max()) < float((once.mean - near.weights.outputs(rows[:][0]).mean).abs().max())
+    assert float((twice.mean - once.mean).abs().max()) < float(
+        (once.mean - near.weights.outputs(rows[:][0]).mean).abs().max()
+    )
 
 
 def test_it_is_recorded_printed_saved_and_undone(tmp_path) -> None:
     fit = bll.fit(CLASSES, (ROWS, LABELS))
     found = fit.recalibration
-    assert isinstance(found, bll.recalibrations.PredictiveTemperature)
+    assert isinstance(found, PredictiveTemperature)
     assert found.found_on.num_rows == 60 and "left out" in found.found_on.source and "left out" in str(fit)
     assert found.found_on.aim == pytest.approx(found.found_on.after, abs=0.1)
     fit.save(tmp_path / "fit")
@@ -112,7 +117,7 @@ def test_it_is_recorded_printed_saved_and_undone(tmp_path) -> None:
 
 
 @pytest.mark.parametrize(
-    "likelihood, targets, expected",
+    ("likelihood", "targets", "expected"),
     [
         (bll.likelihoods.Categorical(3), LABELS, "PredictiveTemperature"),
         (bll.likelihoods.Ordinal(3), LABELS, "PredictiveTemperature"),
@@ -143,7 +148,7 @@ def test_every_gaussian_posterior_gets_one(inference) -> None:
 
 @pytest.mark.nuts
 def test_draws_get_none() -> None:
-    fit = bll.fit(CLASSES, (ROWS, LABELS), inference=bll.NUTS(num_warmup=50, num_draws=50, num_chains=1))
+    fit = bll.fit(CLASSES, (ROWS, LABELS), inference=bll.NUTS(num_warmup=50, num_samples=50, num_chains=1))
     assert fit.recalibration is None
 
 

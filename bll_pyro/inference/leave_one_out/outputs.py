@@ -12,7 +12,6 @@ little.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -49,7 +48,12 @@ class LeftOut:
 
 @torch.no_grad()
 def outputs_left_out(
-    posterior: GaussianPosterior, features: FeatureRows, targets: Tensor, columns: Columns, seed: int
+    posterior: GaussianPosterior,
+    features: FeatureRows,
+    targets: Tensor,
+    columns: Columns,
+    seed: int,
+    at_mode: bool = False,
 ) -> LeftOut:
     """Leave rows out, one at a time: all of them, or as many as are enough for one number, drawn without replacement.
 
@@ -61,6 +65,8 @@ def outputs_left_out(
         These rows: ``[N, D]``, as the likelihood uses them, and their weights and exposures.
     seed
         Of the rows that are drawn.
+    at_mode
+        Whether the posterior was made at the mode, see :class:`bll_pyro.inference.base.Inference`.
     """
     num_all, num_outputs, num_columns = len(targets), *posterior.latents.weights.loc.shape
     size = num_outputs * num_columns
@@ -77,12 +83,12 @@ def outputs_left_out(
         index, times = torch.arange(num_all), 1.0
     frame = posterior.frame
     rows = DesignRows(features, targets, frame, frame.center.device, columns)
-    near = RowByRow.of(posterior, NUM_POINTS)
+    near = RowByRow.of(posterior, NUM_POINTS, at_mode=at_mode)
     if is_tied:
         kept = near.all_derivatives(rows)
         answer = near.response(posterior, rows, kept)
         return LeftOut(index, near.outputs_without(answer, *rows[:], kept)[0])
-    chosen = order[:num_chosen] if num_summed == num_all else torch.arange(num_chosen)
+    chosen = order[:num_chosen].sort().values if num_summed == num_all else torch.arange(num_chosen)
     return LeftOut(index[chosen], _one_by_one(near, posterior, rows, chosen, times))
 
 
@@ -115,25 +121,27 @@ def _one_by_one(
 
 def _gradient(near: RowByRow, outputs: OutputGaussian, targets: Targets) -> Float[Tensor, "N K"]:
     """Expected gradient of the log likelihood of all rows."""
-    total = torch.zeros_like(outputs.mean)
+    slopes: list[Tensor] = []
     for draw, noise in _draws(near, outputs, NUM_POINTS):
         with torch.enable_grad():
             leaf = draw.detach().requires_grad_()
-            (slope,) = torch.autograd.grad(log_prob(near.likelihood, leaf, targets, noise).sum(), leaf)
-        total += slope
-    return total / NUM_POINTS
+            slopes += torch.autograd.grad(log_prob(near.likelihood, leaf, targets, noise).sum(), leaf)
+    return torch.stack(slopes).mean(0)
 
 
 def _information(near: RowByRow, outputs: OutputGaussian, targets: Targets) -> Float[Tensor, "N K"]:
     """Diagonal of the expected information of all rows, which need fewer draws: it is summed over them."""
-    total = torch.zeros_like(outputs.mean)
-    for draw, noise in _draws(near, outputs, FEW_POINTS):
-        total += output_curvature(near.likelihood, draw, targets, noise)
-    return total / FEW_POINTS
+    parts = [
+        output_curvature(near.likelihood, draw, targets, noise)
+        for draw, noise in _draws(near, outputs, FEW_POINTS)
+    ]
+    return torch.stack(parts).mean(0)
 
 
-def _draws(near: RowByRow, outputs: OutputGaussian, number: int) -> Iterator[tuple[Tensor, NoiseValues]]:
-    draws = outputs.draws(number)
-    draws = (draws + (outputs.mean - draws.mean(0))).expand(number, -1, -1)
-    for index, draw in enumerate(draws):
-        yield draw, {name: value[index % len(value)] for name, value in near.noise.items()}
+def _draws(near: RowByRow, outputs: OutputGaussian, number: int) -> list[tuple[Tensor, NoiseValues]]:
+    """Draws ``[N, K]`` with the mean of the outputs, each with a value of the noise; of a mode the mean alone."""
+    draws = outputs.mean[None] if near.at_mode else outputs.draws(number)
+    return [
+        (draw, {name: value[index % len(value)] for name, value in near.noise.items()})
+        for index, draw in enumerate(draws + (outputs.mean - draws.mean(0)))
+    ]

@@ -218,6 +218,7 @@ def _without_negative(curvature: Tensor) -> Tensor:
 
 
 def diagonal_of(prior: Tensor) -> Tensor:
+    """The diagonal ``[K, P]`` of a precision of any form."""
     if prior.dim() == 2:
         return prior
     if prior.dim() == 3:

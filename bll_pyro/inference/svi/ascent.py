@@ -95,7 +95,9 @@ class FixedELBO:
         variance = self.squares @ weight_scale.square().mT
         spread = variance.clamp_min(torch.finfo(variance.dtype).tiny).sqrt()
         outputs = OutputGaussian(self.design @ weight_loc.mT, spread)
-        values, log_prior, log_jacobian = sites.constrain(u_loc + u_scale * self.points[:, : self.num_globals])
+        values, log_prior, log_jacobian = sites.constrain(
+            u_loc + u_scale * self.points[:, : self.num_globals]
+        )
         noise = {name: value[:, None] for name, value in sites.noise(values).items()}
         likelihood = objective.layer.likelihood
         if self.closed:

@@ -18,7 +18,7 @@ from bll_pyro.inference.start import warm_start
 from bll_pyro.inference.svi.gaussian_start import followed
 from bll_pyro.inference.svi.side_by_side import principal
 from bll_pyro.layer import LastLayer
-from bll_pyro.model import GlobalSites
+from bll_pyro.model import Model
 
 MAX_ROUNDS = 30
 CLOSE = 0.01  # largest relative change of a scale in a round at which the search ends
@@ -26,12 +26,13 @@ SMALLEST = 1e-3  # of a scale, as a share of where it starts: rows in which the 
 
 
 @torch.no_grad()
-def scale_at_mode(
-    layer: LastLayer, sites: GlobalSites, rows: DesignRows, num_outputs: int, learned: dict[str, Tensor]
-) -> dict[str, Tensor]:
-    """Learned scales at the highest evidence of the mode, from those where the search begins."""
+def scale_of_point(layer: LastLayer, model: Model, rows: DesignRows) -> dict[str, Tensor] | None:
+    """Learned scales at the highest evidence of the mode; None where there are none, or the prior has no density."""
+    if not (layer.prior.has_density and model.learned):
+        return None
     layer, rows = principal(layer, rows)
-    first, num_features = learned, rows.frame.num_features
+    learned = first = {name: value.detach() for name, value in model.learned.items()}
+    sites, num_outputs, num_features = model.global_sites, model.num_outputs, rows.frame.num_features
     for _ in range(MAX_ROUNDS):
         with torch.enable_grad():
             start = warm_start(layer, sites, rows, num_outputs, learned)

@@ -26,7 +26,7 @@ from bll_pyro.inference.start import warm_start
 from bll_pyro.inference.svi.ascent import ascend, can_ascend
 from bll_pyro.inference.svi.gaussian_start import dense_start
 from bll_pyro.inference.svi.objective import Learned, Objective, StateCopy, all_finite, restore, snapshot
-from bll_pyro.inference.svi.point_scale import scale_at_mode
+from bll_pyro.inference.svi.point_scale import scale_of_point
 from bll_pyro.inference.svi.refit import SVIRefit
 from bll_pyro.inference.svi.settle import can_settle, settle
 from bll_pyro.inference.svi.train import Plateau, Stepper, Training, adam, train
@@ -62,9 +62,9 @@ class SVI(Inference):
         (default) leaves the backbone frozen.
     num_epochs
         Passes over the data. None (default) allows about 1,500 steps and at least 6 passes, and stops sooner where the
-        ELBO has stopped rising beyond its noise: the rest of the schedule is then run through four times as fast. After
-        training on batches, and for guides other than Diagonal, rounds on all rows then go on to the optimum of the ELBO,
-        for up to 1,024 unknowns, and say whether they reached it.
+        ELBO has stopped rising beyond its noise. Rounds on all rows then go on to the optimum of the ELBO, for up to 1,024
+        unknowns, and say whether they reached it. With up to 512 rows, independent weights and no setting of the steps
+        (rate, batches, clipping) there are none: the ELBO is a fixed function then, and L-BFGS takes it to its maximum.
     batch_size
         Rows a step; None takes 512, or all rows of a smaller data set. In joint training None takes 128, a last batch of one
         row joins the one before, and a DataLoader keeps its own batches.
@@ -172,18 +172,15 @@ class SVI(Inference):
         declared, layer = layer, layer.rotated(rows.frame.rotation)
         model = Model(layer, rows.frame.num_features, target_shape).to(rows.device)
         fit = partial(self._fit, layer, model, rows, target_shape, seed, validation)
-        chosen = None
-        if isinstance(self.guide, MAP) and layer.prior.has_density and model.learned:  # a point learns no scale
-            at_start = {name: value.detach() for name, value in model.learned.items()}
-            chosen = scale_at_mode(layer, model.global_sites, rows, model.num_outputs, at_start)
+        chosen = scale_of_point(layer, model, rows) if isinstance(self.guide, MAP) else None
         objective = self._objective(layer, model, rows, chosen)
         criterion = self.scale_criterion or (CrossValidation() if objective.is_point else Evidence())
         chooses = objective.chooses and criterion.applies(
             layer, rows.num_rows, model.num_outputs, rows.num_columns
         )
         adapts = self.num_epochs is None and validation is None
-        is_plain = self.learning_rate is None and self.clip_norm is None and self.batch_size is None
-        ascends = adapts and is_plain and not chooses and can_ascend(objective, rows)
+        steps = (self.learning_rate, self.clip_norm, self.batch_size)  # what asks for steps of Adam
+        ascends = adapts and steps == (None,) * 3 and not chooses and can_ascend(objective, rows)
         if ascends:
             trace = ascend(objective, rows)
         else:

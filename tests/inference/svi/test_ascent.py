@@ -22,7 +22,11 @@ def layer(likelihood, **prior):
 def weights_of(fit):
     """Means and standard deviations ``[K, P]`` of a fit in its own axes, and its design matrix."""
     weights, frame = fit.posterior.latents.weights, fit.posterior.frame
-    return weights.loc.double().numpy(), weights.scale.double().numpy(), frame.design(torch.tensor(ROWS)).double().numpy()
+    return (
+        weights.loc.double().numpy(),
+        weights.scale.double().numpy(),
+        frame.design(torch.tensor(ROWS)).double().numpy(),
+    )
 
 
 def by_scipy(design, targets, log_prob, num_outputs, prior_scale, shape, seed=3):
@@ -80,7 +84,11 @@ def test_a_learned_scale_has_the_highest_elbo(likelihood) -> None:
     fit = bll.fit(layer(likelihood), (ROWS, LABELS), calibration=None)
     (learned,) = (float(value) for value in fit.posterior.learned.values())
     elbo = [
-        float(bll.fit(layer(likelihood, scale=learned * factor), (ROWS, LABELS), calibration=None).trace.elbo[-1])
+        float(
+            bll.fit(layer(likelihood, scale=learned * factor), (ROWS, LABELS), calibration=None).trace.elbo[
+                -1
+            ]
+        )
         for factor in (0.8, 1.0, 1.25)
     ]
     assert elbo[1] == pytest.approx(float(fit.trace.elbo[-1]), abs=0.01)
