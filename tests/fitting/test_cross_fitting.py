@@ -147,6 +147,7 @@ def test_every_gaussian_posterior_gets_one(inference) -> None:
 
 
 @pytest.mark.nuts
+@pytest.mark.filterwarnings("ignore:NUTS")
 def test_draws_get_none() -> None:
     fit = bll.fit(CLASSES, (ROWS, LABELS), inference=bll.NUTS(num_warmup=50, num_samples=50, num_chains=1))
     assert fit.recalibration is None
