@@ -192,3 +192,24 @@ def test_names_of_methods_are_unique_and_ours_is_one():
     names = [method.name for method in METHODS]
     assert len(set(names)) == len(names) and OURS in names
     assert not next(method for method in METHODS if method.name == OURS).is_plain
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", [m for m in METHODS if m.made_with], ids=lambda m: m.name)
+@pytest.mark.filterwarnings("ignore")  # competitors' own deprecations
+def test_every_method_predicts(method):
+    """Classes: probabilities, far better than the shares of the classes. Values: a linear table, where all come to the same."""
+    diabetes, digits = (next(d for d in SETS if d.name == name) for name in ("diabetes", "digits"))
+    if method.has_classes:
+        made = digits.make(80, 0)
+        probs = method.fit(digits, made, 0)(made.test_features).probs
+        assert np.abs(probs.sum(-1) - 1).max() < 1e-5
+        shares = np.bincount(made.test_targets) / len(made.test_targets)
+        assert Classes(probs).scores(made.test_targets)["nll"] < 0.7 * stats.entropy(shares)
+    if method.has_values:
+        made = diabetes.make(150, 0)
+        found = method.fit(diabetes, made, 0)(made.test_features).scores(made.test_targets)
+        expected = plain.bayesian_ridge(diabetes, made, 0)(made.test_features).scores(made.test_targets)
+        assert found["nll"] == pytest.approx(expected["nll"], abs=0.05)
+        assert found["rmse"] == pytest.approx(expected["rmse"], rel=0.05)
+        assert found["coverage"] == pytest.approx(expected["coverage"], abs=0.05)

@@ -27,7 +27,10 @@ class Split:
 
     @property
     def hash(self) -> str:
-        """Which rows train, which test, and their targets: the features follow from them and the data set's recipe."""
+        """Which rows train, which test, and their targets.
+
+        The features follow from them and the data set's recipe; a data set with another recipe gets another name.
+        """
         made = hashlib.sha256(np.ascontiguousarray(self.rows, np.int64).tobytes())
         for targets in (self.targets, self.test_targets):
             made.update(np.ascontiguousarray(targets, np.float64).tobytes())
