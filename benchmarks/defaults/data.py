@@ -151,5 +151,5 @@ SETS = (
     DataSet("yacht", "6 columns", (40, 100, 277), uci("yacht")),
     DataSet("power", "4 columns", (60, 400, 8611), uci("power"), is_kept_aside=True),
     DataSet("wine_red", "11 columns", (60, 240, 1439), uci("wine_red")),
-    DataSet("motorcycle", "20 Gaussian bumps of the time", (60, 100), motorcycle),
+    DataSet("motorcycle, 20 bumps", "20 Gaussian bumps of the time", (60, 100), motorcycle),
 )  # fmt: skip
