@@ -186,6 +186,9 @@ def test_excess_is_over_the_best_plain_one_on_the_same_splits(tmp_path):
     ]
     assert report.targets[0].found == row["excess"] and report.targets[2].found == 0.0
     assert [target.met for target in report.targets[:3]] == [False] * 3
+    assert not any(note.startswith("Incomplete") for note in report.notes)
+    tables.add(report, store, [WINE], 2)
+    assert report.notes[-1].startswith("Incomplete: judged on 2 of 4 splits")
 
 
 def test_names_of_methods_are_unique_and_ours_is_one():
