@@ -75,15 +75,9 @@ def cells(store: Store, sets: Iterable[DataSet], num_seeds: int) -> list[Cell]:
 def add(report: Report, store: Store, sets: Sequence[DataSet], num_seeds: int) -> None:
     """Add all tables and targets to a report."""
     found = cells(store, sets, num_seeds)
-    main = excesses(found)
-    report.tables += [
-        main,
-        every_method(found, False),
-        every_method(found, True),
-        shifts(found),
-        *digits(found),
-    ]
-    report.targets += targets(main.rows, report.tables[3].rows, report.tables[4:])
+    main, under_shift, by_size = excesses(found), shifts(found), digits(found)
+    report.tables += [main, every_method(found, False), every_method(found, True), under_shift, *by_size]
+    report.targets += targets(main.rows, under_shift.rows, by_size)
     report.notes += [
         "Excess: mean over the splits of our test NLL less that of the best plain method, over the mean of the latter; "
         "the standard error is that of the paired differences. Best plain: the lowest mean NLL of "
