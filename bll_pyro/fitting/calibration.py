@@ -24,8 +24,8 @@ from bll_pyro.inference.rows import FeatureRows
 from bll_pyro.inference.training_data import TrainingData
 from bll_pyro.likelihoods import Likelihood
 from bll_pyro.likelihoods.gaussian_noise import GaussianNoise
-from bll_pyro.posterior import GaussianPosterior, Posterior
-from bll_pyro.prediction import QuasiMonteCarlo, Recalibration, predict, predict_outputs
+from bll_pyro.posterior import GaussianPosterior
+from bll_pyro.prediction import QuasiMonteCarlo, predict, predict_outputs
 from bll_pyro.prediction.base import gathered
 from bll_pyro.prediction.held_out import found_on
 from bll_pyro.scope import generator
@@ -38,7 +38,10 @@ MOST = 3  # but no more than one in three,
 TOO_FEW = 20  # and none where these would be fewer: the error of a noise factor is about (2 n)^-1/2, here 16%
 ROWS_AT_ONCE = 2048  # of a prediction
 FEWEST_LEFT_OUT = 10  # rows; the number that fewer of them give is noise
-PRIOR_SCALE = 0.5  # of the log of what left-out rows say: they are the rows that were fitted, and few
+PRIOR_SCALE = 0.5  # of the log of what left-out rows say: they are few where it matters,
+LEAST = (
+    0.5  # and make predictions at most twice as sharp: of a network that knows these rows they say nothing
+)
 MOST_DRAWN = 2**25  # outputs of left-out rows at all points
 FROM_TRAINING, LEFT_OUT = "rows kept from training", "training rows, each left out of the fit"
 OVERCONFIDENT = (
@@ -144,35 +147,30 @@ def recalibrated(fit: Fit, aside: Aside, device: str | torch.device | None, batc
     return replace(fit, recalibration=found_on(prediction, given, targets, columns.weight, aside.source))
 
 
-def cross_fitted(
-    posterior: Posterior,
-    features: FeatureRows,
-    targets: Tensor,
-    columns: Columns,
-    seed: int,
-    at_mode: bool,
-) -> Recalibration | None:
-    """The temperature or noise factor of predictions of training rows, each by the fit without it; None where none is needed.
+def cross_fitted(fit: Fit, features: FeatureRows, targets: Tensor, columns: Columns, at_mode: bool) -> Fit:
+    """The fit with the temperature or noise factor of its own rows, each predicted by the fit without it.
 
-    A Gaussian's noise is one of the unknowns, and so right already. Posteriors that are draws cannot leave out a row.
+    A Gaussian has its noise among the unknowns, counts have none to scale, and posteriors that are draws cannot leave out a row:
+    they stay as they are.
     """
-    likelihood = posterior.layer.likelihood
+    posterior, likelihood = fit.posterior, fit.layer.likelihood
     if (
         not isinstance(posterior, GaussianPosterior)
         or not can_recalibrate(likelihood)
         or isinstance(likelihood, GaussianNoise)
         or len(targets) < FEWEST_LEFT_OUT
     ):
-        return None
-    left = outputs_left_out(posterior, features, targets, columns, seed, at_mode)
-    if not bool(torch.isfinite(left.outputs.variance).all()):
-        return None
+        return fit
+    left = outputs_left_out(posterior, features, targets, columns, fit.seed, at_mode)
+    if not bool(torch.isfinite(left.outputs.mean + left.outputs.variance).all()):
+        fit.trace.notes.append("no recalibration was found: outputs of left-out rows are not finite")
+        return fit
     targets, columns = targets[left.index], columns[left.index]
-    number = left.outputs.mean.numel()
-    points = 2 ** min(8, max(5, int(math.log2(MOST_DRAWN / number))))
+    points = 2 ** min(8, max(5, int(math.log2(MOST_DRAWN / left.outputs.mean.numel()))))
     prediction = predict_outputs(posterior, left.outputs, QuasiMonteCarlo(points), columns.exposure)
     given = targets.reshape(len(targets), *posterior.target_shape)
-    return found_on(prediction, given, targets, columns.weight, LEFT_OUT, PRIOR_SCALE)
+    found = found_on(prediction, given, targets, columns.weight, LEFT_OUT, PRIOR_SCALE, LEAST)
+    return replace(fit, recalibration=found)
 
 
 def can_recalibrate(likelihood: Likelihood) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import operator
 import warnings
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -164,8 +163,7 @@ def _fit(
     num_rows = len(features)
     made = Fit(layer, posterior, inference, trace, seed, num_rows, backbone, folder, recorded=recorded)
     if calibration is AUTOMATIC and not inference.trains_backbone:
-        columns, at_mode = rows.source.columns, stage.at_mode
-        return replace(made, recalibration=cross_fitted(posterior, features, targets, columns, seed, at_mode))
+        return cross_fitted(made, features, targets, rows.source.columns, stage.at_mode)
     return recalibrated(made, aside, device, batch_size)
 
 

@@ -16,7 +16,7 @@ from bll_pyro.prediction.labels import LabelPrediction
 from bll_pyro.prediction.recalibration import FoundOn, NoiseFactor, PredictiveTemperature, Recalibration
 from bll_pyro.prediction.values import ValuePrediction
 
-BOUNDS = (-5.0, 5.0)  # bounds of the log temperature or log noise factor
+LARGEST = 5.0  # bound of the log temperature or log noise factor
 COVERAGE = 0.9  # of the intervals whose share of rows is reported
 
 
@@ -27,6 +27,7 @@ def found_on(
     weight: Float[Tensor, " N"] | None,
     source: str,
     prior_scale: float = 1.0,
+    least: float = math.exp(-5.0),
 ) -> Recalibration:
     """The temperature or noise factor with the largest ``log p(targets) - (log number / prior_scale)^2 / 2``.
 
@@ -46,6 +47,8 @@ def found_on(
         What rows these are, for the record.
     prior_scale
         Standard deviation of the prior: how far from 1 the number is before any row is seen.
+    least
+        The smallest number that is taken.
 
     Raises
     ------
@@ -53,9 +56,9 @@ def found_on(
         For counts, whose variance is a function of their mean.
     """
     if isinstance(prediction, ValuePrediction):
-        return _noise_factor(prediction, given, weight, source, prior_scale)
+        return _noise_factor(prediction, given, weight, source, (prior_scale, least))
     if isinstance(prediction, ClassPrediction):
-        return _temperature(prediction.probs, targets, weight, source, len(targets), prior_scale)
+        return _temperature(prediction.probs, targets, weight, source, len(targets), (prior_scale, least))
     assert isinstance(prediction, LabelPrediction)
     labels, flat = targets.flatten().long(), prediction.probs.flatten()
     of_label = None if weight is None else weight.repeat_interleave(len(labels) // len(weight))
@@ -65,7 +68,11 @@ def found_on(
 
 
 def _noise_factor(
-    prediction: ValuePrediction, given: Tensor, weight: Tensor | None, source: str, prior_scale: float
+    prediction: ValuePrediction,
+    given: Tensor,
+    weight: Tensor | None,
+    source: str,
+    limits: tuple[float, float],
 ) -> NoiseFactor:
     mixture = prediction.mixture
 
@@ -82,7 +89,7 @@ def _noise_factor(
         held = ((low <= values) & (values <= high)).double().flatten(1 if low.dim() > 1 else 0)
         return _mean(held.mean(-1) if held.dim() > 1 else held, weight)
 
-    factor = _best(lambda number: _sum(scaled(number).log_prob(given), weight), prior_scale)
+    factor = _best(lambda number: _sum(scaled(number).log_prob(given), weight), *limits)
     how = FoundOn(
         source,
         len(given),
@@ -100,7 +107,7 @@ def _temperature(
     weight: Tensor | None,
     source: str,
     num_rows: int,
-    prior_scale: float,
+    limits: tuple[float, float],
 ) -> PredictiveTemperature:
     log_probs = probs.double().clamp_min(torch.finfo(probs.dtype).tiny).log().cpu()
     chosen = labels.cpu()[:, None]
@@ -111,7 +118,7 @@ def _temperature(
     def confidence(temperature: float) -> float:
         return _mean((log_probs / temperature).softmax(-1).amax(-1), weight)
 
-    temperature = _best(log_prob, prior_scale)
+    temperature = _best(log_prob, *limits)
     accuracy = _mean((log_probs.argmax(-1) == labels.cpu()).double(), weight)
     how = FoundOn(source, num_rows, "mean confidence", accuracy, confidence(1.0), confidence(temperature))
     return PredictiveTemperature(temperature, found_on=how)
@@ -129,12 +136,14 @@ def _mean(values: Float[Tensor, " N"], weight: Float[Tensor, " N"] | None) -> fl
     return _sum(values, weight) / total if total else math.nan
 
 
-def _best(log_prob: Callable[[float], float], prior_scale: float) -> float:
+def _best(log_prob: Callable[[float], float], prior_scale: float, least: float) -> float:
     """The number with the largest ``log_prob - (log number / prior_scale)^2 / 2``."""
     from scipy.optimize import minimize_scalar
 
     def loss(log_number: float) -> float:
         return (log_number / prior_scale) ** 2 / 2 - log_prob(math.exp(log_number))
 
-    found = minimize_scalar(loss, bounds=BOUNDS, method="bounded", options={"xatol": 1e-6})
+    found = minimize_scalar(
+        loss, bounds=(math.log(least), LARGEST), method="bounded", options={"xatol": 1e-6}
+    )
     return math.exp(float(found.x))
