@@ -63,7 +63,7 @@ def found_on(
     labels, flat = targets.flatten().long(), prediction.probs.flatten()
     of_label = None if weight is None else weight.repeat_interleave(len(labels) // len(weight))
     return _temperature(
-        torch.stack([1 - flat, flat], -1), labels, of_label, source, len(targets), prior_scale
+        torch.stack([1 - flat, flat], -1), labels, of_label, source, len(targets), (prior_scale, least)
     )
 
 

@@ -16,7 +16,7 @@ from bll_pyro.prediction import PredictiveTemperature, predict_outputs
 RANDOM = np.random.default_rng(11)
 ROWS = RANDOM.normal(size=(60, 4)).astype(np.float32)
 SCORES = ROWS @ RANDOM.normal(size=(4, 3)).astype(np.float32)
-LABELS = (SCORES + 0.5 * RANDOM.normal(size=(60, 3))).argmax(1)
+LABELS = (SCORES + 0.75 * RANDOM.normal(size=(60, 3))).argmax(1)
 VALUES = SCORES[:, 0] + (0.2 + 0.3 * np.abs(ROWS[:, 1])) * RANDOM.normal(size=60).astype(np.float32)
 CLASSES = bll.LastLayer(bll.likelihoods.Categorical(3))
 
@@ -38,28 +38,30 @@ def best_temperature(log_probs, labels, prior_scale=calibration.PRIOR_SCALE):
 
 def test_the_temperature_is_that_of_refits_without_each_row() -> None:
     """60 fits of 59 rows, with the constants and the scale of the fit of all rows: log T within 0.1."""
-    fit = bll.fit(CLASSES, (ROWS, LABELS))
+    rows = RANDOM.normal(size=(60, 12)).astype(np.float32)
+    labels = (rows @ RANDOM.normal(size=(12, 3)) + RANDOM.normal(size=(60, 3))).argmax(1)
+    fit = bll.fit(CLASSES, (rows, labels))
     (tau,) = (float(value) for value in fit.posterior.learned.values())
     frame = fit.posterior.frame
-    rows = ((torch.tensor(ROWS) - frame.center) / frame.scale).numpy()
+    scaled = ((torch.tensor(rows) - frame.center) / frame.scale).numpy()
     given = bll.LastLayer(bll.likelihoods.Categorical(3), bll.priors.Normal(scale=tau), standardize=False)
     refits = []
     for row in range(60):
         others = np.arange(60) != row
-        without = bll.fit(given, (rows[others], LABELS[others]), calibration=None)
-        refits.append(without.predict(rows[row : row + 1]).probs.double().log())
+        without = bll.fit(given, (scaled[others], labels[others]), calibration=None)
+        refits.append(without.predict(scaled[row : row + 1]).probs.double().log())
     log_refits = torch.cat(refits)
-    log_left_out, index = log_probs_left_out(fit, ROWS, LABELS)
+    log_left_out, index = log_probs_left_out(fit, rows, labels)
     assert index.tolist() == list(range(60))
-    wanted = best_temperature(log_refits, LABELS)
+    wanted = best_temperature(log_refits, labels)
     assert calibration.LEAST < wanted < 0.95
     assert math.log(fit.recalibration.temperature) == pytest.approx(math.log(wanted), abs=0.1)
-    assert fit.recalibration.temperature == pytest.approx(best_temperature(log_left_out, LABELS), rel=1e-3)
+    assert fit.recalibration.temperature == pytest.approx(best_temperature(log_left_out, labels), rel=1e-3)
     # and row by row: closer to the refits than the fit that has seen the row
-    target = log_refits[range(60), LABELS]
+    target = log_refits[range(60), labels]
     left, seen = (
-        log_left_out[range(60), LABELS],
-        fit.with_recalibration(None).predict(ROWS).probs.double().log()[range(60), LABELS],
+        log_left_out[range(60), labels],
+        fit.with_recalibration(None).predict(rows).probs.double().log()[range(60), labels],
     )
     assert float((left - target).abs().mean()) < 0.25 * float((seen - target).abs().mean())
 
