@@ -81,11 +81,11 @@ def fit(
     calibration
         Rows that are not fitted, on which a noise factor or temperature is found (``fit.recalibration``). By default
         (``bll.AUTOMATIC``) they are the training rows, each predicted by the fit without it, where the posterior is Gaussian
-        and the likelihood has classes, labels, or a noise other than ``Gaussian``'s. A fit that trains its backbone keeps a tenth of the rows, at least 50 and at most a third,
-        stratified by class or value, the same ones for the same data and seed; with fewer than 60 rows it keeps none, and
-        warns. A number between 0 and 1 is the share to keep, of any fit; data like ``data`` are held-out rows to take
-        instead. None keeps all rows in training, of which a fit that trains its backbone warns: features of the rows that it
-        was trained on are too good.
+        and the likelihood has classes, labels, or a noise other than that of ``Gaussian``. A fit that trains its backbone
+        keeps a tenth of the rows, at least 50 and at most a third, stratified by class or value, the same ones for the same
+        data and seed; with fewer than 60 rows it keeps none, and warns. A number between 0 and 1 is the share to keep, of any
+        fit; data like ``data`` are held-out rows to take instead. None fits all rows and finds no number, of which a fit
+        that trains its backbone warns: features of the rows that it was trained on are too good.
     """
     inference = DEFAULT if inference is None else inference
     if not isinstance(layer, LastLayer):
