@@ -27,7 +27,7 @@ codemain.getrandbits = utilintget.getrandbits = Random(0).getrandbits
 
 # an int is as good as a float, as in the type checker's eyes; numbers of NumPy's are as good as Python's
 FLOAT = float | int | np.floating | np.integer
-NUMBERS = FrozenDict({int: int | np.integer, float: FLOAT, complex: complex | FLOAT})
+NUMBERS: Any = FrozenDict({int: int | np.integer, float: FLOAT, complex: complex | FLOAT})
 ANY_NUMBER = BeartypeConf(hint_overrides=NUMBERS, violation_type=TypeCheckError)
 with_shapes = jaxtyping.jaxtyped
 

@@ -42,6 +42,7 @@ PRIOR_SCALE = 0.5  # of the log of what left-out rows say: they are few where it
 LEAST = (
     0.5  # and make predictions at most twice as sharp: of a network that knows these rows they say nothing
 )
+GAIN = 2.0  # standard errors of log density that a number must gain
 MOST_DRAWN = 2**25  # outputs of left-out rows at all points
 FROM_TRAINING, LEFT_OUT = "rows kept from training", "training rows, each left out of the fit"
 OVERCONFIDENT = (
@@ -150,14 +151,15 @@ def recalibrated(fit: Fit, aside: Aside, device: str | torch.device | None, batc
 def cross_fitted(fit: Fit, features: FeatureRows, targets: Tensor, columns: Columns, at_mode: bool) -> Fit:
     """The fit with the temperature or noise factor of its own rows, each predicted by the fit without it.
 
-    A Gaussian has its noise among the unknowns, counts have none to scale, and posteriors that are draws cannot leave out a row:
-    they stay as they are.
+    There is none unless it gains more than two standard errors of log density. A Gaussian has its noise among the unknowns,
+    counts have none to scale, and posteriors that are draws, or of a prior without a density, cannot leave out a row.
     """
     posterior, likelihood = fit.posterior, fit.layer.likelihood
     if (
         not isinstance(posterior, GaussianPosterior)
         or not can_recalibrate(likelihood)
         or isinstance(likelihood, GaussianNoise)
+        or not fit.layer.prior.has_density
         or len(targets) < FEWEST_LEFT_OUT
     ):
         return fit
@@ -167,10 +169,15 @@ def cross_fitted(fit: Fit, features: FeatureRows, targets: Tensor, columns: Colu
         return fit
     targets, columns = targets[left.index], columns[left.index]
     points = 2 ** min(8, max(5, int(math.log2(MOST_DRAWN / left.outputs.mean.numel()))))
-    prediction = predict_outputs(posterior, left.outputs, QuasiMonteCarlo(points), columns.exposure)
+    integration = QuasiMonteCarlo(points)
+    prediction = predict_outputs(posterior, left.outputs, integration, columns.exposure)
     given = targets.reshape(len(targets), *posterior.target_shape)
     found = found_on(prediction, given, targets, columns.weight, LEFT_OUT, PRIOR_SCALE, LEAST)
-    return replace(fit, recalibration=found)
+    recalibrated = predict_outputs(posterior, left.outputs, integration, columns.exposure, found)
+    gain = (recalibrated.log_prob(given) - prediction.log_prob(given)).double().cpu()
+    gain = gain if columns.weight is None else columns.weight.cpu() * gain
+    is_gain = float(gain.sum()) > GAIN * len(gain) ** 0.5 * float(gain.std())
+    return replace(fit, recalibration=found) if is_gain else fit
 
 
 def can_recalibrate(likelihood: Likelihood) -> bool:

@@ -21,6 +21,13 @@ VALUES = SCORES[:, 0] + (0.2 + 0.3 * np.abs(ROWS[:, 1])) * RANDOM.normal(size=60
 CLASSES = bll.LastLayer(bll.likelihoods.Categorical(3))
 
 
+@pytest.fixture(autouse=True)
+def any_gain(request, monkeypatch):
+    """The number is kept whatever it gains, but in tests of that rule."""
+    if "gain" not in request.node.name:
+        monkeypatch.setattr(calibration, "GAIN", -math.inf)
+
+
 def log_probs_left_out(fit, rows, labels, seed=0):
     """``[n, C]`` log probabilities of left-out rows, and their numbers."""
     features, targets = torch.tensor(rows), torch.tensor(labels)
@@ -178,3 +185,29 @@ def test_separable_classes_are_at_most_twice_as_certain() -> None:
     rows = np.concatenate([ROWS[:20] + 8, ROWS[20:40] - 8])
     fit = bll.fit(bll.LastLayer(bll.likelihoods.Categorical(2)), (rows, np.repeat([0, 1], 20)))
     assert calibration.LEAST <= fit.recalibration.temperature < 1
+
+
+def test_there_is_none_without_a_gain_of_two_standard_errors() -> None:
+    """Rows drawn from the model of a fit on many rows call for none; few separable rows do."""
+    random = np.random.default_rng(3)
+    rows = random.normal(size=(2000, 3)).astype(np.float32)
+    scores = rows @ random.normal(size=(3, 3))
+    labels = (scores + random.gumbel(size=(2000, 3))).argmax(1)
+    assert bll.fit(CLASSES, (rows, labels)).recalibration is None
+    wide = random.normal(size=(200, 10)).astype(np.float32)
+    clear = (wide @ random.normal(size=(10, 3))).argmax(1)
+    fit = bll.fit(CLASSES, (wide, clear))
+    log_probs, _ = log_probs_left_out(fit, wide, clear)
+    tempered = (log_probs / fit.recalibration.temperature).log_softmax(-1)
+    gain = (tempered - log_probs)[range(200), clear]
+    assert float(gain.sum()) > 2 * math.sqrt(200) * float(gain.std())
+
+
+def test_rare_labels_keep_their_base_rate_without_a_gain() -> None:
+    """Twenty of 20,000 rows have the label: a temperature from rows that happen to hold many of them would multiply it."""
+    random = np.random.default_rng(0)
+    rows = random.normal(size=(20_000, 3)).astype(np.float32)
+    labels = np.zeros(20_000)
+    labels[random.choice(20_000, 20, replace=False)] = 1
+    fit = bll.fit(bll.LastLayer(bll.likelihoods.Bernoulli()), (rows, labels))
+    assert float(fit.predict(rows).probs.sum()) == pytest.approx(20, rel=0.05)

@@ -12,7 +12,7 @@ little.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from bll_pyro import curvatures
 from bll_pyro.features.columns import Columns
-from bll_pyro.gaussian import Delta, OutputGaussian
+from bll_pyro.gaussian import OutputGaussian
 from bll_pyro.gaussian.information import DiagonalInformation
 from bll_pyro.inference.leave_one_out.response import diagonal_of, expected_prior_precision
 from bll_pyro.inference.leave_one_out.row_by_row import CHUNK_NUMBERS, MAX_SHARE, RowByRow
@@ -114,9 +114,9 @@ def _one_by_one(
     response = response / (1 - (times - 1) * response * information).clamp_min(1 - MAX_SHARE)
     own = (response * information).clamp_max(MAX_SHARE)
     mean = outputs.mean - response * gradient / (1 - own)
-    if isinstance(near.weights, Delta):
-        return OutputGaussian(mean)
-    return OutputGaussian(mean, (outputs.variance + response * own / (1 - own)).sqrt())
+    if outputs.scale is None or outputs.tied:  # what is added to a covariance of outputs is small where rows are many
+        return replace(outputs, loc=mean)
+    return replace(outputs, loc=mean, scale=(outputs.variance + response * own / (1 - own)).sqrt())
 
 
 def _gradient(near: RowByRow, outputs: OutputGaussian, targets: Targets) -> Float[Tensor, "N K"]:

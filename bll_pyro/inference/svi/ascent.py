@@ -26,7 +26,7 @@ MAX_ROWS = 512  # more make several batches, on which Adam is as fast
 MOST_NUMBERS = 2**18  # outputs of all rows at all points
 FEWEST_POINTS, MOST_POINTS = 32, 256
 MAX_STEPS = 400
-TOLERANCE = 1e-3  # nats by which the ELBO may still rise: half the squared distance in posterior scales, over all unknowns
+TOLERANCE = 1e-4  # nats by which the ELBO may still rise: half the squared distance in posterior scales, over all unknowns
 
 
 def can_ascend(objective: Objective, rows: DesignRows) -> bool:
