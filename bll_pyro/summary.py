@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 MOST_NUMBERS = 4  # of a vector that is printed whole
-MOST_LINES = 10  # below the first
+MOST_LINES = 11  # below the first
 WIDTH = 110
 
 

@@ -1,12 +1,16 @@
 """Output space and weight space say the same: predictions in closed form against averages over draws of the weights."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
 
 import bll_pyro as bll
 from bll_pyro.scope import generator
+
+plain_fit = partial(bll.fit, calibration=None)  # predictions of the posterior itself
+
 
 NUM_DRAWS = 6000
 RANDOM = generator(0)
@@ -43,7 +47,7 @@ NEW = torch.randn(10, 3, generator=generator(1), dtype=torch.float64)
 @pytest.mark.thinned(6)
 def test_predictions_agree(likelihood: bll.likelihoods.Likelihood, guide: bll.guides.Guide) -> None:
     layer = bll.LastLayer(likelihood=likelihood, prior=bll.priors.Normal(1.0))
-    fit = bll.fit(layer, (FEATURES, TARGETS[likelihood]), inference=bll.SVI(guide=guide, num_epochs=30))
+    fit = plain_fit(layer, (FEATURES, TARGETS[likelihood]), inference=bll.SVI(guide=guide, num_epochs=30))
     posterior = fit.posterior
     draws = posterior.sample(NUM_DRAWS, seed=2)
     outputs = posterior.draw_outputs(draws, NEW)
@@ -88,7 +92,7 @@ def test_defaults_on_real_features(data_dir: object) -> None:
     stored = np.load(data_dir / "fashion_features" / "cnn128.npz", allow_pickle=False)  # type: ignore[operator]
     train, test = (stored[f"H_{part}"].astype(np.float32) for part in ("train", "test"))
     labels, targets = (stored[f"y_{part}"].astype(np.int64) for part in ("train", "test"))
-    fit = bll.fit(bll.LastLayer(likelihood=bll.likelihoods.Categorical(10)), (train, labels))
+    fit = plain_fit(bll.LastLayer(likelihood=bll.likelihoods.Categorical(10)), (train, labels))
     prediction = fit.predict(test)
     assert -float(prediction.log_prob(targets).mean()) <= 0.285
     assert accuracy(prediction.probs, targets) >= 0.898

@@ -1,6 +1,7 @@
 """A last layer that starts at an existing head: what it means, in every frame and inference."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,9 @@ from bll_pyro.inference.standardization import make_frame
 from bll_pyro.inference.svi.objective import Objective
 from bll_pyro.model import Model
 from bll_pyro.scope import generator, isolated
+
+plain_fit = partial(bll.fit, calibration=None)  # predictions of the posterior itself
+
 
 NUM_FEATURES = 4
 
@@ -84,7 +88,7 @@ def test_without_freedom_the_head_comes_back(standardize: bool, bias: bool) -> N
     layer = bll.LastLayer.from_linear(
         head, bll.likelihoods.Categorical(3), 3e-3, standardize=standardize, bias_scale=3e-3
     )
-    fit = bll.fit(layer, (features, labels), inference=bll.SVI(num_epochs=300))
+    fit = plain_fit(layer, (features, labels), inference=bll.SVI(num_epochs=300))
     expected = head(features).softmax(-1).detach()
     torch.testing.assert_close(fit.predict(features).probs, expected, rtol=0, atol=0.02)
 
@@ -121,7 +125,7 @@ def test_posterior_is_the_exact_one(inference: bll.SVI | bll.Laplace, standardiz
     layer = bll.LastLayer.from_linear(
         head, bll.likelihoods.Gaussian(0.5), 0.05, bias_scale=0.1, standardize=standardize
     )
-    fit = bll.fit(layer, (features, targets), inference=inference)
+    fit = plain_fit(layer, (features, targets), inference=inference)
     loc, covariance, log_evidence = closed_form(layer, fit.posterior.frame, features, targets)
     if isinstance(inference, bll.SVI):
         assert log_evidence - fit.elbo == pytest.approx(0, abs=0.02)
@@ -140,7 +144,7 @@ def test_nuts_agrees() -> None:
     head, features = linear(1), raw_features(8)
     targets = values(head, features) + 0.8
     layer = bll.LastLayer.from_linear(head, bll.likelihoods.Gaussian(0.5), 0.05, bias_scale=0.1)
-    fit = bll.fit(
+    fit = plain_fit(
         layer, (features, targets), inference=bll.NUTS(num_warmup=200, num_samples=400, num_chains=2)
     )
     loc, covariance, _ = closed_form(layer, fit.posterior.frame, features, targets)
@@ -176,7 +180,7 @@ def test_tree_knows_the_centre() -> None:
     head, features = linear(3), raw_features(40)
     labels = head(features).argmax(-1)
     layer = bll.LastLayer.from_linear(head, bll.likelihoods.Categorical(3), 0.5, bias_scale=0.7)
-    fit = bll.fit(layer, (features, labels), inference=bll.SVI(num_epochs=20))
+    fit = plain_fit(layer, (features, labels), inference=bll.SVI(num_epochs=20))
     tree = fit.to_datatree(features, labels)
     center = fit.posterior.layer.bias_loc.double().numpy()
     expected = stats.norm(center, 0.7).logpdf(tree.posterior["bias"].values).sum(-1)
@@ -202,7 +206,7 @@ def test_joint_training_starts_at_the_head() -> None:
         num_epochs=1,
         final_stage=False,
     )
-    fit = bll.fit(layer, (inputs, labels), backbone, inference)
+    fit = plain_fit(layer, (inputs, labels), backbone, inference)
     expected = head(backbone(inputs)).softmax(-1).detach()
     torch.testing.assert_close(fit.predict(inputs).probs, expected, rtol=0, atol=1e-4)
 
@@ -227,8 +231,8 @@ def test_few_rows_on_real_features(data_dir: Path) -> None:
     test, truth = torch.from_numpy(stored["H_test"].astype(np.float32)), stored["y_test"].astype(np.int64)
     plain = float(nn.functional.cross_entropy(head(test).detach(), torch.from_numpy(truth)))
     likelihood = bll.likelihoods.Categorical(10)
-    from_head = bll.fit(bll.LastLayer.from_linear(head, likelihood, bias_scale=1.0), (features, labels))
-    fresh = bll.fit(bll.LastLayer(likelihood=likelihood), (features, labels))
+    from_head = plain_fit(bll.LastLayer.from_linear(head, likelihood, bias_scale=1.0), (features, labels))
+    fresh = plain_fit(bll.LastLayer(likelihood=likelihood), (features, labels))
     nll = {
         name: -float(f.predict(test).log_prob(truth).mean())
         for name, f in (("head", from_head), ("fresh", fresh))
@@ -251,17 +255,17 @@ class TestBadInput:
     def test_width(self) -> None:
         layer = bll.LastLayer.from_linear(linear(3), bll.likelihoods.Categorical(3), 0.5)
         with pytest.raises(ValueError, match=r"broadcasts to the weight.s \[3, 7\].*got \[3, 4\]"):
-            bll.fit(layer, (torch.randn(20, 7, generator=generator(0)), torch.zeros(20).long()))
+            plain_fit(layer, (torch.randn(20, 7, generator=generator(0)), torch.zeros(20).long()))
 
     def test_a_head_that_would_broadcast(self) -> None:
         """One feature or one output broadcasts as a prior's centre does, but is no head for these rows."""
         features = torch.randn(20, 7, generator=generator(0))
         layer = bll.LastLayer.from_linear(nn.Linear(1, 3), bll.likelihoods.Categorical(3), 0.5)
         with pytest.raises(ValueError, match="expected the 7 features of the data, got a head for 1"):
-            bll.fit(layer, (features, torch.zeros(20).long()))
+            plain_fit(layer, (features, torch.zeros(20).long()))
         layer = bll.LastLayer.from_linear(nn.Linear(7, 1), bll.likelihoods.Gaussian(), 0.5)
         with pytest.raises(ValueError, match="one output for each of the 2 standardised targets, got 1"):
-            bll.fit(layer, (features, features[:, :2]))
+            plain_fit(layer, (features, features[:, :2]))
 
     def test_standardised_without_bias(self) -> None:
         with pytest.raises(ValueError, match="standardize=False"):
@@ -283,9 +287,9 @@ class TestBadInput:
         layer = bll.LastLayer.from_linear(linear(3), bll.likelihoods.Categorical(3))
         data = (torch.randn(20, 5, generator=generator(0)), torch.zeros(20).long())
         with pytest.raises(ValueError, match="standardize=False"):
-            bll.fit(layer, data, nn.Linear(5, NUM_FEATURES), bll.SVI(backbone_learning_rate=1e-3))
+            plain_fit(layer, data, nn.Linear(5, NUM_FEATURES), bll.SVI(backbone_learning_rate=1e-3))
 
     def test_exact(self) -> None:
         layer = bll.LastLayer.from_linear(linear(1), bll.likelihoods.Gaussian(0.5), 0.1)
         with pytest.raises(ValueError, match=r"Exact: expected a bias centred at 0.*SVI"):
-            bll.fit(layer, (raw_features(10), torch.zeros(10)), inference=bll.Exact())
+            plain_fit(layer, (raw_features(10), torch.zeros(10)), inference=bll.Exact())

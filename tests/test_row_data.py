@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,9 @@ import bll_pyro as bll
 from bll_pyro.inference.nuts.row_terms import row_terms
 from bll_pyro.inference.rows import DesignRows
 from bll_pyro.scope import generator, isolated
+
+plain_fit = partial(bll.fit, calibration=None)  # predictions of the posterior itself
+
 
 lk = bll.likelihoods
 RANDOM = generator(0)
@@ -61,8 +65,8 @@ def same_fit(one: bll.Fit, other: bll.Fit, tolerance: float) -> None:
 @pytest.mark.thinned(3)
 def test_whole_weights_repeat_rows_exact(noise: Any, scale: float | None) -> None:
     layer, inference = layer_of(lk.Gaussian(), scale), bll.Exact(noise=noise)
-    weighted = bll.fit(layer, (FEATURES, VALUES), inference=inference, sample_weight=WEIGHT)
-    repeated = bll.fit(layer, (FEATURES[REPEATED], VALUES[REPEATED]), inference=inference)
+    weighted = plain_fit(layer, (FEATURES, VALUES), inference=inference, sample_weight=WEIGHT)
+    repeated = plain_fit(layer, (FEATURES[REPEATED], VALUES[REPEATED]), inference=inference)
     same_fit(weighted, repeated, 1e-6)
     first, second = weighted.predict(FEATURES).log_prob(VALUES), repeated.predict(FEATURES).log_prob(VALUES)
     assert torch.allclose(first, second, atol=1e-6)
@@ -70,10 +74,10 @@ def test_whole_weights_repeat_rows_exact(noise: Any, scale: float | None) -> Non
 
 def test_updates_with_weights_add_up() -> None:
     layer, rest = layer_of(lk.Gaussian()), slice(25, None)
-    begun = bll.fit(layer, (FEATURES[:25], VALUES[:25]), inference=bll.Exact(), sample_weight=WEIGHT[:25])
+    begun = plain_fit(layer, (FEATURES[:25], VALUES[:25]), inference=bll.Exact(), sample_weight=WEIGHT[:25])
     more = bll.Data((FEATURES[rest], VALUES[rest]), sample_weight=WEIGHT[rest])
     number = int(WEIGHT[:25].sum())
-    head = bll.fit(layer, (FEATURES[REPEATED[:number]], VALUES[REPEATED[:number]]), inference=bll.Exact())
+    head = plain_fit(layer, (FEATURES[REPEATED[:number]], VALUES[REPEATED[:number]]), inference=bll.Exact())
     tail = (FEATURES[REPEATED[number:]], VALUES[REPEATED[number:]])
     same_fit(begun.update(more), head.update(tail), 1e-6)
 
@@ -82,18 +86,18 @@ def test_updates_with_weights_add_up() -> None:
 @pytest.mark.thinned(3)
 def test_whole_weights_repeat_rows_laplace(name: str) -> None:
     likelihood, targets = TARGETS[name]
-    weighted = bll.fit(layer_of(likelihood), (FEATURES, targets), inference=FULL, sample_weight=WEIGHT)
+    weighted = plain_fit(layer_of(likelihood), (FEATURES, targets), inference=FULL, sample_weight=WEIGHT)
     rows = (FEATURES[REPEATED], targets[REPEATED])
-    same_fit(weighted, bll.fit(layer_of(likelihood), rows, inference=FULL), 1e-5)
+    same_fit(weighted, plain_fit(layer_of(likelihood), rows, inference=FULL), 1e-5)
 
 
 @pytest.mark.parametrize("curvature", [bll.curvatures.Diagonal(), bll.curvatures.Kronecker()])
 def test_whole_weights_repeat_rows_other_curvatures(curvature: Any) -> None:
     likelihood, targets = TARGETS["Categorical"]
     inference = bll.Laplace(curvature=curvature)
-    weighted = bll.fit(layer_of(likelihood), (FEATURES, targets), inference=inference, sample_weight=WEIGHT)
+    weighted = plain_fit(layer_of(likelihood), (FEATURES, targets), inference=inference, sample_weight=WEIGHT)
     rows = (FEATURES[REPEATED], targets[REPEATED])
-    same_fit(weighted, bll.fit(layer_of(likelihood), rows, inference=inference), 1e-5)
+    same_fit(weighted, plain_fit(layer_of(likelihood), rows, inference=inference), 1e-5)
 
 
 @pytest.mark.parametrize("name", TARGETS)
@@ -101,7 +105,7 @@ def test_log_joint_of_the_objective_and_of_nuts(name: str) -> None:
     """Value and slope in the weights are those of repeated rows, where NUTS and SVI read them."""
     likelihood, targets = TARGETS[name]
     frame = replace(
-        bll.fit(layer_of(likelihood), (FEATURES, targets), inference=FULL).posterior.frame, rotation=None
+        plain_fit(layer_of(likelihood), (FEATURES, targets), inference=FULL).posterior.frame, rotation=None
     )
     inside, checked = likelihood.in_units(frame.target_scale), likelihood.check_targets(targets)
     columns = bll.Data(None, WEIGHT).columns(N, False, "data")
@@ -133,7 +137,7 @@ def test_whole_weights_repeat_rows_in_expectation_svi(name: str, output_space: b
 
     likelihood, targets = TARGETS[name]
     layer, svi = layer_of(likelihood), bll.SVI(output_space=output_space)
-    frame = bll.fit(layer, (FEATURES, targets), inference=FULL).posterior.frame
+    frame = plain_fit(layer, (FEATURES, targets), inference=FULL).posterior.frame
     frame, checked = replace(frame, rotation=None), likelihood.check_targets(targets)
     columns = bll.Data(None, WEIGHT, EXPOSURE if likelihood.is_count else None).columns(N, False, "data")
     values = []
@@ -154,9 +158,9 @@ def test_whole_weights_repeat_rows_in_expectation_svi(name: str, output_space: b
 
 def test_minibatches_with_weights_are_unbiased() -> None:
     batches = bll.SVI(batch_size=10, num_epochs=100)
-    small = bll.fit(layer_of(lk.Gaussian(0.5)), (FEATURES, VALUES), inference=batches, sample_weight=WEIGHT)
+    small = plain_fit(layer_of(lk.Gaussian(0.5)), (FEATURES, VALUES), inference=batches, sample_weight=WEIGHT)
     whole = bll.SVI(num_epochs=300)
-    repeated = bll.fit(layer_of(lk.Gaussian(0.5)), (FEATURES[REPEATED], VALUES[REPEATED]), inference=whole)
+    repeated = plain_fit(layer_of(lk.Gaussian(0.5)), (FEATURES[REPEATED], VALUES[REPEATED]), inference=whole)
     assert small.elbo == pytest.approx(repeated.elbo, abs=0.3)
 
 
@@ -173,9 +177,9 @@ def test_exposure_is_an_offset(name: str) -> None:
     )
     found = likelihood.log_prob(outputs, COUNTS[:, None], exposure=EXPOSURE[:, None])
     assert np.allclose(found.numpy(), expected[:, 0])
-    fit = bll.fit(layer_of(likelihood), (FEATURES, COUNTS), inference=FULL, exposure=EXPOSURE)
+    fit = plain_fit(layer_of(likelihood), (FEATURES, COUNTS), inference=FULL, exposure=EXPOSURE)
     # an exposure of 2 everywhere is log 2 in the bias, up to the bias' prior
-    twice = bll.fit(layer_of(likelihood), (FEATURES, COUNTS), inference=FULL, exposure=2 * EXPOSURE)
+    twice = plain_fit(layer_of(likelihood), (FEATURES, COUNTS), inference=FULL, exposure=2 * EXPOSURE)
     shift = float((fit.posterior.outputs(FEATURES).mean - twice.posterior.outputs(FEATURES).mean).mean())
     assert shift == pytest.approx(math.log(2), abs=5e-3)
     one, ten = fit.predict(FEATURES), fit.predict(FEATURES, exposure=torch.full((N,), 10.0))
@@ -194,7 +198,7 @@ def test_exposure_is_an_offset(name: str) -> None:
 def test_tree_and_leave_one_out_know_weights_and_exposures(name: str) -> None:
     likelihood = TARGETS[name][0]
     data = bll.Data((FEATURES, COUNTS), WEIGHT.clamp_min(1), EXPOSURE)
-    fit = bll.fit(layer_of(likelihood), data, inference=FULL)
+    fit = plain_fit(layer_of(likelihood), data, inference=FULL)
     tree = fit.to_datatree(data, num_draws=8, prior=False)
     draws = {k: torch.as_tensor(v.values)[0] for k, v in tree["posterior"].data_vars.items()}
     outputs = fit.posterior.frame.standardized(FEATURES) @ draws["weight"][:, 0].T + draws["bias"][:, 0]
@@ -208,7 +212,7 @@ def test_tree_and_leave_one_out_know_weights_and_exposures(name: str) -> None:
     row = int(np.argmax(left_out.influence.values))
     others = torch.arange(N) != row
     rest = bll.Data((FEATURES[others], COUNTS[others]), WEIGHT.clamp_min(1)[others], EXPOSURE[others])
-    refit = bll.fit(layer_of(likelihood), rest, inference=FULL)
+    refit = plain_fit(layer_of(likelihood), rest, inference=FULL)
     new = bll.Data(FEATURES[row : row + 1], exposure=EXPOSURE[row : row + 1])
     expected = float(refit.predict(new).log_prob(COUNTS[row : row + 1]))
     whole = float(fit.predict(FEATURES, exposure=EXPOSURE).log_prob(COUNTS)[row])
@@ -220,9 +224,9 @@ def test_leave_one_out_of_exact_fits_with_weights() -> None:
     weight = torch.ones(N, dtype=torch.float64)
     weight[5] = 3.0
     layer = replace(layer_of(lk.Gaussian(0.5)), standardize=False)
-    fit = bll.fit(layer, (FEATURES, VALUES), inference=bll.Exact(), sample_weight=weight)
+    fit = plain_fit(layer, (FEATURES, VALUES), inference=bll.Exact(), sample_weight=weight)
     others = torch.arange(N) != 5
-    refit = bll.fit(layer, (FEATURES[others], VALUES[others]), inference=bll.Exact())
+    refit = plain_fit(layer, (FEATURES[others], VALUES[others]), inference=bll.Exact())
     expected = float(refit.predict(FEATURES[5:6]).log_prob(VALUES[5:6]))
     found = bll.loo(fit, bll.Data((FEATURES, VALUES), weight))
     assert float(found.elpd_i[5]) == pytest.approx(expected, abs=1e-6)
@@ -239,11 +243,11 @@ def test_joint_training_takes_weights_and_exposures() -> None:
         with torch.random.fork_rng():
             torch.manual_seed(0)
             backbone = nn.Sequential(nn.Linear(3, 4), nn.Tanh())
-        fits.append(bll.fit(layer, rows, backbone, svi, sample_weight=weight, exposure=EXPOSURE))
+        fits.append(plain_fit(layer, rows, backbone, svi, sample_weight=weight, exposure=EXPOSURE))
     weights = [fit.posterior.sample(3)["weight"] for fit in fits]
     assert torch.allclose(weights[0], weights[1], atol=1e-5)
     assert torch.allclose(weights[2], weights[3], atol=1e-5)
-    plain = bll.fit(layer, (inputs, ruined), fits[0].backbone, svi)
+    plain = plain_fit(layer, (inputs, ruined), fits[0].backbone, svi)
     assert not torch.allclose(plain.posterior.sample(3)["weight"], weights[0])
 
 
@@ -284,21 +288,21 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
 def test_bad_columns(name: str, columns: dict[str, Any], message: str) -> None:
     likelihood, targets = TARGETS[name]
     with pytest.raises(ValueError, match=message.replace(".", r"\.").replace("[", r"\[")):
-        bll.fit(layer_of(likelihood), (FEATURES, targets), **columns)
+        plain_fit(layer_of(likelihood), (FEATURES, targets), **columns)
 
 
 def test_bad_exposures_of_predictions() -> None:
-    fit = bll.fit(layer_of(lk.Poisson()), (FEATURES, COUNTS), inference=FULL, exposure=EXPOSURE)
+    fit = plain_fit(layer_of(lk.Poisson()), (FEATURES, COUNTS), inference=FULL, exposure=EXPOSURE)
     with pytest.raises(ValueError, match="exposure of inputs: expected one entry for each of the 3 rows"):
         fit.predict(FEATURES[:3], exposure=EXPOSURE)
     with pytest.raises(ValueError, match="expected positive numbers"):
         fit.predict(FEATURES[:3], exposure=[1.0, 0.0, 1.0])
     shuffled = DataLoader(TensorDataset(FEATURES, COUNTS), batch_size=8, shuffle=True)
     with pytest.raises(ValueError, match="DataLoader that shuffles"):
-        bll.fit(layer_of(lk.Poisson()), shuffled, exposure=EXPOSURE)
+        plain_fit(layer_of(lk.Poisson()), shuffled, exposure=EXPOSURE)
     with pytest.raises(ValueError, match="in one place"):
         fit.predict(bll.Data(FEATURES, exposure=EXPOSURE), exposure=EXPOSURE)
     with pytest.raises(ValueError, match="expected a likelihood of counts"):
-        bll.fit(layer_of(lk.Gaussian()), (FEATURES, VALUES), inference=FULL).predict(
+        plain_fit(layer_of(lk.Gaussian()), (FEATURES, VALUES), inference=FULL).predict(
             FEATURES, exposure=EXPOSURE
         )

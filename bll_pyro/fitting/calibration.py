@@ -19,6 +19,7 @@ from torch import Tensor
 from bll_pyro import checks
 from bll_pyro.features.columns import Columns
 from bll_pyro.fitting.stratified import by_target, one_of_each_bin
+from bll_pyro.gaussian.factorization import NotPositiveDefinite
 from bll_pyro.inference.leave_one_out import outputs_left_out
 from bll_pyro.inference.rows import FeatureRows
 from bll_pyro.inference.training_data import TrainingData
@@ -163,7 +164,11 @@ def cross_fitted(fit: Fit, features: FeatureRows, targets: Tensor, columns: Colu
         or len(targets) < FEWEST_LEFT_OUT
     ):
         return fit
-    left = outputs_left_out(posterior, features, targets, columns, fit.seed, at_mode)
+    try:
+        left = outputs_left_out(posterior, features, targets, columns, fit.seed, at_mode)
+    except NotPositiveDefinite as error:
+        fit.trace.notes.append(f"no recalibration was found: {error}")
+        return fit
     if not bool(torch.isfinite(left.outputs.mean + left.outputs.variance).all()):
         fit.trace.notes.append("no recalibration was found: outputs of left-out rows are not finite")
         return fit

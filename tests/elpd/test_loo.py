@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from functools import partial
 
 import arviz as az
 import numpy as np
@@ -14,6 +15,9 @@ from bll_pyro.inference.leave_one_out import leave_one_out
 from bll_pyro.inference.leave_one_out import response as response_module
 from bll_pyro.inference.rows import DesignRows
 from bll_pyro.posterior import DrawsPosterior
+
+plain_fit = partial(bll.fit, calibration=None)  # predictions of the posterior itself
+
 
 NUM_ROWS = 60
 
@@ -35,7 +39,7 @@ def classes(num_rows=NUM_ROWS, num_features=4):
 @pytest.fixture(scope="module")
 def fit():
     layer = bll.LastLayer(bll.likelihoods.Categorical(3))
-    return bll.fit(layer, classes(), inference=bll.SVI(num_epochs=300))
+    return plain_fit(layer, classes(), inference=bll.SVI(num_epochs=300))
 
 
 def test_it_adds_up(fit):
@@ -54,9 +58,9 @@ def test_it_adds_up(fit):
 def test_densities_are_in_the_users_units(num_targets):
     inputs, targets = numbers(num_targets)
     layer = bll.LastLayer(bll.likelihoods.Gaussian())
-    here = bll.loo(bll.fit(layer, (inputs, targets), inference=bll.Exact()), (inputs, targets))
+    here = bll.loo(plain_fit(layer, (inputs, targets), inference=bll.Exact()), (inputs, targets))
     scaled = (inputs, 1000 * targets)
-    there = bll.loo(bll.fit(layer, scaled, inference=bll.Exact()), scaled)
+    there = bll.loo(plain_fit(layer, scaled, inference=bll.Exact()), scaled)
     np.testing.assert_allclose(there.elpd_i, here.elpd_i - num_targets * math.log(1000), atol=1e-6)
 
 
@@ -66,7 +70,7 @@ def test_two_targets_are_the_sum_of_both():
 
     def elpd(y, noise):
         layer = bll.LastLayer(bll.likelihoods.Gaussian(noise), prior=bll.priors.Normal(0.5))
-        return bll.loo(bll.fit(layer, (inputs, y), inference=bll.Exact()), (inputs, y)).elpd_i
+        return bll.loo(plain_fit(layer, (inputs, y), inference=bll.Exact()), (inputs, y)).elpd_i
 
     both = elpd(targets, (0.7, 0.6))
     np.testing.assert_allclose(both, elpd(targets[:, 0], 0.7) + elpd(targets[:, 1], 0.6), atol=1e-6)
@@ -75,7 +79,7 @@ def test_two_targets_are_the_sum_of_both():
 def test_arviz_compares(fit):
     inputs, labels = classes()
     tight = bll.LastLayer(bll.likelihoods.Categorical(3), prior=bll.priors.Normal(0.02))
-    worse = bll.fit(tight, (inputs, labels), inference=bll.SVI(num_epochs=100))
+    worse = plain_fit(tight, (inputs, labels), inference=bll.SVI(num_epochs=100))
     results = {"learned": bll.loo(fit, (inputs, labels)), "tight": bll.loo(worse, (inputs, labels))}
     table = az.compare(results, round_to="none")
     assert list(table.index) == ["learned", "tight"]
@@ -91,7 +95,9 @@ def test_rows_with_much_influence_are_flagged_and_shown():
     inputs = torch.cat([inputs, torch.zeros(NUM_ROWS, 1, dtype=torch.float64)], 1)
     inputs[7, -1] = 30.0
     layer = bll.LastLayer(bll.likelihoods.Gaussian(0.5), prior=bll.priors.Normal(3.0), standardize=False)
-    result = bll.loo(bll.fit(layer, (inputs, targets[:, 0]), inference=bll.Exact()), (inputs, targets[:, 0]))
+    result = bll.loo(
+        plain_fit(layer, (inputs, targets[:, 0]), inference=bll.Exact()), (inputs, targets[:, 0])
+    )
     assert result.warning and list(result.flagged) == [7]
     assert float(result.influence[7]) > 0.99
     shown = str(result)
@@ -134,7 +140,7 @@ def test_the_estimator_is_that_of_arviz(fit):
 
 def test_arviz_compares_parts_of_the_same_rows(fit):
     inputs, labels = classes()
-    other = bll.fit(
+    other = plain_fit(
         bll.LastLayer(bll.likelihoods.Categorical(3), prior=bll.priors.Normal(0.02)), (inputs, labels)
     )
     parts = {
@@ -152,7 +158,7 @@ def test_every_form_of_data_and_a_backbone(tmp_path):
     inputs, labels = classes()
     backbone = nn.Linear(4, 6)
     layer = bll.LastLayer(bll.likelihoods.Categorical(3))
-    fit = bll.fit(layer, (inputs, labels), backbone, bll.SVI(num_epochs=20), store=tmp_path)
+    fit = plain_fit(layer, (inputs, labels), backbone, bll.SVI(num_epochs=20), store=tmp_path)
     expected = bll.loo(fit, (inputs, labels)).elpd
     dataset = torch.utils.data.TensorDataset(inputs, labels)
     assert bll.loo(fit, dataset).elpd == pytest.approx(expected)
@@ -176,7 +182,7 @@ def sampled(fit, num_draws, markov_chain):
 def test_draws_are_left_to_psis(num_targets, markov_chain):
     """Rows are left out with all their targets, and the estimate agrees with output space."""
     data = numbers(num_targets)
-    fit = bll.fit(bll.LastLayer(bll.likelihoods.Gaussian()), data, inference=bll.Exact())
+    fit = plain_fit(bll.LastLayer(bll.likelihoods.Gaussian()), data, inference=bll.Exact())
     result = bll.loo(sampled(fit, 4000, markov_chain), data)
     expected = bll.loo(fit, data)
     assert result.elpd_i.shape == (NUM_ROWS,)
@@ -214,7 +220,7 @@ def test_agrees_with_new_rows_of_fashion(data_dir):
     features, labels = torch.tensor(stored["H_test"]).float(), torch.tensor(stored["y_test"]).long()
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
     seen, new = order[:8000], order[8000:]
-    fit = bll.fit(bll.LastLayer(bll.likelihoods.Categorical(10)), (features[seen], labels[seen]))
+    fit = plain_fit(bll.LastLayer(bll.likelihoods.Categorical(10)), (features[seen], labels[seen]))
     result = bll.loo(fit, (features[seen], labels[seen]))
     new_log_prob = fit.predict(features[new]).log_prob(labels[new])
     left, held_out = result.elpd / 8000, float(new_log_prob.mean())
@@ -250,11 +256,11 @@ def test_agrees_within_two_percent_with_refits_by_laplace(kind, likelihood):
     inputs, targets = few_counts_or_labels(kind)
     layer = bll.LastLayer(likelihood, prior=bll.priors.Normal(1.0), standardize=False)
     inference = bll.Laplace(curvature=bll.curvatures.Full())
-    found = bll.loo(bll.fit(layer, (inputs, targets), inference=inference), (inputs, targets))
+    found = bll.loo(plain_fit(layer, (inputs, targets), inference=inference), (inputs, targets))
     refits = []
     for row in range(len(targets)):
         rest = torch.arange(len(targets)) != row
-        fit = bll.fit(layer, (inputs[rest], targets[rest]), inference=inference)
+        fit = plain_fit(layer, (inputs[rest], targets[rest]), inference=inference)
         refits.append(float(fit.predict(inputs[row : row + 1]).log_prob(targets[row : row + 1])))
     assert found.elpd == pytest.approx(sum(refits), rel=0.02)
     # the densities with the row are further off than that: the test would see them
@@ -280,11 +286,11 @@ def test_noise_of_its_own_and_outliers_agree_with_refits(likelihood):
     targets = f + (0.5 * noise * (3 / chi2).sqrt() if heavy else (-1 + 0.7 * inputs[:, 1]).exp() * noise)
     layer = bll.LastLayer(likelihood, prior=bll.priors.Normal(1.0), standardize=False)
     inference = bll.Laplace(curvature=bll.curvatures.Full())
-    found = bll.loo(bll.fit(layer, (inputs, targets), inference=inference), (inputs, targets))
+    found = bll.loo(plain_fit(layer, (inputs, targets), inference=inference), (inputs, targets))
     refits = []
     for row in range(60):
         rest = torch.arange(60) != row
-        fit = bll.fit(layer, (inputs[rest], targets[rest]), inference=inference)
+        fit = plain_fit(layer, (inputs[rest], targets[rest]), inference=inference)
         refits.append(float(fit.predict(inputs[row : row + 1]).log_prob(targets[row : row + 1])))
     assert found.p > 3
     assert abs(found.elpd - sum(refits)) < 0.1 * found.p
@@ -299,11 +305,11 @@ def test_of_laplace_agrees_with_refits_of_few_separable_rows():
     layer = bll.LastLayer(bll.likelihoods.Categorical(3), bll.priors.Normal(1.0), standardize=False)
     for curvature in (bll.curvatures.Full(), bll.curvatures.Kronecker()):
         inference = bll.Laplace(curvature=curvature)
-        fit = bll.fit(layer, (inputs, labels), inference=inference)
+        fit = plain_fit(layer, (inputs, labels), inference=inference)
         found, refits = bll.loo(fit, (inputs, labels)), []
         for row in range(len(labels)):
             rest = torch.arange(len(labels)) != row
-            without = bll.fit(layer, (inputs[rest], labels[rest]), inference=inference)
+            without = plain_fit(layer, (inputs[rest], labels[rest]), inference=inference)
             refits.append(float(without.predict(inputs[row : row + 1]).log_prob(labels[row : row + 1])))
         assert found.elpd == pytest.approx(sum(refits), rel=0.06)
         rows = DesignRows(inputs, labels, fit.posterior.frame, "cpu")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pyro.distributions as dist
@@ -14,6 +15,9 @@ import torch
 from torch import Tensor, nn
 
 import bll_pyro as bll
+
+plain_fit = partial(bll.fit, calibration=None)  # predictions of the posterior itself
+
 
 L, P, G, C = bll.likelihoods, bll.priors, bll.guides, bll.curvatures
 NUM_ROWS, NUM_FEATURES = 90, 6
@@ -70,7 +74,7 @@ def plain(likelihood: Any, targets: Tensor, prior: Any = None, inference: Any = 
 
     def fit() -> bll.Fit:
         layer = bll.LastLayer(likelihood, P.Normal() if prior is None else prior, **of_layer)
-        return bll.fit(layer, (STORED, targets), inference=inference or SHORT, **options)
+        return plain_fit(layer, (STORED, targets), inference=inference or SHORT, **options)
 
     return Case(fit, targets=targets[: len(NEW)])
 
@@ -79,7 +83,7 @@ def few(inference: Any) -> Case:
     """Few rows, so that a scale criterion decides."""
 
     def fit() -> bll.Fit:
-        return bll.fit(bll.LastLayer(L.Categorical(2)), (STORED_FEW, FEW_LABELS), inference=inference)
+        return plain_fit(bll.LastLayer(L.Categorical(2)), (STORED_FEW, FEW_LABELS), inference=inference)
 
     return Case(fit, NEW_FEW, FEW_LABELS[: len(NEW_FEW)])
 
@@ -94,41 +98,41 @@ def joint(**options: Any) -> Case:
             data["validation_data"] = (FEATURES[:40], LABELS[:40])
         if hasattr(bll, "AUTOMATIC"):  # since then joint training keeps rows for a recalibration
             data["calibration"] = None
-        return bll.fit(bll.LastLayer(L.Categorical(3)), (FEATURES, LABELS), network(), inference, **data)
+        return plain_fit(bll.LastLayer(L.Categorical(3)), (FEATURES, LABELS), network(), inference, **data)
 
     return Case(fit, targets=LABELS[: len(NEW)])
 
 
 def updated() -> bll.Fit:
-    fit = bll.fit(bll.LastLayer(L.Gaussian()), (part(slice(50)), VALUES[:50]), inference=bll.Exact())
+    fit = plain_fit(bll.LastLayer(L.Gaussian()), (part(slice(50)), VALUES[:50]), inference=bll.Exact())
     return fit.update((FEATURES[50:], VALUES[50:]))
 
 
 def after_prior() -> bll.Fit:
-    first = bll.fit(
+    first = plain_fit(
         bll.LastLayer(L.Categorical(3), P.Normal(1.0)), (part(slice(50)), LABELS[:50]), inference=SHORT
     )
-    return bll.fit(
+    return plain_fit(
         bll.LastLayer(L.Categorical(3), first.as_prior()), (FEATURES[50:], LABELS[50:]), inference=SHORT
     )
 
 
 def conditioned() -> bll.Fit:
     layer = bll.LastLayer(L.Gaussian(2.0), P.Normal(1.0))
-    first = bll.fit(layer, (part(slice(50)), VALUES[:50]), inference=bll.Exact())
+    first = plain_fit(layer, (part(slice(50)), VALUES[:50]), inference=bll.Exact())
     rest = FEATURES[50:], VALUES[50:]
-    return bll.fit(bll.LastLayer(L.Gaussian(2.0), first.as_prior()), rest, inference=bll.Exact())
+    return plain_fit(bll.LastLayer(L.Gaussian(2.0), first.as_prior()), rest, inference=bll.Exact())
 
 
 def recalibrated() -> bll.Fit:
-    fit = bll.fit(bll.LastLayer(L.Categorical(3)), (part(slice(60)), LABELS[:60]), inference=SHORT)
+    fit = plain_fit(bll.LastLayer(L.Categorical(3)), (part(slice(60)), LABELS[:60]), inference=SHORT)
     fit = bll.calibrate(fit, FEATURES[60:], LABELS[60:])
     detector = bll.ood.Detector(bll.ood.Leverage(**RAW), alpha=0.1).calibrate(fit, FEATURES[60:])
     return fit.with_detector(detector)
 
 
 def frozen() -> bll.Fit:
-    return bll.fit(bll.LastLayer(L.Categorical(3)), (FEATURES, LABELS), network(), SHORT)
+    return plain_fit(bll.LastLayer(L.Categorical(3)), (FEATURES, LABELS), network(), SHORT)
 
 
 def from_head() -> bll.Fit:
@@ -136,7 +140,7 @@ def from_head() -> bll.Fit:
         torch.manual_seed(2)
         head = nn.Linear(NUM_FEATURES, 3)
     layer = bll.LastLayer.from_linear(head, L.Categorical(3))
-    return bll.fit(layer, (STORED, LABELS), inference=SHORT)
+    return plain_fit(layer, (STORED, LABELS), inference=SHORT)
 
 
 SHORT = bll.SVI(num_epochs=40)

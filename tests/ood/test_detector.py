@@ -121,7 +121,7 @@ def test_another_fit(tmp_path: Path, fit, detector):
     unbound = ood.Detector.load(tmp_path / "detector")
     with pytest.raises(ValueError, match="expected a fit to use"):
         unbound.detect(NEW)
-    with pytest.raises(ValueError, match="update first, then calibrate anew"):
+    with pytest.raises(ValueError, match="then calibrate a detector anew"):
         fit.with_detector(detector).update(TRAIN)
 
 

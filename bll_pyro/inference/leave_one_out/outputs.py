@@ -114,7 +114,9 @@ def _one_by_one(
     response = response / (1 - (times - 1) * response * information).clamp_min(1 - MAX_SHARE)
     own = (response * information).clamp_max(MAX_SHARE)
     mean = outputs.mean - response * gradient / (1 - own)
-    if outputs.scale is None or outputs.tied:  # what is added to a covariance of outputs is small where rows are many
+    if (
+        outputs.scale is None or outputs.tied
+    ):  # what is added to a covariance of outputs is small where rows are many
         return replace(outputs, loc=mean)
     return replace(outputs, loc=mean, scale=(outputs.variance + response * own / (1 - own)).sqrt())
 

@@ -22,8 +22,8 @@ from bll_pyro.inference.rows import DesignRows, expected_log_prob, log_prob
 from bll_pyro.inference.svi.objective import Objective
 from bll_pyro.optimizers import minimise
 
-MAX_ROWS = 512  # more make several batches, on which Adam is as fast
-MOST_NUMBERS = 2**18  # outputs of all rows at all points
+MAX_ROWS = 4096  # of more, batches are enough to move by
+MOST_NUMBERS = 2**19  # outputs of all rows at all points
 FEWEST_POINTS, MOST_POINTS = 32, 256
 MAX_STEPS = 400
 TOLERANCE = 1e-4  # nats by which the ELBO may still rise: half the squared distance in posterior scales, over all unknowns

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pyro.distributions as dist
@@ -18,6 +19,8 @@ from bll_pyro.inference.leave_one_out.leave_out import leave_one_out
 from bll_pyro.inference.leave_one_out.response import SHARE_OF_PRECISION, expected_prior_precision, response
 from bll_pyro.inference.rows import DesignRows
 from bll_pyro.posterior import DrawsPosterior
+
+plain_fit = partial(bll.fit, calibration=None)  # predictions of the posterior itself
 
 
 def linear_data(num_rows=60, num_features=5, num_targets=1, seed=0):
@@ -59,7 +62,7 @@ def test_equals_the_closed_form_of_the_conjugate_model(num_targets, bias):
     inputs, targets = linear_data(num_targets=num_targets)
     noise = (0.7,) * num_targets
     layer = bll.LastLayer(bll.likelihoods.Gaussian(noise), prior=bll.priors.Normal(0.8), bias=bias)
-    fit = bll.fit(layer, (inputs, targets), inference=bll.Exact())
+    fit = plain_fit(layer, (inputs, targets), inference=bll.Exact())
     frame = fit.posterior.frame
     rows = ((inputs - frame.center) / frame.scale).numpy()
     y = ((targets - frame.target_center) / frame.target_scale).numpy()
@@ -87,7 +90,7 @@ def test_equals_the_closed_form_for_a_dense_covariance():
     """The same posterior written as one covariance over all weights."""
     inputs, targets = linear_data(num_targets=2)
     layer = bll.LastLayer(bll.likelihoods.Gaussian((0.7, 0.7)), prior=bll.priors.Normal(0.8))
-    fit = bll.fit(layer, (inputs, targets), inference=bll.Exact())
+    fit = plain_fit(layer, (inputs, targets), inference=bll.Exact())
     weights = fit.posterior.latents.weights
     from bll_pyro.gaussian.precision import precision
 
@@ -104,7 +107,7 @@ def test_equals_the_closed_form_for_a_dense_covariance():
 def test_equals_refitting_with_unknown_noise(noise):
     inputs, targets = linear_data(30, 3, 2)
     layer = bll.LastLayer(bll.likelihoods.Gaussian(), prior=bll.priors.Normal(0.8))
-    fit = bll.fit(layer, (inputs, targets), inference=bll.Exact(noise))
+    fit = plain_fit(layer, (inputs, targets), inference=bll.Exact(noise))
     found = left_out(fit, inputs, targets)
     np.testing.assert_allclose(found.elpd, refitted(fit, inputs, targets), atol=1e-6)
     some = left_out(fit, inputs, targets, index=torch.tensor([3, 17]))
@@ -117,9 +120,9 @@ def test_unknown_noise_of_a_guide_is_averaged_as_it_is_without_the_row():
     inputs, targets = linear_data(30, 3)
     targets[5] += 3
     layer = bll.LastLayer(bll.likelihoods.Gaussian(), prior=bll.priors.Normal(0.8))
-    exact = bll.fit(layer, (inputs, targets), inference=bll.Exact())
+    exact = plain_fit(layer, (inputs, targets), inference=bll.Exact())
     expected = left_out(exact, inputs, targets).elpd
-    fit = bll.fit(layer, (inputs, targets), inference=bll.SVI(bll.guides.FullRank()))
+    fit = plain_fit(layer, (inputs, targets), inference=bll.SVI(bll.guides.FullRank()))
     found = left_out(fit, inputs, targets).elpd
     assert float(found[5]) == pytest.approx(float(expected[5]), rel=0.1)
     others = torch.arange(30) != 5
@@ -162,7 +165,7 @@ def test_agrees_with_exact_leave_one_out_by_quadrature(name):
     features = torch.randn(60, 1, generator=random, dtype=torch.float64)
     targets = draw(1.3 * features[:, 0] + 0.4, random)
     layer = bll.LastLayer(likelihood, prior=bll.priors.Normal(1.5), bias_scale=2.0, standardize=False)
-    fit = bll.fit(layer, (features, targets), inference=bll.SVI(bll.guides.FullRank()))
+    fit = plain_fit(layer, (features, targets), inference=bll.SVI(bll.guides.FullRank()))
     expected = on_grid(log_likelihood, features[:, 0].numpy(), targets.numpy(), 1.5, 2.0)
     found = left_out(fit, features, targets)
     assert float(found.elpd.sum()) == pytest.approx(expected.sum(), rel=0.005)
@@ -181,7 +184,7 @@ def test_no_row_owns_more_than_there_is():
     """In the variances of mean-field a row can seem to own more than all; in the response of the means it cannot."""
     inputs, labels = separable(num_features=80)
     layer = bll.LastLayer(bll.likelihoods.Categorical(4), prior=bll.priors.Normal(2.0))
-    fit = bll.fit(layer, (inputs, labels), inference=bll.SVI(num_epochs=500))
+    fit = plain_fit(layer, (inputs, labels), inference=bll.SVI(num_epochs=500))
     found = left_out(fit, inputs, labels)
     assert float(found.influence.max()) < 0.95 and bool((found.influence > 0).all())
     outputs = fit.posterior.outputs(inputs)
@@ -203,12 +206,12 @@ def test_agrees_with_refitting_mean_field(scale, tolerance):
     inputs, labels = separable()
     layer = bll.LastLayer(bll.likelihoods.Categorical(4), prior=bll.priors.Normal(scale))
     inference = bll.SVI(num_epochs=500)
-    found = left_out(bll.fit(layer, (inputs, labels), inference=inference), inputs, labels)
+    found = left_out(plain_fit(layer, (inputs, labels), inference=inference), inputs, labels)
     chosen = torch.arange(0, 40, 2)
     refits = []
     for row in chosen:
         rest = torch.arange(len(labels)) != row
-        fit = bll.fit(layer, (inputs[rest], labels[rest]), inference=inference)
+        fit = plain_fit(layer, (inputs[rest], labels[rest]), inference=inference)
         refits.append(fit.predict(inputs[row : row + 1]).log_prob(labels[row : row + 1]))
     assert float(found.elpd[chosen].sum()) == pytest.approx(float(torch.cat(refits).sum()), rel=tolerance)
 
@@ -226,7 +229,7 @@ def test_ranks_prior_scales_as_new_rows_do(data_dir):
     left, new = {}, {}
     for scale in (0.05, 0.4, 5.0):
         layer = bll.LastLayer(bll.likelihoods.Categorical(10), prior=bll.priors.Normal(scale))
-        fit = bll.fit(layer, (inputs, labels))
+        fit = plain_fit(layer, (inputs, labels))
         elpd = left_out(fit, inputs, labels).elpd
         left[scale] = float(elpd.mean())
         new[scale] = float(fit.predict(new_inputs).log_prob(new_labels).mean())
@@ -236,7 +239,7 @@ def test_ranks_prior_scales_as_new_rows_do(data_dir):
 
 def test_chosen_rows_equal_the_same_of_all_and_chunks_change_nothing(monkeypatch):
     inputs, labels = separable()
-    fit = bll.fit(
+    fit = plain_fit(
         bll.LastLayer(bll.likelihoods.Categorical(4)), (inputs, labels), inference=bll.SVI(num_epochs=50)
     )
     whole = left_out(fit, inputs, labels)
@@ -252,7 +255,7 @@ def test_chosen_rows_equal_the_same_of_all_and_chunks_change_nothing(monkeypatch
 
 def test_the_log_density_is_that_of_the_predictive():
     inputs, labels = separable()
-    fit = bll.fit(
+    fit = plain_fit(
         bll.LastLayer(bll.likelihoods.Categorical(4)), (inputs, labels), inference=bll.SVI(num_epochs=50)
     )
     expected = fit.predict(inputs).log_prob(labels)
@@ -266,7 +269,7 @@ def test_layers_too_large_for_ties_are_left_out_cautiously(monkeypatch, limits):
     """Bounded, a little too low, and it says so."""
     inputs, labels = separable()
     layer = bll.LastLayer(bll.likelihoods.Categorical(4), prior=bll.priors.Normal(0.3))
-    fit = bll.fit(layer, (inputs, labels), inference=bll.SVI())
+    fit = plain_fit(layer, (inputs, labels), inference=bll.SVI())
     whole = left_out(fit, inputs, labels)
     for name, value in limits.items():
         monkeypatch.setattr(response_module, name, value)
@@ -282,13 +285,13 @@ def test_a_point_estimate_has_a_leave_one_out_too():
     inputs, labels = separable(30, 8, 3)
     layer = bll.LastLayer(bll.likelihoods.Categorical(3), prior=bll.priors.Normal(0.5))
     inference = bll.SVI(bll.guides.MAP(), num_epochs=500)
-    fit = bll.fit(layer, (inputs, labels), inference=inference)
+    fit = plain_fit(layer, (inputs, labels), inference=inference)
     assert isinstance(fit.posterior.latents.weights, Delta)
     found = left_out(fit, inputs, labels).elpd
     refits = []
     for row in range(0, 30, 5):
         rest = torch.arange(30) != row
-        other = bll.fit(layer, (inputs[rest], labels[rest]), inference=inference)
+        other = plain_fit(layer, (inputs[rest], labels[rest]), inference=inference)
         refits.append(float(other.predict(inputs[row : row + 1]).log_prob(labels[row : row + 1])))
     np.testing.assert_allclose(found[::5], refits, atol=0.1)
 
@@ -299,7 +302,7 @@ def test_rows_that_are_not_log_concave_are_taken():
     inputs, targets = linear_data(40, 4)
     targets[::9] += 8
     for likelihood in (bll.likelihoods.StudentT(df=3.0), bll.likelihoods.HeteroscedasticGaussian()):
-        fit = bll.fit(bll.LastLayer(likelihood), (inputs, targets), inference=bll.SVI(num_epochs=300))
+        fit = plain_fit(bll.LastLayer(likelihood), (inputs, targets), inference=bll.SVI(num_epochs=300))
         found = left_out(fit, inputs, targets)
         assert bool(torch.isfinite(found.elpd).all())
         assert float(found.elpd.sum()) < float(found.log_density.sum())
@@ -308,7 +311,7 @@ def test_rows_that_are_not_log_concave_are_taken():
 def test_more_rows_unsaying_than_saying_are_counted_without_what_they_unsay():
     """Where the summed curvature is not positive definite, its negative parts are dropped row by row."""
     inputs, targets = linear_data(20, 3)
-    fit = bll.fit(
+    fit = plain_fit(
         bll.LastLayer(bll.likelihoods.Gaussian(0.5)), (inputs, targets[:, 0]), inference=bll.Exact()
     )
     design, _ = rows_of(fit, inputs, targets)[:]
@@ -321,7 +324,7 @@ def test_more_rows_unsaying_than_saying_are_counted_without_what_they_unsay():
 
 def test_draws_are_refused():
     inputs, targets = linear_data()
-    fit = bll.fit(
+    fit = plain_fit(
         bll.LastLayer(bll.likelihoods.Gaussian(0.7)), (inputs, targets[:, 0]), inference=bll.Exact()
     )
     posterior = fit.posterior
@@ -348,7 +351,7 @@ def test_precision_of_the_prior_is_its_mean_curvature(name):
     prior, reference = PRIORS[name]
     inputs, targets = linear_data(30, 4)
     layer = bll.LastLayer(bll.likelihoods.Gaussian(0.7), prior=prior, bias_scale=3.0)
-    fit = bll.fit(layer, (inputs, targets[:, 0]), inference=bll.SVI(num_epochs=30))
+    fit = plain_fit(layer, (inputs, targets[:, 0]), inference=bll.SVI(num_epochs=30))
     found = expected_prior_precision(fit.posterior)
     weights = fit.posterior.latents.weights
     assert float(found[0, -1]) == pytest.approx(1 / 9)
@@ -365,7 +368,7 @@ def test_precision_of_the_prior_is_its_mean_curvature(name):
 def test_precision_of_a_prior_with_hyper_parameters_is_averaged_over_them():
     inputs, targets = linear_data(30, 4)
     layer = bll.LastLayer(bll.likelihoods.Gaussian(0.7), prior=bll.priors.HierarchicalNormal())
-    fit = bll.fit(layer, (inputs, targets[:, 0]), inference=bll.SVI(num_epochs=400))
+    fit = plain_fit(layer, (inputs, targets[:, 0]), inference=bll.SVI(num_epochs=400))
     tau = fit.posterior.sample(20_000)["tau"]
     expected = float(tau.square().reciprocal().mean())
     assert float(expected_prior_precision(fit.posterior)[0, 0]) == pytest.approx(expected, rel=0.1)
@@ -374,7 +377,7 @@ def test_precision_of_a_prior_with_hyper_parameters_is_averaged_over_them():
 @pytest.mark.slow
 def test_a_sample_of_many_rows_agrees_with_all_of_them(data_dir, monkeypatch):
     (inputs, labels), _ = fashion(data_dir, 4000)
-    fit = bll.fit(bll.LastLayer(bll.likelihoods.Categorical(10)), (inputs, labels))
+    fit = plain_fit(bll.LastLayer(bll.likelihoods.Categorical(10)), (inputs, labels))
     whole = left_out(fit, inputs, labels)
     monkeypatch.setattr(module, "MAX_TIED_ROWS", 3999)
     monkeypatch.setattr(module, "NUM_SAMPLED_ROWS", 1500)
@@ -395,11 +398,11 @@ def test_rows_without_ties_or_with_weights_are_never_sampled(monkeypatch, weight
         inputs, targets = separable()
         weight = torch.linspace(0.5, 2.0, len(targets))
         data = bll.Data((inputs, targets), sample_weight=weight)
-        fit = bll.fit(bll.LastLayer(bll.likelihoods.Categorical(4)), data, inference=bll.SVI(num_epochs=50))
+        fit = plain_fit(bll.LastLayer(bll.likelihoods.Categorical(4)), data, inference=bll.SVI(num_epochs=50))
     else:
         inputs, targets = linear_data(num_targets=2)
         data = (inputs, targets)
-        fit = bll.fit(bll.LastLayer(bll.likelihoods.Gaussian((0.7, 0.7))), data, inference=bll.Exact())
+        fit = plain_fit(bll.LastLayer(bll.likelihoods.Gaussian((0.7, 0.7))), data, inference=bll.Exact())
     expected = bll.loo(fit, data)
     monkeypatch.setattr(module, "MAX_TIED_ROWS", 10)
     monkeypatch.setattr(module, "NUM_SAMPLED_ROWS", 20)
@@ -413,7 +416,7 @@ def test_some_of_many_rows_take_no_more_than_all_of_them(monkeypatch):
     targets = (inputs @ torch.randn(5, 3, generator=random) + torch.randn(800, 3, generator=random)).argmax(
         -1
     )
-    fit = bll.fit(bll.LastLayer(bll.likelihoods.Categorical(3), bll.priors.Normal(1.0)), (inputs, targets))
+    fit = plain_fit(bll.LastLayer(bll.likelihoods.Categorical(3), bll.priors.Normal(1.0)), (inputs, targets))
     monkeypatch.setattr(module, "MAX_TIED_ROWS", 700)
     monkeypatch.setattr(module, "MAX_CURVATURE_ROWS", 700)
     monkeypatch.setattr(module, "NUM_SAMPLED_ROWS", 300)
