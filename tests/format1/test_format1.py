@@ -15,10 +15,21 @@ import bll_pyro as bll
 FOLDER = Path(__file__).parent
 ROUNDING = 1e-4  # of the largest number of its kind
 STEPS = 5e-3  # the same, after a few hundred steps that each carry rounding on
-LAST_ROUNDS = (
-    0.1  # the same, where the last rounds on all rows, which 0.1.0 did not have, bring the fit to the optimum
+CLOSER = (
+    0.1  # the same, where a fit is nearer to its optimum, or its scale is chosen otherwise, than in 0.1.0
 )
-SETTLED = ("defaults", "joint")
+CHANGED = {
+    "defaults": "few rows are fitted by L-BFGS",
+    "joint": "so is its last stage",
+    "few rows": "the evidence picks the scale",
+    "few rows, point": "a point's scale is that of the evidence at the mode",
+    "MAP": "the same",
+    "few rows, Laplace, leave-one-out": "rows are left out by the derivatives at the mode",
+    "Laplace prior": "a start by another L-BFGS, and 40 steps from there",
+    "per output": "the same",
+    "heteroscedastic": "the same",
+}
+OTHER_STEPS = ("defaults", "joint")  # whose values are no longer those of 600 steps
 CHAOTIC = ("NUTS", "NUTS, horseshoe")  # a trajectory doubles its rounding again and again
 
 
@@ -51,4 +62,6 @@ def test_saved_fits_load_and_predict(case: str, recorded: dict[str, np.ndarray],
 @pytest.mark.parametrize("case", [name for name in CASES if name not in CHAOTIC])
 def test_fits_are_those_of_format_1(case: str, recorded: dict[str, np.ndarray]) -> None:
     found = record.results(CASES[case].fit(), CASES[case])
-    agree(found, recorded, case, LAST_ROUNDS if case in SETTLED else STEPS)
+    if case in OTHER_STEPS:
+        del found["trace"]
+    agree(found, recorded, case, CLOSER if case in CHANGED else STEPS)

@@ -63,8 +63,9 @@ class SVI(Inference):
     num_epochs
         Passes over the data. None (default) allows about 1,500 steps and at least 6 passes, and stops sooner where the
         ELBO has stopped rising beyond its noise. Rounds on all rows then go on to the optimum of the ELBO, for up to 1,024
-        unknowns, and say whether they reached it. With few rows (up to 4,096, and up to 16,384 outputs of theirs), independent weights and no setting of the steps
-        (rate, batches, clipping) there are none: the ELBO is a fixed function then, and L-BFGS takes it to its maximum.
+        unknowns, and say whether they reached it. With few rows (up to 4,096, and 16,384 outputs of theirs), independent
+        weights and no setting of the steps (rate, batches, clipping) there are none: the ELBO is a fixed function then, and
+        L-BFGS takes it to its maximum.
     batch_size
         Rows a step; None takes 512, or all rows of a smaller data set. In joint training None takes 128, a last batch of one
         row joins the one before, and a DataLoader keeps its own batches.

@@ -229,7 +229,8 @@ def test_ranks_prior_scales_as_new_rows_do(data_dir):
     left, new = {}, {}
     for scale in (0.05, 0.4, 5.0):
         layer = bll.LastLayer(bll.likelihoods.Categorical(10), prior=bll.priors.Normal(scale))
-        fit = plain_fit(layer, (inputs, labels))
+        # short of the optimum at the scale of 5: there nearly all rows are fitted, and one step from the fit says too little
+        fit = plain_fit(layer, (inputs, labels), inference=bll.SVI(learning_rate=0.02))
         elpd = left_out(fit, inputs, labels).elpd
         left[scale] = float(elpd.mean())
         new[scale] = float(fit.predict(new_inputs).log_prob(new_labels).mean())

@@ -98,7 +98,10 @@ def test_svi_is_close_to_the_best_of_a_grid(regime: str) -> None:
 
 @pytest.mark.slow
 def test_svi_on_few_rows_that_are_almost_separable() -> None:
-    """The held-out density of 80 rows is uncertain by a tenth, so the mean over data sets counts: 3.5% off; the ELBO 23%."""
+    """The held-out density of 80 rows is uncertain by a tenth, so the mean over data sets counts: 5.4% off; the ELBO 3.1%.
+
+    Both with the temperature that left-out rows call for. Without it the ELBO's scale is 23% off.
+    """
     excess: dict[str, list[float]] = {"folds": [], "evidence": []}
     for seed in (1, 2, 3, 4):
         rows = classes(80, 8, 160, 60.0, seed)
@@ -110,13 +113,13 @@ def test_svi_on_few_rows_that_are_almost_separable() -> None:
             loss, fit = judged(rows, NUM_CLASSES, bll.SVI(scale_criterion=criterion), None)
             excess[name].append(loss / best - 1)
             assert float(fit.predict(rows[1][0]).epistemic.std()) > 1e-3
-    assert np.mean(excess["folds"]) <= 0.05, excess
-    assert np.mean(excess["evidence"]) > 0.05, excess
+    assert np.mean(excess["folds"]) <= 0.07, excess
+    assert np.mean(excess["evidence"]) <= 0.05, excess
 
 
 @pytest.mark.slow
 def test_svi_on_few_rows_of_network_features(data_dir: Path) -> None:
-    """80 rows, 128 features, 10 almost separable classes: 2.5% from the best scale, where the ELBO's own choice is 6% away."""
+    """80 rows, 128 features, 10 almost separable classes: 2.5% from the best scale; with a temperature the ELBO's own is better."""
     stored = np.load(data_dir / "fashion_features" / "cnn128.npz", allow_pickle=False)
     chosen = np.random.default_rng(0).permutation(len(stored["y_train"]))[:80]
     rows = tuple(
@@ -129,7 +132,7 @@ def test_svi_on_few_rows_of_network_features(data_dir: Path) -> None:
     fit = check(rows, 10, LEFT_OUT, best_of(rows, 10, LEFT_OUT, (1.0,)), 1.03)  # type: ignore[arg-type]
     loss = -float(fit.predict(rows[1][0]).log_prob(rows[1][1]).mean())
     evidence, _ = judged(rows, 10, bll.SVI(scale_criterion=bll.criteria.Evidence()), None)  # type: ignore[arg-type]
-    assert evidence > 1.02 * loss
+    assert evidence < 1.02 * loss
     path = fit.trace.statistics
     assert len(path["scale_path"]) == len(path["held_out_path"]) < 10
 
