@@ -28,6 +28,7 @@ from benchmarks.options import Options
 from benchmarks.report import Report, Table, Target
 
 ROOT = Path(__file__).resolve().parent.parent
+ALONE = ("first_fit", "joint", "choose")  # about one fit beside another of ours
 
 
 @pytest.fixture
@@ -353,7 +354,7 @@ def test_every_benchmark_runs(tmp_path):
             continue
         rows = [row for table in written["tables"] for row in table["rows"]]
         named = [row.get("method", row.get("work", "")) for row in rows]
-        assert any("bll_pyro" in row for row in named), name
+        assert rows and (name in ALONE or any("bll_pyro" in row for row in named)), name
         assert any("bll_pyro" not in row for row in named), name
         assert [row for row in rows if row.get("outcome", "done") != "done"] == [], name
         assert written["targets"], name

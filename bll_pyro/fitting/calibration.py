@@ -28,7 +28,7 @@ from bll_pyro.likelihoods.gaussian_noise import GaussianNoise
 from bll_pyro.posterior import GaussianPosterior
 from bll_pyro.prediction import QuasiMonteCarlo, predict, predict_outputs
 from bll_pyro.prediction.base import gathered
-from bll_pyro.prediction.held_out import found_on
+from bll_pyro.prediction.held_out import Caution, found_on
 from bll_pyro.scope import generator
 
 if TYPE_CHECKING:
@@ -174,15 +174,11 @@ def cross_fitted(fit: Fit, features: FeatureRows, targets: Tensor, columns: Colu
         return fit
     targets, columns = targets[left.index], columns[left.index]
     points = 2 ** min(8, max(5, int(math.log2(MOST_DRAWN / left.outputs.mean.numel()))))
-    integration = QuasiMonteCarlo(points)
-    prediction = predict_outputs(posterior, left.outputs, integration, columns.exposure)
+    prediction = predict_outputs(posterior, left.outputs, QuasiMonteCarlo(points), columns.exposure)
     given = targets.reshape(len(targets), *posterior.target_shape)
-    found = found_on(prediction, given, targets, columns.weight, LEFT_OUT, PRIOR_SCALE, LEAST)
-    recalibrated = predict_outputs(posterior, left.outputs, integration, columns.exposure, found)
-    gain = (recalibrated.log_prob(given) - prediction.log_prob(given)).double().cpu()
-    gain = gain if columns.weight is None else columns.weight.cpu() * gain
-    is_gain = float(gain.sum()) > GAIN * len(gain) ** 0.5 * float(gain.std())
-    return replace(fit, recalibration=found) if is_gain else fit
+    caution = Caution(PRIOR_SCALE, LEAST, GAIN)
+    found = found_on(prediction, given, targets, columns.weight, LEFT_OUT, caution)
+    return replace(fit, recalibration=found)
 
 
 def can_recalibrate(likelihood: Likelihood) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Shaped
@@ -20,15 +20,33 @@ LARGEST = 5.0  # bound of the log temperature or log noise factor
 COVERAGE = 0.9  # of the intervals whose share of rows is reported
 
 
+@dataclass(frozen=True)
+class Caution:
+    """How far predictions of rows may move a recalibration from 1.
+
+    Parameters
+    ----------
+    prior_scale
+        Standard deviation of the log number's Normal prior: how far from 1 it is before any row is seen.
+    least
+        The smallest number that is taken.
+    gain
+        Standard errors of log density that the number must gain; otherwise there is none.
+    """
+
+    prior_scale: float = 1.0
+    least: float = math.exp(-5.0)
+    gain: float = -math.inf
+
+
 def found_on(
     prediction: Prediction,
     given: Shaped[Tensor, "N ..."],
     targets: Shaped[Tensor, "N ..."],
     weight: Float[Tensor, " N"] | None,
     source: str,
-    prior_scale: float = 1.0,
-    least: float = math.exp(-5.0),
-) -> Recalibration:
+    caution: Caution = Caution(),
+) -> Recalibration | None:
     """The temperature or noise factor with the largest ``log p(targets) - (log number / prior_scale)^2 / 2``.
 
     The penalty is a Normal prior of the log number. With n rows the log likelihood has a curvature of about 2n in a
@@ -45,10 +63,8 @@ def found_on(
         A weight for each row's log probability.
     source
         What rows these are, for the record.
-    prior_scale
-        Standard deviation of the prior: how far from 1 the number is before any row is seen.
-    least
-        The smallest number that is taken.
+    caution
+        Of rows that say too little; None is returned where the number gains too little on them.
 
     Raises
     ------
@@ -56,15 +72,13 @@ def found_on(
         For counts, whose variance is a function of their mean.
     """
     if isinstance(prediction, ValuePrediction):
-        return _noise_factor(prediction, given, weight, source, (prior_scale, least))
+        return _noise_factor(prediction, given, weight, source, caution)
     if isinstance(prediction, ClassPrediction):
-        return _temperature(prediction.probs, targets, weight, source, len(targets), (prior_scale, least))
+        return _temperature(prediction.probs, targets, weight, source, len(targets), caution)
     assert isinstance(prediction, LabelPrediction)
     labels, flat = targets.flatten().long(), prediction.probs.flatten()
     of_label = None if weight is None else weight.repeat_interleave(len(labels) // len(weight))
-    return _temperature(
-        torch.stack([1 - flat, flat], -1), labels, of_label, source, len(targets), (prior_scale, least)
-    )
+    return _temperature(torch.stack([1 - flat, flat], -1), labels, of_label, source, len(targets), caution)
 
 
 def _noise_factor(
@@ -72,8 +86,8 @@ def _noise_factor(
     given: Tensor,
     weight: Tensor | None,
     source: str,
-    limits: tuple[float, float],
-) -> NoiseFactor:
+    caution: Caution,
+) -> NoiseFactor | None:
     mixture = prediction.mixture
 
     def scaled(factor: float) -> ValuePrediction:
@@ -89,7 +103,9 @@ def _noise_factor(
         held = ((low <= values) & (values <= high)).double().flatten(1 if low.dim() > 1 else 0)
         return _mean(held.mean(-1) if held.dim() > 1 else held, weight)
 
-    factor = _best(lambda number: _sum(scaled(number).log_prob(given), weight), *limits)
+    factor = _best(lambda number: scaled(number).log_prob(given), weight, caution)
+    if factor is None:
+        return None
     how = FoundOn(
         source,
         len(given),
@@ -107,18 +123,20 @@ def _temperature(
     weight: Tensor | None,
     source: str,
     num_rows: int,
-    limits: tuple[float, float],
-) -> PredictiveTemperature:
+    caution: Caution,
+) -> PredictiveTemperature | None:
     log_probs = probs.double().clamp_min(torch.finfo(probs.dtype).tiny).log().cpu()
     chosen = labels.cpu()[:, None]
 
-    def log_prob(temperature: float) -> float:
-        return _sum((log_probs / temperature).log_softmax(-1).gather(-1, chosen).squeeze(-1), weight)
+    def log_prob(temperature: float) -> Tensor:
+        return (log_probs / temperature).log_softmax(-1).gather(-1, chosen).squeeze(-1)
 
     def confidence(temperature: float) -> float:
         return _mean((log_probs / temperature).softmax(-1).amax(-1), weight)
 
-    temperature = _best(log_prob, *limits)
+    temperature = _best(log_prob, weight, caution)
+    if temperature is None:
+        return None
     accuracy = _mean((log_probs.argmax(-1) == labels.cpu()).double(), weight)
     how = FoundOn(source, num_rows, "mean confidence", accuracy, confidence(1.0), confidence(temperature))
     return PredictiveTemperature(temperature, found_on=how)
@@ -136,14 +154,20 @@ def _mean(values: Float[Tensor, " N"], weight: Float[Tensor, " N"] | None) -> fl
     return _sum(values, weight) / total if total else math.nan
 
 
-def _best(log_prob: Callable[[float], float], prior_scale: float, least: float) -> float:
-    """The number with the largest ``log_prob - (log number / prior_scale)^2 / 2``."""
+def _best(
+    log_prob: Callable[[float], Tensor], weight: Float[Tensor, " N"] | None, caution: Caution
+) -> float | None:
+    """The number with the largest ``sum log_prob - (log number / prior_scale)^2 / 2``; None without the gain that it must have."""
     from scipy.optimize import minimize_scalar
 
     def loss(log_number: float) -> float:
-        return (log_number / prior_scale) ** 2 / 2 - log_prob(math.exp(log_number))
+        return (log_number / caution.prior_scale) ** 2 / 2 - _sum(log_prob(math.exp(log_number)), weight)
 
-    found = minimize_scalar(
-        loss, bounds=(math.log(least), LARGEST), method="bounded", options={"xatol": 1e-6}
-    )
-    return math.exp(float(found.x))
+    bounds = (math.log(caution.least), LARGEST)
+    found = minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-6})
+    number = math.exp(float(found.x))
+    if caution.gain == -math.inf:
+        return number
+    gain = (log_prob(number) - log_prob(1.0)).double().cpu()
+    gain = gain if weight is None else weight.double().cpu() * gain
+    return number if float(gain.sum()) > caution.gain * len(gain) ** 0.5 * float(gain.std()) else None
