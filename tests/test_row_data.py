@@ -243,11 +243,11 @@ def test_joint_training_takes_weights_and_exposures() -> None:
         with torch.random.fork_rng():
             torch.manual_seed(0)
             backbone = nn.Sequential(nn.Linear(3, 4), nn.Tanh())
-        fits.append(plain_fit(layer, rows, backbone, svi, sample_weight=weight, exposure=EXPOSURE))
+        fits.append(bll.fit(layer, rows, backbone, svi, sample_weight=weight, exposure=EXPOSURE))
     weights = [fit.posterior.sample(3)["weight"] for fit in fits]
     assert torch.allclose(weights[0], weights[1], atol=1e-5)
     assert torch.allclose(weights[2], weights[3], atol=1e-5)
-    plain = plain_fit(layer, (inputs, ruined), fits[0].backbone, svi)
+    plain = bll.fit(layer, (inputs, ruined), fits[0].backbone, svi)
     assert not torch.allclose(plain.posterior.sample(3)["weight"], weights[0])
 
 
