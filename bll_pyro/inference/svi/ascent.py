@@ -26,6 +26,7 @@ MAX_ROWS = 4096  # of more, batches are enough to move by
 MOST_NUMBERS = 2**19  # outputs of all rows at all points
 FEWEST_POINTS, MOST_POINTS = 32, 256
 MAX_STEPS = 400
+LATE, RISE = 50, 0.1  # evaluations, and nats in them, that a search without an end may still gain
 TOLERANCE = 1e-4  # nats by which the ELBO may still rise: half the squared distance in posterior scales, over all unknowns
 
 
@@ -51,12 +52,18 @@ def ascend(objective: Objective, rows: DesignRows) -> Trace:
     trace = Trace(elbo=torch.stack(function.values).cpu())
     if not bool(torch.isfinite(found.value).all()):
         trace.stop("the ELBO is not finite; use standardize=True, or a tighter prior")
-    elif not bool(found.converged.all()):
+    elif not bool(found.converged.all()) and (rise := late_rise(trace.elbo)) > RISE:
         trace.stop(
-            f"the ELBO was still rising after {found.num_evaluations} evaluations; use a tighter prior such as "
-            "priors.Normal(scale=1.0), or bll.Laplace()"
+            f"the ELBO was still rising, by {rise:.3g} nats in the last {LATE} of {found.num_evaluations} evaluations; use a "
+            "tighter prior such as priors.Normal(scale=1.0), or bll.Laplace()"
         )
     return trace
+
+
+def late_rise(elbo: Tensor) -> float:
+    """Nats by which the best of the last 50 evaluations is above the best of those before."""
+    before = elbo[:-LATE] if len(elbo) > LATE else elbo[:1]
+    return float(elbo.max() - before.max())
 
 
 class FixedELBO:

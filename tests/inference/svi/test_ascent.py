@@ -123,7 +123,7 @@ def test_a_weight_of_two_is_a_row_twice() -> None:
 
 def test_a_search_that_is_cut_short_is_said(monkeypatch) -> None:
     monkeypatch.setattr(ascent, "MAX_STEPS", 1)
-    with pytest.warns(bll.FitWarning, match="still rising after"):
+    with pytest.warns(bll.FitWarning, match="still rising, by"):
         fit = bll.fit(layer(CLASSES), (ROWS, LABELS), calibration=None)
     assert not fit.trace.converged
 
