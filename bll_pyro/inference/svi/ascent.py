@@ -49,10 +49,11 @@ def ascend(objective: Objective, rows: DesignRows) -> Trace:
     found = minimise(function, [function.place, function.growth], MAX_STEPS, tolerance=TOLERANCE)
     objective.guide.take(*function.marginals())
     function()  # learned scales at the result
-    trace = Trace(elbo=torch.stack(function.values).cpu())
+    elbo = torch.stack(function.values).cpu()
+    trace = Trace(elbo=elbo)
     if not bool(torch.isfinite(found.value).all()):
         trace.stop("the ELBO is not finite; use standardize=True, or a tighter prior")
-    elif not bool(found.converged.all()) and (rise := late_rise(trace.elbo)) > RISE:
+    elif not bool(found.converged.all()) and (rise := late_rise(elbo)) > RISE:
         trace.stop(
             f"the ELBO was still rising, by {rise:.3g} nats in the last {LATE} of {found.num_evaluations} evaluations; use a "
             "tighter prior such as priors.Normal(scale=1.0), or bll.Laplace()"
