@@ -17,6 +17,7 @@ from bll_pyro.prediction.recalibration import FoundOn, NoiseFactor, PredictiveTe
 from bll_pyro.prediction.values import ValuePrediction
 
 LARGEST = 5.0  # bound of the log temperature or log noise factor
+IMPOSSIBLE = 1e100  # loss of a number at which a row has no density
 COVERAGE = 0.9  # of the intervals whose share of rows is reported
 
 
@@ -161,7 +162,8 @@ def _best(
     from scipy.optimize import minimize_scalar
 
     def loss(log_number: float) -> float:
-        return (log_number / caution.prior_scale) ** 2 / 2 - _sum(log_prob(math.exp(log_number)), weight)
+        found = (log_number / caution.prior_scale) ** 2 / 2 - _sum(log_prob(math.exp(log_number)), weight)
+        return found if math.isfinite(found) else IMPOSSIBLE
 
     bounds = (math.log(caution.least), LARGEST)
     found = minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-6})
