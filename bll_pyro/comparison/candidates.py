@@ -79,10 +79,8 @@ def suited_to(rows: Source) -> dict[str, LastLayer]:
     return named([LastLayer(likelihood) for likelihood in likelihoods])
 
 
-def check_inference(inference: Any, columns: Columns) -> None:
+def check_inference(inference: Inference, columns: Columns) -> None:
     """Check that an inference leaves the backbone as it is, and its rows out one by one."""
-    if not isinstance(inference, Inference):
-        raise TypeError(f"inference: expected an inference such as bll.SVI(), got {type(inference).__name__}")
     if inference.trains_backbone:
         raise ValueError(
             f"choose: expected an inference that leaves the backbone as it is, since all declarations share its features, got "

@@ -24,7 +24,7 @@ from bll_pyro.features.recorded import Recorded
 from bll_pyro.features.sources import Source
 from bll_pyro.files import user_path
 from bll_pyro.fitting import Fit, fit
-from bll_pyro.fitting.entry import DEFAULT
+from bll_pyro.fitting.entry import DEFAULT, check_kinds
 from bll_pyro.gaussian.factorization import NotPositiveDefinite
 from bll_pyro.inference import Inference
 from bll_pyro.inference.base import FitWarning
@@ -152,8 +152,7 @@ def choose(
         Of each fit that failed or did not go as it should, with its name. One that failed cannot win.
     """
     inference = DEFAULT if inference is None else inference
-    if backbone is not None and not isinstance(backbone, nn.Module):
-        raise TypeError(f"backbone: expected a torch.nn.Module or None, got {type(backbone).__name__}")
+    check_kinds(inference, backbone)
     check_device(device, "choose")
     declared = None if layers is None else named(layers)
     source = read(bundled(data, sample_weight, exposure), need_targets=True, min_rows=2)

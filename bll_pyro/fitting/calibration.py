@@ -2,7 +2,9 @@
 
 Features of the rows that a backbone was trained on are too good, so that intervals and probabilities of a fit on these rows are
 too narrow. What other rows say of it is one number: a noise factor or a temperature (docs/decisions/0013-calibration-rows.md).
-:func:`set_aside` decides before the fit which rows those are, :func:`recalibrated` finds the number after it.
+:func:`set_aside` decides before the fit which rows those are, :func:`recalibrated` finds the number after it. Where no backbone is
+trained no rows are kept: :func:`cross_fitted` takes the training rows, each predicted by the fit without it
+(docs/decisions/0014-few-rows.md).
 """
 
 from __future__ import annotations

@@ -90,10 +90,7 @@ def fit(
     inference = DEFAULT if inference is None else inference
     if not isinstance(layer, LastLayer):
         raise TypeError(f"layer: expected bll.LastLayer(likelihood=...), got {type(layer).__name__}")
-    if not isinstance(inference, Inference):
-        raise TypeError(f"inference: expected an inference such as bll.SVI(), got {type(inference).__name__}")
-    if backbone is not None and not isinstance(backbone, nn.Module):
-        raise TypeError(f"backbone: expected a torch.nn.Module or None, got {type(backbone).__name__}")
+    check_kinds(inference, backbone)
     if inference.trains_backbone and backbone is None:
         raise ValueError("expected a backbone to train along, got none; pass backbone=... or freeze it")
     if device is not None:
@@ -118,6 +115,14 @@ def fit(
     for message in [*(() if joint is None else joint.messages), *made.trace.messages]:
         warnings.warn(message, FitWarning, stacklevel=2)
     return made
+
+
+def check_kinds(inference: object, backbone: object) -> None:
+    """Raise a TypeError unless these are an inference, and a module or None."""
+    if not isinstance(inference, Inference):
+        raise TypeError(f"inference: expected an inference such as bll.SVI(), got {type(inference).__name__}")
+    if backbone is not None and not isinstance(backbone, nn.Module):
+        raise TypeError(f"backbone: expected a torch.nn.Module or None, got {type(backbone).__name__}")
 
 
 def _fit(
