@@ -4,6 +4,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,8 +25,8 @@ MEANS = {
     "method": "method",
     "nll": "test NLL of its choice, mean",
     "right": "share of splits with the better of Gaussian and heteroscedastic",
-    "cost": "CPU time over a Gaussian fit, median",
-    "slowest": "over its slowest fit",
+    "cost": "CPU time over one fit of the chosen declaration, median",
+    "gaussian": "over a Gaussian fit, the cheapest",
 }
 COLUMNS = {
     "split": "split",
@@ -38,8 +39,8 @@ COLUMNS = {
     "HeteroscedasticGaussian": "HeteroscedasticGaussian",
     "difference": "heteroscedastic less Gaussian, nats a row: by leave-one-out",
     "test_difference": "on the test rows (standard error)",
-    "over_gaussian": "CPU time over a Gaussian fit",
-    "over_slowest": "over the slowest fit",
+    "over_chosen": "CPU time over one fit of the chosen declaration",
+    "over_gaussian": "over a Gaussian fit",
 }
 
 
@@ -108,15 +109,15 @@ def run(options: Options) -> Report:
             Target(
                 f"{name}: share of splits with the better of Gaussian and heteroscedastic", right, 0.8, ">="
             ),
-            Target(f"{name}: cost over a Gaussian fit, median", cost, 5.0),
+            Target(f"{name}: cost over one fit of the chosen declaration, median", cost, 5.0),
         ]
     report.notes += [
         f"Features of a network with two hidden layers of {WIDTH}, trained on the squared error of all training rows: Adam, "
         f"{LEARNING_RATE:g}, {NUM_EPOCHS} epochs of batches of {BATCH_SIZE}, at most {MOST_STEPS:,} steps. It has seen the rows "
         "that are left out.",
         "The rest is the default: SVI, a learned prior scale, three likelihoods. Cost: CPU seconds of bll.choose over those of "
-        "one bll.fit of the Gaussian on the same data, and its wall seconds over those of its slowest fit. Training of the "
-        "network is no part of it.",
+        "one bll.fit on the same data: of the declaration that it chooses, which is what a user pays who knows it beforehand, and "
+        "of the Gaussian, whose fit is the cheapest of the three. Training of the network is no part of it.",
     ]
     return report
 
@@ -128,11 +129,11 @@ def _judge(name: str, number: int) -> dict[str, Any]:
     network = trained(inputs, targets, number)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the rows of the JSON file have what did not go as it should
-        began = time.perf_counter()
         seconds, result = timed(lambda: bll.choose(None, (inputs, targets), network, seed=number))
-        wall = time.perf_counter() - began
-        layer = result.fits["Gaussian"].layer
-        alone, _ = timed(lambda: bll.fit(layer, (inputs, targets), network, seed=number))
+        alone = {}
+        for kind in ("Gaussian", result.best):
+            layer = result.fits[kind].layer
+            alone[kind], _ = timed(partial(bll.fit, layer, (inputs, targets), network, seed=number))
     test = {
         kind: one.predict(test_inputs).log_prob(test_targets).double() for kind, one in result.fits.items()
     }
@@ -150,8 +151,8 @@ def _judge(name: str, number: int) -> dict[str, Any]:
         **nll,
         "difference": float(table.loc[PAIR[0], "elpd"] - table.loc[PAIR[1], "elpd"]) / len(targets),
         "test_difference": f"{float(difference.mean()):.3f} ({error:.3f})",
-        "over_gaussian": seconds / alone,
-        "over_slowest": wall / max(one.trace.wall_time for one in result.fits.values()),
+        "over_chosen": seconds / alone[result.best],
+        "over_gaussian": seconds / alone["Gaussian"],
         "seconds": seconds,
         "messages": {str(kind): str(said) for kind, said in table["message"].items()},
     }
@@ -165,7 +166,7 @@ def _means(name: str, lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
             "method": f"always {kind}",
             "nll": float(np.mean([line[kind] for line in lines])),
             "right": float(np.mean([kind == line["right"] for line in lines])) if kind in PAIR else None,
-            "cost": 1.0 if kind == "Gaussian" else None,
+            "gaussian": 1.0 if kind == "Gaussian" else None,
         }
         for kind in kinds
     ]
@@ -176,8 +177,8 @@ def _means(name: str, lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
             "method": "bll_pyro, bll.choose",
             "nll": float(np.mean([line[line["choice"]] for line in lines])),
             "right": float(np.mean([line["pair"] == line["right"] for line in lines])),
-            "cost": float(np.median([line["over_gaussian"] for line in lines])),
-            "slowest": float(np.median([line["over_slowest"] for line in lines])),
+            "cost": float(np.median([line["over_chosen"] for line in lines])),
+            "gaussian": float(np.median([line["over_gaussian"] for line in lines])),
         }
     )
     return [{"table": name, **line} for line in found]

@@ -104,8 +104,9 @@ def several(scores: Iterable[Score], owner: str) -> tuple[Score, ...]:
         raise TypeError(
             f"{owner}(scores=...): expected two or more scores such as Leverage(), got {scores!r}"
         )
-    if any(score.needs_reference_rows for score in scores):
+    if nested := [score for score in scores if score.needs_reference_rows]:
         raise TypeError(
-            f"{owner}(scores=...): expected scores of single rows, got a Fisher(...) among them; name its parts instead"
+            f"{owner}(scores=...): expected scores of single rows, got a {type(nested[0]).__name__}(...) among them; name its parts "
+            "instead"
         )
     return scores

@@ -81,7 +81,7 @@ class Detector(Calibrated):
             The fit whose inputs are to be checked.
         inputs
             At least ``1 / alpha`` known rows that neither the backbone nor the last layer was trained on. The default and
-            ``Fisher`` need twice as many: half of them, 500 at most, give the p-values of the parts, and the rest the
+            ``Fisher`` or ``HarmonicMean`` need twice as many: half of them, 500 at most, give the p-values of the parts, and the rest the
             threshold, so that the rate of false alarms holds.
         train
             ``(inputs, targets)`` of training rows, for the scores that need them (``Mahalanobis``, ``KNearestNeighbours``,

@@ -68,6 +68,54 @@ class Fisher(Score):
         return replace(self, reference=reference.sort(-1).values)
 
 
+@dataclass(frozen=True, eq=False)
+class HarmonicMean(Score):
+    r"""Groups of scores, joined by the harmonic mean of what their p-values say (Wilson 2019, PNAS 116).
+
+    A group of M scores has :math:`L_g = -M^{-1/2} \sum_m \log p_m`, and the score is :math:`\log \sum_g e^{L_g}`, minus the log of
+    a harmonic mean but for a constant. The root lies between scores that see the same (:math:`1 / M`) and scores that know
+    nothing of one another (1), so that a group does not count more for having more parts; and a group that sees nothing takes
+    little from one that does.
+
+    Parameters
+    ----------
+    groups
+        Two or more groups of scores, each a :class:`Fisher`.
+    """
+
+    groups: tuple[Fisher, ...]
+
+    def __post_init__(self) -> None:
+        groups = tuple(self.groups)
+        if len(groups) < 2 or not all(isinstance(group, Fisher) for group in groups):
+            raise TypeError(
+                f"HarmonicMean(groups=...): expected two or more groups such as Fisher((Leverage(), Energy())), got {groups!r}"
+            )
+        object.__setattr__(self, "groups", groups)
+
+    @property
+    def needs_training_rows(self) -> bool:
+        """Whether one of the scores must see training rows first."""
+        return any(group.needs_training_rows for group in self.groups)
+
+    @property
+    def needs_reference_rows(self) -> bool:
+        """Whether :meth:`referenced` must be called first."""
+        return any(group.needs_reference_rows for group in self.groups)
+
+    def of(self, view: View) -> Float[Tensor, " N"]:
+        return torch.stack([group.of(view) / len(group.scores) ** 0.5 for group in self.groups]).logsumexp(0)
+
+    def fitted(
+        self, posterior: Posterior, features: Tensor, targets: Tensor, score_rows: Callable[[Score], Tensor]
+    ) -> Self:
+        groups = tuple(group.fitted(posterior, features, targets, score_rows) for group in self.groups)
+        return replace(self, groups=groups)
+
+    def referenced(self, score_rows: Callable[[Score], Tensor]) -> Self:
+        return replace(self, groups=tuple(group.referenced(score_rows) for group in self.groups))
+
+
 def surprise(known: Float[Tensor, " n"], scores: Float[Tensor, " N"]) -> Float[Tensor, " N"]:
     """``-log p`` of scores ``[N]``, of n >= 2 reference scores in increasing order."""
     n = len(known)

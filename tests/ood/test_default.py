@@ -26,7 +26,8 @@ KINDS = {
     "values": (bll.likelihoods.Gaussian(), SIGNAL),
     "counts": (bll.likelihoods.Poisson(), torch.poisson(SIGNAL.clamp_max(3).exp(), generator=generator(5))),
 }
-NAMES = ["Mahalanobis", "KNearestNeighbours", "Mahalanobis", "Leverage", "Energy"]
+NAMES = ["Mahalanobis", "KNearestNeighbours", "Mahalanobis", "Leverage"]
+OF_PREDICTIONS = ["Energy", "PredictiveEntropy", "Epistemic"]
 SHORT = bll.SVI(num_epochs=30)
 
 
@@ -35,9 +36,13 @@ def fit_of(kind: str, inference: bll.SVI = SHORT) -> bll.Fit:
     return bll.fit(bll.LastLayer(likelihood), (FEATURES[TRAIN], targets[TRAIN]), inference=inference)
 
 
-def names_of(detector: ood.Detector) -> list[str]:
-    assert isinstance(detector.score, ood.Fisher)
-    return [type(part).__name__ for part in detector.score.scores]
+def groups_of(detector: ood.Detector) -> tuple[ood.Fisher, ...]:
+    score = detector.score
+    return score.groups if isinstance(score, ood.HarmonicMean) else (score,)
+
+
+def names_of(detector: ood.Detector) -> list[list[str]]:
+    return [[type(part).__name__ for part in group.scores] for group in groups_of(detector)]
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +59,7 @@ def train() -> tuple[torch.Tensor, torch.Tensor]:
 def test_every_kind_of_targets_has_a_default(kind: str) -> None:
     made, targets = fit_of(kind), KINDS[kind][1]
     detector = ood.Detector().calibrate(made, FEATURES[KNOWN], train=(FEATURES[TRAIN], targets[TRAIN]))
-    assert names_of(detector) == (NAMES if kind == "classes" else NAMES[:-1])
+    assert names_of(detector) == ([NAMES, OF_PREDICTIONS] if kind == "classes" else [NAMES])
     known, unknown = (detector.detect(rows) for rows in (FEATURES[NEW], UNKNOWN))
     assert known.is_ood.double().mean() < 0.1 and unknown.is_ood.double().mean() > 0.8
     assert bll.metrics.auroc(known.score, unknown.score) > 0.95
@@ -63,7 +68,7 @@ def test_every_kind_of_targets_has_a_default(kind: str) -> None:
 def test_a_point_estimate_has_one_without_leverage(train) -> None:
     point = fit_of("classes", bll.SVI(guide=bll.guides.MAP(), num_epochs=30))
     detector = ood.Detector().calibrate(point, FEATURES[KNOWN], train=train)
-    assert names_of(detector) == [*NAMES[:3], "Energy"]
+    assert names_of(detector) == [NAMES[:3], OF_PREDICTIONS[:2]]
     assert detector.detect(UNKNOWN).is_ood.double().mean() > 0.8
 
 
@@ -72,13 +77,13 @@ def test_which_rows_serve_for_what(fit, train) -> None:
     assert with_train.split == {"reference rows": 200, "threshold": 200}
     without = ood.Detector(alpha=0.1).calibrate(fit, FEATURES[KNOWN])
     assert without.split == {"training rows": 200, "reference rows": 100, "threshold": 100}
-    assert len(without.calibration_scores) == without.score.reference.shape[1] == 100
+    assert len(without.calibration_scores) == groups_of(without)[0].reference.shape[1] == 100
     assert "split={training rows: 200, reference rows: 100, threshold: 100}" in repr(without)
     many = ood.Detector().calibrate(fit, FEATURES[200:], train=train)
     assert many.split == {"reference rows": 500, "threshold": 800}
     # no row serves twice: the scores of threshold and reference rows are those of the known rows, each once
-    parts = score_rows(fit, without.score.scores[0], fit.features(FEATURES[KNOWN])).double()
-    reference = without.score.reference[0]
+    parts = score_rows(fit, groups_of(without)[0].scores[0], fit.features(FEATURES[KNOWN])).double()
+    reference = groups_of(without)[0].reference[0]
     assert bool(torch.isin(reference, parts).all())
     everything = score_rows(fit, without.score, fit.features(FEATURES[KNOWN]))
     others = everything[~torch.isin(parts, reference)]
@@ -93,7 +98,7 @@ def test_labels_of_the_fit_stand_in_for_those_of_training_rows(fit) -> None:
     detector = ood.Detector().calibrate(fit, FEATURES[KNOWN])
     rows = FEATURES[KNOWN][torch.randperm(400, generator=generator(0))[:200]]
     expected = ood.Mahalanobis().fitted(fit.posterior, rows, fit.predict(rows).label, lambda part: rows[:, 0])
-    assert torch.equal(detector.score.scores[0].means, expected.means)
+    assert torch.equal(groups_of(detector)[0].scores[0].means, expected.means)
 
 
 @pytest.mark.slow

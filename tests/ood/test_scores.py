@@ -196,6 +196,27 @@ def test_fisher_of_parts(fit, view):
     torch.testing.assert_close(score.of(view), expected)
 
 
+def test_harmonic_mean_of_groups(fit, view):
+    """Against the p-values themselves: their products to the power of 1 / sqrt(M), and the harmonic mean of these."""
+    groups = (
+        ood.Fisher((ood.Energy(), ood.PredictiveEntropy(), ood.Epistemic())),
+        ood.Fisher((ood.Leverage(), ood.FeatureNorm())),
+    )
+    reference = View(FEATURES[:100], fit.posterior)
+    score = ood.HarmonicMean(groups).referenced(lambda part: part.of(reference))
+    assert score.needs_reference_rows is score.needs_training_rows is False
+    p_values = []
+    for group in groups:
+        parts = [
+            torch.exp(-surprise(part.of(reference).double().sort().values, part.of(view).double()))
+            for part in group.scores
+        ]
+        p_values.append(torch.stack(parts).prod(0) ** len(parts) ** -0.5)
+    harmonic = 2 / (1 / p_values[0] + 1 / p_values[1])
+    torch.testing.assert_close(score.of(view), np.log(2) - harmonic.log())
+    assert ood.HarmonicMean((ood.Fisher((ood.Energy(), ood.Mahalanobis())), groups[1])).needs_training_rows
+
+
 def test_a_score_that_says_nothing_moves_no_rank(fit, view):
     """Rounding of a constant is not taken for a tail."""
     constant = 1 + 1e-8 * torch.randn(100, generator=GENERATOR).double()
@@ -306,6 +327,9 @@ def test_declarations_that_make_no_sense():
             joined((ood.Leverage(),))
         with pytest.raises(TypeError, match=r"got a Fisher\(...\) among them; name its parts instead"):
             joined((ood.Fisher((ood.Leverage(), ood.Epistemic())), ood.Epistemic()))
+    for groups in ((ood.Fisher((ood.Leverage(), ood.Epistemic())),), (ood.Leverage(), ood.Epistemic())):
+        with pytest.raises(TypeError, match=r"HarmonicMean\(groups=...\): expected two or more groups"):
+            ood.HarmonicMean(groups)
     with pytest.raises(ValueError, match=r"KNearestNeighbours\(k=...\): expected a whole number >= 1, got 0"):
         ood.KNearestNeighbours(0)
     with pytest.raises(ValueError, match="keep at least k rows"):
