@@ -106,7 +106,7 @@ def several(scores: Iterable[Score], owner: str) -> tuple[Score, ...]:
         )
     if nested := [score for score in scores if score.needs_reference_rows]:
         raise TypeError(
-            f"{owner}(scores=...): expected scores of single rows, got a {type(nested[0]).__name__}(...) among them; name its parts "
-            "instead"
+            f"{owner}(scores=...): expected scores of single rows, got a {type(nested[0]).__name__}(...) among them; "
+            "name its parts instead"
         )
     return scores

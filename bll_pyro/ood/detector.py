@@ -81,8 +81,8 @@ class Detector(Calibrated):
             The fit whose inputs are to be checked.
         inputs
             At least ``1 / alpha`` known rows that neither the backbone nor the last layer was trained on. The default and
-            ``Fisher`` or ``HarmonicMean`` need twice as many: half of them, 500 at most, give the p-values of the parts, and the rest the
-            threshold, so that the rate of false alarms holds.
+            ``Fisher`` or ``HarmonicMean`` need twice as many: half of them, 500 at most, give the p-values of the parts, and
+            the rest the threshold, so that the rate of false alarms holds.
         train
             ``(inputs, targets)`` of training rows, for the scores that need them (``Mahalanobis``, ``KNearestNeighbours``,
             ``ViM``, ``Combination``, ...). They must not contain the calibration rows. The default takes half of the
