@@ -41,7 +41,18 @@ _ROOMS = {
     "calibrate": "recalibrate",
     "evaluate": "evaluation",
 }
-_MODULES = ("priors", "likelihoods", "guides", "curvatures", "metrics", "conformal", "plots", "ood", "export")
+_MODULES = (
+    "priors",
+    "likelihoods",
+    "guides",
+    "curvatures",
+    "metrics",
+    "conformal",
+    "plots",
+    "ood",
+    "export",
+    "sklearn",
+)
 
 if TYPE_CHECKING:
     from bll_pyro import conformal, curvatures, export, guides, likelihoods, metrics, ood, plots, priors

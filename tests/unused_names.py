@@ -19,6 +19,18 @@ UNUSED = {
         "guides/base.py:_loc_scale",
         "guides/flow.py:_prototype_tensor",
     ),
+    "scikit-learn reads it of an estimator's tags": (
+        "sklearn/counter.py:positive_only",
+        "sklearn/regressor.py:multi_output",
+        "sklearn/regressor.py:single_output",
+    ),
+    "users of scikit-learn call it: a method that estimators have": (
+        "sklearn/classifier.py:sample_y",
+        "sklearn/regressor.py:partial_fit",
+        "sklearn/values.py:predict_interval",
+        "sklearn/values.py:predict_quantiles",
+        "sklearn/values.py:sample_y",
+    ),
     "users call it: a documented method or property of a result": (
         "diagnostics/verdicts.py:flagged",
         "elpd/result.py:flagged",

@@ -1,0 +1,150 @@
+"""What all estimators share: parameters, the fit, and predictions on checked rows."""
+
+from __future__ import annotations
+
+import numbers
+from abc import abstractmethod
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
+from torch import nn
+
+from bll_pyro.fitting import AUTOMATIC, Fit
+from bll_pyro.fitting import fit as fit_layer
+from bll_pyro.inference import SVI, Inference
+from bll_pyro.layer import LastLayer
+from bll_pyro.likelihoods import Likelihood
+from bll_pyro.prediction import Prediction
+from bll_pyro.priors import Normal, Prior
+from bll_pyro.sklearn.parameters import DeclaredParameters
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+PARTS = ("total", "aleatoric", "epistemic")
+
+
+class BayesianLastLayer(DeclaredParameters):
+    """Base of the estimators: a last layer on the columns of a table, or on features that a backbone makes of them."""
+
+    def __init__(
+        self,
+        backbone: nn.Module | None = None,
+        prior: Prior | None = None,
+        likelihood: Likelihood | None = None,
+        inference: Inference | None = None,
+        *,
+        standardize: bool | str = True,
+        calibration: float | str | None = "automatic",
+        store: str | None = None,
+        random_state: int | np.random.RandomState | None = None,
+    ) -> None:
+        self.backbone = backbone
+        self.prior = prior
+        self.likelihood = likelihood
+        self.inference = inference
+        self.standardize = standardize
+        self.calibration = calibration
+        self.store = store
+        self.random_state = random_state
+
+    @abstractmethod
+    def _default_likelihood(self) -> Likelihood:
+        """The likelihood that None stands for; of a classifier the classes are known by then."""
+
+    def _default_inference(self, likelihood: Likelihood, prior: Prior) -> Inference:
+        """The inference that None stands for."""
+        return SVI()
+
+    def _standing_for_none(self, name: str) -> Any:
+        if name == "prior":
+            return Normal()
+        if name == "inference":
+            return SVI()
+        return None
+
+    @property
+    def _dtypes(self) -> list[type] | None:
+        """Types of the columns; those of a backbone's inputs are its own matter."""
+        return [np.float64, np.float32]
+
+    def _fit_targets(self, X: Any, targets: NDArray[Any], sample_weight: Any, exposure: Any = None) -> Self:
+        """Fit on checked columns and on targets as the likelihood takes them."""
+        weight = None
+        if sample_weight is not None:
+            weight = _check_sample_weight(sample_weight, X, ensure_non_negative=True)
+        prior = self._declared("prior")
+        likelihood = self._default_likelihood() if self.likelihood is None else self.likelihood
+        inference = self.inference
+        if inference is None:
+            inference = self._default_inference(likelihood, prior)
+        layer = LastLayer(likelihood, prior, standardize=self.standardize)  # type: ignore[arg-type]
+        self.fit_: Fit = fit_layer(
+            layer,
+            (X, targets),
+            self.backbone,
+            inference,
+            sample_weight=weight,
+            exposure=exposure,
+            seed=self._seed(),
+            store=self.store,
+            calibration=self._calibration(),
+        )
+        return self
+
+    def _seed(self) -> int:
+        """None is 0, so that the same rows give the same fit."""
+        if self.random_state is None or isinstance(self.random_state, numbers.Integral):
+            return int(self.random_state or 0)
+        return int(check_random_state(self.random_state).randint(2**31 - 1))
+
+    def _calibration(self) -> Any:
+        if isinstance(self.calibration, str):
+            if self.calibration != "automatic":
+                raise ValueError(
+                    f'calibration: expected "automatic", a share of the rows such as 0.1, or None, got {self.calibration!r}'
+                )
+            return AUTOMATIC
+        return self.calibration
+
+    def _rows(self, X: Any) -> NDArray[Any]:
+        """Checked columns of new rows."""
+        check_is_fitted(self, "fit_")
+        checked: NDArray[Any] = validate_data(
+            self, X, reset=False, dtype=self._dtypes, ensure_2d=self.backbone is None, allow_nd=True
+        )
+        return checked
+
+    def _predict(self, X: Any) -> Prediction:
+        """The posterior predictive of new rows."""
+        rows = self._rows(X)
+        return self.fit_.predict(rows)
+
+    def uncertainty(self, X: Any) -> pd.DataFrame:
+        """Total, aleatoric and epistemic uncertainty of each row: nats for classes, else variances in squared units.
+
+        Parameters
+        ----------
+        X
+            Rows ``[N, D]``.
+
+        Returns
+        -------
+        pandas.DataFrame
+            Columns ``total``, ``aleatoric`` and ``epistemic``, which add up, with the index of ``X`` where it has one.
+        """
+        import pandas as pd
+
+        prediction = self._predict(X)
+        columns = {}
+        for name in PARTS:
+            values = getattr(prediction, name).cpu().numpy()
+            if values.ndim == 1:
+                columns[name] = values
+            else:
+                columns |= {f"{name}{t}": values[:, t] for t in range(values.shape[1])}
+        index = X.index if isinstance(X, pd.DataFrame) else None
+        return pd.DataFrame(columns, index=index)
