@@ -56,9 +56,7 @@ def isolated(seed: int | None = None, dtype: torch.dtype | None = None) -> Itera
         after.callback(torch.set_rng_state, torch.get_rng_state())
         if torch.cuda.is_available() and torch.cuda.is_initialized():
             after.callback(torch.cuda.set_rng_state_all, torch.cuda.get_rng_state_all())
-        after.callback(runtime._PYRO_STACK.__setitem__, slice(None), runtime._PYRO_STACK[:])
-        runtime._PYRO_STACK.clear()
-        after.enter_context(pyro.get_param_store().scope())
+        after.enter_context(own_store())
         after.enter_context(own_modes())
         if seed is not None:
             random.seed(int(seed))  # neither takes a number of NumPy's
@@ -66,6 +64,16 @@ def isolated(seed: int | None = None, dtype: torch.dtype | None = None) -> Itera
             torch.manual_seed(int(seed))
         if dtype is not None:
             torch.set_default_dtype(dtype)
+        yield
+
+
+@contextmanager
+def own_store() -> Iterator[None]:
+    """Run a block with an empty parameter store and no handler of Pyro around it; random numbers are the caller's."""
+    with TURN, ExitStack() as after:
+        after.callback(runtime._PYRO_STACK.__setitem__, slice(None), runtime._PYRO_STACK[:])
+        runtime._PYRO_STACK.clear()
+        after.enter_context(pyro.get_param_store().scope())
         yield
 
 

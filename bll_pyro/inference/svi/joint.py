@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,18 +17,15 @@ from bll_pyro.features.forward import (
     set_training,
     trainable_parameters,
 )
-from bll_pyro.frame import Frame
-from bll_pyro.guides import Start
 from bll_pyro.inference.base import Trace
 from bll_pyro.inference.prior_scale.held_out import held_out_loss
 from bll_pyro.inference.rows import with_columns
 from bll_pyro.inference.standardization import target_moments
-from bll_pyro.inference.start import median_sites
-from bll_pyro.inference.svi.objective import Objective, StateCopy, restore, snapshot
+from bll_pyro.inference.svi.batch_elbo import BatchELBO, check_moving
+from bll_pyro.inference.svi.objective import StateCopy, restore, snapshot
 from bll_pyro.inference.svi.train import BETAS, Stepper, Training, train
 from bll_pyro.inference.training_data import TrainingData
 from bll_pyro.layer import LastLayer
-from bll_pyro.model import Model
 from bll_pyro.posterior import Posterior
 from bll_pyro.progress import progress
 from bll_pyro.scope import generator, isolated
@@ -38,57 +34,22 @@ if TYPE_CHECKING:
     from bll_pyro.inference.svi.svi import SVI
 
 
-class RunningScale(nn.Module):
-    """Centre and scale of moving features: running averages, as in a BatchNorm without affine part.
-
-    A batch is standardised with the averages and not with its own moments, so that a row's output does not depend on
-    the rows beside it and a batch of one row works.
-    """
-
-    center: Tensor
-    variance: Tensor
-
-    def __init__(self, num_features: int, momentum: float = 0.1, active: bool = True) -> None:
-        super().__init__()
-        self.momentum, self.active = momentum, active
-        self.num_batches = 0
-        self.register_buffer("center", torch.zeros(num_features))
-        self.register_buffer("variance", torch.ones(()))
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Update the averages in training, then standardise ``[B, D]``; the guide's type comes out of any other."""
-        if not self.active:
-            return features.to(self.center)
-        if self.training and len(features) > 1:
-            with torch.no_grad():
-                values = features if features.dtype == torch.float64 else features.float()
-                # a plain average at first, so that the start is not remembered
-                step = max(self.momentum, 1 / (self.num_batches + 1))
-                self.center.lerp_(values.mean(0).to(self.center), step)
-                self.variance.lerp_(values.var(0).mean().to(self.center), step)
-                self.num_batches += 1
-        return ((features - self.center) / self.variance.clamp_min(1e-12).sqrt()).to(self.center)
-
-
 class JointModule(nn.Module):
     """Inputs and targets in, the ELBO of their batch out: what Fabric moves, casts and, later, distributes."""
 
-    def __init__(self, backbone: nn.Module, scale: RunningScale, objective: Objective, bias: bool) -> None:
+    def __init__(self, backbone: nn.Module, elbo: BatchELBO) -> None:
         super().__init__()
-        self.backbone, self.scale = backbone, scale
-        self.guide, self.model = objective.guide, objective.model
-        self.objective, self.bias = [objective], bias  # in a list: not another submodule
+        self.backbone, self.elbo = backbone, elbo
 
-    def design(self, inputs: Any) -> Tensor:
-        """Design matrix ``[B, P]`` of a batch of inputs."""
+    def features(self, inputs: Any) -> Tensor:
+        """Features ``[B, D]`` of a batch of inputs; in training they depend on the parameters."""
         features = compute_features(self.backbone, inputs)
         if self.training and torch.is_grad_enabled() and not features.requires_grad:
             raise ValueError(
                 "backbone: expected features that depend on the parameters to train, got features without gradient; take "
                 "torch.no_grad() and detach() out of its forward, or leave backbone_learning_rate at None"
             )
-        values = self.scale(features)
-        return torch.cat([values, values.new_ones(len(values), 1)], -1) if self.bias else values
+        return features
 
     def forward(
         self,
@@ -101,7 +62,7 @@ class JointModule(nn.Module):
         """ELBO estimate in nats."""
         plain = weight is None and exposure is None
         rows = targets if plain else with_columns(targets, Columns(weight, exposure))
-        return self.objective[0](self.design(inputs), rows, generator)
+        return self.elbo.nats(self.features(inputs), rows, generator)
 
 
 class JointTraining(Training):
@@ -111,8 +72,8 @@ class JointTraining(Training):
     ----------
     svi, layer
         The inference, and the declaration in the units of the standardised targets.
-    module, frame, target_shape
-        What is trained, the coordinates of its features before training, and the shape of one target.
+    module
+        What is trained.
     data, validation
         Rows of the fit, and rows whose predictive density is watched.
     fabric, seed
@@ -124,18 +85,17 @@ class JointTraining(Training):
         svi: SVI,
         layer: LastLayer,
         module: JointModule,
-        frame: Frame,
         data: TrainingData,
         validation: TrainingData | None,
         fabric: Any,
         seed: int,
     ) -> None:
         self.svi, self.layer, self.module, self.fabric = svi, layer, module, fabric
-        self.data, self.validation, self.objective = data, validation, module.objective[0]
+        self.data, self.validation, self.objective = data, validation, module.elbo.objective
         self.batch_size = min(svi.batch_size or 128, data.source.num_rows)
         self.order, self.random = generator(seed), generator(seed, fabric.device)
         self.wrapped, self.first_optimizer = fabric.setup(module, self.optimizer())
-        self.frame = frame.to(fabric.device)
+        self.frame = module.elbo.frame  # for its constants of the targets
         self.advance: Callable[[int, str], None] | None = None
         self.elbo = torch.zeros(())  # the last estimate
         if validation is not None:
@@ -152,7 +112,7 @@ class JointTraining(Training):
     def batches(self) -> Iterator[tuple[Any, ...]]:
         """Inputs, standardised targets, and columns, on the device; unfrozen parts of the backbone are in train mode."""
         set_training(self.module.backbone)
-        self.module.scale.train()
+        self.module.elbo.train()
         for inputs, targets, columns in self._on_device(self.data, self.order):
             yield inputs, self.frame.targets(targets), columns
         if self.advance is not None:
@@ -171,7 +131,8 @@ class JointTraining(Training):
         """In full precision, with the features in between."""
         inputs, targets, columns = batch
         self.module.zero_grad()
-        design, inside = self.module.design(inputs), with_columns(targets, columns)
+        design = self.module.elbo.design(self.module.features(inputs))
+        inside = with_columns(targets, columns)
         value = self.objective(design, inside, self.random)
         (-value / self.data.source.num_rows).backward()
         return value.detach(), design.detach(), self.objective.pyro_arguments(design.detach(), inside)
@@ -196,11 +157,7 @@ class JointTraining(Training):
 
     def posterior(self) -> Posterior:
         """The posterior at the present parameters, in the frame of the present averages."""
-        frame, scale = self.frame.to(self.module.scale.center.device), self.module.scale
-        if scale.active:
-            common = scale.variance.clamp_min(1e-12).sqrt().expand_as(scale.center).clone()
-            frame = replace(frame, center=scale.center.clone(), scale=common)
-        return self.objective.posterior_in(frame, self.data.target_shape)
+        return self.module.elbo.posterior()
 
     def _on_device(
         self, data: TrainingData, order: torch.Generator | None
@@ -221,17 +178,7 @@ def train_jointly(
     device: str | torch.device | None = None,
 ) -> tuple[Posterior, Trace]:
     """Train backbone (in place) and guide together; return the posterior over the last features."""
-    if layer.prior.frame is not None:
-        raise ValueError(
-            f"{type(layer.prior).__name__}: expected frozen features, in whose coordinates the prior is, got "
-            "a backbone to train along; leave backbone_learning_rate at None"
-        )
-    if layer.raw_center and layer.standardize:
-        raise ValueError(
-            "LastLayer(raw_center=True): expected standardize=False where a backbone is trained along, since the constants "
-            "of its features move, got standardize=True; with LastLayer.from_linear(..., standardize=False) the prior is "
-            "centred at the head on the features as they come"
-        )
+    check_moving(layer)
     with isolated(seed, torch.float32):
         began = time.perf_counter()
         training = _prepared(svi, layer, backbone, data, seed, validation, device)
@@ -262,12 +209,8 @@ def _prepared(
     accelerator = "cpu" if device is None else torch.device(device).type
     fabric = Fabric(accelerator=accelerator, devices=1, precision=svi.precision)  # type: ignore[arg-type]
     num_features = feature_width(backbone, data.source.example()[0])
-    num_targets, center, scale = target_moments(layer, data)
-    frame = Frame.identity(num_features, num_targets, torch.empty(0), layer.bias)
-    frame = replace(frame, target_center=center, target_scale=scale)
-    inside = layer.in_frame(frame)
-    model = Model(inside, num_features, data.target_shape)
-    svi.check(inside, model.num_outputs, num_features + int(layer.bias))
+    _, center, scale = target_moments(layer, data)
+    elbo = BatchELBO(layer, num_features, data.source.num_rows, data.target_shape, center, scale, svi, seed)
     parameters = trainable_parameters(backbone)
     if not all(parameter.is_leaf for parameter in parameters):
         raise ValueError(
@@ -283,15 +226,5 @@ def _prepared(
             "backbone: expected parameters to train, got none with requires_grad; "
             "unfreeze some (timm_backbone(..., unfreeze=True)) or leave backbone_learning_rate at None"
         )
-    # scales of a posterior that has seen N rows with a quarter of unit information each, around the prior's centre
-    size = (model.num_outputs, num_features + int(layer.bias))
-    scale = torch.full(size, (1 + 0.25 * data.source.num_rows) ** -0.5)
-    loc = inside.center(scale)
-    if not loc.any():  # no head is given: random directions, so that the backbone gets a gradient at once
-        loc = torch.randn(size, generator=generator(seed)) / size[1] ** 0.5
-    u = median_sites(model.global_sites, torch.empty(0))
-    guide = svi.guide.build(model, Start(u, loc, scale, num_features))
-    objective = Objective(inside, model, guide, data.source.num_rows, svi.output_space)
-    running = RunningScale(num_features, active=bool(layer.standardize))
-    module = JointModule(backbone, running, objective, layer.bias)
-    return JointTraining(svi, inside, module, frame, data, validation, fabric, seed)
+    module = JointModule(backbone, elbo)
+    return JointTraining(svi, elbo.objective.layer, module, data, validation, fabric, seed)

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import bll_pyro as bll
 from bll_pyro.inference.svi import joint
+from bll_pyro.inference.svi.batch_elbo import RunningScale
 
 N = 129  # one more than a batch
 X = torch.randn(N, 6, generator=torch.Generator().manual_seed(0))
@@ -309,7 +310,7 @@ def test_the_schedule_has_as_many_steps_as_are_taken(kind: str, monkeypatch: pyt
 def test_the_averages_of_features_far_from_zero_are_of_their_own_type() -> None:
     """In float32 the features 1e6 + h would have three digits of h; standardised they are as h is."""
     h = torch.randn(64, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    near, far = joint.RunningScale(3), joint.RunningScale(3)
+    near, far = RunningScale(3), RunningScale(3)
     expected, found = near(h), far(h + 1e6)
     assert found.dtype == expected.dtype == torch.float32
     offset = float(
