@@ -24,18 +24,19 @@ def user_path(path: str | Path) -> Path:
 
 
 @contextmanager
-def only_writer(folder: Path, name: str = LOCK) -> Iterator[None]:
+def only_writer(folder: Path, name: str = LOCK, patience: float = -1) -> Iterator[None]:
     """Run the block while no other thread and no other process is in such a block for the same folder and name.
 
     The folder is made where it is missing, and goes again if the block fails and nothing is in it. The lock is the hidden
-    file ``name`` in the folder, which is deleted at the end; the operating system frees it if the process dies.
+    file ``name`` in the folder, which is deleted at the end; the operating system frees it if the process dies. A negative
+    ``patience``, in seconds, waits for ever.
 
     Raises
     ------
     ValueError
-        If ``folder``, or one that should hold it, is a file.
+        If ``folder``, or one that should hold it, is a file, or another writer is still there when the patience ends.
     """
-    from filelock import FileLock
+    from filelock import FileLock, Timeout
 
     if file := next((part for part in (folder, *folder.parents) if part.is_file()), None):
         raise ValueError(f"expected a folder, got the file {file}; choose another path")
@@ -47,8 +48,13 @@ def only_writer(folder: Path, name: str = LOCK) -> Iterator[None]:
                     if not part.exists():
                         part.mkdir(exist_ok=True)
                         made.append(part)
-                lock.acquire()
+                lock.acquire(timeout=patience)
                 break
+            except Timeout as error:
+                raise ValueError(
+                    f"expected a folder that nobody else writes to, got {folder}, which another process or thread is using; wait "
+                    "for it to end, or choose another folder"
+                ) from error
             except (FileNotFoundError, FileExistsError):
                 # a writer that failed has just removed the folder that it had made
                 if attempt == NUM_TRIES - 1:

@@ -32,6 +32,12 @@ class Optimizer(Protocol):
     def step(self) -> object:
         """Move the parameters along their gradients."""
 
+    def state_dict(self) -> dict[str, Any]:
+        """What the next step depends on."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> object:
+        """Put it back."""
+
 
 class Adam:
     """Adam in one fused step (Kingma and Ba 2015), bit for bit that of ``torch.optim.Adam(..., fused=True)``.
@@ -54,6 +60,18 @@ class Adam:
         """Forget the gradients."""
         for parameter in self.param_groups[0]["params"]:
             parameter.grad = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The averages of each parameter that has moved, by its number."""
+        parameters = self.param_groups[0]["params"]
+        return {"averages": {i: self.averages[p] for i, p in enumerate(parameters) if p in self.averages}}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Put them back."""
+        parameters = self.param_groups[0]["params"]
+        for index, (mean, square, number) in state_dict["averages"].items():
+            p = parameters[index]
+            self.averages[p] = mean.to(p.device), square.to(p.device), number.to(p.device)
 
     @torch.no_grad()
     def step(self) -> None:

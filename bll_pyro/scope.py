@@ -1,4 +1,4 @@
-"""The only module that touches global state: Pyro's store and handlers, random generators, modes of torch, warnings.
+"""The only module that touches global state: Pyro's store and handlers, random generators, modes of torch, warnings, signals.
 
 Pyro keeps parameters and handlers in one place for the whole process, and Pyro, torch's loaders and NumPy draw from global
 generators. bll_pyro runs inside :func:`isolated`, so that interleaved fits give the same results as separate ones, and
@@ -12,11 +12,15 @@ from __future__ import annotations
 
 import os
 import random
+import signal
+import sys
 import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from numbers import Integral
+from types import FrameType
+from typing import Any
 
 import numpy as np
 import pyro
@@ -122,6 +126,30 @@ def generator(seed: int, device: torch.device | str = "cpu") -> torch.Generator:
     return torch.Generator(device=device).manual_seed(int(seed))
 
 
+def random_state() -> dict[str, Any]:
+    """The state of the global generators of torch (all devices), NumPy and Python, as tensors and plain data."""
+    version, keys, cached = random.getstate()
+    name, numbers, *rest = np.random.get_state()
+    on_devices = torch.cuda.is_available() and torch.cuda.is_initialized()
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if on_devices else [],
+        "numpy": [name, torch.from_numpy(numbers.astype(np.int64)), rest],
+        "python": [version, torch.tensor(keys), cached],
+    }
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """Put a state of :func:`random_state` back, inside an :func:`isolated` block."""
+    torch.set_rng_state(state["torch"])
+    if state["cuda"]:
+        torch.cuda.set_rng_state_all(state["cuda"])
+    name, numbers, rest = state["numpy"]
+    np.random.set_state((name, numbers.numpy().astype(np.uint32), *rest))
+    version, keys, cached = state["python"]
+    random.setstate((version, tuple(keys.tolist()), cached))
+
+
 def wrong_seed(value: object) -> ValueError:
     """The error about a seed that torch would not take."""
     return ValueError(
@@ -155,3 +183,54 @@ def without_validation() -> Iterator[None]:
                 for part, setting in zip(parts, caller[1:], strict=True):
                     part.enable_validation(setting)
                 torch.distributions.Distribution.set_default_validate_args(caller[0])
+
+
+class Stop:
+    """Whether a block that :func:`stopping_late` runs was asked to stop, by Ctrl-C or by SIGTERM."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+
+    def now(self, message: str) -> None:
+        """Stop: as KeyboardInterrupt with a message, or as SIGTERM does."""
+        number, self.signal = self.signal, None
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt(message)
+        if number is not None:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+
+
+@contextmanager
+def stopping_late() -> Iterator[Stop]:
+    """Run a block that looks itself, where its state is whole, whether it was asked to stop; asked twice it stops at once.
+
+    Signals reach the main thread only, and handlers that are not Python's own stay as they are: there, and in other threads,
+    an interrupt is what it is anywhere.
+    """
+    stop, owner, before = Stop(), os.getpid(), dict[int, Any]()
+
+    def ask(number: int, _: FrameType | None) -> None:
+        if (
+            stop.signal is not None or os.getpid() != owner
+        ):  # the second time, or in a process that was forked
+            stop.signal = None
+            signal.signal(number, before[number])
+            signal.raise_signal(number)
+            return
+        stop.signal = number
+        if sys.stderr.isatty():
+            os.write(2, b"\nstopping after this step; once more stops at once\n")
+
+    if threading.current_thread() is threading.main_thread():
+        own: dict[int, Any] = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+        for number, handler in own.items():
+            if signal.getsignal(number) == handler:
+                before[number] = signal.signal(number, ask)
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if stop.signal is not None:  # it came when the block looked no more
+            signal.raise_signal(stop.signal)

@@ -21,7 +21,7 @@ from torch.utils.data import (
 )
 
 from bll_pyro.features.arrays import permutation, to_tensor
-from bll_pyro.features.sources import Batch, Source
+from bll_pyro.features.sources import Batch, Source, generators_of
 from bll_pyro.scope import isolated
 
 
@@ -87,6 +87,7 @@ class LoaderSource(Source):
         plain = batching is None or type(batching) is BatchSampler
         inner = batching.sampler if type(batching) is BatchSampler else sampler
         self.shuffled = not (iterable or (plain and type(inner) is SequentialSampler))
+        self.generators = generators_of(loader, sampler, batching, inner)
         if isinstance(inner, SubsetRandomSampler):
             self.num_rows = len(inner)
         once = isinstance(inner, RandomSampler) and not inner.replacement and len(inner) == self.num_rows
@@ -186,7 +187,7 @@ class TargetsBeside(Source):
 
     def __init__(self, source: Source, targets: Tensor) -> None:
         self._source, self._targets = source, targets
-        self.num_rows, self.own_order = source.num_rows, source.own_order
+        self.num_rows, self.own_order, self.generators = source.num_rows, source.own_order, source.generators
 
     @property
     def has_targets(self) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -36,6 +36,8 @@ class Source(ABC):
         Number of batches of a shuffled pass where the data make their own; None where the batch size decides.
     in_memory
         True if no code of the user's runs in a pass.
+    generators
+        Generators of the user's that a pass draws from, and that go on from pass to pass.
     """
 
     num_rows: int
@@ -45,6 +47,7 @@ class Source(ABC):
     own_batches: int | None = None
     stored: Features | None = None
     in_memory: bool = False
+    generators: Sequence[torch.Generator] = ()
 
     @property
     @abstractmethod
@@ -138,3 +141,9 @@ def _together(first: Any, second: Any) -> Any:
             return None
         return type(first)(*items) if hasattr(first, "_fields") else type(first)(items)
     return first + second if isinstance(first, (tuple, list)) else None  # of rows
+
+
+def generators_of(*owners: Any) -> list[torch.Generator]:
+    """The generators of a loader and its samplers, each once."""
+    found = [getattr(owner, "generator", None) for owner in owners]
+    return list({id(each): each for each in found if isinstance(each, torch.Generator)}.values())

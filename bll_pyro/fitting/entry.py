@@ -11,12 +11,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bll_pyro.checkpoint.folder import Checkpoint, opened
 from bll_pyro.checks import device as check_device
 from bll_pyro.features.columns import NO_COLUMNS, Columns, bundled
 from bll_pyro.features.recorded import Recorded
 from bll_pyro.files import user_path
 from bll_pyro.fitting.calibration import AUTOMATIC, cross_fitted, recalibrated, set_aside
 from bll_pyro.fitting.result import Fit
+from bll_pyro.fitting.resuming import (
+    begin,
+    calibration_source,
+    features_of,
+    keep_finished,
+    say_how_to_go_on,
+)
 from bll_pyro.gaussian.factorization import NotPositiveDefinite
 from bll_pyro.inference import SVI, Inference, Trace
 from bll_pyro.inference.base import FitWarning
@@ -51,6 +59,7 @@ def fit(
     device: str | torch.device | None = None,
     batch_size: int = 256,
     calibration: Any = AUTOMATIC,
+    checkpoint: str | Path | None = None,
 ) -> Fit:
     """Fit a Bayesian last layer.
 
@@ -86,6 +95,16 @@ def fit(
         data and seed; with fewer than 60 rows it keeps none, and warns. A number between 0 and 1 is the share to keep, of any
         fit; data like ``data`` are held-out rows to take instead. None fits all rows and finds no number, of which a fit
         that trains its backbone warns: features of the rows that it was trained on are too good.
+    checkpoint
+        Folder in which the state of the fit is kept: the same call goes on from there after a kill or Ctrl-C, in the same order
+        of rows, to the same numbers, and returns a finished fit without work. Written at most every 30 seconds while a loop
+        runs, and where a part of the fit ends. None (default) keeps nothing.
+
+    Raises
+    ------
+    ValueError
+        If the folder is of another declaration, data, seed, backbone or version, by name of what differs; if another process
+        uses it, or a file in it is damaged.
     """
     inference = DEFAULT if inference is None else inference
     if not isinstance(layer, LastLayer):
@@ -98,19 +117,26 @@ def fit(
     if sample_weight is not None or exposure is not None:
         data = bundled(data, sample_weight, exposure)
     folder = None if store is None else user_path(store)
-    with isolated(seed):
-        made = _fit(
-            layer,
-            data,
-            backbone,
-            inference,
-            operator.index(seed),
-            validation_data,
-            folder,
-            device,
-            batch_size,
-            calibration,
-        )
+    with isolated(seed), opened(None if checkpoint is None else user_path(checkpoint)) as keeper:
+        try:
+            made = _fit(
+                layer,
+                data,
+                backbone,
+                inference,
+                operator.index(seed),
+                validation_data,
+                folder,
+                device,
+                batch_size,
+                calibration,
+                keeper,
+            )
+            if keeper is not None:
+                keep_finished(keeper, made)
+        except KeyboardInterrupt as stop:
+            say_how_to_go_on(stop, keeper)
+            raise
     joint = made.trace.statistics.get("joint")
     for message in [*(() if joint is None else joint.messages), *made.trace.messages]:
         warnings.warn(message, FitWarning, stacklevel=2)
@@ -136,17 +162,31 @@ def _fit(
     device: str | torch.device | None,
     batch_size: int,
     calibration: Any,
+    keeper: Checkpoint | None,
 ) -> Fit:
     """Fit what was checked: joint training where it is declared, a fit on features, and a recalibration on rows set aside."""
     rows = TrainingData.of(layer, data)
     is_table = backbone is None and rows.source.stored is None
-    rows, aside = set_aside(rows, calibration, inference.trains_backbone, seed)
     held_out = None
     if validation_data is not None:
         held_out = TrainingData.of(layer, validation_data, "validation_data", trains=False)
-    stage, earlier = inference, None  # what runs on frozen features, and the trace of what ran before it
     if inference.trains_backbone:
         backbone = copied(backbone)  # the caller's network, and earlier fits that hold it, stay as they are
+    if keeper is not None:
+        calibration = calibration_source(calibration)
+        others = (None if held_out is None else held_out.source, calibration)
+        numbers: dict[str, Any] = {
+            "seed": seed,
+            "device": None if device is None else str(device),
+            "batch_size": batch_size,
+        }
+        finished = begin(keeper, layer, inference, backbone, folder, rows.source, *others, **numbers)
+        if finished is not None:
+            return finished
+    rows, aside = set_aside(rows, calibration, inference.trains_backbone, seed)
+    stage, earlier = inference, None  # what runs on frozen features, and the trace of what ran before it
+    if inference.trains_backbone:
+        assert backbone is not None
         posterior, trace = inference.train_backbone(layer, backbone, rows, seed, held_out, device)
         num_rows, columns = rows.source.num_rows, rows.source.columns
         total = float(num_rows) if columns is NO_COLUMNS else columns.total_weight(num_rows)
@@ -156,10 +196,12 @@ def _fit(
             made = Fit(layer, posterior, inference, trace, seed, rows.source.num_rows, backbone, folder)
             return recalibrated(made, aside, device, batch_size)
         stage, earlier = final_stage, trace
-    features, targets = rows.features(backbone, folder, device, batch_size)
+    made_by = (backbone, folder, device, batch_size)
+    features, targets = rows.features(*made_by) if keeper is None else features_of(rows, keeper, *made_by)
     validation = None
     if held_out is not None:
-        validation = *held_out.features(backbone, folder, device, batch_size), held_out.source.columns
+        found = held_out.features(*made_by) if keeper is None else features_of(held_out, keeper, *made_by)
+        validation = *found, held_out.source.columns
     posterior, trace = fit_features(
         layer, features, targets, stage, rows.target_shape, seed, rows.source.columns, validation, device, is_table
     )  # fmt: skip

@@ -5,14 +5,16 @@ A chain depends on its seed only: it runs in one thread, with its own random sta
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
 from pyro.infer import MCMC
 from torch import Tensor
 
+from bll_pyro.checkpoint.folder import part
 from bll_pyro.inference.nuts.density import LogDensity
 from bll_pyro.inference.nuts.recording import RecordingNUTS
 from bll_pyro.scope import isolated, one_thread, without_validation
@@ -41,20 +43,52 @@ class Chain:
     statistics: dict[str, np.ndarray]
     num_gradients: int
 
+    @classmethod
+    def kept(cls, saved: dict[str, Any]) -> Self:
+        """A chain of a checkpoint, which keeps tensors."""
+        statistics = {name: values.numpy() for name, values in saved["statistics"].items()}
+        return cls(saved["weights"].numpy(), saved["u"].numpy(), statistics, saved["num_gradients"])
+
 
 def run_chains(
     density: LogDensity, seed: int, num_chains: int, settings: ChainSettings, num_processes: int
 ) -> list[Chain]:
-    """Run chains with seeds derived from ``seed``, in up to ``num_processes`` processes."""
+    """Run chains with seeds derived from ``seed``, in up to ``num_processes`` processes; a checkpoint keeps each that has ended."""
     seeds = [int(np.random.SeedSequence((seed, index)).generate_state(1)[0]) for index in range(num_chains)]
-    if num_processes == 1:
-        return [run_chain(density, each, settings) for each in seeds]
+    parts = {each: part(f"chain-{index + 1}") for index, each in enumerate(seeds)}
+    chains = {
+        each: Chain.kept(saved[0])
+        for each, one in parts.items()
+        if one is not None and (saved := one.saved())
+    }
+    left = [each for each in seeds if each not in chains]
+    for each, chain in run_each(density, left, settings, min(num_processes, len(left))):
+        chains[each], keeper = chain, parts[each]
+        if keeper is not None:
+            keeper.finish(vars(chain))
+    return [chains[each] for each in seeds]
+
+
+def run_each(
+    density: LogDensity, seeds: list[int], settings: ChainSettings, num_processes: int
+) -> Iterator[tuple[int, Chain]]:
+    """Seeds and their chains, each when it has ended."""
+    if num_processes <= 1:
+        return ((each, run_chain(density, each, settings)) for each in seeds)
     from joblib import Parallel, delayed, parallel_config
 
     # "c": the processes read large arrays from one memory map, and write to private copies of its pages
     with parallel_config(backend="loky", inner_max_num_threads=1):
-        pool = Parallel(n_jobs=min(num_processes, num_chains), mmap_mode="c")
-        return list(pool(delayed(run_chain)(density, each, settings) for each in seeds))
+        pool = Parallel(n_jobs=num_processes, mmap_mode="c", return_as="generator_unordered")
+        found: Iterator[tuple[int, Chain]] = pool(
+            delayed(run_seed)(density, each, settings) for each in seeds
+        )
+        return found
+
+
+def run_seed(density: LogDensity, seed: int, settings: ChainSettings) -> tuple[int, Chain]:
+    """A chain beside its seed."""
+    return seed, run_chain(density, seed, settings)
 
 
 def run_chain(density: LogDensity, seed: int, settings: ChainSettings) -> Chain:

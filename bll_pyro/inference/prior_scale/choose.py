@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from bll_pyro.checkpoint.folder import kept
 from bll_pyro.inference.prior_scale.criteria import Criterion
 from bll_pyro.inference.prior_scale.folds import Fold, divided, fold_of
 from bll_pyro.inference.prior_scale.search import HeldOutLosses, ScaleGrid, ScalePath
@@ -40,7 +42,7 @@ class Refit[State](Protocol):
 def choose_scale[State](
     criterion: Criterion, refit: Refit[State], rows: DesignRows, seed: int
 ) -> tuple[float, dict[str, Tensor]]:
-    """Find the factor on the learned scales with the lowest loss of rows that were not fitted.
+    """Find the factor on the learned scales with the lowest loss of rows that were not fitted; a checkpoint keeps it.
 
     Parameters
     ----------
@@ -57,6 +59,12 @@ def choose_scale[State](
     -------
     The logarithm x of the factor, and scales and losses on the way, for the trace.
     """
+    return kept("scale", partial(_searched, criterion, refit, rows, seed))
+
+
+def _searched[State](
+    criterion: Criterion, refit: Refit[State], rows: DesignRows, seed: int
+) -> tuple[float, dict[str, Tensor]]:
     lower = math.log(smallest_scale(rows)) - float(refit.scale.log().mean())
     num_folds = criterion.num_fits
     number = fold_of(rows.num_rows, num_folds, seed) if num_folds > 1 else None

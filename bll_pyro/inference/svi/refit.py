@@ -21,7 +21,7 @@ from bll_pyro.likelihoods.base import TargetShape
 from bll_pyro.posterior import GaussianPosterior
 
 if TYPE_CHECKING:
-    from bll_pyro.inference.svi.svi import FeatureTraining
+    from bll_pyro.inference.svi.frozen import FeatureTraining
 
 NUM_PATH_STEPS = 100  # steps at each scale of a path, from the fit at the scale before
 

@@ -5,14 +5,12 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import torch
 from pyro.nn import PyroModule
-from torch import Tensor, nn
+from torch import nn
 
 from bll_pyro.checks import count, positive_or_none
 from bll_pyro.guides import MAP, Diagonal, Flow, Guide
@@ -24,17 +22,19 @@ from bll_pyro.inference.prior_scale.held_out import held_out_loss
 from bll_pyro.inference.rows import DesignRows
 from bll_pyro.inference.start import warm_start
 from bll_pyro.inference.svi.ascent import ascend, can_ascend
+from bll_pyro.inference.svi.frozen import FeatureTraining
 from bll_pyro.inference.svi.gaussian_start import dense_start
-from bll_pyro.inference.svi.objective import Learned, Objective, StateCopy, all_finite, restore, snapshot
+from bll_pyro.inference.svi.loop import train
+from bll_pyro.inference.svi.objective import Learned, Objective, all_finite
+from bll_pyro.inference.svi.plateau import Plateau
 from bll_pyro.inference.svi.point_scale import scale_of_point
 from bll_pyro.inference.svi.refit import SVIRefit
 from bll_pyro.inference.svi.settle import can_settle, settle
-from bll_pyro.inference.svi.train import Plateau, Stepper, Training, adam, train
+from bll_pyro.inference.svi.train import Stepper
 from bll_pyro.inference.training_data import TrainingData
 from bll_pyro.layer import LastLayer
 from bll_pyro.likelihoods.base import TargetShape
 from bll_pyro.model import Model
-from bll_pyro.optimizers import Optimizer
 from bll_pyro.posterior import Posterior
 from bll_pyro.scope import generator
 
@@ -203,7 +203,7 @@ class SVI(Inference):
                     trace.stop(message)
         posterior = replace(objective.posterior_in(rows.frame, target_shape), layer=declared)
         trace.statistics["elbo"] = objective.evaluate(rows, seed)
-        trace.wall_time = time.perf_counter() - began
+        trace.wall_time += time.perf_counter() - began
         return posterior, trace
 
     def _fit(
@@ -256,44 +256,3 @@ class SVI(Inference):
         if self.guide.wants_dense_start:
             start = dense_start(layer, model.global_sites, rows, start, learned)
         return self.guide.build(model, start)
-
-
-class FeatureTraining(Training):
-    """Training of a guide on frozen features."""
-
-    def __init__(
-        self,
-        objective: Objective,
-        rows: DesignRows,
-        batch_size: int,
-        learning_rate: float,
-        random: torch.Generator,
-    ) -> None:
-        self.objective, self.rows, self.batch_size = objective, rows, batch_size
-        self.learning_rate, self.random = learning_rate, random
-        if not objective.closed:
-            objective.prepare(rows)
-
-    def optimizer(self) -> Optimizer:
-        """Adam."""
-        return adam(self.objective.parameters, self.learning_rate)
-
-    def batches(self) -> Iterator[tuple[Any, ...]]:
-        """Design matrix and targets."""
-        return self.rows.batches(self.batch_size, self.random)
-
-    def gradient(self, *batch: Any) -> Tensor:
-        """Of the objective."""
-        return self.objective.gradient(batch[0], batch[1], self.random)
-
-    def attempt(self, *batch: Any) -> tuple[Tensor, Tensor, tuple[Any, ...]]:
-        """The design matrix stands for the features."""
-        return self.gradient(*batch), batch[0], self.objective.pyro_arguments(*batch)
-
-    def state(self) -> StateCopy:
-        """The parameters."""
-        return snapshot(self.objective.parameters)
-
-    def restore(self, state: StateCopy) -> None:
-        """Put parameters back."""
-        restore(self.objective.parameters, state)

@@ -1,33 +1,24 @@
-"""The training loop of every stochastic fit: on frozen features, and with the backbone trained along.
+"""What a training loop needs: something that is trained, and steps.
 
-What is trained says how a pass over the rows goes, what one step does, and what its state is (:class:`Training`). The loop
-takes steps of Adam whose rates fall to zero along half a cosine (:class:`Stepper`), ends early where the ELBO has stopped
-rising (:class:`Plateau`) or validation data say so, and keeps the last state at which the loss was finite.
+What is trained says how a pass over the rows goes, what one step does, and what its state is (:class:`Training`). Steps are
+those of Adam, whose rates fall to zero along half a cosine (:class:`Stepper`).
 """
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from bll_pyro.inference.base import Trace
-from bll_pyro.inference.svi.nonfinite import NUM_PASSES, Attempt, explain_nonfinite
-from bll_pyro.inference.svi.objective import Objective, StateCopy, all_finite
+from bll_pyro.inference.svi.objective import Objective, StateCopy
 from bll_pyro.optimizers import Adam, Optimizer
 
 BETAS = (0.9, 0.99)  # decay of Adam's running averages: a fit has some hundred steps
-NUM_WINDOWS = 15  # number of windows in a whole schedule
-MIN_WINDOW = 50  # fewest steps in a window
-LAST_LOOK = 0.6  # share of the schedule after which the step size is too small for the test
-TOLERANCE = 0.01  # rise of the ELBO, in nats, that counts as none
-PACE = 4  # factor by which the rest of the schedule is shortened
 
 
 def adam(parameters: Iterable[Tensor], learning_rate: float) -> Adam:
@@ -80,72 +71,27 @@ class Stepper:
         self.done += self.pace
         return value
 
-
-@dataclass
-class Plateau:
-    """Tests whether the ELBO has stopped rising, once per window of steps (one synchronisation with the device each).
-
-    With ``m_1, m_2`` the means of the ELBO over two successive windows of w steps, and ``v`` the variance of one estimate
-    from successive differences (von Neumann 1941), which a trend does not inflate, it has stopped where
-
-        ``m_2 - m_1 <= max(sqrt(2 v / w), 0.01 nats)``.
-
-    The test runs only while the step size is large: as the step size falls to zero, the ELBO stops rising at any point.
-
-    Parameters
-    ----------
-    num_steps
-        Number of steps in the whole schedule.
-    step
-        Number of steps after which the ELBO was found to have stopped rising; None before.
-    rise, noise
-        Rise between the windows of the last test, and its standard error, in nats.
-    """
-
-    num_steps: int
-    step: int | None = None
-    rise: float = float("nan")
-    noise: float = float("nan")
-    window: int = field(init=False)  # number of steps in a window
-
-    def __post_init__(self) -> None:
-        self.window = max(MIN_WINDOW, self.num_steps // NUM_WINDOWS)
-
     @property
-    def can_tell(self) -> bool:
-        """Whether two windows fit into the part of the schedule with a large step size."""
-        return 2 * self.window <= LAST_LOOK * self.num_steps
+    def exhausted(self) -> bool:
+        """Whether a schedule that goes faster than one step a step is at its end."""
+        return self.pace > 1 and self.done >= self.num_steps
 
-    def look(self, history: Sequence[Tensor]) -> bool:
-        """Test the ELBO of all steps so far; True once it has stopped rising."""
-        done, width = len(history), 2 * self.window
-        due = done % self.window == 0 and width <= done <= LAST_LOOK * self.num_steps
-        if self.step is None and due:
-            values = torch.stack(list(history[-width:])).double()
-            means = values.view(2, -1).mean(-1)
-            variance = values.diff().square().mean() / 2
-            found = torch.stack([means[1] - means[0], (2 * variance / self.window).sqrt()])
-            self.rise, self.noise = found.tolist()
-            if self.rise <= max(self.noise, TOLERANCE):
-                self.step = done
-        return self.step is not None
+    def state(self) -> dict[str, Any]:
+        """What the next step depends on, but for the parameters."""
+        return {"optimizer": self.optimizer.state_dict(), "done": self.done, "pace": self.pace}
 
-    def verdict(self) -> str:
-        """What is to be said of the fit; empty if the ELBO has stopped rising."""
-        if self.step is not None:
-            return ""
-        if not self.can_tell:
-            return f"{self.num_steps} steps are too few to tell whether the ELBO has stopped rising"
-        return (
-            f"the ELBO was still rising, by {self.rise:.3g} nats in {self.window} steps (standard error {self.noise:.2g}), when "
-            f"the step size began to fall; use more than these {self.num_steps} steps: SVI(num_epochs=...)"
-        )
+    def restore(self, state: dict[str, Any]) -> None:
+        """Put a state back."""
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.done, self.pace = state["done"], state["pace"]
 
 
 class Training(ABC):
     """What is trained."""
 
+    name: ClassVar[str]  # of its part of a checkpoint
     objective: Objective
+    random: torch.Generator  # what steps draw from
     validation_loss: Callable[[], float] | None = (
         None  # negative log predictive density of validation data, nats a row
     )
@@ -174,80 +120,22 @@ class Training(ABC):
     def restore(self, state: StateCopy) -> None:
         """Put a copy back."""
 
+    def generators(self) -> list[torch.Generator]:
+        """What the order of the rows, and the draws of a pass, come from."""
+        return [self.random]
 
-def train(
-    training: Training,
-    stepper: Stepper,
-    num_epochs: int,
-    patience: int,
-    plateau: Plateau | None,
-    adapts: bool,
-) -> Trace:
-    """Train for up to ``num_epochs`` passes.
+    def extra(self) -> dict[str, Any]:
+        """What a later step depends on, or the posterior, and no step needs to put back: tensors and plain data."""
+        return {"learned": self.objective.learned}
 
-    Parameters
-    ----------
-    training, stepper
-        What is trained, and what takes the steps.
-    num_epochs, patience
-        Most passes, and passes without a better validation loss after which training ends.
-    plateau
-        Watches whether the ELBO has stopped rising; None does not watch.
-    adapts
-        Whether the rest of the schedule goes faster once it has.
-    """
-    history: list[Tensor] = []
-    trace = Trace()
-    before = latest = best = training.state()
-    best_loss, waited = math.inf, 0
-    for epoch in range(num_epochs):
-        first = len(history)
-        for batch in training.batches():
-            history.append(stepper.step(training.gradient, *batch))
-            if plateau is not None and plateau.look(history) and adapts:
-                stepper.pace = PACE
-            if stepper.pace > 1 and stepper.done >= stepper.num_steps:
-                break
-        if not all_finite([history[-1], *stepper.parameters]):
-            # the state after a pass is good only if the next loss, the first one from there, is finite
-            training.restore(latest if all_finite([history[first]]) else before)
-            trace.stop(
-                f"epoch {epoch + 1}: the loss is not finite, and the state before that epoch was kept; "
-                f"{what_went_wrong(training)}"
-            )
-            break
-        before, latest = latest, training.state()
-        loss = None if training.validation_loss is None else training.validation_loss()
-        if loss is not None:
-            trace.validation.append(loss)
-            waited = 0 if loss < best_loss else waited + 1
-            if loss < best_loss:
-                best, best_loss = latest, loss
-            if waited >= patience:
-                break
-        if stepper.pace > 1 and stepper.done >= stepper.num_steps:
-            break
-    if plateau is not None and plateau.step is not None:
-        trace.statistics["plateau"] = plateau.step
-    elif plateau is not None and trace.converged and waited < patience:
-        # a fit that was cut short has its own message already, and one that validation data ended has not failed
-        trace.converged = not plateau.can_tell
-        (trace.messages if plateau.can_tell else trace.notes).append(plateau.verdict())
-    if trace.validation:
-        training.restore(best)
-    trace.elbo = torch.stack(history).cpu()
-    return trace
+    def put_extra(self, extra: dict[str, Any]) -> None:
+        """Put it back."""
+        like = self.objective.parameters[0]
+        self.objective.learned = {name: value.to(like.device) for name, value in extra["learned"].items()}
 
 
-def what_went_wrong(training: Training) -> str:
-    """Take some passes from the present state, say where they end, and go back to it."""
-    state = training.state()
-
-    def attempts() -> Iterator[Attempt]:
-        for _ in range(NUM_PASSES):
-            yield from (partial(training.attempt, *batch) for batch in training.batches())
-
-    objective = training.objective
-    cause = explain_nonfinite(objective.guide, objective.model, training.optimizer(), attempts())
-    training.restore(state)
-    return cause
+def extra_states(module: nn.Module) -> dict[str, Any]:
+    """What modules keep beside parameters and buffers, by name: ``get_extra_state`` of those that have it."""
+    plain = nn.Module.get_extra_state
+    named = module.named_modules()
+    return {name: each.get_extra_state() for name, each in named if type(each).get_extra_state is not plain}

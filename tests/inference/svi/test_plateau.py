@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import bll_pyro as bll
-from bll_pyro.inference.svi.train import LAST_LOOK, TOLERANCE, Plateau
+from bll_pyro.inference.svi.plateau import LAST_LOOK, TOLERANCE, Plateau
 from bll_pyro.scope import generator, isolated
 
 
