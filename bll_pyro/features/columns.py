@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+from jaxtyping import Float
 from torch import Tensor
 
+from bll_pyro.checks import is_number
 from bll_pyro.features.arrays import check_finite, to_tensor
 from bll_pyro.frame import as_floats
 from bll_pyro.summary import Summary
@@ -96,6 +100,53 @@ class Columns(Summary):
 
 
 NO_COLUMNS = Columns()
+
+
+def class_weights(labels: Any, by_class: Mapping[int, float] | None = None) -> Float[Tensor, " N"]:
+    """The weight of each row by its class, for ``sample_weight``: by default one with which all classes count alike.
+
+    The default is ``N / (C n_c)`` for a row of a class with n_c of the N rows, where C classes occur; the weights add up to N. A
+    fit with them is that of a population in which the classes are equally frequent, and so are its probabilities: for those of
+    the data as they are, leave the weights out, and weigh decisions by their costs instead
+    (:func:`bll_pyro.prediction.decide`).
+
+    Parameters
+    ----------
+    labels
+        Labels ``[N]``, whole numbers, in any form of an array.
+    by_class
+        A weight for each label that occurs, numbers >= 0, in place of the default.
+
+    Returns
+    -------
+    Tensor
+        Weights ``[N]``, float32.
+
+    Raises
+    ------
+    ValueError
+        If labels are no whole numbers ``[N]``, or a class has no weight.
+    """
+    values = to_tensor(labels, "labels")
+    if (
+        values.dim() != 1
+        or not len(values)
+        or (values.is_floating_point() and bool((values != values.round()).any()))
+    ):
+        raise ValueError(
+            f"class_weights: expected labels [N], whole numbers, got {values.dtype} of shape {list(values.shape)}"
+        )
+    classes, index, counts = values.long().unique(return_inverse=True, return_counts=True)
+    if by_class is None:
+        return (len(values) / (len(classes) * counts.double())).float()[index]
+    missing = [label for label in classes.tolist() if label not in by_class]
+    wrong = {label: w for label, w in by_class.items() if not is_number(w, -1.0) or w < 0}
+    if missing or wrong:
+        got = f"none for {missing}" if missing else f"{wrong}"
+        raise ValueError(
+            f"class_weights(by_class=...): expected a number >= 0 for each class, got {got}; add them"
+        )
+    return torch.tensor([float(by_class[label]) for label in classes.tolist()])[index]
 
 
 def bundled(data: Any, sample_weight: Any, exposure: Any) -> Any:

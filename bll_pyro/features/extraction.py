@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from numbers import Integral
@@ -29,6 +30,15 @@ from bll_pyro.files import LOCK, SCRATCH, only_writer, user_path
 from bll_pyro.progress import progress
 from bll_pyro.scope import isolated
 
+VARIES = (
+    "the data give other inputs each time that they are read (random augmentation), and stored features would not be found "
+    "again: the store is left alone, and the features are those of one pass; pass the data without augmentation, or train the "
+    "backbone along"
+)
+UNORDERED = (
+    "extract: expected rows in an order that is known, or with targets, got a DataLoader that shuffles and gives none: nothing "
+    "tells which row a feature is of; pass its dataset, or a loader with shuffle=False"
+)
 UNKEPT = "features are stored without it: extract the rows alone, and use bll.Data(features, ...) where they are used"
 
 
@@ -84,6 +94,8 @@ def extract(
         source = read(data, need_targets=False, num_workers=num_workers)
         if source is not data:
             source.columns.refused("extract", UNKEPT, UNKEPT)
+        if source.shuffled and not source.has_targets:
+            warnings.warn(UNORDERED, RuntimeWarning, stacklevel=2)
         return extract_source(
             backbone, source, store=store, batch_size=batch_size, device=device, dtype=dtype
         )
@@ -101,6 +113,9 @@ def extract_source(
     """:func:`extract` for data that has been read; random numbers come from the global state."""
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise ValueError(f"dtype: expected a floating-point type, got {dtype}; use torch.float32")
+    if store is not None and source.varies():
+        warnings.warn(VARIES, RuntimeWarning, stacklevel=2)
+        store = None
     if store is None:
         memory = MemoryWriter(source.num_rows)
         _run(backbone, source, memory.append, batch_size, device, dtype)

@@ -20,7 +20,8 @@ from torch.utils.data import (
     default_collate,
 )
 
-from bll_pyro.features.arrays import permutation, to_tensor
+from bll_pyro.features.arrays import permutation
+from bll_pyro.features.items import as_pair, first_item, inputs_vary
 from bll_pyro.features.sources import Batch, Source, generators_of
 from bll_pyro.scope import isolated
 
@@ -64,8 +65,11 @@ class DatasetSource(Source):
 
     def example(self) -> Batch:
         if self._example is None:
-            self._example = _first_item(self._dataset, default_collate, self._what)
+            self._example = first_item(self._dataset, default_collate, self._what)
         return self._example
+
+    def varies(self) -> bool:
+        return inputs_vary(self._dataset, default_collate, self._what)
 
 
 class LoaderSource(Source):
@@ -161,8 +165,12 @@ class LoaderSource(Source):
         if self._example is None:
             loader = self._loader
             collated = loader.batch_sampler is not None
-            self._example = _first_item(loader.dataset, loader.collate_fn, self._what, collated)
+            self._example = first_item(loader.dataset, loader.collate_fn, self._what, collated)
         return self._example
+
+    def varies(self) -> bool:
+        loader = self._loader
+        return inputs_vary(loader.dataset, loader.collate_fn, self._what, loader.batch_sampler is not None)
 
 
 def _rebuilt(loader: DataLoader[Any], dataset: Any, sampler: Any, drop_last: bool = False) -> DataLoader[Any]:
@@ -212,6 +220,9 @@ class TargetsBeside(Source):
         inputs, _ = self._source.example()
         return inputs, self._targets[: _num_rows(inputs)]
 
+    def varies(self) -> bool:
+        return self._source.varies()
+
 
 def _num_items(dataset: Any, what: str) -> int:
     try:
@@ -221,19 +232,6 @@ def _num_items(dataset: Any, what: str) -> int:
             f"{what}: expected a dataset with a length, got {type(dataset).__name__} without __len__; the likelihood is "
             "scaled to the number of rows, so give the dataset a __len__ that returns it"
         ) from error
-
-
-def _first_item(dataset: Any, collate: Any, what: str, collated: bool = True) -> Batch:
-    # the item may draw from the global random state, which must not change for the caller
-    with isolated():
-        item = next(iter(dataset)) if isinstance(dataset, IterableDataset) else dataset[0]
-        try:
-            return _pair(collate([item] if collated else item), what)
-        except TypeError as error:
-            raise TypeError(
-                f"{what}: expected items that can be put into a batch (tensors, arrays, numbers), got {_kind(item)}: "
-                f"{error}; convert them in the dataset, for example images by transform=backbone.transform"
-            ) from error
 
 
 def _isolated_batches(loader: Iterable[Any], generator: torch.Generator | None) -> Iterator[Batch]:
@@ -248,24 +246,10 @@ def _isolated_batches(loader: Iterable[Any], generator: torch.Generator | None) 
         iterator = iter(loader)
         batch = next(iterator, None)
     while batch is not None:
-        yield _pair(batch, "the DataLoader")
+        yield as_pair(batch, "the DataLoader")
         seed += 1
         with isolated(seed):
             batch = next(iterator, None)
-
-
-def _pair(batch: Any, what: str) -> Batch:
-    if not isinstance(batch, (tuple, list)):
-        return batch, None
-    if len(batch) == 1:  # a TensorDataset of one tensor
-        return batch[0], None
-    if len(batch) != 2:
-        raise ValueError(
-            f"{what}: expected items (inputs, targets) or inputs alone, got {len(batch)} parts; give several inputs as "
-            "one dictionary or tuple: ((x1, x2), y)"
-        )
-    inputs, targets = batch
-    return inputs, None if targets is None else to_tensor(targets, f"targets of {what}")
 
 
 def _counted(batches: Iterator[Batch], num_rows: int, what: str) -> Iterator[Batch]:
@@ -288,11 +272,3 @@ def _num_rows(inputs: Any) -> int:
     while not isinstance(inputs, Tensor):
         inputs = next(iter(inputs.values())) if isinstance(inputs, Mapping) else inputs[0]
     return len(inputs)
-
-
-def _kind(item: Any) -> str:
-    return (
-        f"({', '.join(type(part).__name__ for part in item)})"
-        if isinstance(item, tuple)
-        else type(item).__name__
-    )

@@ -90,6 +90,10 @@ class Source(ABC):
     def example(self) -> Batch:
         """Return the first row or two as a batch, for dry runs."""
 
+    def varies(self) -> bool:
+        """Whether its inputs are others each time that they are read, as with random augmentation."""
+        return False
+
     def tensors(self) -> Batch | None:
         """Return all inputs and targets if they are tensors already, else None."""
         return None

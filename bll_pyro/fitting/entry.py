@@ -39,6 +39,10 @@ from bll_pyro.scope import isolated
 DEFAULT = SVI()
 SMALLEST = 1e-15  # constants of the frame whose squares float32 holds, and their inverses
 LARGE_COUNT = 1e4  # its log density y log y has an error of 0.01 nats in float32
+ONE_PASS = (
+    "the data give other inputs each time that they are read (random augmentation): the last layer is fitted to the features of "
+    "one pass"
+)
 NOT_COPIED = (
     "backbone: expected a module that can be copied, since a copy is trained, got {}: {}; run lazy modules on a batch first, and "
     "take torch.nn.utils.parametrizations.weight_norm for weight_norm"
@@ -207,6 +211,8 @@ def _fit(
     )  # fmt: skip
     if earlier is not None:
         trace.statistics["joint"] = earlier
+    elif rows.source.varies():
+        trace.notes.append(ONE_PASS)
     recorded = None if backbone is None or earlier is not None else Recorded(backbone)
     num_rows = len(features)
     made = Fit(layer, posterior, inference, trace, seed, num_rows, backbone, folder, recorded=recorded)

@@ -60,8 +60,8 @@ class TrainingData:
         whole = source.tensors()
         given = source.example()[1] if whole is None else whole[1]
         assert given is not None
+        targets = layer.likelihood.check_targets(given)
         if whole is not None:
-            targets = layer.likelihood.check_targets(given)
             if trains:
                 layer.likelihood.check_training(targets)
             check_finite(whole[0], f"inputs of {what}")

@@ -38,9 +38,13 @@ class Bernoulli(Likelihood):
         wrong = ((values != 0) & (values != 1)).any(-1)
         if bool(wrong.any()):
             row = int(wrong.nonzero()[0])
+            is_soft = bool(((values >= 0) & (values <= 1)).all())
+            remedy = "use Categorical(num_classes) for more than two classes"
+            if is_soft:
+                remedy = "leave label smoothing and mixup out: no row was observed so, and the ELBO would be no bound"
             raise ValueError(
                 f"Bernoulli: expected labels 0 or 1, got {values[row].tolist()} in row {row} ({int(wrong.sum())} such "
-                "rows); use Categorical(num_classes) for more than two classes"
+                f"rows); {remedy}"
             )
         return values
 

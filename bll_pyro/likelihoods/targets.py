@@ -11,6 +11,8 @@ from torch import Tensor
 
 from bll_pyro.frame import as_floats
 
+SUM_ERROR = 0.01  # of probabilities, which may be in half precision
+
 
 def float_targets(targets: Tensor, owner: str, what: str = "real numbers") -> Float[Tensor, "N T"]:
     """Check that targets are finite numbers of shape ``[N]`` or ``[N, T]``; return ``[N, T]``."""
@@ -57,10 +59,18 @@ def count_targets(targets: Tensor, owner: str) -> Float[Tensor, "N T"]:
 
 def integer_targets(targets: Tensor, num_classes: int, owner: str) -> Int[Tensor, " N"]:
     """Check that targets are labels ``[N]`` in ``0 .. num_classes - 1``; return them as int64."""
+    if are_probabilities(targets):
+        raise ValueError(
+            f"{owner}: expected labels of shape [N], got rows of class probabilities of shape {list(targets.shape)}, as mixup, "
+            "CutMix and label smoothing make them; no row was observed so, and with such targets the ELBO is no bound and the "
+            "posterior that of no data: leave them out, also in the collate_fn of a loader, and pass labels; augmentation that "
+            "keeps the label is fine"
+        )
     if targets.dim() != 1:
         raise ValueError(
             f"{owner}: expected labels of shape [N], got {list(targets.shape)}; "
-            "turn one-hot rows into labels with targets.argmax(-1), or squeeze a trailing axis of size 1"
+            "turn one-hot rows into labels with targets.argmax(-1) (of a loader that mixes rows leave mixup and CutMix out), or "
+            "squeeze a trailing axis of size 1"
         )
     if targets.dtype == torch.bool or targets.is_complex():
         raise ValueError(f"{owner}: expected integer labels, got {targets.dtype}; convert them with .long()")
@@ -81,6 +91,15 @@ def integer_targets(targets: Tensor, num_classes: int, owner: str) -> Int[Tensor
             f"({int(outside.sum())} rows out of range); set num_classes to the number of classes or renumber the labels"
         )
     return labels
+
+
+def are_probabilities(targets: Tensor) -> bool:
+    """Whether rows ``[N, K]`` are probabilities that add up to 1, and not all of them 0 or 1."""
+    if targets.dim() != 2 or not targets.is_floating_point() or targets.shape[1] < 2:
+        return False
+    sums = targets.double().sum(-1)
+    good = (targets >= 0).all() & ((sums - 1).abs() < SUM_ERROR).all()
+    return bool(good) and bool((targets != targets.round()).any())
 
 
 def supported(
