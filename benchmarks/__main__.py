@@ -26,6 +26,7 @@ NAMES = (
     "referee",
     "scales",
     "joint",
+    "precision",
     "defaults",
     "choose",
 )

@@ -42,6 +42,39 @@ def data_folder() -> Path:
     return folder
 
 
+@dataclass(frozen=True)
+class Images:
+    """Images ``[N, 1, 28, 28]``, float32, centred and scaled by one pair of numbers of the training images; labels ``[N]``."""
+
+    train: tuple[Tensor, Tensor]
+    test: tuple[Tensor, Tensor]
+    unknown: Tensor
+
+
+def fashion_images() -> Images:
+    """Fashion-MNIST, 60,000 + 10,000 images of 10 classes; the 10,000 MNIST test digits are the unknown inputs."""
+    folder = data_folder()
+
+    def numbers(name: str, skip: int) -> Tensor:
+        return torch.frombuffer(
+            bytearray(gzip.decompress((folder / name).read_bytes())[skip:]), dtype=torch.uint8
+        )
+
+    def images(name: str) -> Tensor:
+        return numbers(f"{name}-images-idx3-ubyte.gz", 16).view(-1, 1, 28, 28).float() / 255
+
+    train, test, unknown = (
+        images(name) for name in ("fashion_mnist/train", "fashion_mnist/t10k", "mnist_test/t10k")
+    )
+    center, scale = train.mean(), train.std()
+    train_targets, test_targets = (
+        numbers(f"fashion_mnist/{name}-labels-idx1-ubyte.gz", 8).long() for name in ("train", "t10k")
+    )
+    for one in (train, test, unknown):
+        one.sub_(center).div_(scale)
+    return Images((train, train_targets), (test, test_targets), unknown)
+
+
 def fashion_features() -> Task:
     """Read penultimate features of a small CNN on Fashion-MNIST; MNIST digits are the unknown inputs.
 

@@ -17,6 +17,8 @@ _ROOMS = {
     "fit": "fitting",
     "FitWarning": "inference.base",
     "SVI": "inference.svi",
+    "BackboneTraining": "inference.svi",
+    "Imported": "inference.svi",
     "Exact": "inference.exact",
     "Laplace": "inference.laplace",
     "NUTS": "inference.nuts",
@@ -25,6 +27,7 @@ _ROOMS = {
     "QuasiMonteCarlo": "prediction",
     "Probit": "prediction",
     "Data": "features.columns",
+    "class_weights": "features.columns",
     "Features": "features.store",
     "extract": "features.extraction",
     "timm_backbone": "features.backbones",
@@ -62,7 +65,7 @@ if TYPE_CHECKING:
     from bll_pyro.elpd import loo
     from bll_pyro.evaluation import evaluate
     from bll_pyro.features.backbones import timm_backbone
-    from bll_pyro.features.columns import Data
+    from bll_pyro.features.columns import Data, class_weights
     from bll_pyro.features.extraction import extract
     from bll_pyro.features.store import Features
     from bll_pyro.fitting import AUTOMATIC, Fit, fit, load
@@ -71,6 +74,8 @@ if TYPE_CHECKING:
     from bll_pyro.inference.exact.exact import Exact
     from bll_pyro.inference.laplace.laplace import Laplace
     from bll_pyro.inference.nuts.nuts import NUTS
+    from bll_pyro.inference.svi.backbone_training import BackboneTraining
+    from bll_pyro.inference.svi.imported import Imported
     from bll_pyro.inference.svi.svi import SVI
     from bll_pyro.layer import LastLayer
     from bll_pyro.model import Model

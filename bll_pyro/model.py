@@ -73,7 +73,7 @@ class Model(PyroModule):
         self,
         inputs: Any,
         targets: Tensor | None = None,
-        num_rows: int | None = None,
+        num_rows: float | None = None,
         row_weight: Tensor | None = None,
         exposure: Tensor | None = None,
     ) -> Float[Tensor, "*draws B K"]:

@@ -135,15 +135,19 @@ class BatchELBO(nn.Module):
         return torch.cat([values, values.new_ones(len(values), 1)], -1) if self.bias else values
 
     def nats(
-        self, features: Float[Tensor, "B D"], targets: Targets, generator: torch.Generator | None = None
+        self,
+        features: Float[Tensor, "B D"],
+        targets: Targets,
+        generator: torch.Generator | None = None,
+        kl_weight: float = 1.0,
     ) -> Float[Tensor, ""]:
         """Estimate of the ELBO of standardised targets, nats, in full precision also where autocast is on."""
         with torch.autocast(features.device.type, enabled=False):
             design = self.design(features)
             if self.objective.closed:
-                return self.objective(design, targets, generator)
+                return self.objective(design, targets, generator, kl_weight)
             with own_store():
-                return self.objective(design, targets, generator)
+                return self.objective(design, targets, generator, kl_weight)
 
     @own_modes(gradients=False)
     def posterior(self) -> Posterior:

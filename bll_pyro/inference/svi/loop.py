@@ -100,7 +100,7 @@ class Loop:
         loss = None if training.validation_loss is None else training.validation_loss()
         if loss is not None:
             trace.validation.append(loss)
-            self.waited = 0 if loss < self.best_loss else self.waited + 1
+            self.waited = 0 if loss < self.best_loss or training.warms_up else self.waited + 1
             if loss < self.best_loss:
                 self.best, self.best_loss = self.latest, loss
         self.epoch, self.num_done = self.epoch + 1, 0

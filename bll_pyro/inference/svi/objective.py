@@ -105,13 +105,20 @@ class Objective:
         modules = (self.guide, self.model) if self.learns else (self.guide,)
         self.parameters = [p for module in modules for p in module.parameters()]
 
-    def __call__(self, design: Tensor, targets: Targets, generator: torch.Generator | None) -> Tensor:
-        """Estimate of the ELBO in nats from a batch."""
+    def __call__(
+        self, design: Tensor, targets: Targets, generator: torch.Generator | None, kl_weight: float = 1.0
+    ) -> Tensor:
+        """Estimate of the ELBO in nats from a batch; with another weight of the KL divergence it is no bound.
+
+        ``E[log lik] - beta KL = beta (E[log lik] / beta - KL)``: the ELBO of more rows, for all guides alike.
+        """
+        num_rows = self.num_rows if kl_weight == 1 else self.num_rows / kl_weight
         if self._trace_elbo is not None:
-            return -self._trace_elbo(*self.pyro_arguments(design, targets))
+            features, values, _, *columns = self.pyro_arguments(design, targets)
+            return -kl_weight * self._trace_elbo(features, values, num_rows, *columns)
         latents = self.guide.latents()
-        return elbo(
-            self.layer, self.model.global_sites, latents, design, targets, self.num_rows, self.learn(latents), generator,
+        return kl_weight * elbo(
+            self.layer, self.model.global_sites, latents, design, targets, num_rows, self.learn(latents), generator,
             is_point=self.is_point,
         )  # fmt: skip
 
@@ -181,7 +188,7 @@ def elbo(
     latents: LatentGaussian,
     design: Tensor,
     targets: Targets,
-    num_rows: int,
+    num_rows: float,
     learned: dict[str, Tensor],
     generator: torch.Generator | None = None,
     is_point: bool = False,

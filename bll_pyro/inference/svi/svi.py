@@ -5,14 +5,15 @@ from __future__ import annotations
 import copy
 import math
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
 from pyro.nn import PyroModule
 from torch import nn
 
-from bll_pyro.checks import count, positive_or_none
+from bll_pyro.checks import count, message, positive_or_none
+from bll_pyro.declaration import LATER
 from bll_pyro.guides import MAP, Diagonal, Flow, Guide
 from bll_pyro.guides.flow import Bijection
 from bll_pyro.inference.base import Inference, Trace
@@ -22,6 +23,7 @@ from bll_pyro.inference.prior_scale.held_out import held_out_loss
 from bll_pyro.inference.rows import DesignRows
 from bll_pyro.inference.start import warm_start
 from bll_pyro.inference.svi.ascent import ascend, can_ascend
+from bll_pyro.inference.svi.backbone_training import NUM_EPOCHS, BackboneTraining
 from bll_pyro.inference.svi.frozen import FeatureTraining
 from bll_pyro.inference.svi.gaussian_start import dense_start
 from bll_pyro.inference.svi.loop import train
@@ -43,6 +45,7 @@ MAX_FEATURES = 128  # for up to so many features
 OUTPUT_SCALE = (
     4.0  # largest prior standard deviation of the outputs at the start, where the prior scale is learned
 )
+PRECISIONS = ("32-true", "64-true", "bf16-mixed", "bf16-true", "16-mixed", "16-true")
 MIN_STEPS = 300  # fits of fewer steps are not at an optimum whose scale could be compared
 
 
@@ -79,13 +82,17 @@ class SVI(Inference):
     final_stage
         After joint training, fit once more on the final features, with their own constants and principal axes.
     precision
-        Precision of joint training as Lightning Fabric names it, e.g. ``"bf16-mixed"``.
+        Precision of the backbone in joint training as Lightning Fabric names it, e.g. ``"bf16-mixed"``; the guide is in full
+        precision.
     scale_criterion
         What decides on a prior scale that is not given, for guides whose weights are Gaussian or a point:
         ``criteria.Evidence()``, the scale of the highest ELBO; ``criteria.CrossValidation()``, which leaves it to the ELBO
         unless rows are few; or ``criteria.LeaveOneOut()``, which is faster and less reliable. None (default) takes the
         evidence, and for a point, which has none, cross-validation. A fit that ``num_epochs`` cuts to fewer than 300 steps
         takes the ELBO's in any case: others would be compared before they are there.
+    training
+        How the backbone is trained along, a :class:`bll_pyro.BackboneTraining`: optimizer, schedule, parameter groups,
+        accumulation, moving average, and more. None (default) takes Adam and the half cosine.
     """
 
     guide: Guide = Diagonal()
@@ -99,6 +106,7 @@ class SVI(Inference):
     final_stage: bool = True
     precision: str = "32-true"
     scale_criterion: Criterion | None = None
+    training: BackboneTraining | None = field(default=None, metadata=LATER)
 
     def __post_init__(self) -> None:
         if self.scale_criterion is not None:
@@ -115,6 +123,21 @@ class SVI(Inference):
             value = getattr(self, name)
             if value is not None:
                 count(value, name, "SVI")
+        if self.precision not in PRECISIONS:
+            raise ValueError(message("precision", "SVI", f"one of {', '.join(PRECISIONS)}", self.precision))
+        self._check_training()
+
+    def _check_training(self) -> None:
+        """Raise unless the declaration of the backbone's training goes with the rest."""
+        if self.training is None:
+            return
+        if not isinstance(self.training, BackboneTraining):
+            raise TypeError(message("training", "SVI", "a bll.BackboneTraining(...)", self.training))
+        if self.backbone_learning_rate is None:
+            raise ValueError(
+                "SVI(training=...): expected backbone_learning_rate beside it, without which the backbone is frozen, got None"
+            )
+        self.training.check_epochs(self.num_epochs or NUM_EPOCHS)
 
     def check(self, layer: LastLayer, num_outputs: int, num_columns: int) -> None:
         """Every prior and likelihood will do; the guide must fit in memory."""
@@ -144,7 +167,7 @@ class SVI(Inference):
         if not self.final_stage:
             return None
         stage = copy.copy(self)  # the other fields have been checked
-        vars(stage).update(backbone_learning_rate=None, num_epochs=None, batch_size=None)
+        vars(stage).update(backbone_learning_rate=None, num_epochs=None, batch_size=None, training=None)
         return stage
 
     def rotates(self, layer: LastLayer) -> bool:

@@ -26,6 +26,11 @@ def adam(parameters: Iterable[Tensor], learning_rate: float) -> Adam:
     return Adam(parameters, learning_rate, BETAS)
 
 
+def half_cosine(share: float) -> float:
+    """What falls from 1 to 0 as a share of the schedule goes from 0 to 1."""
+    return 0.5 * (1 + math.cos(math.pi * min(share, 1.0)))
+
+
 @dataclass
 class Stepper:
     """Takes the steps of one fit.
@@ -61,15 +66,23 @@ class Stepper:
 
     def step(self, gradient: Callable[..., Tensor], *batch: object) -> Tensor:
         """Have ``gradient(*batch)`` put gradients into the parameters, and take a step; return what it returns."""
-        factor = 0.5 * (1 + math.cos(math.pi * min(self.done / self.num_steps, 1.0)))
+        self.begin()
+        value = gradient(*batch)
+        self.move()
+        self.done += self.pace
+        return value
+
+    def begin(self) -> None:
+        """Set the rates of the next step."""
+        factor = half_cosine(self.done / self.num_steps)
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * factor
-        value = gradient(*batch)
+
+    def move(self) -> None:
+        """Move the parameters along their gradients."""
         if self.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.parameters, self.clip_norm, foreach=True)
         self.optimizer.step()
-        self.done += self.pace
-        return value
 
     @property
     def exhausted(self) -> bool:
@@ -95,6 +108,7 @@ class Training(ABC):
     validation_loss: Callable[[], float] | None = (
         None  # negative log predictive density of validation data, nats a row
     )
+    warms_up: bool = False  # whether patience has to wait: what should improve is not trained yet
 
     @abstractmethod
     def optimizer(self) -> Optimizer:

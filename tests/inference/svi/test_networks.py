@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 import bll_pyro as bll
 from bll_pyro.inference.svi import joint
 from bll_pyro.inference.svi.batch_elbo import RunningScale
+from bll_pyro.inference.svi.joint_training import JointTraining
 
 N = 129  # one more than a batch
 X = torch.randn(N, 6, generator=torch.Generator().manual_seed(0))
@@ -210,14 +211,15 @@ def test_extra_state_does_not_hinder_validation_and_saving(tmp_path: Path) -> No
 
 def test_what_is_put_back_includes_buffers_that_are_not_saved() -> None:
     module = nn.Sequential(Counting(), Tied(), with_norm())
-    training: Any = SimpleNamespace(module=module)
-    before = joint.JointTraining.state(training)
+    training: Any = JointTraining.__new__(JointTraining)
+    training.module, training.average = module, None
+    before = training.state()
     tensors = [*module.parameters(), *module.buffers()]
     kept = [value.detach().clone() for value in tensors]
     with torch.no_grad():
         for value in tensors:
             value.add_(1)
-    joint.JointTraining.restore(training, before)
+    training.restore(before)
     assert all(torch.equal(value, old) for value, old in zip(tensors, kept, strict=True))
 
 
@@ -295,13 +297,13 @@ def test_the_schedule_has_as_many_steps_as_are_taken(kind: str, monkeypatch: pyt
     """So the learning rate ends at zero, whoever makes the batches."""
     data, options, num_batches = LOADERS[kind]
     steppers: list[Any] = []
-    kept = joint.Stepper
+    kept = joint.JointStepper
 
     def keep(*arguments: Any) -> Any:
         steppers.append(kept(*arguments))
         return steppers[-1]
 
-    monkeypatch.setattr(joint, "Stepper", keep)
+    monkeypatch.setattr(joint, "JointStepper", keep)
     svi = bll.SVI(backbone_learning_rate=1e-2, num_epochs=3, final_stage=False, **options)
     bll.fit(LAYER, data, TwoInputs() if isinstance(data, Items) else nn.Linear(6, 4), svi, calibration=None)
     assert (steppers[0].num_steps, steppers[0].done) == (3 * num_batches, 3 * num_batches)
