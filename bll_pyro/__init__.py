@@ -43,6 +43,9 @@ _ROOMS = {
     "sbc": "simulation",
     "calibrate": "recalibrate",
     "evaluate": "evaluation",
+    "observe": "observation",
+    "Record": "observation",
+    "StopTraining": "observation",
 }
 _MODULES = (
     "priors",
@@ -55,10 +58,22 @@ _MODULES = (
     "ood",
     "export",
     "sklearn",
+    "loggers",
 )
 
 if TYPE_CHECKING:
-    from bll_pyro import conformal, curvatures, export, guides, likelihoods, metrics, ood, plots, priors
+    from bll_pyro import (
+        conformal,
+        curvatures,
+        export,
+        guides,
+        likelihoods,
+        loggers,
+        metrics,
+        ood,
+        plots,
+        priors,
+    )
     from bll_pyro.comparison import Stack, choose, compare
     from bll_pyro.datatree import from_pyro, prior_predictive  # type: ignore[no-redef]
     from bll_pyro.diagnostics import diagnose
@@ -79,6 +94,7 @@ if TYPE_CHECKING:
     from bll_pyro.inference.svi.svi import SVI
     from bll_pyro.layer import LastLayer
     from bll_pyro.model import Model
+    from bll_pyro.observation import Record, StopTraining, observe
     from bll_pyro.prediction import Probit, QuasiMonteCarlo
     from bll_pyro.recalibrate import calibrate
     from bll_pyro.simulation import sbc

@@ -13,6 +13,7 @@ from bll_pyro.fitting import Fit, fit
 from bll_pyro.guides import MAP
 from bll_pyro.inference.svi.svi import SVI
 from bll_pyro.metrics.arrays import mean_of_rows
+from bll_pyro.observation import call
 from bll_pyro.ood import Detector
 from bll_pyro.ood.learning import least_rows
 from bll_pyro.prediction import ClassPrediction, LabelPrediction, Prediction, ValuePrediction
@@ -58,6 +59,7 @@ class Evaluation:
         return "\n".join(lines)
 
 
+@call("evaluate")
 @own_modes()
 def evaluate(
     fit: Fit,

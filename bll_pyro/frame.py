@@ -83,6 +83,11 @@ class Frame(Summary):
         """``"common"`` for one scale of all features, ``"columns"`` for a scale of each."""
         return "common" if len(self.scale) > 1 and bool((self.scale == self.scale[0]).all()) else "columns"
 
+    @property
+    def log_target_scale(self) -> float:
+        """``sum_t log scale_t``: a log density of a row's standardised targets minus this is one in the user's units."""
+        return float(self.target_scale.double().log().sum())
+
     def standardized(self, features: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
         """Features on the scale on which weights are reported, ``[N, D]``."""
         centred = (features.to(self.center.device) - self.center).to(self.center)

@@ -29,6 +29,7 @@ from bll_pyro.gaussian.factorization import NotPositiveDefinite
 from bll_pyro.inference import Inference
 from bll_pyro.inference.base import FitWarning
 from bll_pyro.layer import LastLayer
+from bll_pyro.observation import call, stage
 from bll_pyro.scope import isolated, own_modes, without_warnings
 from bll_pyro.summary import Summary
 
@@ -100,6 +101,7 @@ class Choice(Summary):
         return said
 
 
+@call("choose")
 @own_modes()
 def choose(
     layers: Sequence[LastLayer] | Mapping[str, LastLayer] | None,
@@ -165,11 +167,16 @@ def choose(
     if declared is None:
         declared = suited_to(rows)
     check_all(declared, inference, rows)
-    candidates = {name: _candidate(layer, rows, inference, seed, device) for name, layer in declared.items()}
+    candidates = {}
+    with stage("choose", len(declared)) as done:
+        for name, layer in declared.items():
+            with stage(name):
+                candidates[name] = _candidate(layer, rows, inference, seed, device)
+            done.advance()
     table = _table(candidates, rows.columns.weight)
     for name, one in candidates.items():
         for message in one.messages:
-            warnings.warn(f"{name}: {message}", FitWarning, stacklevel=3)  # past the decorator
+            warnings.warn(f"{name}: {message}", FitWarning, stacklevel=4)  # past the decorators
     recorded = None if backbone is None else Recorded(backbone)
     return Choice(
         table,

@@ -14,6 +14,7 @@ from bll_pyro.comparison.same_rows import by_name, check_fits, check_targets, ch
 from bll_pyro.comparison.stack import Stack
 from bll_pyro.elpd import loo
 from bll_pyro.fitting import Fit
+from bll_pyro.observation import call, stage
 from bll_pyro.prediction import ClassPrediction, LabelPrediction, Prediction, ValuePrediction
 from bll_pyro.scope import own_modes, without_warnings
 
@@ -88,6 +89,7 @@ _SHOWN = (
 )  # fmt: skip
 
 
+@call("compare")
 @own_modes()
 def compare(
     fits: Mapping[str, Fit], data: Any, *, new_data: Any = None, num_rows: int | None = None, seed: int = 0
@@ -123,12 +125,15 @@ def compare(
 
     loos, targets = {}, None
     with without_warnings("Estimated shape parameter of Pareto"):  # the column `flagged` reports it
-        for name, fit in fits.items():
-            rows = fit.rows(data_of[name])
-            targets = rows.given if targets is None else targets
-            check_targets("data", name, rows.given, targets)
-            check_trained_on(name, fit, rows.features)
-            loos[name] = loo(fit.head, rows.data, num_rows, seed)
+        with stage("compare", len(fits)) as done:
+            for name, fit in fits.items():
+                rows = fit.rows(data_of[name])
+                targets = rows.given if targets is None else targets
+                check_targets("data", name, rows.given, targets)
+                check_trained_on(name, fit, rows.features)
+                with stage(name):
+                    loos[name] = loo(fit.head, rows.data, num_rows, seed)
+                done.advance()
         table = azs.compare(loos, round_to="none")
     table["flagged"] = [num_flagged(loos[name]) for name in table.index]
     table["seconds"] = [_seconds(fits[name]) for name in table.index]

@@ -20,6 +20,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from bll_pyro.gaussian import OutputDraws
+from bll_pyro.observation import stage
 from bll_pyro.posterior import Draws, DrawsPosterior, GaussianPosterior, Posterior
 from bll_pyro.prediction.recalibration import NoiseFactor, Recalibration
 from bll_pyro.prediction.tilt import conditional_probs, tilt_of, tilted
@@ -139,19 +140,21 @@ class RowEvaluator:
         shape = self.posterior.target_shape if likelihood.independent_targets else ()
         spread = frame.target_scale.log() if likelihood.real_valued else torch.zeros(())
         result = np.empty((*draws["weight"].shape[:2], len(self.targets), *shape))
-        for rows, outputs, noise in self._outputs(draws):
-            targets = self.targets[rows]
-            if likelihood.real_valued:
-                targets = frame.targets(targets)
-            elif targets.is_floating_point():
-                targets = targets.double()
-            if shape:
-                values = likelihood.marginals(outputs, **noise).log_prob(targets) - spread
-            else:
-                values = likelihood.log_prob(outputs, targets, **noise) - spread.sum()
-            if self.weight is not None:
-                values = values * self.weight[rows].to(values).reshape(-1, *[1] * (values.dim() - 2))
-            result[:, :, rows] = values.reshape(*result.shape[:2], *values.shape[1:]).cpu().numpy()
+        with stage("log likelihood", len(self.targets)) as done:
+            for rows, outputs, noise in self._outputs(draws):
+                targets = self.targets[rows]
+                if likelihood.real_valued:
+                    targets = frame.targets(targets)
+                elif targets.is_floating_point():
+                    targets = targets.double()
+                if shape:
+                    values = likelihood.marginals(outputs, **noise).log_prob(targets) - spread
+                else:
+                    values = likelihood.log_prob(outputs, targets, **noise) - spread.sum()
+                if self.weight is not None:
+                    values = values * self.weight[rows].to(values).reshape(-1, *[1] * (values.dim() - 2))
+                result[:, :, rows] = values.reshape(*result.shape[:2], *values.shape[1:]).cpu().numpy()
+                done.advance(len(targets))
         return result
 
     def new_targets(self, draws: Draws, seed: int) -> Shaped[np.ndarray, "chain draw N ..."]:

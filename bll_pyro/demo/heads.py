@@ -10,6 +10,7 @@ from torch import nn
 
 import bll_pyro as bll
 from bll_pyro.demo.data import NUM_KNOWN, Digits
+from bll_pyro.observation import stage
 from bll_pyro.scope import isolated
 
 NETWORK = "test_resnet"  # timm's smallest residual network: 370,000 weights, 96 features
@@ -66,28 +67,28 @@ def train_heads(
     )
     point = replace(joint, guide=bll.guides.MAP(), final_stage=False)
 
-    def timed(inference: bll.SVI, backbone: nn.Module) -> tuple[bll.Fit, float]:
+    def timed(name: str, inference: bll.SVI, backbone: nn.Module) -> tuple[bll.Fit, float]:
+        say(name)
         began = time.perf_counter()
         held_out = digits.validation if inference.trains_backbone else None
-        fit = bll.fit(
-            layer,
-            digits.train,
-            backbone,
-            inference,
-            seed=seed,
-            validation_data=held_out,
-            calibration=held_out,
-        )
+        with stage(name):
+            fit = bll.fit(
+                layer,
+                digits.train,
+                backbone,
+                inference,
+                seed=seed,
+                validation_data=held_out,
+                calibration=held_out,
+            )
         return fit, time.perf_counter() - began
 
-    say("Stage 1: network and softmax head")
-    scaled, softmax_seconds = timed(point, network)
+    scaled, softmax_seconds = timed("Stage 1: network and softmax head", point, network)
     softmax = scaled.with_recalibration(None)
-    say("Stage 2: Bayesian last layer on the frozen network")
     assert softmax.backbone is not None
-    two_stage, two_stage_seconds = timed(bll.SVI(), softmax.backbone)
-    say("Jointly: network and Bayesian last layer")
-    together, together_seconds = timed(joint, network)
+    frozen_network = "Stage 2: Bayesian last layer on the frozen network"
+    two_stage, two_stage_seconds = timed(frozen_network, bll.SVI(), softmax.backbone)
+    together, together_seconds = timed("Jointly: network and Bayesian last layer", joint, network)
     return {
         "softmax": Head("softmax", softmax, False, softmax_seconds),
         "softmax_temperature": Head("softmax + temperature", scaled, False, softmax_seconds),

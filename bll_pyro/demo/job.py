@@ -11,6 +11,7 @@ import torch
 from rich.console import Console
 
 import bll_pyro as bll
+from bll_pyro import observation
 from bll_pyro.demo import pictures
 from bll_pyro.demo.data import Digits, load_digits
 from bll_pyro.demo.folder import replaced_when_complete
@@ -29,11 +30,11 @@ def run(out: Path, seed: int, quick: bool) -> None:
         raise ValueError(f"seed: expected a whole number from 0 to 2**32 - 1, got {seed}; use for example 0")
     console = Console(highlight=False)
     began = time.perf_counter()
-    with replaced_when_complete(out, CONTENTS) as folder:
+    with observation.call("demo"), replaced_when_complete(out, CONTENTS) as folder:
         digits = load_digits(seed, quick)
-        heads = train_heads(digits, seed, quick, say=console.print)
+        heads = train_heads(digits, seed, quick, say=print)
         judged = {name: evaluate_head(head, digits) for name, head in heads.items()}
-        console.print("Model, posterior and pictures")
+        print("Model, posterior and pictures")
         write_fit(folder, judged["bayesian_joint"].head.fit, digits)
         write_pictures(folder, judged, digits)
         seconds = time.perf_counter() - began

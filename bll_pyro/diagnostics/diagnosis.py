@@ -15,9 +15,11 @@ from bll_pyro.diagnostics.study import Study
 from bll_pyro.diagnostics.verdicts import Diagnosis
 from bll_pyro.features.store import Features
 from bll_pyro.fitting import Fit
+from bll_pyro.observation import call
 from bll_pyro.scope import own_modes
 
 
+@call("diagnose")
 @own_modes()
 def diagnose(
     fit: Fit,

@@ -17,6 +17,7 @@ from torch import Tensor
 from bll_pyro.elpd.estimates import of_all, of_some
 from bll_pyro.gaussian import OutputDraws
 from bll_pyro.inference.leave_one_out.predicted import PredictedDensity
+from bll_pyro.observation import stage
 from bll_pyro.prediction.recalibration import NoiseFactor, PredictiveTemperature
 from bll_pyro.scope import without_warnings
 
@@ -56,11 +57,12 @@ def by_draws(fit: Fit, rows: LabelledRows, num_rows: int | None, seed: int) -> E
     tree["log_likelihood"] = xr.DataTree(xr.Dataset({"y": summed}))
     reff = 1.0 if fit.posterior.independent_draws else None
     some = num_rows is not None and num_rows < len(rows.targets)
-    if some:
-        result = azs.loo_subsample(tree, num_rows, pointwise=True, reff=reff, seed=seed)
-        chosen = np.asarray(result.loo_subsample_observations)
-    else:
-        result, chosen = azs.loo(tree, pointwise=True, reff=reff), np.arange(len(rows.targets))
+    with stage("leave-one-out by draws"):
+        if some:
+            result = azs.loo_subsample(tree, num_rows, pointwise=True, reff=reff, seed=seed)
+            chosen = np.asarray(result.loo_subsample_observations)
+        else:
+            result, chosen = azs.loo(tree, pointwise=True, reff=reff), np.arange(len(rows.targets))
     if fit.recalibration is None:
         return result
     weights = result.log_weights
@@ -91,5 +93,5 @@ def _recalibrated(
             for s, one in enumerate(values)
         ]
         found.append(said.weighted_log_prob(given, log_weight.to(values), targets, 1))
-    spread = float(frame.target_scale.double().log().sum()) if real else 0.0
+    spread = frame.log_target_scale if real else 0.0
     return torch.cat(found).double().cpu().numpy() - spread

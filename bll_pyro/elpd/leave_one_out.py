@@ -96,7 +96,7 @@ def loo(fit: Fit, data: Any, num_rows: int | None = None, seed: int = 0) -> ELPD
     rows = DesignRows(given.features, given.targets, frame, frame.center.device, given.columns)
     spread = 0.0
     if fit.layer.likelihood.real_valued:
-        spread = float(fit.posterior.frame.target_scale.double().log().sum())
+        spread = fit.posterior.frame.log_target_scale
     index = None
     if num_rows is not None and num_rows < num_all:
         index = torch.randperm(num_all, generator=generator(seed))[:num_rows].sort().values

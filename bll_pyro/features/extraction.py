@@ -27,7 +27,7 @@ from bll_pyro.features.state import unwrapped
 from bll_pyro.features.store import Features
 from bll_pyro.features.writer import MemoryWriter, ShardWriter
 from bll_pyro.files import LOCK, SCRATCH, only_writer, user_path
-from bll_pyro.progress import progress
+from bll_pyro.observation import call, stage
 from bll_pyro.scope import isolated
 
 VARIES = (
@@ -42,6 +42,7 @@ UNORDERED = (
 UNKEPT = "features are stored without it: extract the rows alone, and use bll.Data(features, ...) where they are used"
 
 
+@call("extract")
 def extract(
     backbone: nn.Module | None,
     data: Any,
@@ -217,14 +218,14 @@ def _run(
     row = 0
     modes = nullcontext() if backbone is None else frozen(backbone)
     place = nullcontext() if device is None else _moved(backbone, device)
-    with modes, place, torch.no_grad(), progress(source.num_rows, "features") as advance:
+    with modes, place, torch.no_grad(), stage("features", source.num_rows, rows_per_step=1) as done:
         for inputs, targets in source.batches(batch_size):
             features = compute_features(backbone, inputs).to("cpu", dtype)
             if not torch.isfinite(features).all():
                 _refuse(features, row, source)
             append(features, None if targets is None else targets.cpu())
             row += len(features)
-            advance(len(features), "")
+            done.advance(len(features))
 
 
 def _refuse(features: Tensor, first_row: int, source: Source) -> NoReturn:

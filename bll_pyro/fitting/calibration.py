@@ -144,9 +144,8 @@ def recalibrated(fit: Fit, aside: Aside, device: str | torch.device | None, batc
     features, targets = aside.rows.features(fit.backbone, fit.store, device, batch_size)
     starts = range(0, len(features), ROWS_AT_ONCE)
     blocks = [slice(start, start + ROWS_AT_ONCE) for start in starts]
-    prediction = gathered(
-        predict(fit.posterior, features[block], exposure=columns[block].exposure) for block in blocks
-    )
+    parts = (predict(fit.posterior, features[block], exposure=columns[block].exposure) for block in blocks)
+    prediction = gathered(parts, len(features))
     given = targets.reshape(len(targets), *fit.posterior.target_shape)
     return replace(fit, recalibration=found_on(prediction, given, targets, columns.weight, aside.source))
 

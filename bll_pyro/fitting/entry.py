@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import operator
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from bll_pyro.inference.standardization import log_densities_in_user_units, make
 from bll_pyro.inference.training_data import TrainingData
 from bll_pyro.layer import LastLayer
 from bll_pyro.likelihoods.base import TargetShape
+from bll_pyro.observation import call
 from bll_pyro.posterior import Posterior
 from bll_pyro.scope import isolated
 
@@ -64,6 +66,8 @@ def fit(
     batch_size: int = 256,
     calibration: Any = AUTOMATIC,
     checkpoint: str | Path | None = None,
+    progress: bool | None = None,
+    callbacks: Iterable[Any] = (),
 ) -> Fit:
     """Fit a Bayesian last layer.
 
@@ -103,6 +107,13 @@ def fit(
         Folder in which the state of the fit is kept: the same call goes on from there after a kill or Ctrl-C, in the same order
         of rows, to the same numbers, and returns a finished fit without work. Written at most every 30 seconds while a loop
         runs, and where a part of the fit ends. None (default) keeps nothing.
+    progress
+        Whether a progress bar is shown; None (default) shows one after two seconds, if standard error is a terminal. See
+        :func:`bll_pyro.observe`, which says it for other functions too.
+    callbacks
+        Who is told of the steps: functions of a :class:`bll_pyro.Record`, or objects with some of the methods
+        ``on_start(run)``, ``on_step(record)`` and ``on_end(run, error)``, such as ``bll.loggers.CSV(path)``. One that raises
+        :class:`bll_pyro.StopTraining` ends the training; any other error of theirs ends the fit.
 
     Raises
     ------
@@ -121,7 +132,8 @@ def fit(
     if sample_weight is not None or exposure is not None:
         data = bundled(data, sample_weight, exposure)
     folder = None if store is None else user_path(store)
-    with isolated(seed), opened(None if checkpoint is None else user_path(checkpoint)) as keeper:
+    told = call("fit", progress=progress, callbacks=callbacks, layer=layer, inference=inference, seed=seed)
+    with told, isolated(seed), opened(None if checkpoint is None else user_path(checkpoint)) as keeper:
         try:
             made = _fit(
                 layer,

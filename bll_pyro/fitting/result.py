@@ -30,6 +30,7 @@ from bll_pyro.frame import as_floats
 from bll_pyro.inference import Inference, Trace
 from bll_pyro.inference.training_data import check_exposure
 from bll_pyro.layer import LastLayer
+from bll_pyro.observation import collected
 from bll_pyro.ood import Detector, View
 from bll_pyro.posterior import Posterior
 from bll_pyro.prediction import Integration, Prediction, QuasiMonteCarlo, Recalibration, predict
@@ -115,7 +116,7 @@ class Fit(Summary):
                         scores.append(self.detector.scores_of(view))
                 yield part
 
-        prediction = gathered(predictions())
+        prediction = gathered(predictions(), inputs.num_rows)
         if self.detector is None and not inputs.shuffled:
             return prediction
         verdict = None if self.detector is None else self.detector.judge(torch.cat(scores))
@@ -225,11 +226,10 @@ class Fit(Summary):
     @own_modes()
     def features(self, inputs: Any, *, batch_size: int = 256) -> Features:
         """Features ``[N, D]`` of inputs, through the backbone (and the store) where there is one; widths are checked."""
-        parts = list(self.feature_batches(inputs, batch_size))
-        targets = [t for _, t in parts if t is not None]
-        return Features.from_tensors(
-            torch.cat([h for h, _ in parts]), torch.cat(targets) if targets else None
-        )
+        source = read(inputs, need_targets=False, what="inputs")
+        parts = collected("features", source.num_rows, self.feature_batches(source, batch_size))
+        features, targets = zip(*parts, strict=True)
+        return Features.from_tensors(torch.cat(features), None if targets[0] is None else torch.cat(targets))
 
     def rows(
         self, inputs: Any, targets: Any = None, *, what: str = "data", batch_size: int = 256
@@ -239,7 +239,7 @@ class Fit(Summary):
         likelihood, columns = self.layer.likelihood, self.columns(source)
         if self.backbone is not None and (whole := source.tensors()) is not None:
             likelihood.check_targets(whole[1])  # type: ignore[arg-type]  # before the backbone runs
-        parts = list(self.feature_batches(source, batch_size))
+        parts = collected("features", source.num_rows, self.feature_batches(source, batch_size))
         given = torch.cat([part for _, part in parts if part is not None])
         check_finite(given, f"targets of {what}")
         checked = likelihood.check_targets(given)

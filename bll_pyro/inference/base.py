@@ -60,6 +60,11 @@ class Trace(Summary):
         self.converged = False
         self.messages.append(message)
 
+    def end_early(self, what: str) -> None:
+        """Record that a callback ended a stage, as it was asked to: no trouble, but not the optimum either."""
+        self.converged = False
+        self.notes.append(f"a callback ended {what}")
+
     @property
     def final_elbo(self) -> float | None:
         """ELBO of the result on all rows, nats (SVI)."""

@@ -154,6 +154,11 @@ class DesignRows:
         if isinstance(targets, WeightedTargets):
             self.total_weight = targets.columns.total_weight(self.num_rows)
 
+    @property
+    def log_scale(self) -> float:
+        """What a log density of all targets, in nats, is less in the user's units."""
+        return self.total_weight * self.frame.log_target_scale
+
     def __getitem__(self, index: Tensor | slice) -> tuple[Tensor, Targets]:
         """Design matrix and targets of some rows."""
         if self._design is not None:

@@ -239,7 +239,7 @@ def evenly_spaced(num_rows: int, most: int, size: int) -> Iterator[Tensor | slic
 
 def log_densities_in_user_units(trace: Trace, frame: Frame, num_rows: float) -> None:
     """Bring log densities of N targets (by weight) from the standardised scale to the user's: ``- N sum_t log scale_t``."""
-    shift = num_rows * float(frame.target_scale.double().log().sum())
+    shift = num_rows * frame.log_target_scale
     trace.elbo = None if trace.elbo is None else trace.elbo - shift
     for name in ("elbo", "log_evidence", "evidence_path"):
         if name in trace.statistics:

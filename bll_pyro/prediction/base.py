@@ -11,6 +11,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from bll_pyro.features.arrays import to_tensor
+from bll_pyro.observation import stage
 from bll_pyro.prediction.verdict import Verdict
 from bll_pyro.summary import Summary, spread
 
@@ -78,18 +79,20 @@ class Prediction(Summary, ABC):
         """Join the predictions of several batches."""
 
 
-def gathered(parts: Iterable[Prediction]) -> Prediction:
-    """Join the predictions of batches as they come.
+def gathered(parts: Iterable[Prediction], num_rows: int) -> Prediction:
+    """Join the predictions of batches as they come, of N rows together.
 
     First a few at a time: thousands of small arrays between larger ones would fragment the memory.
     """
     some: list[Prediction] = []
     many: list[Prediction] = []
-    for part in parts:
-        some.append(part)
-        if len(some) == JOINED_AT_ONCE:
-            many.append(type(part).concat(some))
-            some.clear()
+    with stage("prediction", num_rows, rows_per_step=1) as done:
+        for part in parts:
+            some.append(part)
+            done.advance(len(part))
+            if len(some) == JOINED_AT_ONCE:
+                many.append(type(part).concat(some))
+                some.clear()
     many += some
     return type(many[0]).concat(many)
 

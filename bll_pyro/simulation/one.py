@@ -19,6 +19,7 @@ from bll_pyro.inference import Inference
 from bll_pyro.layer import LastLayer
 from bll_pyro.likelihoods.base import TargetShape
 from bll_pyro.model import Model
+from bll_pyro.observation import unobserved
 from bll_pyro.posterior import Draws, Posterior
 from bll_pyro.scope import isolated, one_thread
 
@@ -64,7 +65,7 @@ def simulate(task: Task, number: int) -> Ranked:
     truth, targets = draw_from_model(task, derived_seed(task.seed, number, 0))
     features = Features.from_tensors(task.features, targets)
     checked = task.layer.likelihood.check_targets(targets)
-    with one_thread():
+    with one_thread(), unobserved():  # as in a process of its own
         posterior, trace = fit_features(
             task.layer,
             task.features,

@@ -17,7 +17,7 @@ from bll_pyro.inference import Inference
 from bll_pyro.inference.nuts.nuts import NUTS
 from bll_pyro.inference.standardization import make_frame
 from bll_pyro.layer import LastLayer
-from bll_pyro.progress import progress
+from bll_pyro.observation import call, stage
 from bll_pyro.scope import own_modes
 from bll_pyro.simulation.one import Ranked, Task, simulate
 from bll_pyro.simulation.ranks import ranks_tree
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
 
+@call("sbc")
 @own_modes()
 def sbc(
     layer: LastLayer,
@@ -100,10 +101,10 @@ def sbc(
         inference = replace(inference, num_processes=1)  # simulations run side by side, chains do not
     task = Task(inside, inference, values, target_shape, num_draws, seed)
     results: list[Ranked] = []
-    with progress(num_simulations, "simulations") as advance:
+    with stage("simulations", num_simulations) as done:
         for result in _run(task, num_simulations, num_processes):
             results.append(result)
-            advance(1, "")
+            done.advance()
     return ranks_tree(results, layer, inference, seed)
 
 

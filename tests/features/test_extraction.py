@@ -1,7 +1,6 @@
 """Extraction runs a backbone once per row, keeps what came out, and opens it again for the same weights and data."""
 
 import os
-import sys
 
 import numpy as np
 import pytest
@@ -277,14 +276,3 @@ def test_bad_arguments():
         extract(None, torch.zeros(3, 2), dtype=torch.int64)
     with pytest.raises(ValueError, match="at least 1 row"):
         extract(None, torch.zeros(0, 2))
-
-
-def test_progress_is_shown_on_terminals_only(monkeypatch, capsys):
-    extract(None, torch.zeros(3, 2))
-    assert capsys.readouterr() == ("", "")
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-    monkeypatch.setenv("TERM", "xterm")
-    extract(None, torch.zeros(3, 2))
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert "features" in captured.err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -31,6 +32,7 @@ from bll_pyro.inference.rows import DesignRows, values_of, weight_of
 from bll_pyro.layer import LastLayer
 from bll_pyro.likelihoods import Gaussian, MultivariateGaussian
 from bll_pyro.likelihoods.base import TargetShape
+from bll_pyro.observation import stage
 from bll_pyro.posterior import GaussianPosterior, Posterior
 from bll_pyro.priors import Normal
 from bll_pyro.priors import Posterior as PosteriorPrior
@@ -275,9 +277,14 @@ def sum_rows(rows: DesignRows) -> SufficientStatistics:
     """Sums over all rows, block by block, in the frame of the rows."""
     num_features = rows.frame.num_features
     size = max(MIN_BLOCK, BLOCK_NUMBERS // num_features)
-    return SufficientStatistics.of_blocks(
-        (design[:, :num_features], values_of(y), weight_of(y)) for design, y in rows.blocks(size)
-    )
+    with stage("sums", rows.num_rows, rows_per_step=1) as done:
+
+        def parts() -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+            for design, y in rows.blocks(size):
+                yield design[:, :num_features], values_of(y), weight_of(y)
+                done.advance(len(design))
+
+        return SufficientStatistics.of_blocks(parts())
 
 
 def _latents(weights: gaussian.WeightGaussian, like: Tensor) -> gaussian.LatentGaussian:

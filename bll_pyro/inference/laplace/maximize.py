@@ -9,6 +9,7 @@ from bll_pyro.inference.laplace.evidence import LaplaceAt, LaplaceEvidence
 from bll_pyro.inference.laplace.prior_terms import PriorTerms
 from bll_pyro.inference.laplace.quasi_newton import Optimum, quasi_newton_ascent
 from bll_pyro.inference.laplace.surrogate import Surrogate
+from bll_pyro.observation import stage
 
 ROUGH_TOLERANCE = 0.3  # distance from the mode, in posterior standard deviations, for the surrogate
 LEARNED_TOLERANCE = 0.2  # distance from the maximum, in standard deviations of the evidence as a density
@@ -42,14 +43,17 @@ def maximize_evidence(
         if weights is not None and bool(((argument - found_at).abs() > FAR).any()):
             weights = evidence.likelier(argument, weights)
         at = evidence.fit_at(argument, weights)
-        weights, found_at = at.mode.weights, argument
-        return at.log_evidence, evidence.gradient(at), at
+        weights, found_at, value = at.mode.weights, argument, at.log_evidence
+        if steps.observed:
+            steps.advance(log_evidence=value - evidence.rows.log_scale)
+        return value, evidence.gradient(at), at
 
     if not bool((bounds[0] < bounds[1]).any()):
         at = evidence.fit_at(psi, weights)
         return Optimum(psi, at, [at.log_evidence], [psi], 0.0, True, bounds)
     tolerance = GLOBALS_TOLERANCE if settings.global_sites.num else LEARNED_TOLERANCE
-    return quasi_newton_ascent(evaluate, psi, curvature, tolerance, bounds, evidence.rounding)
+    with stage("evidence", num_rows=evidence.rows.num_rows) as steps:
+        return quasi_newton_ascent(evaluate, psi, curvature, tolerance, bounds, evidence.rounding)
 
 
 def first_guess(

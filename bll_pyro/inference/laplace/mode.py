@@ -18,6 +18,7 @@ from bll_pyro.inference.laplace.preconditioner import Preconditioner, Preconditi
 from bll_pyro.inference.laplace.prior_terms import PriorTerms
 from bll_pyro.inference.row_likelihood import RowLikelihood, RowsAt
 from bll_pyro.inference.rows import NoiseValues
+from bll_pyro.observation import stage
 
 Product = Callable[[Tensor], Tensor]
 
@@ -75,30 +76,34 @@ def find_mode(
 ) -> Mode:
     """Newton's method from ``start [K, P]``, until the distance is below ``tolerance`` or the line search fails."""
     weights, rows, distance = start, function.at(start, noise), math.inf
-    for num_steps in range(max_steps + 1):
-        gradient = rows.gradient + prior.gradient(weights)
-        if distance > NEAR:
-            precondition = kind.at(rows, prior, noise)
-        # with the preconditioner in place of the inverse precision
-        distance = math.sqrt(max(inner(gradient, precondition(gradient)), 0.0) / gradient.numel())
-        if distance <= tolerance or num_steps == max_steps:
-            break
+    with stage("mode", num_rows=function.rows.num_rows) as steps:
+        for num_steps in range(max_steps + 1):
+            gradient = rows.gradient + prior.gradient(weights)
+            if distance > NEAR:
+                precondition = kind.at(rows, prior, noise)
+            # with the preconditioner in place of the inverse precision
+            distance = math.sqrt(max(inner(gradient, precondition(gradient)), 0.0) / gradient.numel())
+            if steps.observed:
+                joint = rows.value + float(prior.log_prob(weights)) - function.rows.log_scale
+                steps.advance(log_joint=joint, distance=distance)
+            if distance <= tolerance or num_steps == max_steps:
+                break
 
-        # where the information is not the negative Hessian its steps converge linearly, near the mode the Hessian's do so
-        # quadratically
-        times = rows.hessian_times if num_steps >= NUM_INFORMED_STEPS and distance < NEAR else rows.times
+            # where the information is not the negative Hessian its steps converge linearly, near the mode the Hessian's do so
+            # quadratically
+            times = rows.hessian_times if num_steps >= NUM_INFORMED_STEPS and distance < NEAR else rows.times
 
-        def product(vectors: Tensor, times: Product = times) -> Tensor:
-            return times(vectors) + prior.times(vectors)
+            def product(vectors: Tensor, times: Product = times) -> Tensor:
+                return times(vectors) + prior.times(vectors)
 
-        # far from the mode a rough direction is enough; near it the error is squared by each accurate step
-        accuracy = min(0.1, max(distance, 0.1 * tolerance / distance))
-        direction = conjugate_gradients(product, gradient, precondition, accuracy)
-        found = line_search(function, prior, noise, rows, direction, inner(gradient, direction))
-        if found is None:
-            break
-        rows = found
-        weights = rows.weights
+            # far from the mode a rough direction is enough; near it the error is squared by each accurate step
+            accuracy = min(0.1, max(distance, 0.1 * tolerance / distance))
+            direction = conjugate_gradients(product, gradient, precondition, accuracy)
+            found = line_search(function, prior, noise, rows, direction, inner(gradient, direction))
+            if found is None:
+                break
+            rows = found
+            weights = rows.weights
     return Mode(weights, rows, prior, distance, num_steps, distance <= tolerance, precondition)
 
 

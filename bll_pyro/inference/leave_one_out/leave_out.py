@@ -48,6 +48,7 @@ from bll_pyro.inference.leave_one_out.row_by_row import (
 )
 from bll_pyro.inference.leave_one_out.row_sample import RowSample
 from bll_pyro.inference.rows import DesignRows
+from bll_pyro.observation import stage
 from bll_pyro.posterior import GaussianPosterior, Posterior
 
 NUM_POINTS = 256  # quasi-random points of the integration over the outputs of a row
@@ -126,10 +127,11 @@ def leave_one_out(
     if isinstance(posterior, NoiseMixturePosterior):
         size = max(1, CHUNK_NUMBERS // (len(posterior.components.noise) * posterior.num_outputs))
         said = predicted or PredictedDensity(posterior.layer.likelihood)
-        mixtures = [
-            leave_out_of_mixture(posterior.outputs(features), said, targets)
-            for features, targets in rows.raw_blocks(size)
-        ]
+        mixtures = []
+        with stage("leave-one-out", rows.num_rows) as seen:
+            for features, targets in rows.raw_blocks(size):
+                mixtures.append(leave_out_of_mixture(posterior.outputs(features), said, targets))
+                seen.advance(len(features))
         elpd, leverage, log_density = (torch.cat(values) for values in zip(*mixtures, strict=True))
         return LeaveOneOutResult(elpd[chosen], leverage[chosen], log_density)
     if not isinstance(posterior, GaussianPosterior):
@@ -137,13 +139,30 @@ def leave_one_out(
             f"leave_one_out: expected a posterior with Gaussian outputs, got {type(posterior).__name__}; "
             "use bll.loo(fit, data), which takes PSIS for draws"
         )
-    row_by_row = RowByRow.of(posterior, num_points, predicted, at_mode)
-    size = row_by_row.row_size
-    if rows.num_rows > MAX_TIED_ROWS and row_by_row.can_sample(rows):
+    with stage("leave-one-out") as seen:
+        row_by_row = replace(RowByRow.of(posterior, num_points, predicted, at_mode), seen=seen)
+        if rows.num_rows <= MAX_TIED_ROWS or not row_by_row.can_sample(rows):
+            return _one_by_one(row_by_row, posterior, rows, index)
         near = RowByRow.of(posterior, min(num_points, NUM_POINTS_NEARBY), predicted, at_mode)
+        near = replace(near, seen=seen)
+        num_left_out = 0 if index is None else len(index)
+        seen.expect(2 * rows.num_rows + NUM_SAMPLED_ROWS + (num_left_out or NUM_SAMPLED_ROWS))
         sampled = SampledResponse.of(posterior, rows, near)
+        num_sampled = len(sampled.sample.index)  # some were drawn more than once
+        seen.expect(2 * rows.num_rows + num_sampled + (num_left_out or num_sampled))
         return _by_sample(sampled, rows, near) if index is None else _some(sampled, rows, near, index)
-    if index is not None and rows.num_rows > MAX_CURVATURE_ROWS:
+
+
+def _one_by_one(
+    row_by_row: RowByRow, posterior: GaussianPosterior, rows: DesignRows, index: Tensor | None
+) -> LeaveOneOutResult:
+    """All rows, or chosen ones, each by itself."""
+    chosen = torch.arange(rows.num_rows) if index is None else index
+    size, num_points = row_by_row.row_size, row_by_row.num_points
+    is_estimated = index is not None and rows.num_rows > MAX_CURVATURE_ROWS
+    num_passes = 2 if not is_estimated and row_by_row.can_keep(rows) else 1
+    row_by_row.seen.expect(num_passes * rows.num_rows + len(chosen))
+    if is_estimated:
         answer, kept = row_by_row.estimated_response(posterior, rows, MAX_CURVATURE_ROWS), None
     else:
         kept = row_by_row.kept_derivatives(rows)

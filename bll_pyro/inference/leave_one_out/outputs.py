@@ -25,6 +25,7 @@ from bll_pyro.gaussian.information import DiagonalInformation
 from bll_pyro.inference.leave_one_out.response import diagonal_of, expected_prior_precision
 from bll_pyro.inference.leave_one_out.row_by_row import CHUNK_NUMBERS, MAX_SHARE, RowByRow
 from bll_pyro.inference.rows import DesignRows, FeatureRows, NoiseValues, Targets, log_prob, output_curvature
+from bll_pyro.observation import stage
 from bll_pyro.posterior import GaussianPosterior
 from bll_pyro.scope import generator
 
@@ -83,13 +84,14 @@ def outputs_left_out(
         index, times = torch.arange(num_all), 1.0
     frame = posterior.frame
     rows = DesignRows(features, targets, frame, frame.center.device, columns)
-    near = RowByRow.of(posterior, NUM_POINTS, at_mode=at_mode)
-    if is_tied:
-        kept = near.all_derivatives(rows)
-        answer = near.response(posterior, rows, kept)
-        return LeftOut(index, near.outputs_without(answer, *rows[:], kept)[0])
-    chosen = order[:num_chosen].sort().values if num_summed == num_all else torch.arange(num_chosen)
-    return LeftOut(index[chosen], _one_by_one(near, posterior, rows, chosen, times))
+    with stage("left-out rows", rows.num_rows) as seen:
+        near = replace(RowByRow.of(posterior, NUM_POINTS, at_mode=at_mode), seen=seen)
+        if is_tied:
+            kept = near.all_derivatives(rows)
+            answer = near.response(posterior, rows, kept)
+            return LeftOut(index, near.outputs_without(answer, *rows[:], kept)[0])
+        chosen = order[:num_chosen].sort().values if num_summed == num_all else torch.arange(num_chosen)
+        return LeftOut(index[chosen], _one_by_one(near, posterior, rows, chosen, times))
 
 
 def _one_by_one(
@@ -105,6 +107,7 @@ def _one_by_one(
     for design, targets in rows.blocks(max(1, CHUNK_NUMBERS // num_outputs)):
         information = _information(near, near.weights.outputs(design), targets)
         form.add(sums, design, DiagonalInformation(times * information))
+        near.seen.advance(len(design))
     weights = form.precision(sums, prior.to(sums[0])).gaussian(near.weights.loc.double())
     design, targets = rows[chosen.to(rows.device)]
     outputs = near.weights.outputs(design)

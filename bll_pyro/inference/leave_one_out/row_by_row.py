@@ -14,6 +14,7 @@ from bll_pyro.inference.leave_one_out.predicted import PredictedDensity
 from bll_pyro.inference.leave_one_out.response import MAX_JOINT_COLUMNS, Response, has_ties, response
 from bll_pyro.inference.rows import DesignRows, NoiseValues, Targets, row_data, values_of, weight_of
 from bll_pyro.likelihoods import Likelihood
+from bll_pyro.observation import Stage
 from bll_pyro.posterior import GaussianPosterior
 
 NUM_DERIVATIVE_POINTS = 128  # quasi-random points for the expected gradient and Hessian of a row
@@ -34,7 +35,7 @@ class RowByRow:
 
     ``predicted`` is what the prediction says of a row given its outputs; which rows tell how much about the outputs is a matter
     of the likelihood alone. ``at_mode``: derivatives are those at the mean and not expectations, for posteriors that were made
-    of the derivatives at the mode.
+    of the derivatives at the mode. ``seen``: the stage whose steps are the rows that have been gone through.
     """
 
     weights: WeightGaussian
@@ -43,6 +44,7 @@ class RowByRow:
     num_points: int
     predicted: PredictedDensity
     at_mode: bool = False
+    seen: Stage = Stage()
 
     @classmethod
     def of(
@@ -105,6 +107,7 @@ class RowByRow:
             own = curvature.diagonal(dim1=-2, dim2=-1).sum(-1).clamp_min(0)
             total += (design * own[:, None]).mT @ design
             parts.append((gradient.square().sum(-1), own))
+            self.seen.advance(len(design))
         pull, own = (torch.cat(values) for values in zip(*parts, strict=True))
         total.diagonal().add_(LEAST_OWN * total.trace() + torch.finfo(total.dtype).tiny)
         inverse = torch.cholesky_inverse(cholesky(total, "curvature of the rows")).to(self.weights.loc)
@@ -116,17 +119,18 @@ class RowByRow:
 
     def kept_derivatives(self, rows: DesignRows) -> Derivatives | None:
         """Derivatives of all rows, where they fit in memory: they are needed twice."""
-        num_outputs = self.weights.loc.shape[0]
-        if rows.num_rows * num_outputs**2 > MAX_KEPT_NUMBERS:
-            return None
-        return self.all_derivatives(rows)
+        return self.all_derivatives(rows) if self.can_keep(rows) else None
+
+    def can_keep(self, rows: DesignRows) -> bool:
+        """Whether derivatives of all rows fit in memory."""
+        return rows.num_rows * self.weights.loc.shape[0] ** 2 <= MAX_KEPT_NUMBERS
 
     def all_derivatives(self, rows: DesignRows) -> Derivatives:
         """Derivatives of all rows."""
-        parts = [
-            self.derivatives(self.weights.outputs(design), targets)
-            for design, targets in row_blocks(rows, None, self.row_size)
-        ]
+        parts = []
+        for design, targets in row_blocks(rows, None, self.row_size):
+            parts.append(self.derivatives(self.weights.outputs(design), targets))
+            self.seen.advance(len(design))
         gradient, curvature = zip(*parts, strict=True)
         return torch.cat(gradient), torch.cat(curvature)
 
@@ -146,14 +150,18 @@ class RowByRow:
     def log_density(self, design: Tensor, targets: Targets, num_points: int) -> Tensor:
         """Log predictive density of some rows under the whole posterior."""
         noise = {name: value[:num_points] for name, value in self.noise.items()}
-        return self.predicted.log_prob(self.weights.outputs(design), targets, noise, num_points)
+        density = self.predicted.log_prob(self.weights.outputs(design), targets, noise, num_points)
+        self.seen.advance(len(design))
+        return density
 
     def leave_out(
         self, answer: Response, design: Tensor, targets: Targets, own: Derivatives | None = None
     ) -> tuple[Tensor, Tensor]:
         """``elpd`` and influence of some rows; ``own``: their derivatives, if they are known."""
         without, influence = self.outputs_without(answer, design, targets, own)
-        return self._density_without(without, targets), influence
+        density = self._density_without(without, targets)
+        self.seen.advance(len(design))
+        return density, influence
 
     def outputs_without(
         self, answer: Response, design: Tensor, targets: Targets, own: Derivatives | None = None

@@ -167,6 +167,6 @@ def keep_statistics(trace: Trace, chains: list[Chain], posterior: DrawsPosterior
     stats = {
         name: torch.stack([torch.from_numpy(chain.statistics[name]) for chain in chains]) for name in names
     }
-    stats["lp"] = stats["lp"] - num_rows * float(posterior.frame.target_scale.double().log().sum())
+    stats["lp"] = stats["lp"] - num_rows * posterior.frame.log_target_scale
     trace.statistics["sample_stats"] = stats
     trace.statistics["num_gradients"] = torch.tensor([chain.num_gradients for chain in chains])

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from bll_pyro.observation import Stage, stage
+
 STEP = math.log(2.0)
 MAX_STEPS = 8  # most doublings of a path, in either direction
 MIN_GAIN = 2e-3  # a path ends at a doubling that lowers the loss by a smaller share
@@ -23,9 +25,10 @@ NUM_DOUBLINGS, MAX_DOUBLINGS = (
 
 @dataclass(eq=False, kw_only=True)
 class HeldOutLosses:
-    """Held-out losses, nats a row, at scales ``exp(x)`` times the first one."""
+    """Held-out losses, nats a row, at scales ``exp(x)`` times the first one; each is a step of the stage ``tried``."""
 
     losses: dict[float, float] = field(default_factory=dict)
+    tried: Stage = field(default_factory=Stage)
 
     @property
     def best(self) -> float:
@@ -35,6 +38,7 @@ class HeldOutLosses:
     def keep(self, x: float, loss: float) -> float:
         """Keep the loss at x; infinite where the fit has no finite density."""
         self.losses[x] = loss if math.isfinite(loss) else math.inf
+        self.tried.advance(nll=self.losses[x])
         return self.losses[x]
 
     def vertex(self, least: float) -> float | None:
@@ -75,6 +79,10 @@ class ScaleGrid(HeldOutLosses):
 
     def search(self, lower: float = -math.inf) -> float:
         """The best x: among doublings, more of them where it is the outermost, then between its neighbours."""
+        with stage("prior scale") as self.tried:
+            return self._search(lower)
+
+    def _search(self, lower: float) -> float:
         places = [x * STEP for x in range(NUM_DOUBLINGS)]
         while places:
             inside = sorted({max(x, lower) for x in places} - set(self.losses))
@@ -106,6 +114,10 @@ class ScalePath[State](HeldOutLosses):
 
     def search(self, start: State, lower: float = -math.inf) -> float:
         """The best x: up by doublings as long as the loss falls, else down as far as ``lower``, then between them."""
+        with stage("prior scale") as self.tried:
+            return self._search(start, lower)
+
+    def _search(self, start: State, lower: float) -> float:
         origin = max(0.0, lower)
         self.visit(origin, start)
         if self._walk(origin, STEP, math.inf) == origin:

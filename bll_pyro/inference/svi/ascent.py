@@ -12,6 +12,8 @@ linear functions are exact. Learned prior scales are at their best values for ea
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -20,6 +22,7 @@ from bll_pyro.guides.diagonal import DiagonalGuide
 from bll_pyro.inference.base import Trace
 from bll_pyro.inference.rows import DesignRows, expected_log_prob, log_prob
 from bll_pyro.inference.svi.objective import Objective
+from bll_pyro.observation import Stage, StopTraining, stage
 from bll_pyro.optimizers import minimise
 
 MAX_ROWS = 4096  # of more, batches are enough to move by
@@ -45,13 +48,23 @@ def can_ascend(objective: Objective, rows: DesignRows) -> bool:
 
 def ascend(objective: Objective, rows: DesignRows) -> Trace:
     """Raise the ELBO of an objective to its maximum, in place."""
-    function = FixedELBO(objective, rows)
-    found = minimise(function, [function.place, function.growth], MAX_STEPS, tolerance=TOLERANCE)
+    function, found = FixedELBO(objective, rows), None
+    with stage("ascent", num_rows=rows.num_rows) as steps:
+        watched = WatchedELBO(function, steps, rows.log_scale) if steps.observed else None
+        try:
+            found = minimise(
+                watched or function, [function.place, function.growth], MAX_STEPS, tolerance=TOLERANCE
+            )
+        except StopTraining:
+            assert watched is not None
+            watched.go_back()
     objective.guide.take(*function.marginals())
     function()  # learned scales at the result
     elbo = torch.stack(function.values).cpu()
     trace = Trace(elbo=elbo)
-    if not bool(torch.isfinite(found.value).all()):
+    if found is None:
+        trace.end_early(f"the ascent after {len(elbo) - 1} evaluations")
+    elif not bool(torch.isfinite(found.value).all()):
         trace.stop("the ELBO is not finite; use standardize=True, or a tighter prior")
     elif not bool(found.converged.all()) and (rise := late_rise(elbo)) > RISE:
         trace.stop(
@@ -117,3 +130,27 @@ class FixedELBO:
         total = total + objective.layer.expected_log_prior(latents.weights, objective.learn(latents))
         self.values.append(total.detach())
         return -total
+
+
+class WatchedELBO:
+    """The same function, whose evaluations are steps of a stage; a callback may end them at the best one so far."""
+
+    def __init__(self, function: FixedELBO, steps: Stage, log_scale: float) -> None:
+        self.function, self.steps, self.log_scale = function, steps, log_scale
+        self.lowest, self.best = math.inf, (function.place.detach().clone(), function.growth.detach().clone())
+
+    def __call__(self) -> Tensor:
+        """Minus the ELBO."""
+        loss = self.function()
+        value = float(loss.detach())
+        if value < self.lowest:
+            self.lowest = value
+            self.best = self.function.place.detach().clone(), self.function.growth.detach().clone()
+        self.steps.advance(elbo=-loss.detach() - self.log_scale)
+        return loss
+
+    @torch.no_grad()
+    def go_back(self) -> None:
+        """To where the ELBO was highest."""
+        self.function.place.copy_(self.best[0])
+        self.function.growth.copy_(self.best[1])

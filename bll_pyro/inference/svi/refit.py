@@ -18,6 +18,7 @@ from bll_pyro.inference.svi.objective import Learned, Objective, StateCopy
 from bll_pyro.inference.svi.side_by_side import FoldFits, principal
 from bll_pyro.inference.svi.train import Stepper
 from bll_pyro.likelihoods.base import TargetShape
+from bll_pyro.observation import stage
 from bll_pyro.posterior import GaussianPosterior
 
 if TYPE_CHECKING:
@@ -95,11 +96,14 @@ class SVIRefit:
         training.restore(state)
         objective.hold(self.scaled(x))
         stepper = Stepper(training.optimizer(), NUM_PATH_STEPS, self.clip_norm)
-        while stepper.done < NUM_PATH_STEPS:
-            for batch in training.batches():
-                stepper.step(training.gradient, *batch)
-                if stepper.done == NUM_PATH_STEPS:
-                    break
+        with stage("SVI", NUM_PATH_STEPS, num_rows=objective.num_rows) as steps:
+            while stepper.done < NUM_PATH_STEPS:
+                for batch in training.batches():
+                    value = stepper.step(training.gradient, *batch)
+                    if steps.observed:
+                        steps.advance(elbo=value - training.rows.log_scale)
+                    if stepper.done == NUM_PATH_STEPS:
+                        break
         posterior = objective.posterior_in(training.rows.frame, self.target_shape)
         assert isinstance(posterior, GaussianPosterior)
         return part.loss(posterior), training.state()

@@ -24,6 +24,7 @@ from bll_pyro.guides.base import LatentGaussianGuide
 from bll_pyro.inference.rows import DesignRows, log_prob
 from bll_pyro.inference.svi.gaussian_start import BLOCK_NUMBERS, centred_draws, followed, prior_at, sums_at
 from bll_pyro.inference.svi.objective import Objective, all_finite, restore, snapshot
+from bll_pyro.observation import StopTraining, stage
 
 MAX_UNKNOWNS = 1024  # most unknowns: P is factored in each round
 MAX_WORK = (
@@ -105,40 +106,44 @@ def settle(objective: Objective, rows: DesignRows) -> Settled | None:
     before, share, smooth = snapshot(objective.parameters), 1.0, None
     learned, elbo = dict(objective.learned), objective.evaluate(rows, 0)
     hyper, state, first = dict(objective.learned), Settled(), Settled()
-    for index in range(MAX_ROUNDS):
-        latents = guide.latents().detach()
-        gradient, data = expansion(objective, rows, latents)
-        smooth = data if smooth is None else torch.lerp(smooth, data, share)
-        of_prior, prior_precision = prior_at(layer, latents.weights.loc, latents.marginal_scale(), hyper)
-        gradient[latents.num_globals :] += of_prior.flatten()
-        precision = smooth.clone()
-        precision.diagonal()[latents.num_globals :] += prior_precision.flatten()
-        tril, failed = torch.linalg.cholesky_ex(precision)
-        if bool(failed) or not all_finite([gradient, tril]):
-            restore(objective.parameters, before)
-            return None
-        covariance = torch.cholesky_inverse(tril)
-        step = covariance @ gradient
-        distance = float((step / covariance.diagonal().sqrt()).abs().max())
-        share = max(share / 2, LEAST_SHARE) if distance > GROWTH * state.distance else min(1.0, 1.5 * share)
-        step[: latents.num_globals].clamp_(-MAX_MOVE, MAX_MOVE)
-        order = latent_order(latents, num_features)
-        guide.move((share * step)[order])
-        guide.fit_covariance(precision[order][:, order])
-        moved = guide.latents()
-        scale = moved.marginal_scale()
-        change = (scale / latents.marginal_scale()).log().abs().max()
-        if latents.num_globals:
-            change = change.maximum((moved.globals_scale() / latents.globals_scale()).log().abs().max())
-        state = Settled(distance, float(change), index + 1)
-        first = first if index else state
-        settled = True
-        if objective.learns and hyper:
-            found = followed(layer, moved.weights.loc, scale, hyper, num_features)
-            settled = all(bool(((found[k] / v).log().abs() < SETTLED).all()) for k, v in hyper.items())
-            hyper = found
-        if distance < CLOSE and state.change < SAME and settled:
-            break
+    with stage("rounds on all rows", MAX_ROUNDS) as rounds:
+        for index in range(MAX_ROUNDS):
+            latents = guide.latents().detach()
+            gradient, data = expansion(objective, rows, latents)
+            smooth = data if smooth is None else torch.lerp(smooth, data, share)
+            of_prior, prior_precision = prior_at(layer, latents.weights.loc, latents.marginal_scale(), hyper)
+            gradient[latents.num_globals :] += of_prior.flatten()
+            precision = smooth.clone()
+            precision.diagonal()[latents.num_globals :] += prior_precision.flatten()
+            tril, failed = torch.linalg.cholesky_ex(precision)
+            if bool(failed) or not all_finite([gradient, tril]):
+                restore(objective.parameters, before)
+                return None
+            covariance = torch.cholesky_inverse(tril)
+            step = covariance @ gradient
+            distance = float((step / covariance.diagonal().sqrt()).abs().max())
+            share = (
+                max(share / 2, LEAST_SHARE) if distance > GROWTH * state.distance else min(1.0, 1.5 * share)
+            )
+            step[: latents.num_globals].clamp_(-MAX_MOVE, MAX_MOVE)
+            order = latent_order(latents, num_features)
+            guide.move((share * step)[order])
+            guide.fit_covariance(precision[order][:, order])
+            moved = guide.latents()
+            scale = moved.marginal_scale()
+            state = Settled(distance, change_of_scale(latents, moved), index + 1)
+            first = first if index else state
+            settled = True
+            if objective.learns and hyper:
+                found = followed(layer, moved.weights.loc, scale, hyper, num_features)
+                settled = all(bool(((found[k] / v).log().abs() < SETTLED).all()) for k, v in hyper.items())
+                hyper = found
+            try:
+                rounds.advance(distance=distance)
+            except StopTraining:
+                break
+            if distance < CLOSE and state.change < SAME and settled:
+                break
     if state.distance > max(NEAR, first.distance):  # the rounds lead away: what the training found is better
         restore(objective.parameters, before)
         return first
@@ -153,6 +158,14 @@ def settle(objective: Objective, rows: DesignRows) -> Settled | None:
         best = covariance.diagonal()[latents.num_globals :].view(scale.shape).sqrt()
         state = replace(state, width=float((scale / best).min()))
     return state
+
+
+def change_of_scale(before: LatentGaussian, after: LatentGaussian) -> float:
+    """Largest relative change of a standard deviation."""
+    change = (after.marginal_scale() / before.marginal_scale()).log().abs().max()
+    if before.num_globals:
+        change = change.maximum((after.globals_scale() / before.globals_scale()).log().abs().max())
+    return float(change)
 
 
 def latent_order(latents: LatentGaussian, num_features: int) -> Tensor:

@@ -28,6 +28,7 @@ from bll_pyro.inference.prior_scale.held_out import rows_at_once, total_loss
 from bll_pyro.inference.rows import DesignRows, NoiseValues, expected_log_prob
 from bll_pyro.inference.svi.train import Stepper, adam
 from bll_pyro.layer import LastLayer
+from bll_pyro.observation import stage
 
 SMALLEST_SHARE = 1e-10  # of the largest eigenvalue; less is rounding
 
@@ -104,8 +105,11 @@ class FoldFits:
             return value.detach()
 
         stepper, batches = Stepper(optimizer, self.num_steps), self._batches(generator)
-        for _ in range(self.num_steps):
-            stepper.step(gradient, next(batches))
+        with stage("folds", self.num_steps) as steps:
+            for _ in range(self.num_steps):
+                value = stepper.step(gradient, next(batches))
+                if steps.observed:
+                    steps.advance(elbo=value / len(loc))
         return loc.detach(), functional.softplus(raw).detach()
 
     def _batches(self, generator: torch.Generator) -> Iterator[Tensor]:
