@@ -17,7 +17,7 @@ from bll_pyro.optimizers import Optimizer
 class FeatureTraining(Training):
     """Training of a guide on frozen features."""
 
-    name = "on-features"
+    name, title = "on-features", "SVI"
 
     def __init__(
         self,
@@ -31,6 +31,11 @@ class FeatureTraining(Training):
         self.learning_rate, self.random = learning_rate, random
         if not objective.closed:
             objective.prepare(rows)
+
+    @property
+    def log_scale(self) -> float:
+        """Of all rows."""
+        return self.rows.log_scale
 
     def optimizer(self) -> Optimizer:
         """Adam."""

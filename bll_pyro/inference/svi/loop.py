@@ -23,6 +23,7 @@ from bll_pyro.inference.svi.nonfinite import NUM_PASSES, Attempt, explain_nonfin
 from bll_pyro.inference.svi.objective import all_finite
 from bll_pyro.inference.svi.plateau import Plateau
 from bll_pyro.inference.svi.train import Stepper, Training
+from bll_pyro.observation import Stage, StopTraining, stage
 from bll_pyro.scope import random_state, set_random_state
 
 PACE = 4  # factor by which the rest of the schedule is shortened
@@ -40,8 +41,10 @@ class Loop:
         The ELBO of all steps.
     before, latest, best
         States after the last pass but one, after the last, and at the lowest validation loss.
-    ended
-        Whether this was the last pass.
+    ended, stopped
+        Whether this was the last pass, and whether a callback has made it the last.
+    steps
+        The stage that is told of the steps.
     """
 
     def __init__(
@@ -58,7 +61,8 @@ class Loop:
         self.trace, self.history = Trace(), list[Tensor]()
         self.before = self.latest = self.best = training.state()
         self.best_loss, self.waited = math.inf, 0
-        self.epoch, self.num_done, self.ended = 0, 0, False
+        self.epoch, self.num_done, self.ended, self.stopped = 0, 0, False, False
+        self.steps, self.log_scale = Stage(), 0.0
         self._began = time.monotonic()
         self.earlier = 0.0  # seconds in other processes
         self._first: list[Tensor] = []  # states of the generators at the start of the present pass
@@ -80,8 +84,12 @@ class Loop:
             self.num_done += 1
             if self.plateau is not None and self.plateau.look(self.history) and self.adapts:
                 self.stepper.pace = PACE
+            if self.steps.observed:
+                self._tell_of_step()
             if keeper is not None:
                 keeper.offer(self.state)
+            if self.stopped:
+                break
 
     def judge_pass(self) -> None:
         """See whether the pass ended well, and whether it was the last."""
@@ -103,13 +111,16 @@ class Loop:
             self.waited = 0 if loss < self.best_loss or training.warms_up else self.waited + 1
             if loss < self.best_loss:
                 self.best, self.best_loss = self.latest, loss
+            self._tell(0, nll=loss)
         self.epoch, self.num_done = self.epoch + 1, 0
         waited = loss is not None and self.waited >= self.patience
-        self.ended = waited or self.stepper.exhausted or self.epoch >= self.num_epochs
+        self.ended = waited or self.stopped or self.stepper.exhausted or self.epoch >= self.num_epochs
 
     def conclude(self) -> None:
         """Say how it went, and go back to the best state."""
         plateau, trace = self.plateau, self.trace
+        if self.stopped:
+            trace.end_early(f"{self.training.title} after {len(self.history)} steps")
         if plateau is not None and plateau.step is not None:
             trace.statistics["plateau"] = plateau.step
         elif plateau is not None and trace.converged and self.waited < self.patience:
@@ -118,6 +129,21 @@ class Loop:
             (trace.messages if plateau.can_tell else trace.notes).append(plateau.verdict())
         if trace.validation:
             self.training.restore(self.best)
+
+    def _tell_of_step(self) -> None:
+        stepper, (guide, *others) = self.stepper, self.stepper.optimizer.param_groups
+        left = math.ceil(max(stepper.num_steps - stepper.done, 0) / stepper.pace)
+        self.steps.expect(len(self.history) + left)
+        rates = {"learning_rate": guide["lr"]} | (
+            {"backbone_learning_rate": others[-1]["lr"]} if others else {}
+        )
+        self._tell(1, elbo=self.history[-1] - self.log_scale, **rates)
+
+    def _tell(self, num_steps: int, **metrics: Tensor | float) -> None:
+        try:
+            self.steps.advance(num_steps, **metrics)
+        except StopTraining:
+            self.stopped = True
 
     def state(self) -> dict[str, Any] | None:
         """All that the rest depends on, as tensors and plain data; None where the state is not worth keeping."""
@@ -203,7 +229,16 @@ def train(
     if saved is not None:
         loop.restore(saved[0])
     if saved is None or not saved[1]:
-        with nullcontext() if keeper is None else keeper.running():
+        rows_per_step = training.objective.num_rows * num_epochs / stepper.num_steps
+        told = stage(
+            training.title,
+            stepper.num_steps,
+            rows_per_step=rows_per_step,
+            num_rows=training.objective.num_rows,
+        )
+        with nullcontext() if keeper is None else keeper.running(), told as loop.steps:
+            loop.steps.skip(len(loop.history))
+            loop.log_scale = training.log_scale if loop.steps.observed else 0.0
             while not loop.ended:
                 loop.take_pass(keeper)
                 loop.judge_pass()

@@ -103,12 +103,18 @@ class Training(ABC):
     """What is trained."""
 
     name: ClassVar[str]  # of its part of a checkpoint
+    title: ClassVar[str]  # what it is called where its progress is shown
     objective: Objective
     random: torch.Generator  # what steps draw from
     validation_loss: Callable[[], float] | None = (
         None  # negative log predictive density of validation data, nats a row
     )
     warms_up: bool = False  # whether patience has to wait: what should improve is not trained yet
+
+    @property
+    @abstractmethod
+    def log_scale(self) -> float:
+        """What the ELBO, in nats, is less in the user's units."""
 
     @abstractmethod
     def optimizer(self) -> Optimizer:
