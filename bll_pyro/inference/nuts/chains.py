@@ -5,8 +5,9 @@ A chain depends on its seed only: it runs in one thread, with its own random sta
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Self
 
 import numpy as np
@@ -15,8 +16,10 @@ from pyro.infer import MCMC
 from torch import Tensor
 
 from bll_pyro.checkpoint.folder import part
+from bll_pyro.inference.nuts.counting import Counter, counted
 from bll_pyro.inference.nuts.density import LogDensity
 from bll_pyro.inference.nuts.recording import RecordingNUTS
+from bll_pyro.observation import stage
 from bll_pyro.scope import isolated, one_thread, without_validation
 
 MAX_DENSE_GLOBALS = 50  # most global unknowns that share a full mass matrix
@@ -62,37 +65,53 @@ def run_chains(
         if one is not None and (saved := one.saved())
     }
     left = [each for each in seeds if each not in chains]
-    for each, chain in run_each(density, left, settings, min(num_processes, len(left))):
+    num_steps, num_processes = settings.num_warmup + settings.num_samples, min(num_processes, len(left))
+
+    def take(found: tuple[int, Chain]) -> None:
+        each, chain = found
         chains[each], keeper = chain, parts[each]
         if keeper is not None:
             keeper.finish(vars(chain))
+
+    with (
+        stage("chains", num_steps * len(left)) as steps,
+        counted(steps, len(left), settings.num_warmup, num_processes > 1) as counts,
+    ):
+        counts.follow(partial(run_each, density, left, settings, num_processes, counts.counters), take)
     return [chains[each] for each in seeds]
 
 
 def run_each(
-    density: LogDensity, seeds: list[int], settings: ChainSettings, num_processes: int
+    density: LogDensity,
+    seeds: list[int],
+    settings: ChainSettings,
+    num_processes: int,
+    counters: Sequence[Counter | None],
 ) -> Iterator[tuple[int, Chain]]:
     """Seeds and their chains, each when it has ended."""
+    given = zip(seeds, counters, strict=True)
     if num_processes <= 1:
-        return ((each, run_chain(density, each, settings)) for each in seeds)
+        return (run_seed(density, each, settings, count) for each, count in given)
     from joblib import Parallel, delayed, parallel_config
 
     # "c": the processes read large arrays from one memory map, and write to private copies of its pages
     with parallel_config(backend="loky", inner_max_num_threads=1):
         pool = Parallel(n_jobs=num_processes, mmap_mode="c", return_as="generator_unordered")
         found: Iterator[tuple[int, Chain]] = pool(
-            delayed(run_seed)(density, each, settings) for each in seeds
+            delayed(run_seed)(density, each, settings, count) for each, count in given
         )
         return found
 
 
-def run_seed(density: LogDensity, seed: int, settings: ChainSettings) -> tuple[int, Chain]:
+def run_seed(
+    density: LogDensity, seed: int, settings: ChainSettings, count: Counter | None
+) -> tuple[int, Chain]:
     """A chain beside its seed."""
-    return seed, run_chain(density, seed, settings)
+    return seed, run_chain(density, seed, settings, count)
 
 
-def run_chain(density: LogDensity, seed: int, settings: ChainSettings) -> Chain:
-    """Warm up and sample one chain."""
+def run_chain(density: LogDensity, seed: int, settings: ChainSettings, count: Counter | None = None) -> Chain:
+    """Warm up and sample one chain, whose transitions are counted."""
     device = density.coordinates.loc.device
     with isolated(seed, density.dtype), one_thread(), without_validation():
         density.num_calls = 0
@@ -107,13 +126,15 @@ def run_chain(density: LogDensity, seed: int, settings: ChainSettings) -> Chain:
         )
         potentials: list[float] = []
 
-        def keep_potential(kernel: RecordingNUTS, params: Any, stage: str, index: int) -> None:
-            if stage == "Sample":
+        def after_transition(kernel: RecordingNUTS, params: Any, phase: str, index: int) -> None:
+            if phase == "Sample":
                 potentials.append(float(kernel._potential_energy_last))
+            if count is not None:
+                count(len(kernel._divergences))
 
         mcmc = MCMC(
             kernel, num_samples=settings.num_samples, warmup_steps=settings.num_warmup,
-            initial_params=start, disable_progbar=True, hook_fn=keep_potential,
+            initial_params=start, disable_progbar=True, hook_fn=after_transition,
         )  # fmt: skip
         mcmc.run()
         num_gradients = density.num_calls
