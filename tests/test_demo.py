@@ -30,7 +30,11 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "demo"
     out.mkdir()
     (out / "metrics.json").write_text("of an earlier run")
-    assert cli.main(["demo", "--quick", "--out", str(out), "--seed", "3"]) == 0
+    told: set[str] = set()
+    with bll.observe(callbacks=[lambda record: told.add(f"{record.run.name}: {record.stage}")]):
+        assert cli.main(["demo", "--quick", "--out", str(out), "--seed", "3"]) == 0
+    for stage in ("Stage 1: network and softmax head", "Jointly: network and Bayesian last layer"):
+        assert f"demo: {stage}/joint training" in told
     return out
 
 
