@@ -20,7 +20,6 @@ from bll_pyro.inference.svi.loop import train
 from bll_pyro.inference.training_data import TrainingData
 from bll_pyro.layer import LastLayer
 from bll_pyro.posterior import Posterior
-from bll_pyro.progress import progress
 from bll_pyro.scope import isolated
 
 if TYPE_CHECKING:
@@ -49,8 +48,7 @@ def train_jointly(
         num_batches = data.source.own_batches or -(-batched // training.batch_size)
         course = Course(options, -(-num_batches // options.accumulate), num_epochs)
         stepper = JointStepper(training, course, svi.clip_norm)
-        with progress(num_epochs, "joint training") as training.advance:
-            trace = train(training, stepper, num_epochs, svi.patience, plateau=None, adapts=False)
+        trace = train(training, stepper, num_epochs, svi.patience, plateau=None, adapts=False)
         training.finish()
         trace.messages += training.messages()
         note_kl_weights(trace, course)

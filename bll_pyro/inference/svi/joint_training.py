@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -78,7 +78,7 @@ class JointTraining(Training):
         Moves, casts, and takes gradients; seed of batches and draws.
     """
 
-    name = "joint"
+    name, title = "joint", "joint training"
 
     def __init__(
         self,
@@ -103,11 +103,15 @@ class JointTraining(Training):
         self.average = None if options.ema_decay is None else MovingAverage(module, options.ema_decay)
         self.frame = module.elbo.frame  # for its constants of the targets
         self.kl_weight = 1.0
-        self.advance: Callable[[int, str], None] | None = None
-        self.elbo = torch.zeros(())  # the last estimate
         self.rows_of_pass: list[int] = []  # of each pass that was of another length than the one before
         if validation is not None:
             self.validation_loss = self._validation_loss
+
+    @property
+    def log_scale(self) -> float:
+        """Of all rows."""
+        source = self.data.source
+        return source.columns.total_weight(source.num_rows) * self.frame.log_target_scale
 
     def optimizer(self) -> Together:
         """Adam for the guide, and the optimizer of the backbone."""
@@ -129,8 +133,6 @@ class JointTraining(Training):
             num_rows += sum(len(targets) for _, targets, _ in group)
             yield group
         self._count(num_rows)
-        if self.advance is not None:
-            self.advance(1, f"ELBO a row {float(self.elbo) / self.data.source.num_rows:.3f}")
 
     def begin_step(self, is_frozen: bool, kl_weight: float) -> None:
         """Set what holds in the next step."""
@@ -153,7 +155,6 @@ class JointTraining(Training):
             # each batch estimates the whole ELBO, and so counts by its share of the rows
             self.fabric.backward(-value / (self.data.source.num_rows * parts))
             total = total + value.detach().float() / parts
-        self.elbo = total
         return total
 
     def end_step(self, num_done: int, clip_norm: float | None) -> None:
