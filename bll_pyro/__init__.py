@@ -30,6 +30,7 @@ _ROOMS = {
     "class_weights": "features.columns",
     "Features": "features.store",
     "extract": "features.extraction",
+    "split_last_layer": "features.splitting",
     "timm_backbone": "features.backbones",
     "AUTOMATIC": "fitting",
     "load": "fitting",
@@ -82,6 +83,7 @@ if TYPE_CHECKING:
     from bll_pyro.features.backbones import timm_backbone
     from bll_pyro.features.columns import Data, class_weights
     from bll_pyro.features.extraction import extract
+    from bll_pyro.features.splitting import split_last_layer
     from bll_pyro.features.store import Features
     from bll_pyro.fitting import AUTOMATIC, Fit, fit, load
     from bll_pyro.inference import criteria, noises

@@ -42,7 +42,7 @@ def compute_features(backbone: nn.Module | None, inputs: Any) -> Float[Tensor, "
         dtype = reference.dtype if inputs.is_floating_point() else inputs.dtype
         inputs, num_rows = inputs.to(reference.device, dtype), len(inputs)
     else:
-        inputs, num_rows = _place(inputs, reference), _num_rows(inputs)
+        inputs, num_rows = placed(inputs, reference), _num_rows(inputs)
     try:
         output = backbone(inputs)
     except torch.OutOfMemoryError:
@@ -97,16 +97,16 @@ def _wrong_features(output: Any, num_rows: int | None, what: str) -> TypeError |
     )
 
 
-def _place(inputs: Any, reference: Tensor | None) -> Any:
+def placed(inputs: Any, reference: Tensor | None) -> Any:
     """Return `inputs` on the device of `reference`, its floating-point parts in the dtype of `reference`."""
     if reference is None:
         return inputs
     if isinstance(inputs, Tensor):
         return inputs.to(reference.device, reference.dtype if inputs.is_floating_point() else inputs.dtype)
     if isinstance(inputs, Mapping):
-        return {key: _place(value, reference) for key, value in inputs.items()}
+        return {key: placed(value, reference) for key, value in inputs.items()}
     if isinstance(inputs, (tuple, list)):
-        parts = [_place(value, reference) for value in inputs]
+        parts = [placed(value, reference) for value in inputs]
         return type(inputs)(*parts) if hasattr(inputs, "_fields") else type(inputs)(parts)
     return inputs
 

@@ -26,6 +26,7 @@ from bll_pyro.fitting.resuming import (
     keep_finished,
     say_how_to_go_on,
 )
+from bll_pyro.fitting.whole_network import head_left_on
 from bll_pyro.gaussian.factorization import NotPositiveDefinite
 from bll_pyro.inference import SVI, Inference, Trace
 from bll_pyro.inference.base import FitWarning
@@ -221,6 +222,7 @@ def _fit(
     posterior, trace = fit_features(
         layer, features, targets, stage, rows.target_shape, seed, rows.source.columns, validation, device, is_table
     )  # fmt: skip
+    trace.messages += head_left_on(backbone, layer.likelihood, rows.target_shape, features, targets)
     if earlier is not None:
         trace.statistics["joint"] = earlier
     elif rows.source.varies():
