@@ -29,6 +29,7 @@ NAMES = (
     "precision",
     "defaults",
     "choose",
+    "bayesianize",
 )
 
 

@@ -43,6 +43,7 @@ _ROOMS = {
     "diagnose": "diagnostics",
     "sbc": "simulation",
     "calibrate": "recalibrate",
+    "bayesianize": "trained_network",
     "evaluate": "evaluation",
     "observe": "observation",
     "Record": "observation",
@@ -100,6 +101,7 @@ if TYPE_CHECKING:
     from bll_pyro.prediction import Probit, QuasiMonteCarlo
     from bll_pyro.recalibrate import calibrate
     from bll_pyro.simulation import sbc
+    from bll_pyro.trained_network import bayesianize
 
 __all__ = sorted([*_ROOMS, *_MODULES])
 

@@ -58,7 +58,8 @@ class TensorSource(Source):
         digest = DataHash()
         for inputs, _ in self.batches(rows_per_chunk(self._inputs)):
             digest.update(inputs, None)
-        return digest.hexdigest(), self._targets
+        whole = self._targets is None or self._index is None
+        return digest.hexdigest(), self._targets if whole else self._targets[self._index]
 
 
 class FeaturesSource(Source):

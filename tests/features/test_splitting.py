@@ -5,6 +5,7 @@ import io
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -176,6 +177,35 @@ def test_a_fit_on_the_backbone_is_saved_loaded_and_trained_along(tmp_path: Path)
         trained = plain_fit(layer, (x, labels), backbone, joint)
     assert not torch.equal(trained.backbone.body.weight, backbone.body.weight)
     assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
+
+
+class Record(nn.Module):
+    """As models for text are: arguments by name, logits in a record, and more tokens than one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens, self.score = nn.Embedding(20, 6), nn.Linear(6, 3)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> SimpleNamespace:
+        last = (torch.ones_like(input_ids) if attention_mask is None else attention_mask).sum(1) - 1
+        logits = self.score(self.tokens(input_ids))
+        return SimpleNamespace(loss=None, logits=logits[torch.arange(len(last)), last])
+
+
+def test_arguments_by_name_and_logits_in_a_record() -> None:
+    """The last layer runs on all tokens, and one of them is chosen after it."""
+    network = seeded(Record).eval()
+    batch = {
+        "input_ids": torch.randint(0, 20, (4, 7), generator=generator(0)),
+        "attention_mask": (torch.arange(7) < torch.tensor([[7], [3], [5], [1]])).long(),
+    }
+    backbone, head = bll.split_last_layer(network, batch)
+    assert torch.equal(head(backbone(batch)), network(**batch).logits)
+    alone = bll.split_last_layer(network, batch["input_ids"])[0]
+    assert torch.equal(head(alone(batch["input_ids"])), network(batch["input_ids"]).logits)
+    assert torch.equal(copy.deepcopy(backbone)(batch), backbone(batch))
+    with pytest.raises(ValueError, match="pass example="):
+        bll.split_last_layer(network)
 
 
 # ---- what cannot be split

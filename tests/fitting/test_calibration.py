@@ -447,3 +447,11 @@ def test_every_likelihood_with_noise_or_probabilities(kind: str) -> None:
     found = fit.recalibration.found_on
     assert found.num_rows == 50 and all(0 <= share <= 1 for share in (found.aim, found.before, found.after))
     assert abs(found.after - found.aim) <= abs(found.before - found.aim) + 0.1
+
+
+def test_rows_that_are_kept_go_through_a_store(tmp_path: Path) -> None:
+    """A share of rows in memory, whose features are on disk: each part has its own targets."""
+    given = {"calibration": 0.25, "inference": bll.Laplace()}
+    fits = [bll.fit(CLASSES, (X, LABELS), nn.Tanh(), store=store, **given) for store in (None, tmp_path)]
+    assert torch.equal(*(fit.predict(X).probs for fit in fits))
+    assert fits[1].num_rows == N - fits[1].recalibration.found_on.num_rows == 150
