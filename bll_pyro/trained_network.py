@@ -131,7 +131,9 @@ def bayesianize(
         rows = TrainingData.of(LastLayer.from_linear(head, likelihood), source)
         rows, kept = _divided(rows, calibration, seed)
         features, targets = rows.features(backbone, folder, device, batch_size)
-        judges = kept and _labelled(kept, *kept.features(backbone, folder, device, batch_size))
+        judges = None
+        if kept is not None:
+            judges = _labelled(kept, *kept.features(backbone, folder, device, batch_size))
         size = _size(rows, features, targets)
 
         def at(scale: float) -> _Candidate:

@@ -6,7 +6,6 @@ listed: they are dead.
 
 UNUSED = {
     "Python calls it for the attributes of a module, and dir() lists them": ("__getattr__", "__dir__"),
-    "torch.nn.Module and torch.autograd.Function call it": ("forward",),
     "notebooks call it to show an object": ("_repr_html_", "_repr_png_"),
     "pyro.distributions reads it of a distribution": ("has_rsample", "arg_constraints"),
     "torch.distributions reads it of a transform": ("domain", "codomain", "bijective", "_inverse"),
@@ -35,7 +34,6 @@ UNUSED = {
         "diagnostics/verdicts.py:flagged",
         "elpd/result.py:flagged",
         "features/store.py:verify",
-        "layer.py:from_linear",
         "priors/spike_and_slab.py:slab_probability",
     ),
 }

@@ -58,8 +58,8 @@ class TensorSource(Source):
         digest = DataHash()
         for inputs, _ in self.batches(rows_per_chunk(self._inputs)):
             digest.update(inputs, None)
-        whole = self._targets is None or self._index is None
-        return digest.hexdigest(), self._targets if whole else self._targets[self._index]
+        targets = self._targets
+        return digest.hexdigest(), targets if targets is None or self._index is None else targets[self._index]
 
 
 class FeaturesSource(Source):

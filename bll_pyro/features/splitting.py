@@ -163,11 +163,16 @@ def _followed(net: nn.Module) -> str:
     kind = type(net).__name__
     if isinstance(probe, nn.Linear):
         return ""
-    tracer, is_leaf = fx.Tracer(), fx.Tracer.is_leaf_module
-    tracer.is_leaf_module = lambda part, path: isinstance(part, nn.Linear) or is_leaf(tracer, part, path)  # type: ignore[method-assign]
+
+    class Tracer(fx.Tracer):
+        """Does not look into a Linear, of any class."""
+
+        def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+            return isinstance(m, nn.Linear) or super().is_leaf_module(m, module_qualified_name)
+
     try:
         with isolated():  # threads take turns: the tracer replaces how modules are called
-            graph = tracer.trace(probe)
+            graph = Tracer().trace(probe)
     except Exception as error:  # whatever a forward raises when it is given no numbers
         raise ValueError(
             f"{OWNER}: expected a forward that torch.fx can follow, got {kind}: {error}; {EXAMPLE}"
