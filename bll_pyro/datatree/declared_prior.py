@@ -132,7 +132,7 @@ def _rows(layer: LastLayer, features: Any, targets: Any, learned: Mapping[str, A
     """Rows, and a posterior without draws: the frame of the features, and hyper-parameters at given values."""
     source = read(paired(features, targets), need_targets=False, what="features")
     whole = source.tensors()
-    if whole is None:
+    if whole is None or not isinstance(whole[0], Tensor):
         raise TypeError(
             f"prior_predictive(features=...): expected an array or a Features store, got {type(features).__name__}; "
             "use bll.extract(backbone, data)"

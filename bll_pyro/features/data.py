@@ -14,6 +14,7 @@ from bll_pyro.features.arrays import check_finite, permutation, rows_per_chunk, 
 from bll_pyro.features.columns import Data
 from bll_pyro.features.fingerprint import DataHash
 from bll_pyro.features.loading import DatasetSource, LoaderSource, TargetsBeside
+from bll_pyro.features.rows import NamedRows, parts_of
 from bll_pyro.features.sources import Batch, Source
 from bll_pyro.features.store import Features
 
@@ -23,11 +24,13 @@ __all__ = ["Data", "Source", "check_finite", "read"]
 
 
 class TensorSource(Source):
-    """Rows of tensors in memory, or memory-mapped; batches are slices."""
+    """Rows of a tensor, or of several by name, in memory or memory-mapped; batches are slices."""
 
     in_memory = True
 
-    def __init__(self, inputs: Tensor, targets: Tensor | None, index: Tensor | None = None) -> None:
+    def __init__(
+        self, inputs: Tensor | NamedRows, targets: Tensor | None, index: Tensor | None = None
+    ) -> None:
         self._inputs, self._targets, self._index = inputs, targets, index
         self.num_rows = len(inputs) if index is None else len(index)
 
@@ -56,7 +59,8 @@ class TensorSource(Source):
 
     def scan(self) -> tuple[str, Tensor | None]:
         digest = DataHash()
-        for inputs, _ in self.batches(rows_per_chunk(self._inputs)):
+        size = min(rows_per_chunk(part) for part in parts_of(self._inputs, "inputs").values())
+        for inputs, _ in self.batches(size):
             digest.update(inputs, None)
         targets = self._targets
         return digest.hexdigest(), targets if targets is None or self._index is None else targets[self._index]
@@ -108,8 +112,9 @@ def read(
     data
         A tuple ``(inputs, targets)`` of arrays, tensors, data frames or lists; one of these alone, without targets; a
         torch Dataset with items ``(x, y)`` or ``x``; a DataLoader, whose order and batches are kept; a `Features` store; the
-        last three alone or in a tuple with targets; any of these in a `Data`, with weights or exposures. A source, which was
-        read before, is returned as it is.
+        last three alone or in a tuple with targets; any of these in a `Data`, with weights or exposures. Inputs may be a
+        dictionary of arrays with the same rows, such as the tokens of texts and their mask. A source, which was read before,
+        is returned as it is.
     need_targets
         Whether to raise a ValueError if there are no targets.
     what
@@ -166,11 +171,11 @@ def _source(data: Any, what: str, num_workers: int) -> Source:
     if isinstance(data, Features):
         return FeaturesSource(data, data.targets)
     if not isinstance(data, tuple):
-        return TensorSource(_rows(data, what), None)
+        return TensorSource(_inputs(data, what), None)
     if len(data) != 2:
         raise ValueError(
             f"{what}: expected a tuple (inputs, targets), got a tuple of {len(data)}; pass inputs without targets as an "
-            "array, and several inputs as a Dataset with items ((x1, x2), y)"
+            "array, and several inputs as a dictionary, ({'one': x1, 'two': x2}, y), or a Dataset with items ((x1, x2), y)"
         )
     inputs, targets = data
     if isinstance(inputs, TensorDataset) and len(inputs.tensors) <= 2:
@@ -178,7 +183,7 @@ def _source(data: Any, what: str, num_workers: int) -> Source:
     if isinstance(inputs, (DataLoader, Dataset)):
         inputs = _source(inputs, what, num_workers)
     elif not isinstance(inputs, Features):
-        inputs = _rows(inputs, f"inputs of {what}")
+        inputs = _inputs(inputs, f"inputs of {what}")
     if targets is not None:
         if isinstance(inputs, (Source, Features)) and inputs.shuffled:
             raise ValueError(
@@ -186,7 +191,7 @@ def _source(data: Any, what: str, num_workers: int) -> Source:
                 "targets beside it; pass its dataset, or let its items be (x, y)"
             )
         targets = _rows(targets, f"targets of {what}")
-        num_inputs = len(inputs) if isinstance(inputs, Tensor) else inputs.num_rows
+        num_inputs = len(inputs) if isinstance(inputs, (Tensor, NamedRows)) else inputs.num_rows
         if num_inputs != len(targets):
             raise ValueError(
                 f"{what}: expected as many targets as inputs, got {num_inputs} inputs and {len(targets)} targets; "
@@ -195,6 +200,20 @@ def _source(data: Any, what: str, num_workers: int) -> Source:
     if isinstance(inputs, Source):
         return inputs if targets is None else TargetsBeside(inputs, targets)
     return FeaturesSource(inputs, targets) if isinstance(inputs, Features) else TensorSource(inputs, targets)
+
+
+def _inputs(array: Any, what: str) -> Tensor | NamedRows:
+    """Inputs in memory: one array, or a dictionary of arrays with the same rows."""
+    if not isinstance(array, Mapping):
+        return _rows(array, what)
+    parts = {str(name): _rows(value, f"{name!r} of {what}") for name, value in array.items()}
+    lengths = {name: len(part) for name, part in parts.items()}
+    if len(set(lengths.values())) != 1:
+        raise ValueError(
+            f"{what}: expected a dictionary of arrays with the same rows, got {lengths or 'an empty one'} (rows by name); give "
+            "each one entry per row"
+        )
+    return NamedRows(parts)
 
 
 def _rows(array: Any, what: str) -> Tensor:
@@ -215,6 +234,6 @@ def _without_targets(source: Source, what: str) -> str:
     found = [name for name in inputs if str(name).lower() in TARGET_NAMES]
     name = repr(found[0]) if found else "the targets"
     return (
-        f"{what}: expected items (inputs, targets), got dictionaries with {', '.join(map(repr, inputs))}; make pairs of them in "
-        f"the dataset or in collate_fn: (item, item.pop({name}))"
+        f"{what}: expected items (inputs, targets), got dictionaries with {', '.join(map(repr, inputs))}; make pairs of them, in "
+        f"the dataset or in collate_fn if there is one: (item, item.pop({name}))"
     )

@@ -47,7 +47,10 @@ def compute_features(backbone: nn.Module | None, inputs: Any) -> Float[Tensor, "
         output = backbone(inputs)
     except torch.OutOfMemoryError:
         raise
-    except (RuntimeError, AssertionError, ValueError) as error:  # timm asserts the size of images
+    except (RuntimeError, AssertionError, ValueError, TypeError, IndexError) as error:
+        # timm asserts the size of images, and embeddings index by tokens
+        if isinstance(error, TypeError) and isinstance(inputs, Tensor):
+            raise
         if num_rows == 1 and backbone.training:
             raise ValueError(
                 f"backbone {type(backbone).__name__}: expected a batch that it can be trained on, got one row: {error}; BatchNorm "
@@ -55,9 +58,11 @@ def compute_features(backbone: nn.Module | None, inputs: Any) -> Float[Tensor, "
             ) from error
         if isinstance(error, ValueError):  # the network's own message
             raise
+        remedy = "the backbone's forward gets them as one argument"
+        if isinstance(inputs, Tensor):
+            remedy = "images need floats of shape [N, C, H, W] in the size of the network, as transform= makes them"
         raise ValueError(
-            f"backbone {type(backbone).__name__}: expected inputs that it can run on, got {_form(inputs)}: {error}; "
-            "images need floats of shape [N, C, H, W] in the size of the network, as transform= makes them"
+            f"backbone {type(backbone).__name__}: expected inputs that it can run on, got {_form(inputs)}: {error}; {remedy}"
         ) from error
     is_matrix = isinstance(output, Tensor) and output.ndim == 2 and output.is_floating_point()
     if is_matrix and num_rows in (None, len(output)) and output.shape[1] > 0:
@@ -120,11 +125,11 @@ def _num_rows(inputs: Any) -> int | None:
 
 
 def _form(inputs: Any) -> str:
-    return (
-        f"{inputs.dtype} of shape {list(inputs.shape)}"
-        if isinstance(inputs, Tensor)
-        else type(inputs).__name__
-    )
+    if isinstance(inputs, Mapping):
+        return f"a dictionary of {list(inputs)}"
+    if isinstance(inputs, Tensor):
+        return f"{inputs.dtype} of shape {list(inputs.shape)}"
+    return type(inputs).__name__
 
 
 _MODES_LOCK = threading.RLock()

@@ -1,8 +1,8 @@
-"""Rows in one or several tensors, indexed like one tensor."""
+"""Rows in one tensor or several, one after the other or side by side, indexed like one tensor."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 
 import numpy as np
@@ -69,3 +69,34 @@ class ShardedRows:
             offset = self._ends[i] - len(self.parts[i])
             result[in_part] = self.parts[i].index_select(0, rows[in_part] - offset)
         return result
+
+
+class NamedRows:
+    """Rows of several tensors by name, such as the tokens of texts and their mask: indexed like one, they give dictionaries.
+
+    Parameters
+    ----------
+    parts
+        Tensors with the same number of rows.
+    """
+
+    def __init__(self, parts: Mapping[str, Tensor]) -> None:
+        self.parts = dict(parts)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the first of them lies."""
+        return next(iter(self.parts.values())).device
+
+    def __len__(self) -> int:
+        return len(next(iter(self.parts.values())))
+
+    def __getitem__(self, index: slice | Tensor) -> dict[str, Tensor]:
+        return {name: part[index] for name, part in self.parts.items()}
+
+
+def parts_of(rows: Tensor | NamedRows, what: str) -> dict[str, Tensor]:
+    """The tensors that rows consist of, by their names in messages."""
+    if isinstance(rows, Tensor):
+        return {what: rows}
+    return {f"{name!r} of {what}": part for name, part in rows.parts.items()}

@@ -283,15 +283,15 @@ class Fit(Summary):
             self._check(features)
             yield features if features.is_floating_point() else as_floats(features), targets
 
-    def _check(self, features: Tensor) -> None:
+    def _check(self, features: Any) -> None:
         expected = self.posterior.frame.num_features
-        if features.dim() != 2 or features.shape[1] != expected:
+        is_tensor = isinstance(features, Tensor)
+        if not is_tensor or features.dim() != 2 or features.shape[1] != expected:
             remedy = "use the features that the fit was made with"
-            if self.backbone is None and features.dim() > 2:
+            if self.backbone is None and not (is_tensor and features.dim() <= 2):
                 remedy = "this fit has no backbone: pass features, or fit with backbone=..."
-            raise ValueError(
-                f"inputs: expected features of shape [N, {expected}], got {list(features.shape)}; {remedy}"
-            )
+            form = list(features.shape) if is_tensor else f"a {type(features).__name__}"
+            raise ValueError(f"inputs: expected features of shape [N, {expected}], got {form}; {remedy}")
         check_finite(features, "inputs")
 
     def _given(self, value: float | None, name: str, owner: str) -> float:

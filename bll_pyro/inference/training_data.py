@@ -15,6 +15,7 @@ from bll_pyro.features.arrays import check_finite
 from bll_pyro.features.columns import NO_COLUMNS, Columns
 from bll_pyro.features.data import read
 from bll_pyro.features.extraction import extract_source, features_in_memory
+from bll_pyro.features.rows import NamedRows, parts_of
 from bll_pyro.features.sources import Source
 from bll_pyro.features.store import Features
 from bll_pyro.frame import as_floats
@@ -49,7 +50,7 @@ class TrainingData:
     source: Source
     layer: LastLayer
     target_shape: TargetShape
-    whole: tuple[Tensor, Tensor] | None
+    whole: tuple[Tensor | NamedRows, Tensor] | None
     trains: bool = True
     index: Tensor | None = None
 
@@ -64,7 +65,8 @@ class TrainingData:
         if whole is not None:
             if trains:
                 layer.likelihood.check_training(targets)
-            check_finite(whole[0], f"inputs of {what}")
+            for name, part in parts_of(whole[0], f"inputs of {what}").items():
+                check_finite(part, name)
             whole = whole[0], targets
         target_shape = () if layer.likelihood.is_discrete else tuple(given.shape[1:])
         if source.columns.exposure is not None:
@@ -81,9 +83,14 @@ class TrainingData:
         """Features ``[N, D]`` of all rows, and their targets as the likelihood uses them."""
         if backbone is None and store is None and self.whole is not None:
             inputs = self.whole[0]
-            if inputs.dim() != 2:
+            if not isinstance(inputs, Tensor) or inputs.dim() != 2:
+                form = (
+                    list(inputs.shape)
+                    if isinstance(inputs, Tensor)
+                    else f"a dictionary of {list(inputs.parts)}"
+                )
                 raise ValueError(
-                    f"inputs: expected features of shape [N, D], got {list(inputs.shape)}; "
+                    f"inputs: expected features of shape [N, D], got {form}; "
                     "pass backbone=... for other inputs, or reshape with inputs.flatten(1)"
                 )
             inputs = inputs if self.index is None else inputs[self.index]
