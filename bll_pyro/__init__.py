@@ -31,7 +31,8 @@ _ROOMS = {
     "Features": "features.store",
     "extract": "features.extraction",
     "split_last_layer": "features.splitting",
-    "timm_backbone": "features.backbones",
+    "timm_backbone": "features.from_timm",
+    "transformers_backbone": "features.from_transformers",
     "AUTOMATIC": "fitting",
     "load": "fitting",
     "from_pyro": "datatree",
@@ -81,9 +82,10 @@ if TYPE_CHECKING:
     from bll_pyro.diagnostics import diagnose
     from bll_pyro.elpd import loo
     from bll_pyro.evaluation import evaluate
-    from bll_pyro.features.backbones import timm_backbone
     from bll_pyro.features.columns import Data, class_weights
     from bll_pyro.features.extraction import extract
+    from bll_pyro.features.from_timm import timm_backbone
+    from bll_pyro.features.from_transformers import transformers_backbone
     from bll_pyro.features.splitting import split_last_layer
     from bll_pyro.features.store import Features
     from bll_pyro.fitting import AUTOMATIC, Fit, fit, load

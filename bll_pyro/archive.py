@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from bll_pyro import tensorfile
 from bll_pyro.calibrated import content_hash
 from bll_pyro.declaration import Declaration, from_plain, to_plain
-from bll_pyro.features.backbones import Backbone
+from bll_pyro.features.backbones import Backbone, rebuilt
 from bll_pyro.features.state import fill, stored_state, unwrapped
 from bll_pyro.files import SCRATCH, only_writer, scratch_folder, user_path
 from bll_pyro.frame import Frame
@@ -159,7 +159,7 @@ def _rebuild(saved: Any, given: nn.Module | None, folder: Path) -> nn.Module:
     if given is not None:
         return given
     if isinstance(saved, dict):
-        return Backbone.from_config(saved)
+        return rebuilt(saved)
     raise ValueError(
         f"load: expected backbone=..., since {folder} was saved with a {saved}, whose code is not stored; pass a module "
         "of the same architecture (its weights are in the folder), or head_only=True to work on features"

@@ -1,184 +1,54 @@
-"""Backbones: networks that turn inputs into rows of features, from timm or any other module."""
+"""Backbones of known libraries, which a saved fit rebuilds by itself: from plain data, without network and without pickle."""
 
 from __future__ import annotations
 
-import json
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from functools import cached_property
-from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from bll_pyro.checks import plain_numbers
-from bll_pyro.features.forward import (
-    compute_features,
-    feature_width,
-    frozen,
-    set_training,
-    trainable_parameters,
-)
 from bll_pyro.features.unfreezing import Unfreeze, unfrozen_names
-from bll_pyro.features.weights import check_name, create, download, load_model
-from bll_pyro.files import user_path
-from bll_pyro.scope import isolated
-
-__all__ = [
-    "Backbone",
-    "compute_features",
-    "feature_width",
-    "frozen",
-    "set_training",
-    "timm_backbone",
-    "trainable_parameters",
-]
-
-_RESERVED = {"num_classes", "features_only", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path"}
 
 
-class Backbone(nn.Module):
-    """A timm model without its head: images ``[N, C, H, W]`` to features ``[N, D]``.
-
-    Made by :func:`timm_backbone` or, without any weights and without network, by :meth:`from_config`.
+class Backbone(nn.Module, ABC):
+    """A network of a known library without its head: inputs to features ``[N, D]``.
 
     Attributes
     ----------
     model
-        The timm model.
+        The network, with all that determines the features.
     name
-        Its name in timm.
+        Its name in the library.
     unfreeze
-        Parts that joint training updates; see :func:`timm_backbone`.
+        Parts that joint training updates; see :func:`bll_pyro.timm_backbone`.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        *,
-        name: str,
-        kwargs: Mapping[str, Any],
-        unfreeze: Unfreeze,
-        images: Mapping[str, Any],
-    ) -> None:
+    def __init__(self, model: nn.Module, *, name: str, unfreeze: Unfreeze) -> None:
         super().__init__()
-        self.model = model
-        self.name = name
+        self.model, self.name = model, name
         unfreeze = plain_numbers(unfreeze)
         self.unfreeze = unfreeze if isinstance(unfreeze, (int, str)) else tuple(unfreeze)
-        self._kwargs, self._images = dict(kwargs), dict(images)
-        trainable = unfrozen_names(model, self.unfreeze)
-        for path, parameter in model.named_parameters():
+
+    def _unfreeze(self, part: nn.Module) -> None:
+        """Let gradients through to the chosen parameters of ``part`` and to no others."""
+        trainable = unfrozen_names(part, self.unfreeze)
+        for path, parameter in part.named_parameters():
             parameter.requires_grad_(path in trainable)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the features ``[N, D]`` of images ``[N, C, H, W]``."""
-        return self.model(x)
-
-    @cached_property
-    def num_features(self) -> int:
-        """D, from a dry run on one blank image: timm's own `num_features` is not always the width after pooling."""
-        return feature_width(self, torch.zeros(1, *self._images["input_size"]))
-
-    @cached_property
-    def transform(self) -> Any:
-        """The preprocessing for evaluation, from a PIL image to a tensor ``[C, H, W]`` as the weights expect it."""
-        from timm.data import create_transform
-
-        return create_transform(**self._images, is_training=False)
-
     @property
+    @abstractmethod
     def config(self) -> dict[str, Any]:
-        """Plain data from which :meth:`from_config` builds the same network; the weights are kept elsewhere."""
-        unfreeze = list(self.unfreeze) if isinstance(self.unfreeze, tuple) else self.unfreeze
-        config = {"name": self.name, "kwargs": self._kwargs, "unfreeze": unfreeze, "images": self._images}
-        try:
-            return json.loads(json.dumps(config))
-        except TypeError as error:
-            raise TypeError(
-                f"{self.name}: expected arguments that can be written to a file (numbers, strings, lists), got "
-                f"{self._kwargs}; build the timm model yourself and pass it as any other torch module"
-            ) from error
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> Self:
-        """Build the network of :attr:`config` with random weights, for ``load_state_dict`` afterwards; never downloads."""
-        with isolated(0):
-            model = create(config["name"], config["kwargs"])
-        return cls(
-            model,
-            name=config["name"],
-            kwargs=config["kwargs"],
-            unfreeze=config["unfreeze"],
-            images={k: tuple(v) if isinstance(v, list) else v for k, v in config["images"].items()},
-        )
+        """Plain data from which :func:`rebuilt` builds the same network; the weights are kept elsewhere."""
 
 
-def timm_backbone(
-    name: str, *, pretrained: bool | str | Path = False, unfreeze: Unfreeze = True, **kwargs: Any
-) -> Backbone:
-    """Return the timm model `name` without its head, as a backbone.
+def rebuilt(config: Mapping[str, Any]) -> Backbone:
+    """The network of a :attr:`Backbone.config` with random weights, for ``load_state_dict`` afterwards; never downloads."""
+    if config.get("library", "timm") == "timm":  # fits of version 0.1.0 do not name it
+        from bll_pyro.features.from_timm import TimmBackbone
 
-    Parameters
-    ----------
-    name
-        A name from ``timm.list_models()``, with or without the tag of its weights (``"resnet50.a1_in1k"``), or with a
-        prefix ``"hf-hub:"`` or ``"local-dir:"``.
-    pretrained
-        True takes timm's weights, from its cache or from the network. A path loads a safetensors or .pth file through
-        timm, without unpickling code; a head in the file is ignored. False takes random weights, drawn from torch's
-        global random state.
-    unfreeze
-        Parts that joint training, ``SVI(backbone_learning_rate=...)``, updates. True: all. False: none. A number n: the
-        last n blocks (of transformers) or stages (of convolutional networks) and all layers after them. A list of names:
-        the parameters under these names, such as ``["layer4"]``. BatchNorm layers of all other parts keep their
-        statistics.
-    **kwargs
-        Arguments of the model: `in_chans`, `img_size`, `global_pool`, `drop_path_rate` and others.
+        return TimmBackbone.from_config(config)
+    from bll_pyro.features.from_transformers import TransformersBackbone
 
-    Raises
-    ------
-    ValueError
-        If timm has no model of this name (the message lists the nearest ones), weights are not available or do not
-        match, or parts to unfreeze do not exist.
-    """
-    from timm.data import resolve_model_data_config
-
-    if reserved := sorted(_RESERVED & set(kwargs)):
-        raise ValueError(
-            f"{name}: expected arguments of the network without its head, got {', '.join(reserved)}; the last layer is "
-            "the Bayesian one, and weights are chosen by pretrained="
-        )
-    check_name(name)
-    where, _, folder = name.partition(":")
-    if where == "local-dir":
-        name = f"{where}:{user_path(folder)}"
-    if pretrained is True:
-        model = download(name, kwargs)
-    elif pretrained is False:
-        model = create(name, kwargs)
-    else:
-        model = load_model(name, kwargs, user_path(pretrained))
-    if ":" in name:  # the files of such a name may not exist later: store the model's own name and arguments
-        kwargs = {k: v for k, v in getattr(model, "_model_args", {}).items() if k != "num_classes"} | kwargs
-        name = str(cast(dict[str, Any], model.pretrained_cfg)["architecture"])
-    return Backbone(
-        model,
-        name=name,
-        kwargs=kwargs,
-        unfreeze=unfreeze,
-        images=_image_config(resolve_model_data_config(model), kwargs),
-    )
-
-
-def _image_config(config: Mapping[str, Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Preprocessing of the model in timm, for its image size and number of channels."""
-    channels, *size = config["input_size"]
-    channels = kwargs.get("in_chans") or channels
-    if wanted := kwargs.get("img_size"):
-        size = [wanted, wanted] if isinstance(wanted, int) else list(wanted)
-    images = {**config, "input_size": (channels, *size)}
-    for name in ("mean", "std"):  # timm's are for three channels; other numbers of channels get their average
-        if len(images[name]) != channels:
-            images[name] = (sum(images[name]) / len(images[name]),) * channels
-    return images
+    return TransformersBackbone.from_config(config)

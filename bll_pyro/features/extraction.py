@@ -19,9 +19,10 @@ from torch import Tensor, nn
 
 from bll_pyro.checks import count, message
 from bll_pyro.checks import device as check_device
-from bll_pyro.features.backbones import Backbone, compute_features, frozen
+from bll_pyro.features.backbones import Backbone
 from bll_pyro.features.data import read
 from bll_pyro.features.fingerprint import module_fingerprint, plain_attributes
+from bll_pyro.features.forward import compute_features, frozen
 from bll_pyro.features.sources import Source
 from bll_pyro.features.state import unwrapped
 from bll_pyro.features.store import Features

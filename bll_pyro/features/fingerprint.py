@@ -13,13 +13,18 @@ from torch import Tensor, nn
 
 from bll_pyro.features.arrays import rows_per_chunk
 
-# timm's attributes for the origin of the weights, which change when a network is saved and loaded, and a mark of torch.compile
+# attributes of timm and transformers for the origin of the weights, which change when a network is saved and loaded, and marks
+# of torch.compile
 _RECORDS = {
     "pretrained_cfg",
     "default_cfg",
     "pretrained_model_args",
     "_model_args",
     "_traits",
+    "name_or_path",
+    "_use_kernels",
+    "_weight_conversions",
+    "_is_hf_initialized",
     "_is_torch_compile",
     "_compile_kwargs",
 }

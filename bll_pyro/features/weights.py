@@ -7,8 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
+from bll_pyro.features.checkpoints import differences, foreign_names, read_weights
 from bll_pyro.scope import isolated
 
 _WEIGHT_FILES = (".safetensors", ".pth", ".pt", ".bin", ".tar", ".ckpt")  # suffixes of files that timm loads
@@ -60,41 +62,48 @@ def download(name: str, kwargs: Mapping[str, Any]) -> nn.Module:
         raise ValueError(
             f"{name}: expected timm's pretrained weights, but its cache does not have them and they could not be "
             f"downloaded or loaded ({type(error).__name__}: {_first_line(error)}); connect to the network once, or "
-            "download the file on another machine and pass pretrained='weights.safetensors'"
+            "download the file on another machine and pass checkpoint='weights.safetensors'"
         ) from error
 
 
 def load_model(name: str, kwargs: Mapping[str, Any], file: Path) -> nn.Module:
-    """Return the model with the weights of a local file; ValueError if the file does not hold all of them."""
+    """Return the model with the weights of a local file; ValueError if the file is of another network."""
     if not file.is_file() or file.suffix not in _WEIGHT_FILES:
         got = f"the file {str(file)!r}" if file.is_file() else f"{str(file)!r}, which is not a file"
         raise ValueError(
-            f"{name}: expected pretrained to be True, False or a file of weights ({', '.join(_WEIGHT_FILES)}), got "
+            f"{name}: expected checkpoint to be a file of weights ({', '.join(_WEIGHT_FILES)}), or pretrained=True or False, got "
             f"{got}; a tag of timm's own weights is part of the name: 'resnet50.a1_in1k'"
         )
-    # num_classes differs from the model's (0), so that timm drops a head in the file
-    overlay = {"file": str(file), "source": None, "num_classes": 1000}
-    states = []
-    for seed in (0, 1):
-        try:
-            with isolated(seed):
-                model = create(name, kwargs, pretrained=True, pretrained_cfg_overlay=overlay)
-        except TypeError:  # a wrong keyword argument
-            raise
-        except Exception as error:  # a truncated or unrelated file, refused pickles, tensors of other shapes
-            raise ValueError(
-                f"{name}: expected weights of this model in {file}, but they could not be loaded "
-                f"({_first_line(error)}); check that the file is complete, belongs to this model and holds tensors only"
-            ) from error
-        states.append(model.state_dict())
-    # timm only logs missing weights; here they are found because they differ between two random initializations
-    missing = [key for key, value in states[0].items() if not value.equal(states[1][key])]
-    if missing:
-        raise ValueError(
-            f"{name}: expected weights of this model in {file}, but it lacks at least {len(missing)} of "
-            f"{len(states[0])} tensors, {', '.join(missing[:3])} among them; use a file that was saved from this model"
-        )
+    stored = read_weights(file, f"{name}: expected weights of this model in {file}")
+    # timm renames and resizes what is in files, and only logs what is missing: a file of NaN shows what a file sets
+    marked = {key: value * torch.nan if value.is_floating_point() else value for key, value in stored.items()}
+    try:
+        with isolated(0):
+            model = _filled(name, kwargs, {"file": str(file)})
+            probe = _filled(name, kwargs, {"state_dict": marked}).state_dict()
+    except TypeError:  # a wrong keyword argument
+        raise
+    except Exception as error:  # tensors of other shapes, and whatever timm's conversions raise
+        with isolated(0):
+            found = differences(stored, create(name, kwargs))
+        raise ValueError(_of_another(name, file, found or _first_line(error))) from error
+    missing = [key for key, v in probe.items() if v.is_floating_point() and v.numel() and not v.isnan().any()]
+    if missing or foreign_names(stored, model):
+        raise ValueError(_of_another(name, file, differences(stored, model, missing)))
     return model
+
+
+def _filled(name: str, kwargs: Mapping[str, Any], source: Mapping[str, Any]) -> nn.Module:
+    """The model with weights from a file or a state; a head in them is dropped, since the model has no classes."""
+    overlay = {"source": None, "custom_load": False, "num_classes": 1000, **source}
+    return create(name, kwargs, pretrained=True, pretrained_cfg_overlay=overlay)
+
+
+def _of_another(name: str, file: Path, found: str) -> str:
+    return (
+        f"{name}: expected weights of this model in {file}, but they are of another network: {found}; name the model that the file "
+        "was saved from, with the arguments that it was made with"
+    )
 
 
 def _first_line(error: Exception) -> str:

@@ -21,8 +21,8 @@ def load(path: str | Path, *, backbone: nn.Module | None = None, head_only: bool
     path
         The folder.
     backbone
-        A module of the same architecture as the saved backbone, to be filled with the saved weights. timm backbones are
-        rebuilt by themselves; other code is never stored, so other modules have to be given.
+        A module of the same architecture as the saved backbone, to be filled with the saved weights. Those of timm and
+        transformers are rebuilt by themselves; other code is never stored, so other modules have to be given.
     head_only
         Leave the backbone out: the fit then takes features.
 

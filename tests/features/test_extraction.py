@@ -9,8 +9,8 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from bll_pyro.features.backbones import timm_backbone
 from bll_pyro.features.extraction import extract
+from bll_pyro.features.from_timm import timm_backbone
 from bll_pyro.features.store import MANIFEST, Features
 
 N = 21
@@ -135,12 +135,12 @@ def test_a_counter_in_the_backbone_does_not_defeat_the_store(tmp_path):
 
 
 def test_the_key_of_a_timm_backbone_survives_saving_and_ignores_what_moves(tmp_path):
-    from bll_pyro.features.backbones import Backbone
+    from bll_pyro.features.backbones import rebuilt
 
     images = torch.rand(3, 3, 32, 32)
     save_file(timm_backbone("resnet10t").model.state_dict(), tmp_path / "w.safetensors")
     backbone = timm_backbone("resnet10t", pretrained=tmp_path / "w.safetensors")
-    loaded = Backbone.from_config(backbone.config | {"unfreeze": 1})
+    loaded = rebuilt(backbone.config | {"unfreeze": 1})
     loaded.load_state_dict(backbone.state_dict())
     keys = {extract(b, images, store=tmp_path / "f").key for b in (backbone, loaded)}
     assert len(keys) == 1
