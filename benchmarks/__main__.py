@@ -30,6 +30,7 @@ NAMES = (
     "defaults",
     "choose",
     "bayesianize",
+    "text",
 )
 
 

@@ -122,37 +122,61 @@ def cifar_features(num_unknown: int = 2000) -> Task:
     )
 
 
-def clinc_features(num_features: int = 256) -> Task:
-    """Queries of 150 intents as truncated SVD of TF-IDF; queries of no intent are the unknown inputs.
+@dataclass(frozen=True)
+class Queries:
+    """Texts by part (train, val, test, and oos_val, oos_test without a known intent), and the intents of known ones as numbers."""
 
-    7,500 training rows, 4,500 test rows and 1,000 unknown rows. Words, pairs of words
-    and directions are those of the training queries.
-    """
-    from sklearn.decomposition import TruncatedSVD
-    from sklearn.feature_extraction.text import TfidfVectorizer
+    texts: dict[str, list[str]]
+    targets: dict[str, Tensor]
+    num_classes: int
 
+
+def clinc_queries() -> Queries:
+    """The small variant of CLINC150: 7,500 training, 3,000 validation and 4,500 test queries of 150 intents, 1,000 of none."""
     stored = json.loads(
         gzip.decompress((data_folder() / "clinc150_small" / "data_small.json.gz").read_bytes())
     )
-    texts = {name: [text for text, _ in rows] for name, rows in stored.items()}
     intents = sorted({intent for _, intent in stored["train"]})
+    number = {intent: i for i, intent in enumerate(intents)}
+    return Queries(
+        {name: [text for text, _ in rows] for name, rows in stored.items()},
+        {
+            name: torch.tensor([number[intent] for _, intent in stored[name]])
+            for name in ("train", "val", "test")
+        },
+        len(intents),
+    )
+
+
+def tfidf_features(queries: Queries, num_features: int = 256) -> dict[str, Tensor]:
+    """Truncated SVD of TF-IDF ``[N, D]`` by part: words, pairs of words and directions are those of the training queries."""
+    from sklearn.decomposition import TruncatedSVD
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    texts = queries.texts
     words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True).fit(texts["train"])
     directions = TruncatedSVD(num_features, random_state=0).fit(words.transform(texts["train"]))
+    return {
+        name: torch.from_numpy(directions.transform(words.transform(part))).float()
+        for name, part in texts.items()
+    }
 
-    def features(name: str) -> Tensor:
-        return torch.from_numpy(directions.transform(words.transform(texts[name]))).float()
 
-    def targets(name: str) -> Tensor:
-        return torch.tensor([intents.index(intent) for _, intent in stored[name]])
+def clinc_features(num_features: int = 256) -> Task:
+    """Queries of 150 intents as truncated SVD of TF-IDF; queries of no intent are the unknown inputs.
 
+    7,500 training rows, 4,500 test rows and 1,000 unknown rows.
+    """
+    queries = clinc_queries()
+    features, targets = tfidf_features(queries, num_features), queries.targets
     return Task(
         name=f"CLINC150 queries (7,500 x {num_features}, 150 classes)",
-        train_features=features("train"),
-        train_targets=targets("train"),
-        test_features=features("test"),
-        test_targets=targets("test"),
-        ood_features=features("oos_test"),
-        num_classes=len(intents),
+        train_features=features["train"],
+        train_targets=targets["train"],
+        test_features=features["test"],
+        test_targets=targets["test"],
+        ood_features=features["oos_test"],
+        num_classes=queries.num_classes,
     )
 
 
