@@ -27,6 +27,7 @@ NAMES = (
     "scales",
     "joint",
     "precision",
+    "pixels",
     "defaults",
     "choose",
     "bayesianize",

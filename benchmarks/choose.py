@@ -97,7 +97,8 @@ def run(options: Options) -> Report:
         report.notes.append("The tables are not there, left out.")
         return report
     num_splits = 1 if options.small else NUM_SPLITS
-    _judge("yacht", NUM_SPLITS)  # warm-up, with lazy imports
+    if not options.small:
+        _judge("yacht", NUM_SPLITS)  # warm-up, with lazy imports
     means = Table(f"Means over {num_splits} splits", dict(MEANS))
     report.tables.append(means)
     for name in TABLES[:1] if options.small else TABLES:

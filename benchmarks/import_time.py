@@ -44,12 +44,11 @@ def _seconds(statement: str) -> Measure:
 
 def loaded_too_early() -> list[str]:
     """Heavy libraries that the names of a first fit import and `import torch, pyro` does not."""
-    lists = []
-    for statement in (TORCH_AND_PYRO, FIRST_FIT):
-        code = f"{statement}; import sys; print(' '.join(sys.modules))"
-        done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-        lists.append({name.partition(".")[0] for name in done.stdout.split()})
-    return sorted((lists[1] - lists[0]) & set(LATER))
+    listed = "print(*{name.partition('.')[0] for name in sys.modules})"
+    code = f"import sys; {TORCH_AND_PYRO}; {listed}; {FIRST_FIT}; {listed}"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    before, after = (set(line.split()) for line in done.stdout.splitlines())
+    return sorted((after - before) & set(LATER))
 
 
 def run(options: Options) -> Report:

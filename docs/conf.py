@@ -24,6 +24,7 @@ myst_heading_anchors = 3
 nb_execution_mode = "force"
 nb_execution_raise_on_error = True
 nb_execution_timeout = 300
+nb_execution_in_temp = True  # what a page saves is no part of the sources
 nb_output_stderr = "warn"  # and a warning is an error: what a page prints there, its readers would see too
 # Pyro's progress bars ask for a notebook widget where they find a notebook
 os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"

@@ -1,10 +1,10 @@
 """Paths as the user means them, one writer at a time over threads and processes, and readers beside them."""
 
-import multiprocessing
 import threading
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 
+import processes
 import pytest
 import torch
 from saving_cases import FEATURES, VALUES, Slow, extract_all, load_often, save_often, small_fit
@@ -16,9 +16,7 @@ from bll_pyro.files import LOCK, SCRATCH, only_writer, scratch_folder, user_path
 
 
 def workers(kind: str, number: int) -> Executor:
-    if kind == "threads":
-        return ThreadPoolExecutor(number)
-    return ProcessPoolExecutor(number, mp_context=multiprocessing.get_context("spawn"))
+    return ThreadPoolExecutor(number) if kind == "threads" else processes.pool(number)
 
 
 KINDS = ["threads", pytest.param("processes", marks=pytest.mark.slow)]

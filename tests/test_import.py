@@ -5,8 +5,7 @@ import sys
 
 import pytest
 
-from benchmarks.first_fit import CASES, NEVER
-from benchmarks.fresh_process import measure
+from benchmarks.first_fit import CASES
 from benchmarks.import_time import LATER
 
 PROGRAM = """
@@ -23,24 +22,42 @@ def test_heavy_libraries_load_when_they_are_first_used() -> None:
     assert done.stdout.split() == ["False"]
 
 
-EVERY_DAY = ("SVI, few rows, classes", "SVI, many rows, classes")
+FITS = """
+import sys
+import torch
+from benchmarks.first_fit import CASES, NEVER, first_and_later
+
+def heavy():
+    return [name for name in NEVER if name in sys.modules]
+
+at_first = set(heavy())
+for case in CASES:
+    work = first_and_later(case, num_later=0)
+    work()
+    print(case, *(name for name in heavy() if name not in at_first), sep="; ")
+torch.optim.Adam([torch.ones(1)])
+print("Adam", *heavy(), sep="; ")
+"""
 
 
-@pytest.mark.parametrize(
-    "case", [case if case in EVERY_DAY else pytest.param(case, marks=pytest.mark.slow) for case in CASES]
-)
-def test_a_frozen_fit_and_its_predictions_import_no_heavy_library(case: str) -> None:
-    """Above all not torch's compiler, which ``torch.optim.Optimizer`` imports: it costs more than a hundred fits."""
-    outcome = measure("benchmarks.first_fit:first_and_later", {"case": case}, time_limit=600.0)
-    assert outcome.failure is None
-    assert outcome.value["imported"] == []
+@pytest.fixture(scope="module")
+def imported() -> dict[str, list[str]]:
+    """Heavy libraries that are there after each case of a fit and its predictions, and in the end after an optimizer of torch.
 
-
-def test_the_search_for_heavy_libraries_finds_one() -> None:
-    """The first optimizer of class ``torch.optim.Optimizer`` imports the compiler: if it no longer does, ours can go."""
-    code = (
-        "import sys, torch, pyro; torch.optim.Adam([torch.ones(1)]); "
-        "print(*(name for name in sys.argv[1:] if name in sys.modules))"
+    One process for all: what one case imports, the later ones have, too, so that nothing is missed.
+    """
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", FITS], capture_output=True, text=True, check=False
     )
-    done = subprocess.run([sys.executable, "-c", code, *NEVER], check=True, capture_output=True, text=True)
-    assert "torch._dynamo" in done.stdout.split()
+    assert done.returncode == 0, done.stderr
+    return {case: names for case, *names in (line.split("; ") for line in done.stdout.splitlines())}
+
+
+def test_frozen_fits_and_their_predictions_import_no_heavy_library(imported: dict[str, list[str]]) -> None:
+    """Above all not torch's compiler, which ``torch.optim.Optimizer`` imports: it costs more than a hundred fits."""
+    assert {case: names for case, names in imported.items() if case != "Adam"} == {case: [] for case in CASES}
+
+
+def test_the_search_for_heavy_libraries_finds_one(imported: dict[str, list[str]]) -> None:
+    """The first optimizer of class ``torch.optim.Optimizer`` imports the compiler: if it no longer does, ours can go."""
+    assert "torch._dynamo" in imported["Adam"]

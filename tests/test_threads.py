@@ -1,13 +1,13 @@
 """Several threads and processes at once: what they compute, save and read is what they would one after the other."""
 
 import copy
-import multiprocessing
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import processes
 import pytest
 import torch
 import world
@@ -118,7 +118,7 @@ def work(seed: int, folder: str) -> Tensor:
 @pytest.mark.slow
 def test_processes(tmp_path: Path) -> None:
     expected = [work(seed, str(tmp_path / "alone")) for seed in range(4)]
-    with ProcessPoolExecutor(4, multiprocessing.get_context("spawn")) as pool:
+    with processes.pool(4) as pool:
         found = list(pool.map(work, range(4), [str(tmp_path / "together")] * 4))
     for one, other in zip(expected, found, strict=True):
         torch.testing.assert_close(one, other)

@@ -85,22 +85,27 @@ def fit_by_adam(features: Tensor, targets: Tensor, num_classes: int, seed: int) 
 
 
 def fit_tempered(features: Tensor, targets: Tensor, num_classes: int, seed: int) -> Predict:
-    """Fit a softmax head on part of the rows and one temperature on the rest (Guo et al. 2017)."""
+    """Fit a softmax head on part of the rows and one temperature on the rest."""
     order = torch.randperm(len(features), generator=torch.Generator().manual_seed(seed))
     held_out, kept = order.tensor_split([max(1, round(len(features) * HELD_OUT_SHARE))])
     weight, bias = map_by_adam(features[kept], targets[kept], num_classes, seed)
     logits = functional.linear(features[held_out], weight, bias)
+    return _softmax(weight, bias, temperature_of(logits, targets[held_out]))
+
+
+def temperature_of(logits: Tensor, targets: Tensor) -> float:
+    """The temperature of the least cross-entropy of held-out rows (Guo et al. 2017); logits ``[N, K]``."""
     log_temperature = torch.zeros((), requires_grad=True)
     optimizer = torch.optim.LBFGS([log_temperature], max_iter=50, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        loss = functional.cross_entropy(logits / log_temperature.exp(), targets[held_out])
+        loss = functional.cross_entropy(logits / log_temperature.exp(), targets)
         loss.backward()
         return loss
 
     optimizer.step(closure)
-    return _softmax(weight, bias, log_temperature.detach().exp().item())
+    return log_temperature.detach().exp().item()
 
 
 def given_head(weight: Tensor, bias: Tensor) -> Method:

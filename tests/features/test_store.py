@@ -2,11 +2,10 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
+import processes
 import pytest
 import torch
 
@@ -116,62 +115,55 @@ def test_one_shard_is_mapped_and_not_copied(tmp_path):
     assert torch.equal(Features.open(tmp_path / "f").tensor(), X)
 
 
+def peak():
+    """Peak memory of this process, MiB."""
+    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1024
+
+
+ROWS, WIDTH = 100_000, 256  # 102 MB
+
+
+def read_some_then_all(path):
+    import safetensors  # noqa: F401
+
+    before = peak()
+    features = Features.open(path)
+    features[99_000:99_100].sum(), features[torch.tensor([5, 60_000])].sum()
+    sliced = peak() - before
+    sum(float(x.sum()) for x, _ in features.batches(1000))
+    return features.num_shards, sliced, peak() - before
+
+
 @needs_proc
 @pytest.mark.slow
 def test_opening_and_slicing_reads_only_what_is_used(tmp_path):
-    rows, width = 100_000, 256  # 102 MB in 4 shards
-    with ShardWriter(tmp_path / "f", rows, shard_bytes=width * 4 * rows // 4) as writer:
+    with ShardWriter(tmp_path / "f", ROWS, shard_bytes=WIDTH * 4 * ROWS // 4) as writer:
         for _ in range(20):
-            writer.append(torch.zeros(rows // 20, width), None)
+            writer.append(torch.zeros(ROWS // 20, WIDTH), None)
         writer.close()
-    code = """
-import sys, torch
-from pathlib import Path
-from bll_pyro.features.store import Features
-def peak():
-    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1024
-import safetensors
-before = peak()
-features = Features.open(sys.argv[1])
-features[99_000:99_100].sum(), features[torch.tensor([5, 60_000])].sum()
-sliced = peak() - before
-total = sum(float(x.sum()) for x, _ in features.batches(1000))
-print(features.num_shards, sliced, peak() - before)
-"""
-    environment = {**os.environ, "PYTHONPATH": ":".join(sys.path)}
-    command = [sys.executable, "-c", code, str(tmp_path / "f")]
-    run = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
-    num_shards, sliced, whole = map(float, run.stdout.split())
+    num_shards, sliced, whole = processes.in_a_process(read_some_then_all, tmp_path / "f")
     assert num_shards == 4
     assert sliced < 20
     assert whole > 80  # the measure does see memory
 
 
+def write_in_shards(path):
+    import safetensors.torch  # noqa: F401
+
+    batch = torch.ones(1000, WIDTH)
+    before = peak()
+    with ShardWriter(path, ROWS, shard_bytes=WIDTH * 4 * ROWS // 10) as writer:
+        for _ in range(ROWS // 1000):
+            writer.append(batch, None)
+        writer.close()
+    return peak() - before
+
+
 @needs_proc
 @pytest.mark.slow
 def test_writing_holds_one_shard_in_memory(tmp_path):
-    code = """
-import sys, torch
-from pathlib import Path
-from bll_pyro.features.writer import ShardWriter
-import safetensors.torch
-def peak():
-    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1024
-rows, width = 100_000, 256
-batch = torch.ones(1000, width)
-before = peak()
-with ShardWriter(sys.argv[1], rows, shard_bytes=width * 4 * rows // 10) as writer:
-    for _ in range(rows // 1000):
-        writer.append(batch, None)
-    writer.close()
-print(peak() - before)
-"""
-    environment = {**os.environ, "PYTHONPATH": ":".join(sys.path)}
-    command = [sys.executable, "-c", code, str(tmp_path / "f")]
-    run = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
-    assert (
-        float(run.stdout) < 90
-    )  # 102 MB in shards of 10 MB; an allocator beside other work keeps more than alone
+    # 102 MB in shards of 10 MB; an allocator beside other work keeps more than alone
+    assert processes.in_a_process(write_in_shards, tmp_path / "f") < 90
 
 
 # ---- interrupted and wrong writes
@@ -189,17 +181,15 @@ def test_an_interrupt_leaves_nothing(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
+def write_and_die(path):
+    with ShardWriter(path, 20, shard_bytes=60) as writer:
+        writer.append(torch.zeros(10, 3), None)
+        os.kill(os.getpid(), 9)
+
+
 def test_a_killed_process_leaves_no_store_and_the_earlier_one_whole(tmp_path):
     write(tmp_path / "earlier")
-    code = """
-import os, sys, torch
-from bll_pyro.features.writer import ShardWriter
-with ShardWriter(sys.argv[1], 20, shard_bytes=60) as writer:
-    writer.append(torch.zeros(10, 3), None)
-    os.kill(os.getpid(), 9)
-"""
-    environment = {**os.environ, "PYTHONPATH": ":".join(sys.path)}
-    subprocess.run([sys.executable, "-c", code, str(tmp_path / "new")], check=False, env=environment)
+    assert processes.exit_code(write_and_die, tmp_path / "new") == -9
     assert not (tmp_path / "new").exists()
     assert list(tmp_path.glob(".new.partial-*"))  # it had begun
     Features.open(tmp_path / "earlier").verify()
