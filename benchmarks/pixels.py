@@ -1,8 +1,12 @@
 """Fashion-MNIST from pixels: a small network trained plainly, in two stages, and jointly with its Bayesian last layer."""
 
+import json
 import sys
 import time
 import warnings
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -45,10 +49,10 @@ SCORES = {
 NOTES = [
     "Network: convolutions of 16 (5 x 5) and 32 channels (3 x 3), each of stride 2 and with ReLU, and a hidden layer of 128 "
     "units: the features. It starts from the same weights in all methods of a seed.",
-    f"Same rows in the same order, {NUM_EPOCHS} epochs in batches of 128, Adam with decay rates .9 and .99, a rate that falls along half a "
-    "cosine, no weight decay, no augmentation, one thread. Of the 60,000 training rows a stratified tenth is kept: it gives the "
-    "temperatures of plain + temperature and of both fits of bll_pyro, and calibrates the detector. The plain network with all "
-    "rows in training is shown beside.",
+    f"Same rows in the same order, {NUM_EPOCHS} epochs in batches of 128, Adam with decay rates .9 and .99, a rate that falls "
+    "along half a cosine, no weight decay, no augmentation, one thread. Of the 60,000 training rows a stratified tenth is kept: "
+    "it gives the temperatures of plain + temperature and of both fits of bll_pyro, and calibrates the detector. The plain "
+    "network with all rows in training is shown beside.",
     "Two-stage: the network with a point estimate of the last layer (`SVI(guide=MAP(), backbone_learning_rate=...)`), then the "
     "default fit on its features. Joint: `SVI(backbone_learning_rate=...)` with its final stage. The rate of the last layer is the "
     "default in both; a plain head has that of its network.",
@@ -64,23 +68,78 @@ NOTES = [
 def run(options: Options) -> Report:
     """Choose rates on training rows; train every method with each seed; judge it on test and unknown images."""
     images = few_of(fashion_images()) if options.small else fashion_images()
-    seeds, num_epochs = (range(1), 1) if options.small else (range(NUM_SEEDS), NUM_EPOCHS)
-    rates, tuning = chosen_rates(images.train, num_epochs, RATES[:1] if options.small else RATES)
+    seeds, num_epochs, rates = (
+        (range(1), 1, RATES[:1]) if options.small else (range(NUM_SEEDS), NUM_EPOCHS, RATES)
+    )
+    done = Done(
+        options.results / "pixels.jsonl",
+        again=[name for name in METHODS if options.methods and options.keeps(name)],
+    )
+
+    def tried(name: str, rate: float) -> dict[str, Any]:
+        """Scores of rows that are neither in training nor kept, with a seed of its own."""
+        kept, others = parted(images.train, TUNING_SEED)
+        unseen, rows = parted(others, TUNING_SEED)
+        trained, _ = timed(METHODS[name], rows, kept, rate, TUNING_SEED, num_epochs)
+        probs = trained.predict(unseen[0]).probs
+        return {"accuracy": accuracy(probs, unseen[1]), "nll": nll(probs, unseen[1])}
+
+    def tested(name: str, rate: float, seed: int) -> dict[str, Any]:
+        """Scores of the test rows, by what the training tells: the plain network without and with a temperature."""
+        kept, rows = parted(images.train, seed)
+        trained, spent = timed(METHODS[name], rows, kept, rate, seed, num_epochs)
+        told = {name: trained} | ({TEMPERED: trained.tempered(kept)} if name == PLAIN else {})
+        return {label: judged(one, images, rows, kept) | spent for label, one in told.items()}
+
+    trials = {
+        name: {rate: done.get(partial(tried, name, rate), name, rate, "rate") for rate in rates}
+        for name in METHODS
+        if name != ALL_ROWS
+    }
+    chosen = {name: min(found, key=lambda rate: found[rate]["nll"]) for name, found in trials.items()}
     rounds: dict[str, list[dict[str, Any]]] = {}
     for seed in seeds:
-        kept, rows = parted(images.train, seed)
-        for name, method in METHODS.items():
-            trained, spent = timed(method, rows, kept, rates[name], seed, num_epochs)
-            told = {name: trained}
-            if name == PLAIN:
-                told[TEMPERED] = trained.tempered(kept)
-            for label, one in told.items():
-                found = judged(one, images, rows, kept) | spent | {"seed": seed, "rate": rates[name]}
-                rounds.setdefault(label, []).append(found)
-                print(f"seed {seed}: {label}: {found}", file=sys.stderr, flush=True)
+        for name in METHODS:
+            rate = chosen[PLAIN if name == ALL_ROWS else name]
+            found = done.get(partial(tested, name, rate, seed), name, rate, f"seed {seed}")
+            for label, one in found.items():
+                rounds.setdefault(label, []).append(one)
     title = "Fashion-MNIST from pixels: plain, two-stage and joint training of a small network"
-    tables = [scores_table(rounds), differences(rounds), tuning]
+    tables = [scores_table(rounds), differences(rounds), rates_table(trials, chosen)]
     return Report("pixels", title, tables, targets(rounds), NOTES)
+
+
+class Done:
+    """What was measured already, one line for each training, so that a run that was stopped goes on where it was.
+
+    Lines of the methods in ``again`` are not taken.
+    """
+
+    def __init__(self, path: Path, again: list[str]) -> None:
+        self.path, self.found = path, {}
+        for line in path.read_text().splitlines() if path.exists() else ():
+            row = json.loads(line)
+            if row["method"] not in again:
+                self.found[row["method"], row["rate"], row["what"]] = row["found"]
+        self._write()
+
+    def get(
+        self, measure: Callable[[], dict[str, Any]], method: str, rate: float, what: str
+    ) -> dict[str, Any]:
+        """What is there, or what ``measure`` finds, which is then there."""
+        key = (method, rate, what)
+        if key not in self.found:
+            self.found[key] = measure()
+            print(*key, self.found[key], file=sys.stderr, flush=True)
+            self._write()
+        return self.found[key]
+
+    def _write(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        rows = [
+            {"method": m, "rate": r, "what": w, "found": found} for (m, r, w), found in self.found.items()
+        ]
+        self.path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def few_of(images: Images, num_rows: int = 600) -> Images:
@@ -110,33 +169,15 @@ def timed(method: Method, *arguments: Any) -> tuple[Trained, dict[str, float]]:
     return trained, spent
 
 
-def chosen_rates(train: Rows, num_epochs: int, rates: tuple[float, ...]) -> tuple[dict[str, float], Table]:
-    """For each method the rate of the lowest NLL of rows that are neither in training nor kept, with a seed of its own."""
-    kept, others = parted(train, TUNING_SEED)
-    unseen, rows = parted(others, TUNING_SEED)
-    table = Table(
-        "Rates of the network: accuracy and NLL of a tenth of the training rows",
-        {"method": ""} | {f"{rate:g}": f"{rate:g}" for rate in rates} | {"chosen": "chosen"},
-    )
-    chosen: dict[str, float] = {}
-    for name, method in METHODS.items():
-        if name == ALL_ROWS:
-            continue
-        found = {}
-        for rate in rates:
-            trained, _ = timed(method, rows, kept, rate, TUNING_SEED, num_epochs)
-            found[rate] = basic_scores(trained, unseen)
-            print(f"{name}, rate {rate:g}: {found[rate]}", file=sys.stderr, flush=True)
-        chosen[name] = min(found, key=lambda rate: found[rate]["nll"])
-        cells = {f"{rate:g}": f"{one['accuracy']:.4f}, {one['nll']:.4f}" for rate, one in found.items()}
-        table.rows.append({"method": name, "chosen": f"{chosen[name]:g}", **cells})
-    return chosen | {ALL_ROWS: chosen[PLAIN]}, table
-
-
-def basic_scores(trained: Trained, rows: Rows) -> dict[str, float]:
-    """Accuracy and NLL of some rows."""
-    probs = trained.predict(rows[0]).probs
-    return {"accuracy": accuracy(probs, rows[1]), "nll": nll(probs, rows[1])}
+def rates_table(trials: dict[str, dict[float, dict[str, float]]], chosen: dict[str, float]) -> Table:
+    """What each rate of the network gives on rows that are kept from the training rows for this choice."""
+    rates = {rate: f"{rate:g}" for found in trials.values() for rate in found}
+    columns = {"method": "", **{name: name for name in rates.values()}, "chosen": "chosen"}
+    table = Table("Rates of the network: accuracy, NLL of another tenth of the training rows", columns)
+    for name, found in trials.items():
+        cells = {rates[rate]: f"{one['accuracy']:.4f}, {one['nll']:.4f}" for rate, one in found.items()}
+        table.rows.append({"method": name, **cells, "chosen": rates[chosen[name]]})
+    return table
 
 
 def judged(trained: Trained, images: Images, rows: Rows, kept: Rows) -> dict[str, Any]:

@@ -7,7 +7,8 @@ combinations that cannot work, each with its error; all others have to.
 - Whole product: every class of prior x every class of guide x every line of ``LIKELIHOODS`` is fitted by two steps of SVI
   from the centre of the prior. The fit predicts and draws: the decomposition adds up, densities are finite, the sites are
   the declared ones. Of a class with several lines in its table, the first.
-- All lines: what costs more (warm start, cut to one step of each kind, tree, save and load, vectorised particles) is done
+- All lines: what costs more (warm start, cut to one step of each kind, recalibration by left-out rows, tree, save and load,
+  vectorised particles) is done
   where ``k = (i + j) % L``, with L likelihoods, by which each pair of lines of two tables is met.
 - Triple ``(i, j, k)`` runs with or without bias and standardisation by ``option_of``: each pair of the whole product meets
   all four ways, and so does each line in the costlier part; one and many targets are lines of ``LIKELIHOODS``.
@@ -305,7 +306,7 @@ def named(case: Case) -> Iterator[None]:
         raise
 
 
-def run(case: Case, takes_its_turn: bool = True) -> bll.Fit | None:
+def run(case: Case, takes_its_turn: bool = True, calibration: Any = bll.AUTOMATIC) -> bll.Fit | None:
     """The fit of a case that can work, if it is its turn; None after the right error of one that cannot."""
     layer = case.layer
     refusal = next((r for r in CANNOT if r.applies(case, layer)), None)
@@ -314,7 +315,9 @@ def run(case: Case, takes_its_turn: bool = True) -> bll.Fit | None:
         with pytest.raises((TypeError, ValueError), match=refusal.message):
             bll.fit(layer, case.data, backbone, case.inference)
         return None
-    return bll.fit(layer, case.data, backbone, case.inference) if takes_its_turn else None
+    if not takes_its_turn:
+        return None
+    return bll.fit(layer, case.data, backbone, case.inference, calibration=calibration)
 
 
 def check_predictions(fit: bll.Fit, case: Case) -> None:
@@ -440,7 +443,7 @@ def test_every_prior_guide_and_likelihood(
             if not is_costly(i, j, k):
                 patch.setattr(svi, "warm_start", from_the_prior)
                 patch.setattr(svi, "dense_start", lambda *arguments: arguments[3])
-            fit = run(case)
+            fit = run(case, calibration=bll.AUTOMATIC if is_costly(i, j, k) else None)
             if fit is None:
                 continue
             assert math.isfinite(fit.elbo) and fit.trace.finite

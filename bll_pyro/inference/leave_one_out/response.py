@@ -40,6 +40,7 @@ MAX_JOINT_COLUMNS = 8192  # largest K P of a joint precision: 0.5 GB per copy
 MAX_BLOCK_WORK = 2e13  # most multiplications for one P x P block per output
 NUM_GLOBAL_POINTS = 32  # quasi-random points over the hyper-parameters
 NUM_NODES = 64  # quantiles of a weight in the expectation of a prior's curvature
+MAX_POINTS = 2**17  # weights at all of their quantiles at which a density is differentiated at once
 MIN_DISTANCE = 1e-6  # smallest distance of a point estimate from the prior's centre, a possible pole
 SHARE_OF_PRECISION = 1e-6  # smallest prior precision of a weight, as a share of its posterior precision
 
@@ -189,10 +190,10 @@ def _curvature_of(
         distance = loc - centre
         distance = torch.where(distance.abs() < MIN_DISTANCE, MIN_DISTANCE, distance)
         return gradient(centre + distance) / -distance
-    nodes = quantile_nodes(NUM_NODES).to(loc)
+    nodes = quantile_nodes(NUM_NODES).to(loc)[:, None, None]
     total = torch.zeros_like(loc)
-    for node in nodes:
-        total += gradient(loc + scale * node) * node
+    for some in nodes.split(max(1, MAX_POINTS // loc.numel())):
+        total += (gradient(loc + scale * some) * some).sum(0)
     return total / (-scale * nodes.square().sum())
 
 
