@@ -44,6 +44,11 @@ def pytest_collection_finish() -> None:
     gc.enable()
 
 
+def pytest_unconfigure() -> None:
+    """Let all of it go at the end, or extension modules report it as leaked."""
+    gc.unfreeze()
+
+
 @pytest.hookimpl(tryfirst=True)  # before the expression of -m is applied
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what ``thinned`` leaves out of the fast tests; the longest tests first, then the slow ones.
