@@ -15,6 +15,8 @@ _ROOMS = {
     "Model": "model",
     "Fit": "fitting",
     "fit": "fitting",
+    "ELBO": "fitting",
+    "fit_from_draws": "fitting",
     "FitWarning": "inference.base",
     "SVI": "inference.svi",
     "BackboneTraining": "inference.svi",
@@ -88,7 +90,7 @@ if TYPE_CHECKING:
     from bll_pyro.features.from_transformers import transformers_backbone
     from bll_pyro.features.splitting import split_last_layer
     from bll_pyro.features.store import Features
-    from bll_pyro.fitting import AUTOMATIC, Fit, fit, load
+    from bll_pyro.fitting import AUTOMATIC, ELBO, Fit, fit, fit_from_draws, load
     from bll_pyro.inference import criteria, noises
     from bll_pyro.inference.base import FitWarning
     from bll_pyro.inference.exact.exact import Exact

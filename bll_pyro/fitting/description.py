@@ -6,6 +6,7 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from bll_pyro.declaration import Declaration
+from bll_pyro.inference.own_loop import OwnLoop
 from bll_pyro.summary import brief
 
 if TYPE_CHECKING:
@@ -46,13 +47,15 @@ def lines_of(fit: Fit) -> dict[str, str]:
     value, name = trace.final_elbo, "ELBO"
     if value is None:
         value, name = trace.log_evidence, "log evidence"
-    state = "converged" if trace.converged else "not converged"
+    how = f"{declared(fit.inference)}, seed {fit.seed}"
+    if not isinstance(fit.inference, OwnLoop):  # of which nobody has told the fit
+        how += f": {'converged' if trace.converged else 'not converged'} in {trace.wall_time:.1f} s"
     said = [*(trace.joint.messages if trace.joint else ()), *trace.messages]
     return {
         "declaration": declared(fit.layer),
         "data": f"{num_rows:,} rows{targets}, {num_features:,} features{backbone}, {num_outputs:,} outputs",
         "scale": scale_of_features(fit),
-        "inference": f"{declared(fit.inference)}, seed {fit.seed}: {state} in {trace.wall_time:.1f} s",
+        "inference": how,
         "learned": ", ".join(f"{key} = {brief(one)}" for key, one in posterior.learned.items()),
         name: "" if value is None else f"{value:.1f} nats, {value / max(num_rows, 1):.4g} a row",
         "recalibration": "" if fit.recalibration is None else declared(fit.recalibration),

@@ -155,8 +155,11 @@ class LatentGaussianGuide(GaussianGuide, AutoContinuous):
         self.attach(start)
         self.register_buffer("start_scale", start.scale.clone())
         self.loc = torch.nn.Parameter(start.loc.clone())
-        self.globals_loc = torch.nn.Parameter(start.globals_loc.clone())
-        self.globals_log_scale = torch.nn.Parameter(torch.full_like(start.globals_loc, math.log(0.1)))
+        # without global unknowns these are empty and get no gradient, for which DistributedDataParallel would wait
+        has_globals = len(start.globals_loc) > 0
+        self.globals_loc = torch.nn.Parameter(start.globals_loc.clone(), has_globals)
+        log_scale = torch.full_like(start.globals_loc, math.log(0.1))
+        self.globals_log_scale = torch.nn.Parameter(log_scale, has_globals)
 
     @abstractmethod
     def weights(self, loc: Float[Tensor, "K P"]) -> WeightGaussian:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from jaxtyping import Float
@@ -176,6 +176,13 @@ class BatchELBO(nn.Module):
                 rows, targets, Frame.identity(len(like), len(self.target_center), like, bias), like.device
             )
         )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies. A flow keeps the tensors of its last call, which cannot be copied if they have a gradient."""
+        if not self.objective.closed:
+            with isolated(0, self.scale.center.dtype):
+                self._prepare()
+        return self.__dict__.copy()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Moves and casts, as of any module, but never to half precision, which is not enough for a posterior."""
