@@ -1,6 +1,6 @@
 """Hugging Face: the ELBO is the loss of a Trainer, the encoder is a small BERT, and padding does not matter.
 
-The sentences are made up: the label says which of three marked tokens occurs most often. The network starts from random weights.
+The sentences are made up: the label says which of the tokens 1, 2, 3 was strewn in. The network starts from random weights.
 
 python examples/07_hugging_face_trainer.py [--small]
 """
@@ -54,8 +54,8 @@ def sentences(num_rows: int, seed: int) -> list[dict[str, Any]]:
     rows = []
     for _ in range(num_rows):
         label = int(random.integers(NUM_CLASSES))
-        tokens = random.integers(4, 20, size=random.integers(8, 17))
-        tokens[: int(random.integers(2, 5))] = label + 1
+        tokens = random.integers(1, 20, size=random.integers(8, 17))
+        tokens[: int(random.integers(1, 4))] = label + 1
         random.shuffle(tokens)
         rows.append(
             {"tokens": np.pad(tokens, (0, 16 - len(tokens)), constant_values=PADDING), "labels": label}
@@ -80,7 +80,7 @@ def main(small: bool = False) -> None:
     layer = bll.LastLayer(likelihood=bll.likelihoods.Categorical(NUM_CLASSES))
     model = Classifier(encoder, bll.ELBO(layer, num_features=32, num_rows=len(train)))
 
-    num_epochs = 4 if small else 12
+    num_epochs = 2 if small else 8
     groups = [{"params": encoder.parameters(), "lr": 3e-3}, {"params": model.elbo.parameters(), "lr": 2e-2}]
     optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
     with tempfile.TemporaryDirectory() as folder:
@@ -118,7 +118,7 @@ def main(small: bool = False) -> None:
     print(f"test rows: accuracy {accuracy:.3f}, NLL {-prediction.log_prob(labels).mean():.3f} nats a row")
     longer = nn.functional.pad(tokens, (0, 5), value=PADDING)
     assert torch.allclose(fit.predict(longer).probs, prediction.probs, atol=1e-4)
-    assert accuracy > (0.6 if small else 0.9)
+    assert accuracy > (0.6 if small else 0.8)
 
 
 if __name__ == "__main__":

