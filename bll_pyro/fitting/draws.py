@@ -45,8 +45,9 @@ def fit_from_draws(
     model
         The program; its learned hyper-parameters are taken at their present values.
     draws
-        ``{site: [S, *event]}`` or ``{site: [chain, S, *event]}`` for each latent site of the program: the weight, the bias, noise
-        and hyper-parameters. Other entries (``y``) are left out.
+        ``{site: [S, *event]}`` for each latent site of the program: the weight, the bias, noise and hyper-parameters; of Markov
+        chains also ``[chain, S, *event]``. Axes of size 1 beside S, which Pyro's ``Predictive`` leaves, are joined to it. Other
+        entries (``y``) are left out.
     num_rows
         Number N of rows that the program was conditioned on.
     backbone
@@ -65,7 +66,7 @@ def fit_from_draws(
     if not isinstance(model, Model):
         raise TypeError(f"fit_from_draws: expected a bll.Model, got {type(model).__name__}")
     num_rows = count(num_rows, "num_rows", "fit_from_draws")
-    kept = checked_draws(model, draws)
+    kept = checked_draws(model, draws, markov_chain)
     like = kept["weight"]
     num_features, num_targets = model.num_features, torch.Size(model.target_shape).numel()
     frame = Frame(
@@ -89,7 +90,7 @@ def fit_from_draws(
     return Fit(layer, posterior, OwnLoop(), Trace(notes=[NOTE]), 0, num_rows, backbone, recorded=recorded)
 
 
-def checked_draws(model: Model, draws: Mapping[str, Any]) -> Draws:
+def checked_draws(model: Model, draws: Mapping[str, Any], markov_chain: bool) -> Draws:
     """Copies of the draws ``{site: [chain, S, *event]}`` of the latent sites, as a posterior keeps them."""
     shapes = {name: tuple(prior.event_shape) for name, prior in model.global_sites.priors.items()}
     shapes["weight"] = model.weight_shape
@@ -103,14 +104,16 @@ def checked_draws(model: Model, draws: Mapping[str, Any]) -> Draws:
                 "sites of the model"
             )
         value = to_tensor(draws[name], f"draws of {name}").detach()
-        leading = value.shape[: value.dim() - len(shape)]
-        if tuple(value.shape[len(leading) :]) != shape or len(leading) not in (1, 2):
+        num_leading = value.dim() - len(shape)
+        if tuple(value.shape[num_leading:]) != shape or num_leading < 1:
             raise ValueError(
-                f"fit_from_draws: expected draws of {name} of shape [S, {', '.join(map(str, shape))}], or with an axis of chains "
-                f"before it, got {list(value.shape)}"
+                f"fit_from_draws: expected draws of {name} of shape [S, {', '.join(map(str, shape))}], got {list(value.shape)}"
             )
         check_finite(value, f"draws of {name}")
-        found[name] = (value if len(leading) == 2 else value[None]).clone()
+        if markov_chain and num_leading == 2:
+            found[name] = value.clone()
+        else:
+            found[name] = value.reshape(1, -1, *shape).clone()
     sizes = {name: tuple(value.shape[:2]) for name, value in found.items()}
     if len(set(sizes.values())) > 1:
         raise ValueError(f"fit_from_draws: expected as many draws of each site, got chains and draws {sizes}")

@@ -143,7 +143,7 @@ class ELBO(BatchELBO):
             rows = TrainingData.of(layer, bundled(data, sample_weight, exposure))
             width = feature_width(backbone, rows.source.example()[0])
             _, center, scale = target_moments(layer, rows)
-        known = {"target_shape": rows.target_shape}
+        known: dict[str, Any] = {"target_shape": rows.target_shape}
         if layer.standardize and layer.likelihood.real_valued:
             known |= {"target_center": center, "target_scale": scale}
         return cls(layer, width, rows.source.num_rows, **known, **options)

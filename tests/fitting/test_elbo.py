@@ -272,17 +272,6 @@ def test_averaged_weights_and_functional_calls() -> None:
     assert all(bool(gradient.isfinite().all()) for gradient in gradients)
 
 
-@pytest.mark.slow
-def test_the_compiler_takes_it() -> None:
-    elbo = seen(bll.ELBO.from_data(KNOWN, (X, Y)))
-    compiled = torch.compile(elbo, backend="eager")
-    features = X.clone().requires_grad_()
-    value = compiled(features, Y)
-    value.backward()
-    torch.testing.assert_close(value, elbo(X, Y))
-    assert bool(features.grad.isfinite().all())
-
-
 # ---- from data, and to a fit
 
 

@@ -1,4 +1,7 @@
-"""``bll.ELBO`` in two processes: the gradient is that of all rows, with N counted once."""
+"""``bll.ELBO`` in two processes: the gradient is that of all rows, with N counted once; and under the compiler.
+
+In processes of their own, since the run-time checks of the tests are nothing for the compiler.
+"""
 
 import subprocess
 import sys
@@ -38,6 +41,11 @@ wrapped = nn.parallel.DistributedDataParallel(Loss())
 wrapped(x[rank::2], y[rank::2]).backward()
 torch.save([p.grad for p in wrapped.parameters()], f"{folder}/{rank}.pt")
 destroy_process_group()
+if rank == 1:
+    with torch.no_grad():
+        features = network(x)
+    found = torch.compile(elbo, backend="eager", fullgraph=True)(features, y)
+    torch.testing.assert_close(found, elbo(features, y))
 """
 
 
@@ -54,7 +62,7 @@ def parts() -> tuple[torch.nn.Module, bll.ELBO]:
 
 
 @pytest.mark.slow
-def test_two_processes_have_the_gradient_of_one(tmp_path: Path) -> None:
+def test_two_processes_have_the_gradient_of_one_and_the_compiler_takes_all_of_it(tmp_path: Path) -> None:
     running = [
         subprocess.Popen(
             [sys.executable, "-c", PROGRAM, str(rank), str(tmp_path)], cwd=ROOT, stderr=subprocess.PIPE
