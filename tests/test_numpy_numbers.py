@@ -41,7 +41,9 @@ DECLARED: list[Declaration] = [
     G.Custom("AutoLowRankMultivariateNormal", {"rank": I(2)}),
     bll.SVI(num_epochs=I(3), batch_size=I(20), learning_rate=F(0.02), clip_norm=F(1.0), patience=I(2)),
     bll.SVI(backbone_learning_rate=np.float64(1e-3)),
-    bll.BackboneTraining(warmup=F(1.0), layer_decay=F(0.5), accumulate=I(2), compile=np.bool_(False), frozen_epochs=I(1)),
+    bll.BackboneTraining(
+        warmup=F(1.0), layer_decay=F(0.5), accumulate=I(2), compile=np.bool_(False), frozen_epochs=I(1)
+    ),
     bll.Imported("torch.optim.SGD", {"momentum": F(0.9), "nesterov": np.bool_(True)}),
     bll.NUTS(num_samples=I(50), num_warmup=I(50), num_chains=I(1), target_accept=F(0.9), num_processes=I(1)),
     bll.Laplace(tolerance=F(1e-3), max_steps=I(50)),
