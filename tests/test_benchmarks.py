@@ -28,7 +28,7 @@ from benchmarks.options import Options
 from benchmarks.report import Report, Table, Target
 
 ROOT = Path(__file__).resolve().parent.parent
-ALONE = ("first_fit", "joint", "choose", "precision")  # about one fit beside another of ours
+ALONE = ("first_fit", "joint", "choose", "precision", "bayesianize")  # about one fit beside another of ours
 
 
 @pytest.fixture
