@@ -27,8 +27,9 @@ from bll_pyro.features.splitting import split_last_layer
 from bll_pyro.files import user_path
 from bll_pyro.fitting import Fit
 from bll_pyro.fitting.calibration import can_recalibrate, set_aside
-from bll_pyro.fitting.entry import DEFAULT, check_kinds, fit_features
+from bll_pyro.fitting.entry import DEFAULT, check_kinds
 from bll_pyro.fitting.labelled import LabelledRows
+from bll_pyro.fitting.stages import fit_features
 from bll_pyro.inference import Inference
 from bll_pyro.inference.base import FitWarning
 from bll_pyro.inference.rows import FeatureRows

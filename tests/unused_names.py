@@ -6,8 +6,7 @@ listed: they are dead.
 
 UNUSED = {
     "Python calls it for the attributes of a module, and dir() lists them": ("__getattr__", "__dir__"),
-    "torch.nn.Module calls it for what is saved and loaded": ("get_extra_state", "set_extra_state"),
-    "torch.nn.Module and torch.autograd.Function call it": ("forward", "fitting/elbo.py:extra_repr"),
+    "torch.nn.Module calls it to print the module": ("fitting/elbo.py:extra_repr",),
     "notebooks call it to show an object": ("_repr_html_", "_repr_png_"),
     "pyro.distributions reads it of a distribution": ("has_rsample", "arg_constraints"),
     "torch.distributions reads it of a transform": ("domain", "codomain", "bijective", "_inverse"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import operator
 import warnings
 from collections.abc import Iterable
@@ -10,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from bll_pyro.checkpoint.folder import Checkpoint, opened
 from bll_pyro.checks import device as check_device
-from bll_pyro.features.columns import NO_COLUMNS, Columns, bundled
+from bll_pyro.features.columns import bundled
 from bll_pyro.features.recorded import Recorded
 from bll_pyro.files import user_path
 from bll_pyro.fitting.calibration import AUTOMATIC, cross_fitted, recalibrated, set_aside
@@ -26,29 +25,19 @@ from bll_pyro.fitting.resuming import (
     keep_finished,
     say_how_to_go_on,
 )
+from bll_pyro.fitting.stages import copied, fit_features, train_backbone
 from bll_pyro.fitting.whole_network import head_left_on
-from bll_pyro.gaussian.factorization import NotPositiveDefinite
-from bll_pyro.inference import SVI, Inference, Trace
+from bll_pyro.inference import SVI, Inference
 from bll_pyro.inference.base import FitWarning
-from bll_pyro.inference.rows import DesignRows, FeatureRows
-from bll_pyro.inference.standardization import log_densities_in_user_units, make_frame
 from bll_pyro.inference.training_data import TrainingData
 from bll_pyro.layer import LastLayer
-from bll_pyro.likelihoods.base import TargetShape
 from bll_pyro.observation import call
-from bll_pyro.posterior import Posterior
 from bll_pyro.scope import isolated
 
 DEFAULT = SVI()
-SMALLEST = 1e-15  # constants of the frame whose squares float32 holds, and their inverses
-LARGE_COUNT = 1e4  # its log density y log y has an error of 0.01 nats in float32
 ONE_PASS = (
     "the data give other inputs each time that they are read (random augmentation): the last layer is fitted to the features of "
     "one pass"
-)
-NOT_COPIED = (
-    "backbone: expected a module that can be copied, since a copy is trained, got {}: {}; run lazy modules on a batch first, and "
-    "take torch.nn.utils.parametrizations.weight_norm for weight_norm"
 )
 
 
@@ -203,11 +192,7 @@ def _fit(
     rows, aside = set_aside(rows, calibration, inference.trains_backbone, seed)
     stage, earlier = inference, None  # what runs on frozen features, and the trace of what ran before it
     if inference.trains_backbone:
-        assert backbone is not None
-        posterior, trace = inference.train_backbone(layer, backbone, rows, seed, held_out, device)
-        num_rows, columns = rows.source.num_rows, rows.source.columns
-        total = float(num_rows) if columns is NO_COLUMNS else columns.total_weight(num_rows)
-        log_densities_in_user_units(trace, posterior.frame, total)
+        posterior, trace = train_backbone(inference, layer, backbone, rows, seed, held_out, device)
         final_stage = inference.on_features()
         if final_stage is None:
             made = Fit(layer, posterior, inference, trace, seed, rows.source.num_rows, backbone, folder)
@@ -233,63 +218,3 @@ def _fit(
     if calibration is AUTOMATIC and not inference.trains_backbone:
         return cross_fitted(made, features, targets, rows.source.columns, stage.at_mode)
     return recalibrated(made, aside, device, batch_size)
-
-
-def copied(backbone: nn.Module | None) -> nn.Module:
-    """A copy of a network; ValueError if it cannot be copied."""
-    assert backbone is not None
-    try:
-        return copy.deepcopy(backbone)
-    except Exception as error:  # whatever the parts of a network raise
-        raise ValueError(NOT_COPIED.format(type(backbone).__name__, error)) from error
-
-
-def fit_features(
-    layer: LastLayer,
-    features: FeatureRows,
-    targets: Tensor,
-    inference: Inference,
-    target_shape: TargetShape,
-    seed: int = 0,
-    columns: Columns = NO_COLUMNS,
-    validation: tuple[FeatureRows, Tensor, Columns] | None = None,
-    device: str | torch.device | None = None,
-    is_table: bool = False,
-    is_extreme: bool = False,
-) -> tuple[Posterior, Trace]:
-    """Fit on features ``[N, D]`` and targets as the likelihood uses them.
-
-    Makes the frame of the training rows (of a table, or of features of a network), brings the declaration into its units, and
-    runs the inference. It computes in float64 where the features, or the coordinates of the prior, are in float64, for large
-    counts, whose log densities have more digits than float32 holds, and for numbers whose squares float32 does not hold.
-    """
-    num_outputs, num_features = layer.likelihood.num_outputs(target_shape), features.shape[1]
-    layer.prior.check((num_outputs, num_features))
-    inference.check(layer, num_outputs, num_features + int(layer.bias))
-    given = layer.prior.frame
-    is_wide = torch.float64 in (features.dtype, None if given is None else given.center.dtype)
-    is_large = layer.likelihood.is_count and float(targets.max()) > LARGE_COUNT
-    dtype = torch.float64 if is_wide or is_large or is_extreme else torch.float32
-    with isolated(seed, dtype):
-        frame = make_frame(layer, features, targets, inference.rotates(layer), dtype, columns, is_table)
-        constants = torch.cat([frame.center, frame.scale, frame.target_center, frame.target_scale]).abs()
-        constants = constants[constants.isfinite() & (constants > 0)]
-        if dtype == torch.float32 and bool(((constants < SMALLEST) | (constants > 1 / SMALLEST)).any()):
-            return fit_features(
-                layer, features, targets, inference, target_shape, seed, columns, validation, device, is_table,
-                is_extreme=True,
-            )  # fmt: skip
-        rows = DesignRows(features, targets, frame, device or "cpu", columns)
-        held_out = None
-        if validation is not None:
-            held_out = DesignRows(*validation[:2], frame, device or "cpu", validation[2])
-        inside = layer.in_frame(frame)
-        try:
-            posterior, trace = inference.run(inside, rows, target_shape, seed=seed, validation=held_out)
-        except torch.linalg.LinAlgError as error:
-            raise NotPositiveDefinite(
-                f"{type(inference).__name__}: expected matrices that can be factored, got: {error}; use standardize=True, a "
-                "smaller prior scale such as priors.Normal(scale=1.0), or features in double precision"
-            ) from error
-    log_densities_in_user_units(trace, posterior.frame, rows.total_weight)
-    return posterior, trace
