@@ -22,6 +22,7 @@ NEVER = (
     "sympy",
     "sklearn",
     "timm",
+    "transformers",
     "torchvision",
     "matplotlib",
     "lightning",

@@ -22,6 +22,7 @@ STATEMENTS = {
 }
 LATER = (
     "timm",
+    "transformers",
     "arviz",
     "matplotlib",
     "lightning_fabric",

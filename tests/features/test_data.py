@@ -412,7 +412,6 @@ def test_a_stream_cannot_be_permuted():
         ((X, 3), ValueError, "targets of data.*got a single number"),
         (np.float64(3), ValueError, "single number"),
         ("data.csv", TypeError, "got str"),
-        ({"x": X}, TypeError, "got dict"),
         ([X, Y], ValueError, "as a tuple"),
         ((Features.from_tensors(torch.zeros(3, 2)), Y), ValueError, "3 inputs and 23 targets"),
     ],
