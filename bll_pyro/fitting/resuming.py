@@ -116,7 +116,7 @@ def finished_fit(
 ) -> Fit | None:
     """The fit that an earlier call has finished; None where there is none. A backbone that is trained is filled."""
     folder = keeper.folder / FIT
-    if not folder.exists():
+    if not (folder / archive.MANIFEST).exists():  # nor where a process was killed as it wrote it
         return None
     try:
         parts = archive.load_parts(folder, backbone=backbone if trains else None, head_only=not trains)
@@ -129,7 +129,7 @@ def finished_fit(
 def keep_finished(keeper: Checkpoint, fit: Fit) -> None:
     """Write the fit that is finished; what led to it goes. With a full disk it is left as it is, with a warning."""
     folder = keeper.folder / FIT
-    if folder.exists():
+    if (folder / archive.MANIFEST).exists():
         return
     try:
         (fit if fit.inference.trains_backbone else fit.head).save(folder)

@@ -398,6 +398,16 @@ def test_a_damaged_record_and_a_damaged_end_are_refused_with_the_remedy(tmp_path
         fit(tmp_path / "run")
 
 
+def test_a_kill_while_the_finished_fit_is_written_costs_that_alone(tmp_path: Path, steps: Steps) -> None:
+    whole = fit()
+    killed(steps, 8, tmp_path / "run")
+    left = tmp_path / "run" / "fit" / ".partial-1"
+    left.mkdir(parents=True)
+    (left / "posterior").write_text("cut")
+    same(fit(tmp_path / "run"), whole)
+    assert steps.number == 1 and not left.exists()
+
+
 def test_a_fit_inside_of_one_that_keeps_its_state_keeps_nothing(tmp_path: Path) -> None:
     with checkpoints.opened(tmp_path / "run") as keeper:
         keeper.belongs_to({"fit": 1})
