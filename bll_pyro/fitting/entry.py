@@ -213,8 +213,7 @@ def _fit(
     elif rows.source.varies():
         trace.notes.append(ONE_PASS)
     recorded = None if backbone is None or earlier is not None else Recorded(backbone)
-    num_rows = len(features)
-    made = Fit(layer, posterior, inference, trace, seed, num_rows, backbone, folder, recorded=recorded)
+    made = Fit(layer, posterior, inference, trace, seed, len(features), backbone, folder, recorded=recorded)
     if calibration is AUTOMATIC and not inference.trains_backbone:
         return cross_fitted(made, features, targets, rows.source.columns, stage.at_mode)
     return recalibrated(made, aside, device, batch_size)
