@@ -210,7 +210,7 @@ def _fit(
     trace.messages += head_left_on(backbone, layer.likelihood, rows.target_shape, features, targets)
     if earlier is not None:
         trace.statistics["joint"] = earlier
-    elif rows.source.varies():
+    elif not rows.source.in_memory and rows.source.varies():
         trace.notes.append(ONE_PASS)
     recorded = None if backbone is None or earlier is not None else Recorded(backbone)
     made = Fit(layer, posterior, inference, trace, seed, len(features), backbone, folder, recorded=recorded)
