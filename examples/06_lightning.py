@@ -52,7 +52,7 @@ def main(small: bool = False) -> None:
     layer = bll.LastLayer(likelihood=bll.likelihoods.Categorical(num_classes=10))
     module = Classifier(backbone, bll.ELBO.from_data(layer, train, backbone))
     trainer = L.Trainer(
-        max_epochs=4 if small else 40,
+        max_epochs=4 if small else 15,
         accelerator="cpu",
         gradient_clip_val=1.0,
         log_every_n_steps=10,
