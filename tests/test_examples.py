@@ -17,7 +17,11 @@ def test_examples_are_numbered() -> None:
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=[path.stem for path in EXAMPLES])
-@pytest.mark.filterwarnings("default::bll_pyro.FitWarning")  # of short training
+@pytest.mark.filterwarnings(
+    "default::bll_pyro.FitWarning",  # of short training
+    "ignore:.isinstance.treespec, LeafSpec:FutureWarning",  # Lightning 2.6 asks torch 2.15 in the old way
+    "ignore:The .*dataloader.* does not have many workers",  # Lightning, where there are more cores
+)
 def test_example(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:

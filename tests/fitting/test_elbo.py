@@ -108,7 +108,7 @@ def test_its_expectation_is_that_of_pyros_trace_elbo(kind: str) -> None:
     layer, targets = (CLASSES, LABELS) if kind == "classes" else (CLASSES_OR_NUMBERS, Y)
     elbo = seen(bll.ELBO.from_data(layer, (X, targets), guide=bll.guides.LowRank(1)))
     steps(elbo, targets)
-    num_draws, random = 150, generator(4)
+    num_draws, random = 100, generator(4)
     with torch.no_grad():
         ours = torch.stack([elbo(X, targets, generator=random) for _ in range(num_draws)])
     frame, model = elbo.frame, elbo.objective.model
