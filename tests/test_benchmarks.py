@@ -25,6 +25,7 @@ from benchmarks.data import made_up
 from benchmarks.fresh_process import measure, peak_bytes
 from benchmarks.harness import Spread, Timing, growth_exponent, interleave, ratio, repeated, repeated_for
 from benchmarks.options import Options
+from benchmarks.pixels import Done
 from benchmarks.report import Report, Table, Target
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -306,6 +307,23 @@ def test_names_of_methods_are_unique_and_the_reference_is_one_of_them():
     assert REFERENCE in METHODS
     assert Options(methods=("pyro",)).keeps("plain Pyro")
     assert not Options(methods=("vbll",)).keeps("plain Pyro")
+
+
+def test_a_training_that_was_measured_is_not_measured_again(tmp_path):
+    calls: list[str] = []
+
+    def measure(name: str) -> dict[str, float]:
+        calls.append(name)
+        return {"nll": 0.25 + len(calls)}
+
+    path = tmp_path / "pixels.jsonl"
+    for again, expected in (([], ["plain", "joint"]), ([], []), (["joint"], ["joint"])):
+        calls.clear()
+        done = Done(path, again)
+        found = [done.get(lambda: measure(name), name, 2e-3, "seed 0") for name in ("plain", "joint")]  # noqa: B023
+        assert calls == expected
+        assert found[0] == {"nll": 1.25}
+    assert len(path.read_text().splitlines()) == 2
 
 
 # ---- reports
