@@ -116,7 +116,10 @@ def live(life: Life) -> None:
     def logged(self: Stepper, gradient: Callable[..., Tensor], *batch: Any) -> Tensor:
         value = step(self, gradient, *batch)
         steps[0] += 1
-        rows = hashlib.sha256(batch[0].numpy().tobytes()).hexdigest()[:16]
+        inputs = (
+            [part[0] for part in batch] if isinstance(batch[0], tuple) else batch[:1]
+        )  # of a joint fit, or the design
+        rows = hashlib.sha256(b"".join(each.numpy().tobytes() for each in inputs)).hexdigest()[:16]
         with life.log.open("a") as file:
             file.write(f"{self.done} {rows}\n")
         if steps[0] == life.kill_after and not life.in_write:

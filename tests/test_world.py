@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import bll_pyro as bll
 from bll_pyro.features import forward
-from bll_pyro.scope import isolated, one_thread, own_modes
+from bll_pyro.scope import isolated, one_thread, own_modes, own_store
 
 RANDOM = torch.Generator().manual_seed(0)
 X = torch.randn(60, 4, generator=RANDOM)
@@ -219,9 +219,9 @@ def everything(backbone: nn.Module, empty: nn.Module, folder: Path) -> dict[str,
 GUARDS: dict[
     str, tuple[Callable[..., Any], str]
 ] = {  # what the watch sees where a line of the library is missing
-    "Pyro's parameter store": (isolated, "after.enter_context(pyro.get_param_store().scope())"),
+    "Pyro's parameter store": (own_store, "after.enter_context(pyro.get_param_store().scope())"),
     "Pyro's handlers": (
-        isolated,
+        own_store,
         "after.callback(runtime._PYRO_STACK.__setitem__, slice(None), runtime._PYRO_STACK[:])",
     ),
     "default dtype": (isolated, "after.callback(torch.set_default_dtype, torch.get_default_dtype())"),

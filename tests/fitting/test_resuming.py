@@ -170,11 +170,11 @@ def test_nuts_keeps_the_chains_that_have_ended(tmp_path: Path, monkeypatch: pyte
     normal = layer(bll.priors.Normal(1.0))
     run_chain, seeds = chains.run_chain, list[int]()
 
-    def counted(density: Any, seed: int, settings: Any) -> Any:
+    def counted(density: Any, seed: int, *others: Any) -> Any:
         if len(seeds) == 2:
             raise KeyboardInterrupt
         seeds.append(seed)
-        return run_chain(density, seed, settings)
+        return run_chain(density, seed, *others)
 
     whole = fit(layer=normal, inference=inference)
     monkeypatch.setattr(chains, "run_chain", counted)

@@ -71,7 +71,7 @@ def test_predictions_of_many_batches_are_joined_in_order(
         predict_classes(given.rows(slice(start, start + 3)), whole.likelihood, {}, bll.QuasiMonteCarlo(16))
         for start in range(0, 3 * num_parts, 3)
     )
-    found = base.gathered(parts)
+    found = base.gathered(parts, 3 * num_parts)
     assert isinstance(found, ClassPrediction)
     torch.testing.assert_close(found.probs, whole.probs)
     torch.testing.assert_close(found.epistemic, whole.epistemic, rtol=1e-5, atol=1e-6)
