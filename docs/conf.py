@@ -1,6 +1,7 @@
 """How the documentation is built: from Markdown pages whose code runs, and from the docstrings. No network."""
 
 import os
+import re
 from importlib.metadata import version as installed_version
 
 from docutils import nodes
@@ -54,7 +55,13 @@ def write_mathml(translator: HTML5Translator, node: nodes.math | nodes.math_bloc
     raise nodes.SkipNode
 
 
+def skips(app: Sphinx, what: str, name: str, member: object, skip: bool, options: object) -> bool | None:
+    """Whether a member has no entry: methods that scikit-learn adds refer to pages of its own."""
+    return True if re.fullmatch(r"set_\w+_request|get_metadata_routing", name) else None
+
+
 def setup(app: Sphinx) -> None:
-    """Register the renderer of formulas."""
+    """Register the renderer of formulas, and what the reference leaves out."""
+    app.connect("autodoc-skip-member", skips)
     renderers = (write_mathml, None)
     app.add_html_math_renderer("mathml", inline_renderers=renderers, block_renderers=renderers)
