@@ -24,6 +24,7 @@ from bll_pyro.sklearn.parameters import DeclaredParameters
 if TYPE_CHECKING:
     import pandas as pd
 
+DTYPES = (np.float64, np.float32)  # of the columns: others become the first
 PARTS = ("total", "aleatoric", "epistemic")
 
 
@@ -66,27 +67,34 @@ class BayesianLastLayer(DeclaredParameters):
             return SVI()
         return None
 
-    @property
-    def _dtypes(self) -> list[type] | None:
-        """Types of the columns; those of a backbone's inputs are its own matter."""
-        return [np.float64, np.float32]
+    def _chosen_likelihood(self) -> Likelihood:
+        """The likelihood, or what None stands for."""
+        return self._default_likelihood() if self.likelihood is None else self.likelihood
+
+    def _chosen_inference(self) -> Inference:
+        """The inference, or what None stands for with this likelihood and prior."""
+        if self.inference is not None:
+            return self.inference
+        return self._default_inference(self._chosen_likelihood(), self._declared("prior"))
+
+    def _checked(self, X: Any, *y: Any, **options: Any) -> Any:
+        """Rows, and targets where there are some, as scikit-learn checks them."""
+        return validate_data(
+            self, X, *y, dtype=DTYPES, ensure_2d=self.backbone is None, allow_nd=True, **options
+        )
 
     def _fit_targets(self, X: Any, targets: NDArray[Any], sample_weight: Any, exposure: Any = None) -> Self:
         """Fit on checked columns and on targets as the likelihood takes them."""
         weight = None
         if sample_weight is not None:
             weight = _check_sample_weight(sample_weight, X, ensure_non_negative=True)
-        prior = self._declared("prior")
-        likelihood = self._default_likelihood() if self.likelihood is None else self.likelihood
-        inference = self.inference
-        if inference is None:
-            inference = self._default_inference(likelihood, prior)
+        likelihood, prior = self._chosen_likelihood(), self._declared("prior")
         layer = LastLayer(likelihood, prior, standardize=self.standardize)  # type: ignore[arg-type]
         self.fit_: Fit = fit_layer(
             layer,
             (X, targets),
             self.backbone,
-            inference,
+            self._chosen_inference(),
             sample_weight=weight,
             exposure=exposure,
             seed=self._seed(),
@@ -113,9 +121,7 @@ class BayesianLastLayer(DeclaredParameters):
     def _rows(self, X: Any) -> NDArray[Any]:
         """Checked columns of new rows."""
         check_is_fitted(self, "fit_")
-        checked: NDArray[Any] = validate_data(
-            self, X, reset=False, dtype=self._dtypes, ensure_2d=self.backbone is None, allow_nd=True
-        )
+        checked: NDArray[Any] = self._checked(X, reset=False)
         return checked
 
     def _predict(self, X: Any) -> Prediction:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import ClassifierMixin
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted
 
 from bll_pyro.likelihoods import Bernoulli, Categorical, Likelihood
 from bll_pyro.prediction import ClassPrediction, LabelPrediction, OrdinalPrediction
@@ -52,15 +52,7 @@ class BayesianLastLayerClassifier(ClassifierMixin, BayesianLastLayer):
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
         """Fit to rows ``[N, D]``, labels ``[N]``, and weights ``[N]`` of the rows."""
-        X, y = validate_data(
-            self,
-            X,
-            y,
-            dtype=self._dtypes,
-            ensure_2d=self.backbone is None,
-            allow_nd=True,
-            ensure_min_samples=2,
-        )
+        X, y = self._checked(X, y, ensure_min_samples=2)
         check_classification_targets(y)
         self.classes_: NDArray[Any]
         self.classes_, targets = np.unique(y, return_inverse=True)

@@ -6,7 +6,6 @@ from typing import Any, Self
 
 import numpy as np
 from sklearn.utils import Tags
-from sklearn.utils.validation import validate_data
 
 from bll_pyro.likelihoods import Likelihood, NegativeBinomial
 from bll_pyro.sklearn.values import PredictsValues
@@ -42,16 +41,7 @@ class BayesianLastLayerCounter(PredictsValues):
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None, exposure: Any = None) -> Self:
         """Fit to rows ``[N, D]``, counts ``[N]``, weights ``[N]``, and how much time or area each was counted over, ``[N]``."""
-        X, y = validate_data(
-            self,
-            X,
-            y,
-            dtype=self._dtypes,
-            ensure_2d=self.backbone is None,
-            allow_nd=True,
-            y_numeric=True,
-            ensure_min_samples=2,
-        )
+        X, y = self._checked(X, y, y_numeric=True, ensure_min_samples=2)
         if (y < 0).any() or (y != np.round(y)).any():
             raise ValueError(
                 f"{type(self).__name__}: expected whole numbers >= 0, got targets from {y.min():g} to {y.max():g}; real values go "

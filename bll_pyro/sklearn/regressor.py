@@ -6,7 +6,6 @@ from typing import Any, Self
 
 from sklearn.utils import Tags
 from sklearn.utils.metaestimators import available_if
-from sklearn.utils.validation import validate_data
 
 from bll_pyro.inference import SVI, Exact, Inference
 from bll_pyro.likelihoods import Gaussian, Likelihood
@@ -16,11 +15,7 @@ from bll_pyro.sklearn.values import PredictsValues
 
 def _can_update(estimator: BayesianLastLayerRegressor) -> bool:
     """Whether the inference keeps what an update needs: :class:`Exact` does."""
-    inference = estimator.inference
-    if inference is None:
-        likelihood = Gaussian() if estimator.likelihood is None else estimator.likelihood
-        inference = estimator._default_inference(likelihood, estimator._declared("prior"))
-    return type(inference).update is not Inference.update
+    return type(estimator._chosen_inference()).update is not Inference.update
 
 
 class BayesianLastLayerRegressor(PredictsValues):
@@ -58,7 +53,7 @@ class BayesianLastLayerRegressor(PredictsValues):
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
         """Fit to rows ``[N, D]``, values ``[N]`` or ``[N, T]``, and weights ``[N]`` of the rows."""
-        X, y = self._checked(X, y, reset=True)
+        X, y = self._values_checked(X, y, reset=True)
         return self._fit_targets(X, y, sample_weight)
 
     @available_if(_can_update)
@@ -69,23 +64,14 @@ class BayesianLastLayerRegressor(PredictsValues):
         """
         if not hasattr(self, "fit_"):
             return self.fit(X, y)
-        X, y = self._checked(X, y, reset=False)
+        X, y = self._values_checked(X, y, reset=False)
         self.fit_ = self.fit_.update((X, y))
         return self
 
-    def _checked(self, X: Any, y: Any, reset: bool) -> tuple[Any, Any]:
-        return validate_data(
-            self,
-            X,
-            y,
-            reset=reset,
-            dtype=self._dtypes,
-            ensure_2d=self.backbone is None,
-            allow_nd=True,
-            multi_output=True,
-            y_numeric=True,
-            ensure_min_samples=2 if reset else 1,
-        )
+    def _values_checked(self, X: Any, y: Any, reset: bool) -> Any:
+        """Rows and values; the first rows must be two at least."""
+        fewest = 2 if reset else 1
+        return self._checked(X, y, reset=reset, multi_output=True, y_numeric=True, ensure_min_samples=fewest)
 
     def _default_likelihood(self) -> Likelihood:
         return Gaussian()
