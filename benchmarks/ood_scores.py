@@ -29,6 +29,7 @@ def scores() -> dict[str, Any]:
         "KNearestNeighbours": ood.KNearestNeighbours(),
         "ViM": ood.ViM(),
         "FeatureNorm": ood.FeatureNorm(),
+        "Length": ood.Length(),
         "Leverage + Epistemic": ood.Combination((ood.Leverage(), ood.Epistemic())),
     }
 

@@ -11,6 +11,7 @@ from bll_pyro.ood.default import default_score
 from bll_pyro.ood.detector import Detector
 from bll_pyro.ood.distances import Mahalanobis, RelativeMahalanobis
 from bll_pyro.ood.fisher import Fisher, HarmonicMean
+from bll_pyro.ood.length import Length
 from bll_pyro.ood.neighbours import KNearestNeighbours
 from bll_pyro.ood.pytorch_ood import PytorchOOD
 from bll_pyro.ood.scores import Energy, Epistemic, FeatureNorm, Leverage, MaxProbability, PredictiveEntropy
@@ -26,6 +27,7 @@ __all__ = [
     "Fisher",
     "HarmonicMean",
     "KNearestNeighbours",
+    "Length",
     "Leverage",
     "Mahalanobis",
     "MaxProbability",

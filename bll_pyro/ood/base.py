@@ -10,6 +10,7 @@ from typing import ClassVar, Self
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
+from bll_pyro.checks import is_number, plain_numbers
 from bll_pyro.declaration import Declaration
 from bll_pyro.gaussian import Outputs
 from bll_pyro.posterior import Posterior
@@ -110,3 +111,17 @@ def several(scores: Iterable[Score], owner: str) -> tuple[Score, ...]:
             "name its parts instead"
         )
     return scores
+
+
+def weights_of(
+    weights: Iterable[float] | None, num_parts: int, owner: str, parts: str
+) -> tuple[float, ...] | None:
+    """A positive weight for each part of a score, or None; ValueError for anything else."""
+    if weights is None:
+        return None
+    found: tuple[float, ...] = plain_numbers(tuple(weights))
+    if len(found) != num_parts or not all(is_number(weight) for weight in found):
+        raise ValueError(
+            f"{owner}(weights=...): expected a positive number for each of the {num_parts} {parts}, got {found!r}"
+        )
+    return found

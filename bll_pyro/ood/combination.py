@@ -10,8 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bll_pyro.checks import is_number, plain_numbers
-from bll_pyro.ood.base import Score, View, several
+from bll_pyro.ood.base import Score, View, several, weights_of
 from bll_pyro.posterior import Posterior
 
 
@@ -39,14 +38,8 @@ class Combination(Score):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "scores", several(self.scores, "Combination"))
-        if self.weights is None:
-            return
-        object.__setattr__(self, "weights", plain_numbers(tuple(self.weights)))
-        if len(self.weights) != len(self.scores) or not all(is_number(weight) for weight in self.weights):
-            raise ValueError(
-                f"Combination(weights=...): expected a positive number for each of the {len(self.scores)} scores, got "
-                f"{self.weights!r}"
-            )
+        weights = weights_of(self.weights, len(self.scores), "Combination", "scores")
+        object.__setattr__(self, "weights", weights)
 
     @property
     def needs_training_rows(self) -> bool:

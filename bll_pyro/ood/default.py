@@ -6,8 +6,14 @@ from bll_pyro.likelihoods import Categorical
 from bll_pyro.ood.base import Score, View
 from bll_pyro.ood.distances import Mahalanobis
 from bll_pyro.ood.fisher import Fisher, HarmonicMean
+from bll_pyro.ood.length import Length
 from bll_pyro.ood.neighbours import KNearestNeighbours
 from bll_pyro.ood.scores import Energy, Epistemic, Leverage, PredictiveEntropy
+from bll_pyro.ood.virtual_logit import ViM
+
+# Of predictions, over that of features. Features far from all that is known have p-values of many orders of magnitude, which a
+# factor hardly touches; where they say little, predictions decide. Found on the tasks of docs/decisions/0012-default-detector.md.
+WEIGHT_OF_PREDICTIONS = 8.0
 
 
 def default_score(view: View) -> Fisher | HarmonicMean:
@@ -18,25 +24,29 @@ def default_score(view: View) -> Fisher | HarmonicMean:
     ============================== ====================== =======================================================
     Mahalanobis                    every fit              directions that no class has
     KNearestNeighbours             every fit              directions away from every training row
-    Mahalanobis, not normalised    every fit              sizes: a table row far out along a direction of its own
+    Length                         every fit              features that are longer or shorter than those of training
     Leverage                       posteriors that spread directions in which the weights are uncertain
+    ViM                            ``Categorical``        parts of the features that training rows hardly use
     Energy                         ``Categorical``        rows that no class claims
     PredictiveEntropy              ``Categorical``        rows that several classes claim
     Epistemic                      ``Categorical`` whose  rows on which weights of the posterior disagree
                                    posterior spreads
     ============================== ====================== =======================================================
 
-    The first four judge features and the others predictions. Where there are both, they are two groups of equal weight
+    The first five judge features and the others predictions. Where there are both, they are two groups
     (:class:`HarmonicMean`): an input may be strange to one and not to the other.
     """
     spreads = bool((view.outputs.variance > 0).any())  # a point estimate (MAP) does not
-    of_features: list[Score] = [Mahalanobis(), KNearestNeighbours(), Mahalanobis(normalize=False)]
+    has_classes = isinstance(view.posterior.layer.likelihood, Categorical)
+    of_features: list[Score] = [Mahalanobis(), KNearestNeighbours(), Length()]
     if spreads:
         of_features.append(Leverage())
+    if has_classes and view.features.shape[1] > 1:  # a single feature has no part that is hardly used
+        of_features.append(ViM())
     features = Fisher(tuple(of_features))
-    if not isinstance(view.posterior.layer.likelihood, Categorical):
+    if not has_classes:
         return features
     of_predictions: list[Score] = [Energy(), PredictiveEntropy()]
     if spreads:
         of_predictions.append(Epistemic())
-    return HarmonicMean((features, Fisher(tuple(of_predictions))))
+    return HarmonicMean((features, Fisher(tuple(of_predictions))), (1.0, WEIGHT_OF_PREDICTIONS))

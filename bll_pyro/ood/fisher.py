@@ -11,7 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bll_pyro.ood.base import Score, View, several
+from bll_pyro.declaration import LATER
+from bll_pyro.ood.base import Score, View, several, weights_of
 from bll_pyro.posterior import Posterior
 
 TAIL = 0.1  # share of the reference rows from which the tail of a score is found
@@ -70,10 +71,10 @@ class Fisher(Score):
 
 @dataclass(frozen=True, eq=False)
 class HarmonicMean(Score):
-    r"""Groups of scores, joined by the harmonic mean of what their p-values say (Wilson 2019, PNAS 116).
+    r"""Groups of scores, joined by the weighted harmonic mean of what their p-values say (Wilson 2019, PNAS 116).
 
-    A group of M scores has :math:`L_g = -M^{-1/2} \sum_m \log p_m`, and the score is :math:`\log \sum_g e^{L_g}`, minus the log of
-    a harmonic mean but for a constant. The root lies between scores that see the same (:math:`1 / M`) and scores that know
+    A group of M scores has :math:`L_g = -M^{-1/2} \sum_m \log p_m`, and the score is :math:`\log \sum_g w_g e^{L_g}`, minus the log
+    of a harmonic mean but for a constant. The root lies between scores that see the same (:math:`1 / M`) and scores that know
     nothing of one another (1), so that a group does not count more for having more parts; and a group that sees nothing takes
     little from one that does.
 
@@ -81,9 +82,13 @@ class HarmonicMean(Score):
     ----------
     groups
         Two or more groups of scores, each a :class:`Fisher`.
+    weights
+        One positive number a group; None gives all the weight 1. A weight is a constant beside :math:`L_g`: it decides
+        between groups that say about the same, and hardly matters where one is certain.
     """
 
     groups: tuple[Fisher, ...]
+    weights: tuple[float, ...] | None = field(default=None, metadata=LATER)
 
     def __post_init__(self) -> None:
         groups = tuple(self.groups)
@@ -92,6 +97,7 @@ class HarmonicMean(Score):
                 f"HarmonicMean(groups=...): expected two or more groups such as Fisher((Leverage(), Energy())), got {groups!r}"
             )
         object.__setattr__(self, "groups", groups)
+        object.__setattr__(self, "weights", weights_of(self.weights, len(groups), "HarmonicMean", "groups"))
 
     @property
     def needs_training_rows(self) -> bool:
@@ -104,7 +110,9 @@ class HarmonicMean(Score):
         return any(group.needs_reference_rows for group in self.groups)
 
     def of(self, view: View) -> Float[Tensor, " N"]:
-        return torch.stack([group.of(view) / len(group.scores) ** 0.5 for group in self.groups]).logsumexp(0)
+        says = torch.stack([group.of(view) / len(group.scores) ** 0.5 for group in self.groups])
+        weights = says.new_tensor(self.weights or (1.0,) * len(self.groups))
+        return (says + weights.log()[:, None]).logsumexp(0)
 
     def fitted(
         self, posterior: Posterior, features: Tensor, targets: Tensor, score_rows: Callable[[Score], Tensor]

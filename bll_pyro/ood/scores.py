@@ -124,7 +124,7 @@ class FeatureNorm(Score):
 
     Classification networks often have larger features for inputs like those of training (the first factor of the gradient
     norm of Huang, Geng and Li; Yu et al. 2023). This is not true of every network, so test it on yours: for some, unknown
-    inputs have the larger features.
+    inputs have the larger features. :class:`bll_pyro.ood.Length` looks both ways.
     """
 
     def of(self, view: View) -> Float[Tensor, " N"]:

@@ -26,7 +26,7 @@ KINDS = {
     "values": (bll.likelihoods.Gaussian(), SIGNAL),
     "counts": (bll.likelihoods.Poisson(), torch.poisson(SIGNAL.clamp_max(3).exp(), generator=generator(5))),
 }
-NAMES = ["Mahalanobis", "KNearestNeighbours", "Mahalanobis", "Leverage"]
+NAMES = ["Mahalanobis", "KNearestNeighbours", "Length", "Leverage"]
 OF_PREDICTIONS = ["Energy", "PredictiveEntropy", "Epistemic"]
 SHORT = bll.SVI(num_epochs=30)
 
@@ -59,7 +59,7 @@ def train() -> tuple[torch.Tensor, torch.Tensor]:
 def test_every_kind_of_targets_has_a_default(kind: str) -> None:
     made, targets = fit_of(kind), KINDS[kind][1]
     detector = ood.Detector().calibrate(made, FEATURES[KNOWN], train=(FEATURES[TRAIN], targets[TRAIN]))
-    assert names_of(detector) == ([NAMES, OF_PREDICTIONS] if kind == "classes" else [NAMES])
+    assert names_of(detector) == ([[*NAMES, "ViM"], OF_PREDICTIONS] if kind == "classes" else [NAMES])
     known, unknown = (detector.detect(rows) for rows in (FEATURES[NEW], UNKNOWN))
     assert known.is_ood.double().mean() < 0.1 and unknown.is_ood.double().mean() > 0.8
     assert bll.metrics.auroc(known.score, unknown.score) > 0.95
@@ -68,8 +68,16 @@ def test_every_kind_of_targets_has_a_default(kind: str) -> None:
 def test_a_point_estimate_has_one_without_leverage(train) -> None:
     point = fit_of("classes", bll.SVI(guide=bll.guides.MAP(), num_epochs=30))
     detector = ood.Detector().calibrate(point, FEATURES[KNOWN], train=train)
-    assert names_of(detector) == [NAMES[:3], OF_PREDICTIONS[:2]]
+    assert names_of(detector) == [[*NAMES[:3], "ViM"], OF_PREDICTIONS[:2]]
     assert detector.detect(UNKNOWN).is_ood.double().mean() > 0.8
+
+
+def test_classes_of_a_single_feature_have_one_without_a_rest(train) -> None:
+    column = (FEATURES[TRAIN][:, :1], LABELS[TRAIN])
+    one = bll.fit(bll.LastLayer(KINDS["classes"][0]), column, inference=SHORT)
+    detector = ood.Detector().calibrate(one, FEATURES[KNOWN][:, :1], train=column)
+    assert names_of(detector) == [NAMES, OF_PREDICTIONS]
+    assert bool(detector.detect(torch.tensor([[-30.0], [30.0]])).is_ood.all())
 
 
 def test_which_rows_serve_for_what(fit, train) -> None:

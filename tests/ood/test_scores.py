@@ -214,6 +214,8 @@ def test_harmonic_mean_of_groups(fit, view):
         p_values.append(torch.stack(parts).prod(0) ** len(parts) ** -0.5)
     harmonic = 2 / (1 / p_values[0] + 1 / p_values[1])
     torch.testing.assert_close(score.of(view), np.log(2) - harmonic.log())
+    weighted = replace(score, weights=(1, 8))
+    torch.testing.assert_close(weighted.of(view), (1 / p_values[0] + 8 / p_values[1]).log())
     assert ood.HarmonicMean((ood.Fisher((ood.Energy(), ood.Mahalanobis())), groups[1])).needs_training_rows
 
 
@@ -225,7 +227,14 @@ def test_a_score_that_says_nothing_moves_no_rank(fit, view):
 
 @pytest.mark.parametrize(
     "score",
-    [ood.Mahalanobis(), ood.RelativeMahalanobis(), ood.KNearestNeighbours(), ood.Leverage(), ood.ViM()],
+    [
+        ood.Mahalanobis(),
+        ood.RelativeMahalanobis(),
+        ood.KNearestNeighbours(),
+        ood.Length(),
+        ood.Leverage(),
+        ood.ViM(),
+    ],
 )
 def test_rows_of_zeros_have_a_score(fit, score):
     ready = fitted(score, fit)
@@ -235,7 +244,9 @@ def test_rows_of_zeros_have_a_score(fit, score):
         assert float(zeros[0]) > float(ready.of(View(FEATURES, fit.posterior)).max())
 
 
-@pytest.mark.parametrize("score", [ood.Mahalanobis(), ood.KNearestNeighbours(), ood.Leverage(), ood.ViM()])
+@pytest.mark.parametrize(
+    "score", [ood.Mahalanobis(), ood.KNearestNeighbours(), ood.Length(), ood.Leverage(), ood.ViM()]
+)
 def test_units_of_a_table_do_not_matter(fit, view, score):
     units = torch.tensor([1e3, 1.0, 1e-3, 7.0, 0.1])
     frame = fit.posterior.frame
@@ -293,6 +304,26 @@ def test_feature_norm_is_minus_the_sum_of_sizes(view):
     np.testing.assert_allclose(ood.FeatureNorm().of(view), -np.abs(NEW.numpy()).sum(1), rtol=1e-6)
 
 
+def test_length_looks_both_ways(fit, view):
+    """Against NumPy's quantiles of the lengths; the middle has none, and the 5% quantiles on both sides have a score of 1."""
+    scale = fit.posterior.frame.scale.numpy()
+    train, new = (np.linalg.norm(rows.numpy() / scale, axis=1) for rows in (FEATURES, NEW))
+    low, middle, high = np.quantile(train, [0.05, 0.5, 0.95], method="nearest")
+    expected = np.where(new < middle, (middle - new) / (middle - low), (new - middle) / (high - middle))
+    score = fitted(ood.Length(), fit)
+    np.testing.assert_allclose(score.of(view), expected, rtol=1e-4, atol=1e-6)
+    rows = FEATURES[:1] / train[0] * torch.tensor([[low], [middle], [high]])
+    np.testing.assert_allclose(score.of(View(rows, fit.posterior)), [1, 0, 1], atol=1e-4)
+
+
+def test_length_of_rows_that_all_have_the_same(fit):
+    """Rounding is not taken for a spread; another length is far away."""
+    sphere = FEATURES / (FEATURES / fit.posterior.frame.scale).norm(dim=1, keepdim=True)
+    score = ood.Length().fitted(fit.posterior, sphere, LABELS, lambda other: NEW[:, 0])
+    same, shorter = (score.of(View(rows, fit.posterior)) for rows in (sphere, 0.9 * sphere))
+    assert float(same.max()) < 10 and float(shorter.min()) > 1e4
+
+
 @pytest.mark.parametrize("score", [ood.PredictiveEntropy(), ood.MaxProbability(), ood.Energy()])
 def test_scores_of_classes_refuse_real_values(score):
     targets = FEATURES[:, 0] + torch.randn(300, generator=GENERATOR)
@@ -330,6 +361,13 @@ def test_declarations_that_make_no_sense():
     for groups in ((ood.Fisher((ood.Leverage(), ood.Epistemic())),), (ood.Leverage(), ood.Epistemic())):
         with pytest.raises(TypeError, match=r"HarmonicMean\(groups=...\): expected two or more groups"):
             ood.HarmonicMean(groups)
+    group = ood.Fisher((ood.Leverage(), ood.Epistemic()))
+    for weights in ((1.0,), (1.0, 0.0), (1.0, "2")):
+        with pytest.raises(
+            ValueError,
+            match=r"HarmonicMean\(weights=...\): expected a positive number for each of the 2 groups",
+        ):
+            ood.HarmonicMean((group, group), weights)
     with pytest.raises(ValueError, match=r"KNearestNeighbours\(k=...\): expected a whole number >= 1, got 0"):
         ood.KNearestNeighbours(0)
     with pytest.raises(ValueError, match="keep at least k rows"):
