@@ -30,6 +30,9 @@ NEVER = (
     "arviz",
     "xarray",
     "pandas",
+    "narwhals",
+    "polars",
+    "pyarrow",
 )
 """What a frozen fit and its predictions must not import."""
 LIMIT = 1.0  # seconds of the first fit over a later one

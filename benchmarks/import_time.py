@@ -29,6 +29,9 @@ LATER = (
     "lightning",
     "xarray",
     "pandas",
+    "narwhals",
+    "polars",
+    "pyarrow",
     "sklearn",
     "torchvision",
 )

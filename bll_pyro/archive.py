@@ -86,6 +86,8 @@ def load_parts(
         made = _rebuild(body["backbone"], backbone, folder)
         fill(made, weights, unpack(body.get("extra_state", {"dictionary": {}}), tensors))
         parts["backbone"] = made.eval()
+    elif body["backbone"] is not None:
+        parts.pop("feature_names", None)  # which are of the inputs of the backbone that is left out
     return parts
 
 

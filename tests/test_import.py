@@ -25,6 +25,7 @@ def test_heavy_libraries_load_when_they_are_first_used() -> None:
 FITS = """
 import sys
 import torch
+import bll_pyro as bll
 from benchmarks.first_fit import CASES, NEVER, first_and_later
 
 def heavy():
@@ -35,6 +36,11 @@ for case in CASES:
     work = first_and_later(case, num_later=0)
     work()
     print(case, *(name for name in heavy() if name not in at_first), sep="; ")
+import polars
+rows = polars.DataFrame({"a": [0.0, 1.0, 2.0], "b": [1.0, 0.0, 1.0]})
+made = bll.fit(bll.LastLayer(bll.likelihoods.Gaussian()), (rows, rows["a"]), inference=bll.Exact())
+made.predict(rows).to_frame()
+print("a frame of polars", *heavy(), sep="; ")
 torch.optim.Adam([torch.ones(1)])
 print("Adam", *heavy(), sep="; ")
 """
@@ -55,7 +61,11 @@ def imported() -> dict[str, list[str]]:
 
 def test_frozen_fits_and_their_predictions_import_no_heavy_library(imported: dict[str, list[str]]) -> None:
     """Above all not torch's compiler, which ``torch.optim.Optimizer`` imports: it costs more than a hundred fits."""
-    assert {case: names for case, names in imported.items() if case != "Adam"} == {case: [] for case in CASES}
+    assert {case: imported[case] for case in CASES} == {case: [] for case in CASES}
+
+
+def test_a_frame_imports_narwhals_and_no_other_library_of_frames(imported: dict[str, list[str]]) -> None:
+    assert imported["a frame of polars"] == ["narwhals", "polars"]
 
 
 def test_the_search_for_heavy_libraries_finds_one(imported: dict[str, list[str]]) -> None:

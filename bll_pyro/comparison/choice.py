@@ -182,7 +182,13 @@ def choose(
         table,
         {name: one.loo for name, one in candidates.items() if one.loo is not None},
         {
-            name: replace(one.fit, backbone=backbone, store=folder, recorded=recorded)
+            name: replace(
+                one.fit,
+                backbone=backbone,
+                store=folder,
+                recorded=recorded,
+                feature_names=source.feature_names,
+            )
             for name, one in candidates.items()
             if one.fit is not None
         },

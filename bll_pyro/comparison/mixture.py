@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import torch
 from jaxtyping import Float
@@ -21,10 +21,8 @@ from torch import Tensor
 from bll_pyro.checks import count, share
 from bll_pyro.prediction import ClassPrediction, LabelPrediction, Prediction, ValuePrediction
 from bll_pyro.prediction.labels import OfLabels, label_entropy
+from bll_pyro.prediction.values import shown_values
 from bll_pyro.scope import generator
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 NUM_BISECTIONS = 60
 
@@ -143,6 +141,5 @@ class ValueMixture(_Mixture):
         index = index.view(1, num_draws, len(self), *[1] * (drawn.dim() - 3)).expand(1, *drawn.shape[1:])
         return drawn.gather(0, index).squeeze(0)
 
-    def to_pandas(self) -> pd.DataFrame:
-        """One line for each row."""
-        return self._table(("mean", "scale", "total", "aleatoric", "epistemic"))
+    def _shown(self, prob: float) -> dict[str, Any]:
+        return shown_values(self, prob)

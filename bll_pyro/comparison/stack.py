@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -66,18 +66,20 @@ class Stack:
         Of classes a :class:`~bll_pyro.prediction.ClassPrediction` like that of a fit; of labels and numbers a mixture with
         the same attributes. Disagreement between the fits is epistemic uncertainty.
         """
-        if read(inputs, need_targets=False, what="inputs").shuffled:
+        source = read(inputs, need_targets=False, what="inputs")
+        if source.shuffled:
             raise ValueError(
                 "Stack.predict: expected rows in a fixed order, since every fit reads them, got a DataLoader that shuffles; pass "
                 "its dataset"
             )
         used = {name: fit for name, fit in self.fits.items() if self.weights[name] > NEGLIGIBLE}
-        return self.mix(
+        mixed = self.mix(
             {
                 name: fit.predict(inputs, exposure=exposure, integration=integration, batch_size=batch_size)
                 for name, fit in used.items()
             }
         )
+        return replace(mixed, table=source.table)
 
     @own_modes(gradients=False)
     def mix(self, predictions: Mapping[str, Prediction]) -> Prediction:

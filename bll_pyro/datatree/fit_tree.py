@@ -110,7 +110,8 @@ def to_datatree(
         Weights to keep, by position or by name, for layers whose draws would not fit in memory; densities and
         predictions are always of the whole layer.
     class_names, output_names, feature_names
-        Coordinates: of classes, of outputs (by default the classes, where there is one output for each), of features.
+        Coordinates: of classes, of outputs (by default the classes, where there is one output for each), of features (by default
+        the names of the columns, where the training rows came in a data frame and no backbone makes other features of them).
     class_probs
         Also keep each draw's class probabilities, in a group of their own.
     include_features
@@ -128,6 +129,7 @@ def to_datatree(
         raise ValueError(
             f"to_datatree(class_probs=True): expected a fit of classes, got {type(likelihood).__name__}"
         )
+    feature_names = fit.head.feature_names if feature_names is None else feature_names
     layout = make_layout(posterior, class_names, output_names, feature_names, outputs, features)
     shown = given.given.long() if given.given.dtype == torch.bool else given.given
     rows = RowEvaluator(

@@ -1,4 +1,4 @@
-"""Arrays of every kind (NumPy, torch, pandas, lists) as tensors, without a copy where possible."""
+"""Arrays of every kind (NumPy, torch, data frames, lists) as tensors, without a copy where possible."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
+
+from bll_pyro.features.tables import numbers_of, view_of
 
 MAX_DENSE_BYTES = 2**33  # bytes of a sparse array that is made dense
 CHUNK_BYTES = 2**26  # bytes of rows that are checked or hashed at a time
@@ -24,9 +26,9 @@ def to_tensor(array: Any, what: str) -> Tensor:
     Parameters
     ----------
     array
-        A tensor, a NumPy array (read-only and memory-mapped ones are shared, not copied), a pandas DataFrame or
-        Series, another array with ``__array__``, a number, or a list of numbers, lists or tensors of one shape. Sparse tensors
-        and SciPy's sparse matrices become dense, which must fit in memory.
+        A tensor, a NumPy array (read-only and memory-mapped ones are shared, not copied), a frame or series of a library that
+        narwhals reads (pandas, polars, Arrow), another array with ``__array__``, a number, or a list of numbers, lists or tensors
+        of one shape. Sparse tensors and SciPy's sparse matrices become dense, which must fit in memory.
     what
         The name of the array in error messages.
 
@@ -51,12 +53,12 @@ def to_tensor(array: Any, what: str) -> Tensor:
             array = np.asarray(array)
         except ValueError as error:
             raise ValueError(_unequal_rows(what)) from error
-    elif hasattr(array, "to_numpy"):
-        array = _frame_to_numpy(array, what)
+    elif not isinstance(array, np.ndarray) and (view := view_of(array, what)) is not None:
+        array = numbers_of(view, what)
     elif not isinstance(array, np.ndarray):
         if not hasattr(array, "__array__") and not isinstance(array, Number):
             raise TypeError(
-                f"{what}: expected a NumPy array, a tensor, a pandas DataFrame or Series, or a list of numbers, "
+                f"{what}: expected a NumPy array, a tensor, a data frame or series, or a list of numbers, "
                 f"got {type(array).__name__}; wrap other kinds of data in a torch Dataset"
             )
         array = np.asarray(array)
@@ -170,25 +172,6 @@ def _numpy_to_tensor(array: np.ndarray, what: str) -> Tensor:
         return from_dlpack(array)
     except BufferError:  # older versions of NumPy or torch cannot share read-only memory
         return torch.from_numpy(array.copy())
-
-
-def _frame_to_numpy(frame: Any, what: str) -> np.ndarray:
-    """Return a pandas object as one array of numbers; a missing value becomes NaN."""
-    array = np.asarray(frame.to_numpy())
-    if array.dtype != object or not type(frame).__module__.startswith("pandas"):
-        return array
-    # mixed column types (numbers and booleans, nullable integers) give an array of objects
-    from pandas.api.types import is_integer_dtype, is_numeric_dtype
-
-    columns = list(frame.dtypes.items()) if array.ndim == 2 else [(frame.name, frame.dtype)]
-    wrong = [f"{name} ({dtype})" for name, dtype in columns if not is_numeric_dtype(dtype)]
-    if wrong:
-        raise TypeError(
-            f"{what}: expected columns of numbers, got {', '.join(wrong[:5])}{', ...' if len(wrong) > 5 else ''}; "
-            "convert text and categories to integer codes or indicator columns and dates to numbers first"
-        )
-    integers = all(is_integer_dtype(dtype) for _, dtype in columns) and not frame.isna().to_numpy().any()
-    return frame.to_numpy(dtype="int64") if integers else frame.to_numpy(dtype="float64", na_value=np.nan)
 
 
 def _unequal_rows(what: str) -> str:

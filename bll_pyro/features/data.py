@@ -1,4 +1,4 @@
-"""The reader of all forms of data: arrays, tensors, data frames, datasets, loaders and stores of features."""
+"""The reader of all forms of data: arrays, data frames, sparse matrices, datasets, loaders, stores of features."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from bll_pyro.features.fingerprint import DataHash
 from bll_pyro.features.loading import DatasetSource, LoaderSource, TargetsBeside
 from bll_pyro.features.rows import NamedRows, parts_of
 from bll_pyro.features.sources import Batch, Source
+from bll_pyro.features.sparse import SparseSource
 from bll_pyro.features.store import Features
+from bll_pyro.features.tables import Table, split_off, table_of
+from bll_pyro.frame import as_floats
 
 TARGET_NAMES = ("labels", "label", "targets", "target", "y")  # of entries of dictionaries, for messages
 
@@ -49,7 +52,19 @@ class TensorSource(Source):
             yield self._inputs[rows], None if self._targets is None else self._targets[rows]
 
     def subset(self, index: Tensor) -> TensorSource:
-        return TensorSource(self._inputs, self._targets, index if self._index is None else self._index[index])
+        made = TensorSource(self._inputs, self._targets, index if self._index is None else self._index[index])
+        made.table = None if self.table is None else replace(self.table, index=None)  # of all rows
+        return made
+
+    def with_targets(self, targets: Tensor) -> TensorSource:
+        """The same rows with targets."""
+        made = TensorSource(self._inputs, targets, self._index)
+        made.table = self.table
+        return made
+
+    def _with_inputs_at(self, order: Tensor) -> TensorSource:
+        assert isinstance(self._inputs, Tensor)
+        return TensorSource(self._inputs[:, order].contiguous(), self._targets, self._index)
 
     def example(self) -> Batch:
         return next(self.batches(2))
@@ -74,6 +89,7 @@ class FeaturesSource(Source):
     def __init__(self, features: Features, targets: Tensor | None, index: Tensor | None = None) -> None:
         self._features, self._targets, self._index = features, targets, index
         self.num_rows, self.shuffled = features.num_rows if index is None else len(index), features.shuffled
+        self.table = None if features.feature_names is None else Table(features.feature_names)
         if index is None:
             self.stored = features if targets is features.targets else features.with_targets(targets)
 
@@ -94,12 +110,18 @@ class FeaturesSource(Source):
         chosen = index if self._index is None else self._index[index]
         return FeaturesSource(self._features, self._targets, chosen)
 
+    def _with_inputs_at(self, order: Tensor) -> TensorSource:
+        return TensorSource(self._features.tensor()[:, order].contiguous(), self._targets, self._index)
+
     def example(self) -> Batch:
         return next(self.batches(2))
 
     def tensors(self) -> Batch | None:
         is_whole = self._features.num_shards == 1 and self._index is None
         return (self._features.tensor(), self._targets) if is_whole else None
+
+
+InMemory = TensorSource | SparseSource
 
 
 def read(
@@ -110,7 +132,8 @@ def read(
     Parameters
     ----------
     data
-        A tuple ``(inputs, targets)`` of arrays, tensors, data frames or lists; one of these alone, without targets; a
+        A tuple ``(inputs, targets)`` of arrays, tensors, data frames or lists; one of these alone, without targets; a tuple
+        ``(frame, name)`` of a data frame and the name of its column of targets; a
         torch Dataset with items ``(x, y)`` or ``x``; a DataLoader, whose order and batches are kept; a `Features` store; the
         last three alone or in a tuple with targets; any of these in a `Data`, with weights or exposures. Inputs may be a
         dictionary of arrays with the same rows, such as the tokens of texts and their mask. A source, which was read before,
@@ -171,49 +194,65 @@ def _source(data: Any, what: str, num_workers: int) -> Source:
     if isinstance(data, Features):
         return FeaturesSource(data, data.targets)
     if not isinstance(data, tuple):
-        return TensorSource(_inputs(data, what), None)
+        return _in_memory(data, what)
     if len(data) != 2:
         raise ValueError(
             f"{what}: expected a tuple (inputs, targets), got a tuple of {len(data)}; pass inputs without targets as an "
             "array, and several inputs as a dictionary, ({'one': x1, 'two': x2}, y), or a Dataset with items ((x1, x2), y)"
         )
     inputs, targets = data
+    if isinstance(targets, str):
+        inputs, targets = split_off(inputs, targets, what)
     if isinstance(inputs, TensorDataset) and len(inputs.tensors) <= 2:
         inputs = inputs.tensors[0]
     if isinstance(inputs, (DataLoader, Dataset)):
         inputs = _source(inputs, what, num_workers)
     elif not isinstance(inputs, Features):
-        inputs = _inputs(inputs, f"inputs of {what}")
+        inputs = _in_memory(inputs, f"inputs of {what}")
     if targets is not None:
-        if isinstance(inputs, (Source, Features)) and inputs.shuffled:
+        if inputs.shuffled:
             raise ValueError(
                 f"{what}: expected rows in a fixed order, the order of the targets, got those of a DataLoader that shuffles and "
                 "targets beside it; pass its dataset, or let its items be (x, y)"
             )
         targets = _rows(targets, f"targets of {what}")
-        num_inputs = len(inputs) if isinstance(inputs, (Tensor, NamedRows)) else inputs.num_rows
-        if num_inputs != len(targets):
+        if inputs.num_rows != len(targets):
             raise ValueError(
-                f"{what}: expected as many targets as inputs, got {num_inputs} inputs and {len(targets)} targets; "
+                f"{what}: expected as many targets as inputs, got {inputs.num_rows} inputs and {len(targets)} targets; "
                 "both need one entry per row"
             )
-    if isinstance(inputs, Source):
-        return inputs if targets is None else TargetsBeside(inputs, targets)
-    return FeaturesSource(inputs, targets) if isinstance(inputs, Features) else TensorSource(inputs, targets)
+    if isinstance(inputs, Features):
+        return FeaturesSource(inputs, targets)
+    if targets is None:
+        return inputs
+    return inputs.with_targets(targets) if isinstance(inputs, InMemory) else TargetsBeside(inputs, targets)
 
 
-def _inputs(array: Any, what: str) -> Tensor | NamedRows:
-    """Inputs in memory: one array, or a dictionary of arrays with the same rows."""
-    if not isinstance(array, Mapping):
-        return _rows(array, what)
-    parts = {str(name): _rows(value, f"{name!r} of {what}") for name, value in array.items()}
-    lengths = {name: len(part) for name, part in parts.items()}
+def _in_memory(array: Any, what: str) -> InMemory:
+    """Inputs in memory: an array, a data frame, a sparse matrix, or a dictionary of arrays with the same rows."""
+    if isinstance(array, Mapping):
+        return TensorSource(_named(array, what), None)
+    if hasattr(array, "tocsr") and array.ndim == 2:
+        return SparseSource(array.tocsr(), what)
+    table = table_of(array, what)
+    if table is None:
+        return TensorSource(_rows(array, what), None)
+    # row by row, as in an array: so the last digits do not depend on how a library lays out its columns
+    source = TensorSource(as_floats(to_tensor(array, what)).contiguous(), None)
+    source.table = table
+    return source
+
+
+def _named(parts: Mapping[str, Any], what: str) -> NamedRows:
+    """A dictionary of arrays with the same rows."""
+    made = {str(name): _rows(value, f"{name!r} of {what}") for name, value in parts.items()}
+    lengths = {name: len(part) for name, part in made.items()}
     if len(set(lengths.values())) != 1:
         raise ValueError(
             f"{what}: expected a dictionary of arrays with the same rows, got {lengths or 'an empty one'} (rows by name); give "
             "each one entry per row"
         )
-    return NamedRows(parts)
+    return NamedRows(made)
 
 
 def _rows(array: Any, what: str) -> Tensor:

@@ -26,6 +26,7 @@ from bll_pyro.features.forward import compute_features, frozen
 from bll_pyro.features.sources import Source
 from bll_pyro.features.state import unwrapped
 from bll_pyro.features.store import Features
+from bll_pyro.features.tables import names_after
 from bll_pyro.features.writer import MemoryWriter, ShardWriter
 from bll_pyro.files import LOCK, SCRATCH, only_writer, user_path
 from bll_pyro.observation import call, stage
@@ -118,15 +119,16 @@ def extract_source(
     if store is not None and source.varies():
         warnings.warn(VARIES, RuntimeWarning, stacklevel=2)
         store = None
+    names = names_after(backbone, source.feature_names)
     if store is None:
         memory = MemoryWriter(source.num_rows)
         _run(backbone, source, memory.append, batch_size, device, dtype)
         features = memory.close()
-        features.shuffled = source.shuffled
+        features.shuffled, features.feature_names = source.shuffled, names
         return features
     folder = user_path(store)
     inputs_hash, targets = source.scan()
-    key = features_key(backbone, inputs_hash, dtype)
+    key = features_key(backbone, inputs_hash, dtype, names)
     if not (folder / key).exists():
         # who comes second waits, and finds the features
         with only_writer(folder, f".{key}{LOCK}"):
@@ -134,10 +136,10 @@ def extract_source(
                 shutil.rmtree(left, ignore_errors=True)
             if not (folder / key).exists():
                 before = _attributes(backbone)
-                with ShardWriter(folder / key, source.num_rows, key=key) as writer:
+                with ShardWriter(folder / key, source.num_rows, key=key, feature_names=names) as writer:
                     _run(backbone, source, writer.append, batch_size, device, dtype)
                     _note_records(backbone, before)
-                    key = features_key(backbone, inputs_hash, dtype)
+                    key = features_key(backbone, inputs_hash, dtype, names)
                     writer.close(folder / key, key)
     features = _open(folder / key, key)
     if not source.shuffled:
@@ -165,14 +167,21 @@ def features_in_memory(
 _RECORDS: WeakKeyDictionary[type[nn.Module], set[str]] = WeakKeyDictionary()
 
 
-def features_key(backbone: nn.Module | None, inputs_hash: str, dtype: torch.dtype | None) -> str:
-    """SHA-256 of all that determines the features: the backbone, the inputs after their transforms, the dtype asked for."""
+def features_key(
+    backbone: nn.Module | None,
+    inputs_hash: str,
+    dtype: torch.dtype | None,
+    names: tuple[str, ...] | None = None,
+) -> str:
+    """SHA-256 of all that determines the features and their names: the backbone, the inputs after their transforms, the dtype."""
     network = _network(backbone)
-    parts = {
+    parts: dict[str, Any] = {
         "backbone": None if network is None else module_fingerprint(network, _RECORDS.get(type(network), ())),
         "inputs": inputs_hash,
         "dtype": str(dtype),
     }
+    if names is not None:  # the keys of features without names stay as they were
+        parts["names"] = list(names)
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 

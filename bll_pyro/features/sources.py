@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from bll_pyro.features.arrays import permutation
 from bll_pyro.features.columns import NO_COLUMNS, Columns
 from bll_pyro.features.fingerprint import DataHash
 from bll_pyro.features.store import Features
+from bll_pyro.features.tables import Table, order_of
 
 Batch = tuple[Any, Tensor | None]
 
@@ -28,6 +30,8 @@ class Source(ABC):
         True if a user's DataLoader gives the rows in another order than the dataset's.
     columns
         Weights and exposures of the rows, in the order of the data.
+    table
+        Names, library and index of the data frame that the rows came in; None for other data.
     stored
         The store of features that the rows are, with their targets; None for other rows.
     own_order
@@ -43,6 +47,7 @@ class Source(ABC):
     num_rows: int
     shuffled: bool = False
     columns: Columns = NO_COLUMNS
+    table: Table | None = None
     own_order: bool = False
     own_batches: int | None = None
     stored: Features | None = None
@@ -53,6 +58,27 @@ class Source(ABC):
     @abstractmethod
     def has_targets(self) -> bool:
         """Whether the rows come with targets."""
+
+    @property
+    def feature_names(self) -> tuple[str, ...] | None:
+        """Names of the columns of the inputs; None without names."""
+        return None if self.table is None else self.table.names
+
+    def arranged(self, names: Sequence[str] | None, what: str) -> Source:
+        """The rows with the columns of these names in this order; as they are where they, or those asked for, have no names.
+
+        ValueError if a column is missing, or there are others.
+        """
+        if names is None or self.table is None or self.table.names in (None, tuple(names)):
+            return self
+        assert self.table.names is not None
+        made = self._with_inputs_at(torch.tensor(order_of(self.table.names, names, what)))
+        made.columns, made.table = self.columns, replace(self.table, names=tuple(names))
+        return made
+
+    def _with_inputs_at(self, order: Tensor) -> Source:
+        """The rows with the columns of the inputs at these positions; of a source whose columns have names."""
+        raise TypeError(f"{type(self).__name__} has no named columns")
 
     @abstractmethod
     def batches(self, batch_size: int, *, generator: torch.Generator | None = None) -> Iterator[Batch]:

@@ -48,6 +48,8 @@ class Features:
         SHA-256 of backbone, inputs and dtype; None if it was not computed.
     shuffled
         Whether :func:`bll_pyro.extract` got the rows from a DataLoader that shuffles: other targets cannot be matched to them.
+    feature_names
+        Names of the features, where they are columns of a data frame; else None.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class Features:
         self._targets = ShardedRows(targets) if targets else None
         self._hashes = tuple(hashes)
         self.path, self.key, self.shuffled = path, key, False
+        self.feature_names: tuple[str, ...] | None = None
         self.num_shards = len(shards)
         self.num_rows = self._features.num_rows
         self.num_features = self._features.parts[0].shape[1]
@@ -111,7 +114,10 @@ class Features:
         manifest = _read_manifest(path)
         shards = [_open_shard(path / shard["file"], shard, manifest) for shard in manifest["shards"]]
         hashes = [(shard["file"], shard["sha256"]) for shard in manifest["shards"]]
-        return cls(shards, path=path, key=manifest["key"], hashes=hashes)
+        opened = cls(shards, path=path, key=manifest["key"], hashes=hashes)
+        names = manifest.get("feature_names")  # stores of version 0.1.0 have none
+        opened.feature_names = None if names is None else tuple(names)
+        return opened
 
     @cached_property
     def targets(self) -> Shaped[Tensor, "N *T"] | None:

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -57,10 +58,18 @@ class ShardWriter:
         SHA-256 of backbone, inputs and dtype.
     shard_bytes
         The largest size of the rows in one shard, in bytes.
+    feature_names
+        Names of the features, if they have some.
     """
 
     def __init__(
-        self, path: str | Path, num_rows: int, *, key: str | None = None, shard_bytes: int = SHARD_BYTES
+        self,
+        path: str | Path,
+        num_rows: int,
+        *,
+        key: str | None = None,
+        shard_bytes: int = SHARD_BYTES,
+        feature_names: Sequence[str] | None = None,
     ) -> None:
         self._path = user_path(path)
         if self._path.exists():
@@ -69,6 +78,7 @@ class ShardWriter:
             )
         self._partial = self._path.with_name(f".{self._path.name}{SCRATCH}{uuid.uuid4().hex}")
         self._num_rows, self._key, self._shard_bytes = num_rows, key, shard_bytes
+        self._named = {} if feature_names is None else {"feature_names": list(feature_names)}
         self._written = 0
         self._block: _Block | None = None
         self._form: dict[str, Any] = {}
@@ -106,7 +116,7 @@ class ShardWriter:
         if self._written != self._num_rows:
             raise ValueError(_wrong_number(self._num_rows, self._written))
         manifest = {"format": FORMAT, "version": VERSION, "key": self._key, "num_rows": self._num_rows}
-        manifest |= {**self._form, "shards": self._shards}
+        manifest |= {**self._form, **self._named, "shards": self._shards}
         manifest["sha256"] = manifest_hash(manifest)
         with (self._partial / MANIFEST).open("w", encoding="utf-8") as file:
             json.dump(manifest, file, indent=1)

@@ -209,7 +209,8 @@ def _kept(rows: TrainingData, share: float | None, seed: int) -> tuple[Tensor | 
 
 def _given(rows: TrainingData, calibration: Any) -> TrainingData:
     """Held-out rows that were given, checked against those of the fit."""
-    given = TrainingData.of(rows.layer, calibration, "calibration", trains=False)
+    names = rows.source.feature_names
+    given = TrainingData.of(rows.layer, calibration, "calibration", trains=False, feature_names=names)
     if given.target_shape != rows.target_shape:
         raise ValueError(
             f"calibration: expected targets of shape {[given.source.num_rows, *rows.target_shape]}, as in the data, got "

@@ -12,6 +12,8 @@ from bll_pyro.summary import brief
 if TYPE_CHECKING:
     from bll_pyro.fitting.result import Fit
 
+NUM_NAMES = 8  # of columns, in print
+
 
 def declared(value: Any) -> str:
     """A declaration with only what differs from its defaults."""
@@ -38,8 +40,14 @@ def scale_of_features(fit: Fit) -> str:
     return f"one for {'all features' if frame.feature_scale == 'common' else 'each feature'}{constant}"
 
 
+def names_shown(names: tuple[str, ...]) -> str:
+    """The first names of columns, and how many more there are."""
+    more = f" and {len(names) - NUM_NAMES:,} more" if len(names) > NUM_NAMES else ""
+    return ", ".join(names[:NUM_NAMES]) + more
+
+
 def lines_of(fit: Fit) -> dict[str, str]:
-    """Declaration, data, scales, inference, ELBO or evidence, recalibration, detector, and what went wrong."""
+    """Declaration, data, columns, scales, inference, ELBO or evidence, recalibration, detector, and what went wrong."""
     posterior, trace = fit.posterior, fit.trace
     num_rows, num_features, num_outputs = fit.num_rows, posterior.frame.num_features, posterior.num_outputs
     backbone = "" if fit.backbone is None else f", by a {type(fit.backbone).__name__}"
@@ -54,6 +62,7 @@ def lines_of(fit: Fit) -> dict[str, str]:
     return {
         "declaration": declared(fit.layer),
         "data": f"{num_rows:,} rows{targets}, {num_features:,} features{backbone}, {num_outputs:,} outputs",
+        "columns": "" if fit.feature_names is None else names_shown(fit.feature_names),
         "scale": scale_of_features(fit),
         "inference": how,
         "learned": ", ".join(f"{key} = {brief(one)}" for key, one in posterior.learned.items()),

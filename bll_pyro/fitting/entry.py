@@ -66,8 +66,9 @@ def fit(
     layer
         The declaration: prior x likelihood.
     data
-        A pair ``(inputs, targets)`` of arrays or tensors, a torch ``Dataset`` or ``DataLoader``, or a ``Features``
-        store. Inputs are features ``[N, D]`` where there is no backbone.
+        A pair ``(inputs, targets)`` of arrays, tensors or data frames, a pair of a frame and the name of its column of targets, a
+        torch ``Dataset`` or ``DataLoader``, or a ``Features`` store. Inputs are features ``[N, D]`` where there is no backbone.
+        Columns of a frame have names: later frames are brought into their order.
     backbone
         Module from inputs to features ``[N, D]``. Frozen (evaluation mode, nothing of it changes) unless the inference
         trains it along; then a copy is trained, which the fit holds.
@@ -172,10 +173,11 @@ def _fit(
 ) -> Fit:
     """Fit what was checked: joint training where it is declared, a fit on features, and a recalibration on rows set aside."""
     rows = TrainingData.of(layer, data)
+    names = rows.source.feature_names
     is_table = backbone is None and rows.source.stored is None
     held_out = None
     if validation_data is not None:
-        held_out = TrainingData.of(layer, validation_data, "validation_data", trains=False)
+        held_out = TrainingData.of(layer, validation_data, "validation_data", False, names)
     if inference.trains_backbone:
         backbone = copied(backbone)  # the caller's network, and earlier fits that hold it, stay as they are
     if keeper is not None:
@@ -195,7 +197,17 @@ def _fit(
         posterior, trace = train_backbone(inference, layer, backbone, rows, seed, held_out, device)
         final_stage = inference.on_features()
         if final_stage is None:
-            made = Fit(layer, posterior, inference, trace, seed, rows.source.num_rows, backbone, folder)
+            made = Fit(
+                layer,
+                posterior,
+                inference,
+                trace,
+                seed,
+                rows.source.num_rows,
+                backbone,
+                folder,
+                feature_names=names,
+            )
             return recalibrated(made, aside, device, batch_size)
         stage, earlier = final_stage, trace
     made_by = (backbone, folder, device, batch_size)
@@ -213,7 +225,18 @@ def _fit(
     elif not rows.source.in_memory and rows.source.varies():
         trace.notes.append(ONE_PASS)
     recorded = None if backbone is None or earlier is not None else Recorded(backbone)
-    made = Fit(layer, posterior, inference, trace, seed, len(features), backbone, folder, recorded=recorded)
+    made = Fit(
+        layer,
+        posterior,
+        inference,
+        trace,
+        seed,
+        len(features),
+        backbone,
+        folder,
+        recorded=recorded,
+        feature_names=names,
+    )
     if calibration is AUTOMATIC and not inference.trains_backbone:
         return cross_fitted(made, features, targets, rows.source.columns, stage.at_mode)
     return recalibrated(made, aside, device, batch_size)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -14,19 +13,17 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from bll_pyro import archive, priors
-from bll_pyro.checks import count
 from bll_pyro.features.columns import NO_COLUMNS, Columns, bundled
 from bll_pyro.features.data import check_finite, paired, read
-from bll_pyro.features.extraction import extract
-from bll_pyro.features.forward import compute_features, frozen
-from bll_pyro.features.recorded import Recorded, noticed
+from bll_pyro.features.recorded import Recorded
 from bll_pyro.features.sources import Source
 from bll_pyro.features.store import Features
+from bll_pyro.features.tables import names_after
 from bll_pyro.fitting.description import lines_of
 from bll_pyro.fitting.drawing import draw
 from bll_pyro.fitting.labelled import LabelledRows
+from bll_pyro.fitting.reading import feature_batches
 from bll_pyro.fitting.updating import update
-from bll_pyro.frame import as_floats
 from bll_pyro.inference import Inference, Trace
 from bll_pyro.inference.training_data import check_exposure
 from bll_pyro.layer import LastLayer
@@ -35,13 +32,11 @@ from bll_pyro.ood import Detector, View
 from bll_pyro.posterior import Posterior
 from bll_pyro.prediction import Integration, Prediction, QuasiMonteCarlo, Recalibration, predict
 from bll_pyro.prediction.base import gathered
-from bll_pyro.scope import isolated, own_modes
+from bll_pyro.scope import own_modes
 from bll_pyro.summary import Summary
 
 if TYPE_CHECKING:
     import xarray
-
-PREDICTION_ROWS = 2048  # a batch of 8,192 leaves the cache between one step and the next
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +62,9 @@ class Fit(Summary):
         :func:`bll_pyro.calibrate`; it changes predictions and not the posterior.
     detector
         A calibrated detector, whose verdict comes with every prediction; see :meth:`with_detector`.
+    feature_names
+        Names of the columns of the training rows, where these came in a data frame; those of ``fit.head`` are of the features.
+        Later frames are brought into their order, and arrays are taken as they are.
     recorded
         State of the backbone when it was fitted, loaded or first used, to warn of one that was trained on later; not saved.
     """
@@ -81,6 +79,7 @@ class Fit(Summary):
     store: Path | None = None
     recalibration: Recalibration | None = None
     detector: Detector | None = None
+    feature_names: tuple[str, ...] | None = None
     recorded: Recorded | None = field(default=None, repr=False)
 
     @own_modes()
@@ -92,7 +91,7 @@ class Fit(Summary):
         integration: Integration | None = None,
         batch_size: int = 256,
     ) -> Prediction:
-        """Posterior predictive for inputs (arrays, tensors, a dataset, a loader, or a ``Features`` store).
+        """Posterior predictive for inputs (arrays, tensors, a data frame, a dataset, a loader, or a ``Features`` store).
 
         ``integration`` is ``bll.QuasiMonteCarlo(num_points=256)`` by default; ``bll.Probit()`` is a cheap approximation for
         classes and labels. Works in batches: beyond the prediction itself, memory does not grow with the number of rows.
@@ -117,10 +116,10 @@ class Fit(Summary):
                 yield part
 
         prediction = gathered(predictions(), inputs.num_rows)
-        if self.detector is None and not inputs.shuffled:
+        if self.detector is None and not inputs.shuffled and inputs.table is None:
             return prediction
         verdict = None if self.detector is None else self.detector.judge(torch.cat(scores))
-        return replace(prediction, ood=verdict, shuffled=inputs.shuffled)
+        return replace(prediction, ood=verdict, shuffled=inputs.shuffled, table=inputs.table)
 
     def draw(
         self, inputs: Any, num_draws: int = 100, *, seed: int = 0, exposure: Any = None, batch_size: int = 256
@@ -181,7 +180,10 @@ class Fit(Summary):
     def save(self, path: str | Path) -> None:
         """Write the fit into a folder (safetensors and JSON, no pickle, no training rows); see :func:`bll_pyro.load`."""
         names = ("layer", "posterior", "inference", "trace", "seed", "num_rows", "recalibration", "detector")
-        archive.save_parts(path, {name: getattr(self, name) for name in names}, self.backbone)
+        parts = {name: getattr(self, name) for name in names}
+        if self.feature_names is not None:  # so that earlier versions read all other fits
+            parts["feature_names"] = self.feature_names
+        archive.save_parts(path, parts, self.backbone)
 
     def update(self, data: Any) -> Self:
         """The fit of the earlier rows and of new ``data`` (exact inference): equal to one fit on all rows.
@@ -211,7 +213,8 @@ class Fit(Summary):
     @property
     def head(self) -> Self:
         """The same fit without its backbone, for inputs that already are features."""
-        return replace(self, backbone=None, store=None)
+        names = names_after(self.backbone, self.feature_names)
+        return replace(self, backbone=None, store=None, feature_names=names)
 
     @property
     def elbo(self) -> float:
@@ -229,7 +232,9 @@ class Fit(Summary):
         source = read(inputs, need_targets=False, what="inputs")
         parts = collected("features", source.num_rows, self.feature_batches(source, batch_size))
         features, targets = zip(*parts, strict=True)
-        return Features.from_tensors(torch.cat(features), None if targets[0] is None else torch.cat(targets))
+        made = Features.from_tensors(torch.cat(features), None if targets[0] is None else torch.cat(targets))
+        made.feature_names = names_after(self.backbone, self.feature_names)
+        return made
 
     def rows(
         self, inputs: Any, targets: Any = None, *, what: str = "data", batch_size: int = 256
@@ -259,40 +264,7 @@ class Fit(Summary):
 
     def feature_batches(self, inputs: Any, batch_size: int = 256) -> Iterator[tuple[Tensor, Tensor | None]]:
         """Features ``[n, D]`` and targets of inputs, batch by batch; :meth:`features` joins them."""
-        if type(batch_size) is not int or batch_size < 1:
-            batch_size = count(batch_size, "batch_size", "Fit", remedy="256 suits most networks")
-        given = read(inputs, need_targets=False, what="inputs")
-        source: Source | Features = given
-        backbone = self.backbone
-        runs_code = backbone is not None or not given.in_memory
-        if backbone is not None:
-            object.__setattr__(self, "recorded", noticed(self.recorded, backbone))
-            if self.store is not None:
-                source = extract(backbone, given, store=self.store, batch_size=batch_size)
-                backbone, runs_code = None, False
-        batches = source.batches(PREDICTION_ROWS if backbone is None else batch_size)
-        while True:
-            with isolated() if runs_code else nullcontext():  # code of the user's may draw random numbers
-                batch = next(batches, None)
-                if batch is None:
-                    return
-                features, targets = batch
-                if backbone is not None:
-                    with frozen(backbone):
-                        features = compute_features(backbone, features)
-            self._check(features)
-            yield features if features.is_floating_point() else as_floats(features), targets
-
-    def _check(self, features: Any) -> None:
-        expected = self.posterior.frame.num_features
-        is_tensor = isinstance(features, Tensor)
-        if not is_tensor or features.dim() != 2 or features.shape[1] != expected:
-            remedy = "use the features that the fit was made with"
-            if self.backbone is None and not (is_tensor and features.dim() <= 2):
-                remedy = "this fit has no backbone: pass features, or fit with backbone=..."
-            form = list(features.shape) if is_tensor else f"a {type(features).__name__}"
-            raise ValueError(f"inputs: expected features of shape [N, {expected}], got {form}; {remedy}")
-        check_finite(features, "inputs")
+        return feature_batches(self, inputs, batch_size)
 
     def _given(self, value: float | None, name: str, owner: str) -> float:
         if value is None:

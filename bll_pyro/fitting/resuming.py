@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from importlib.metadata import version
 from numbers import Real
 from pathlib import Path
@@ -75,7 +76,7 @@ def begin(
         }
     )
     if (finished := finished_fit(keeper, inference.trains_backbone, backbone, store)) is not None:
-        return finished
+        return replace(finished, feature_names=data.feature_names)
     sources = [each for each in (data, validation, held_out) if each is not None]
     generators = [each for source in sources for each in source.generators]
     states = kept("start", lambda: [each.get_state() for each in generators])

@@ -55,9 +55,19 @@ class TrainingData:
     index: Tensor | None = None
 
     @classmethod
-    def of(cls, layer: LastLayer, data: Any, what: str = "data", trains: bool = True) -> Self:
-        """Read data in any form, and check what is in memory before any work; ``what`` names it in errors."""
-        source = read(data, need_targets=True, what=what, min_rows=2)
+    def of(
+        cls,
+        layer: LastLayer,
+        data: Any,
+        what: str = "data",
+        trains: bool = True,
+        feature_names: tuple[str, ...] | None = None,
+    ) -> Self:
+        """Read data in any form, and check what is in memory before any work; ``what`` names it in errors.
+
+        ``feature_names``: of the rows of a fit, by which the columns of a frame are brought into order.
+        """
+        source = read(data, need_targets=True, what=what, min_rows=2).arranged(feature_names, what)
         whole = source.tensors()
         given = source.example()[1] if whole is None else whole[1]
         assert given is not None

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from bll_pyro.features.arrays import to_tensor
+from bll_pyro.features.tables import Table
 from bll_pyro.observation import stage
 from bll_pyro.prediction.verdict import Verdict
+from bll_pyro.scope import own_modes
 from bll_pyro.summary import Summary, spread
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
+PARTS = ("total", "aleatoric", "epistemic")
 JOINED_AT_ONCE = 32
 MOST_LABELS = 5  # whose rows are counted when a prediction is printed
 
@@ -29,7 +33,8 @@ class Prediction(Summary, ABC):
 
     ``total = aleatoric + epistemic`` for each row: nats of entropy for classes, variances in the user's units
     squared otherwise. ``ood`` is the verdict of the fit's detector, where it has one. ``shuffled``: the rows came from a
-    DataLoader in another order than its dataset's, so that no targets can be matched to them.
+    DataLoader in another order than its dataset's, so that no targets can be matched to them. ``table``: library and index of the
+    data frame that they came in, where they did.
     """
 
     total: Float[Tensor, "N ..."]
@@ -37,6 +42,7 @@ class Prediction(Summary, ABC):
     epistemic: Float[Tensor, "N ..."]
     ood: Verdict | None = field(default=None, kw_only=True)
     shuffled: bool = field(default=False, kw_only=True)
+    table: Table | None = field(default=None, kw_only=True, repr=False)
 
     def __len__(self) -> int:
         """Number of rows N."""
@@ -59,24 +65,55 @@ class Prediction(Summary, ABC):
         """Log density or probability of targets under the predictive, nats, ``[N]``."""
 
     @abstractmethod
-    def to_pandas(self) -> pd.DataFrame:
-        """One line for each row."""
+    def _shown(self, prob: float) -> dict[str, Any]:
+        """What :meth:`to_frame` shows, by name: arrays or tensors ``[N]``, or ``[N, T]`` with one column for each target."""
 
-    def _table(self, names: Sequence[str]) -> pd.DataFrame:
-        """Columns ``name`` for values ``[N]``, ``name_t`` for each target t of values ``[N, T]``."""
-        import pandas as pd
+    @own_modes(gradients=False)
+    def to_frame(self, prob: float = 0.9) -> Any:
+        """One line for each row, in a data frame of the library that the inputs came in, with their index; else of pandas.
 
-        values = {name: getattr(self, name).cpu().numpy() for name in names}
-        if next(iter(values.values())).ndim == 1:
-            return pd.DataFrame(values)
-        return pd.DataFrame(
-            {f"{name}_{t}": value[:, t] for name, value in values.items() for t in range(value.shape[1])}
-        )
+        ============= ==============================================================================================
+        prediction    columns
+        ============= ==============================================================================================
+        of classes    ``label``, ``confidence``, a probability of each class (``p0``, ``p1``, ...)
+        of labels 0/1 ``label``, ``confidence``, ``probs``: the probability of 1
+        of numbers    ``mean``, ``scale``, and the ends ``lower`` and ``upper`` of an equal-tailed interval
+        all           ``total``, ``aleatoric``, ``epistemic``; with a detector ``is_ood``, ``ood_p_value``, ``ood_score``
+        ============= ==============================================================================================
+
+        Of T targets there is a column for each: ``mean_0``, ``mean_1``, ...
+
+        Parameters
+        ----------
+        prob
+            Probability of the interval.
+        """
+        return self._frame(Table() if self.table is None else self.table, prob)
+
+    @own_modes(gradients=False)
+    def to_pandas(self, prob: float = 0.9) -> pd.DataFrame:
+        """The same as :meth:`to_frame`, always as a frame of pandas."""
+        return self._frame(Table() if self.table is None else self.table.in_pandas, prob)
+
+    def _frame(self, table: Table, prob: float) -> Any:
+        shown = self._shown(prob) | {name: getattr(self, name) for name in PARTS}
+        if self.ood is not None:
+            shown |= {"is_ood": self.ood.is_ood, "ood_p_value": self.ood.p_value, "ood_score": self.ood.score}
+        return framed(table, shown)
 
     @classmethod
     @abstractmethod
     def concat(cls, parts: list[Any]) -> Prediction:
         """Join the predictions of several batches."""
+
+
+def framed(table: Table, shown: Mapping[str, Any]) -> Any:
+    """Arrays and tensors ``[N]`` by name as a data frame, with columns ``name_t`` for each target t of those ``[N, T]``."""
+    columns: dict[str, np.ndarray] = {}
+    for name, given in shown.items():
+        values = given.cpu().numpy() if isinstance(given, Tensor) else np.asarray(given)
+        columns |= {name: values} if values.ndim == 1 else {f"{name}_{t}": v for t, v in enumerate(values.T)}
+    return table.frame(columns)
 
 
 def gathered(parts: Iterable[Prediction], num_rows: int) -> Prediction:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -18,9 +18,6 @@ from bll_pyro.prediction.integration import Integration
 from bll_pyro.prediction.probit import Probit
 from bll_pyro.prediction.recalibration import averaged, class_entropy, tempered_parts
 from bll_pyro.scope import own_modes
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,16 +70,9 @@ class ClassPrediction(Prediction):
         """
         return metrics.expected_cost_decision(self.probs, loss_matrix)
 
-    @own_modes(gradients=False)
-    def to_pandas(self) -> pd.DataFrame:
-        """One line for each row: label, confidence, entropies, and a column for each class."""
-        import pandas as pd
-
-        table = {
-            name: getattr(self, name) for name in ("label", "confidence", "total", "aleatoric", "epistemic")
-        }
-        table |= {f"p{k}": self.probs[:, k] for k in range(self.probs.shape[1])}
-        return pd.DataFrame({name: column.cpu().numpy() for name, column in table.items()})
+    def _shown(self, prob: float) -> dict[str, Any]:
+        by_class = {f"p{k}": self.probs[:, k] for k in range(self.probs.shape[1])}
+        return {"label": self.label, "confidence": self.confidence, **by_class}
 
     @classmethod
     def concat(cls, parts: list[ClassPrediction]) -> ClassPrediction:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -17,9 +17,6 @@ from bll_pyro.prediction.integration import Integration
 from bll_pyro.prediction.probit import Probit
 from bll_pyro.prediction.recalibration import averaged, tempered_parts
 from bll_pyro.scope import own_modes
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 class OfLabels(Prediction):
@@ -37,9 +34,8 @@ class OfLabels(Prediction):
         """Probability of that value."""
         return torch.maximum(self.probs, 1 - self.probs)
 
-    def to_pandas(self) -> pd.DataFrame:
-        """One line for each row: probability, label and entropies (a group of columns for each label)."""
-        return self._table(("probs", "label", "total", "aleatoric", "epistemic"))
+    def _shown(self, prob: float) -> dict[str, Any]:
+        return {"label": self.label, "confidence": self.confidence, "probs": self.probs}
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyro.distributions as dist
 import torch
@@ -30,9 +30,6 @@ from bll_pyro.prediction.mixtures import (
 )
 from bll_pyro.scope import generator, own_modes
 from bll_pyro.summary import Summary
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 @dataclass(frozen=True, eq=False)
@@ -231,10 +228,8 @@ class ValuePrediction(Prediction):
         values = self.mixture.sample(num_draws, generator(seed, self.mean.device))
         return (values * self.mixture.spread + self.mixture.center).reshape(num_draws, *self.mean.shape)
 
-    @own_modes(gradients=False)
-    def to_pandas(self) -> pd.DataFrame:
-        """One line for each row: mean, scale and variances (a column for each target)."""
-        return self._table(("mean", "scale", "total", "aleatoric", "epistemic"))
+    def _shown(self, prob: float) -> dict[str, Any]:
+        return shown_values(self, prob)
 
     @classmethod
     def concat(cls, parts: list[ValuePrediction]) -> ValuePrediction:
@@ -246,6 +241,12 @@ class ValuePrediction(Prediction):
         exposures = [p.mixture.exposure for p in parts if p.mixture.exposure is not None]
         exposure = torch.cat(exposures) if exposures else None
         return cls(**joined, mixture=replace(parts[0].mixture, outputs=outputs, exposure=exposure))
+
+
+def shown_values(prediction: Any, prob: float) -> dict[str, Any]:
+    """Mean, scale and interval of a predictive over numbers, by name."""
+    lower, upper = prediction.interval(prob)
+    return {"mean": prediction.mean, "scale": prediction.scale, "lower": lower, "upper": upper}
 
 
 def seeded_sample(distribution: dist.Distribution, random: torch.Generator) -> Tensor:

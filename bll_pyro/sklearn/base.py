@@ -4,28 +4,27 @@ from __future__ import annotations
 
 import numbers
 from abc import abstractmethod
-from typing import TYPE_CHECKING, Any, Self
+from dataclasses import replace
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.utils import check_random_state
+from sklearn.utils import Tags, check_random_state
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 from torch import nn
 
+from bll_pyro.features.tables import Table, table_of
 from bll_pyro.fitting import AUTOMATIC, Fit
 from bll_pyro.fitting import fit as fit_layer
 from bll_pyro.inference import SVI, Inference
 from bll_pyro.layer import LastLayer
 from bll_pyro.likelihoods import Likelihood
 from bll_pyro.prediction import Prediction
+from bll_pyro.prediction.base import PARTS, framed
 from bll_pyro.priors import Normal, Prior
 from bll_pyro.sklearn.parameters import DeclaredParameters
 
-if TYPE_CHECKING:
-    import pandas as pd
-
 DTYPES = (np.float64, np.float32)  # of the columns: others become the first
-PARTS = ("total", "aleatoric", "epistemic")
 
 
 class BayesianLastLayer(DeclaredParameters):
@@ -80,7 +79,14 @@ class BayesianLastLayer(DeclaredParameters):
     def _checked(self, X: Any, *y: Any, **options: Any) -> Any:
         """Rows, and targets where there are some, as scikit-learn checks them."""
         return validate_data(
-            self, X, *y, dtype=DTYPES, ensure_2d=self.backbone is None, allow_nd=True, **options
+            self,
+            X,
+            *y,
+            accept_sparse="csr",
+            dtype=DTYPES,
+            ensure_2d=self.backbone is None,
+            allow_nd=True,
+            **options,
         )
 
     def _fit_targets(self, X: Any, targets: NDArray[Any], sample_weight: Any, exposure: Any = None) -> Self:
@@ -90,7 +96,7 @@ class BayesianLastLayer(DeclaredParameters):
             weight = _check_sample_weight(sample_weight, X, ensure_non_negative=True)
         likelihood, prior = self._chosen_likelihood(), self._declared("prior")
         layer = LastLayer(likelihood, prior, standardize=self.standardize)  # type: ignore[arg-type]
-        self.fit_: Fit = fit_layer(
+        made = fit_layer(
             layer,
             (X, targets),
             self.backbone,
@@ -101,6 +107,8 @@ class BayesianLastLayer(DeclaredParameters):
             store=self.store,
             calibration=self._calibration(),
         )
+        names = getattr(self, "feature_names_in_", None)  # scikit-learn has read the frame
+        self.fit_: Fit = replace(made, feature_names=None if names is None else tuple(map(str, names)))
         return self
 
     def _seed(self) -> int:
@@ -129,7 +137,12 @@ class BayesianLastLayer(DeclaredParameters):
         rows = self._rows(X)
         return self.fit_.predict(rows)
 
-    def uncertainty(self, X: Any) -> pd.DataFrame:
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.sparse = True
+        return tags
+
+    def uncertainty(self, X: Any) -> Any:
         """Total, aleatoric and epistemic uncertainty of each row: nats for classes, else variances in squared units.
 
         Parameters
@@ -139,18 +152,9 @@ class BayesianLastLayer(DeclaredParameters):
 
         Returns
         -------
-        pandas.DataFrame
-            Columns ``total``, ``aleatoric`` and ``epistemic``, which add up, with the index of ``X`` where it has one.
+        DataFrame
+            Columns ``total``, ``aleatoric`` and ``epistemic``, which add up (``total_0``, ... for several targets). It is of the
+            library of ``X``, with its index; of pandas where ``X`` is no frame.
         """
-        import pandas as pd
-
         prediction = self._predict(X)
-        columns = {}
-        for name in PARTS:
-            values = getattr(prediction, name).cpu().numpy()
-            if values.ndim == 1:
-                columns[name] = values
-            else:
-                columns |= {f"{name}{t}": values[:, t] for t in range(values.shape[1])}
-        index = X.index if isinstance(X, pd.DataFrame) else None
-        return pd.DataFrame(columns, index=index)
+        return framed(table_of(X, "X") or Table(), {name: getattr(prediction, name) for name in PARTS})

@@ -142,7 +142,7 @@ def test_data_frames_of_mixed_and_nullable_columns():
 
 def test_text_columns_are_named():
     frame = pd.DataFrame({"a": [1.5, 2.5], "town": ["x", "1.5"]})
-    with pytest.raises(TypeError, match=r"columns of numbers, got town .*integer codes"):
+    with pytest.raises(TypeError, match=r"columns of numbers, got town .*OneHotEncoder"):
         to_tensor(frame, "x")
 
 

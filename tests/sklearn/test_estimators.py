@@ -131,7 +131,7 @@ def test_several_values_a_row():
     mean, scale = one.predict(NEW, return_std=True)
     assert mean.shape == scale.shape == (40, 2) and one.predict_interval(NEW).shape == (40, 2, 2)
     assert list(one.uncertainty(NEW)) == [
-        f"{name}{t}" for name in ("total", "aleatoric", "epistemic") for t in (0, 1)
+        f"{name}_{t}" for name in ("total", "aleatoric", "epistemic") for t in (0, 1)
     ]
 
 
