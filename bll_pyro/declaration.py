@@ -59,7 +59,8 @@ class Declaration(metaclass=_PlainNumbers):
         """As of a dataclass, with larger tensors by their shape alone."""
         shown: list[dataclasses.Field[Any]] = []
         if dataclasses.is_dataclass(self):
-            shown = [f for f in dataclasses.fields(self) if f.repr]
+            fields = [f for f in dataclasses.fields(self) if f.repr]
+            shown = [f for f in fields if f.metadata != LATER or getattr(self, f.name) is not None]
         body = (f"{f.name}={_repr_of(getattr(self, f.name))}" for f in shown)
         return f"{type(self).__name__}({', '.join(body)})"
 

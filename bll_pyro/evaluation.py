@@ -152,7 +152,7 @@ def _scores(head: Fit, inputs: Any, given: Any, unknown: Any) -> Scores:
     rows = head.rows(inputs, given)
     targets, weight = rows.given, rows.columns.weight
     prediction = head.head.predict(rows.data)
-    log_prob = prediction.log_prob(targets).double().cpu().numpy()
+    log_prob = prediction.log_prob(rows.labels).double().cpu().numpy()
     found: Scores = {"NLL": -mean_of_rows(log_prob, weight)}
     if isinstance(prediction, ClassPrediction | LabelPrediction):
         probs = prediction.probs
@@ -183,7 +183,7 @@ def _alarms(head: Fit, inputs: Any, given: Any, held_out: Any, train: Any, unkno
     learned_from = None
     if train is not None:
         rows = head.rows(train, what="train")
-        learned_from = (rows.features, rows.given)
+        learned_from = (rows.features, rows.labels)
     found: Scores = dict.fromkeys(("AUROC detector", "false alarms", "caught"))
     detector = Detector()
     if len(held) < least_rows(detector.alpha, 1 if train is not None else 2):

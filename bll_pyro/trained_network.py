@@ -190,7 +190,7 @@ class _Candidate:
         if judges is None:
             return cls(fit, share, torch.zeros(0))
         made = calibrate(fit, judges.data)
-        log_prob = made.predict(judges.data).log_prob(judges.given).double()
+        log_prob = made.predict(judges.data).log_prob(judges.labels).double()
         weight = judges.columns.weight
         return cls(made, share, log_prob if weight is None else log_prob * weight.double())
 
@@ -232,7 +232,9 @@ def _divided(rows: TrainingData, calibration: Any, seed: int) -> tuple[TrainingD
 
 def _labelled(rows: TrainingData, features: FeatureRows, targets: Tensor) -> LabelledRows:
     given = targets.reshape(len(targets), *rows.target_shape)
-    return LabelledRows(features[slice(0, len(features))], given, targets, rows.source.columns)
+    return LabelledRows(
+        features[slice(0, len(features))], given, targets, rows.source.columns, rows.layer.likelihood.coding
+    )
 
 
 def _size(rows: TrainingData, features: FeatureRows, targets: Tensor) -> float:

@@ -67,6 +67,11 @@ def suited_to(rows: Source) -> dict[str, LastLayer]:
     whole = rows.tensors()
     targets = rows.stored.targets if rows.stored is not None else None if whole is None else whole[1]
     assert targets is not None
+    if rows.classes is not None:
+        raise ValueError(
+            f"choose(None, ...): expected real values or counts, got labels {rows.classes}, for which there is one likelihood; use "
+            "bll.fit(bll.LastLayer(bll.likelihoods.Categorical()), data), or name the declarations"
+        )
     is_whole, is_observed = not targets.is_floating_point(), rows.columns.exposure is not None
     if is_whole and not is_observed and bool(((targets == 0) | (targets == 1)).all()):
         raise ValueError(
@@ -101,6 +106,7 @@ def check_all(layers: Mapping[str, LastLayer], inference: Inference, rows: Sourc
     for name, layer in layers.items():
         data = _naming(name, TrainingData.of, layer, rows)
         features, _ = _naming(name, data.features, None, None, None, 1)
+        layer = data.layer  # with the classes of the targets
         num_outputs, num_features = layer.likelihood.num_outputs(data.target_shape), features.shape[1]
         _naming(name, layer.prior.check, (num_outputs, num_features))
         _naming(name, inference.check, layer, num_outputs, num_features + int(layer.bias))

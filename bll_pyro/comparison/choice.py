@@ -209,7 +209,7 @@ def _on_features(
     made = read(
         features if backbone is not None else (features.tensor(), features.targets), need_targets=True
     )
-    made.columns = source.columns
+    made.columns, made.classes = source.columns, source.classes
     return made
 
 

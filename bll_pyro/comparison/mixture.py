@@ -19,6 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bll_pyro.checks import count, share
+from bll_pyro.classes import Classes
 from bll_pyro.prediction import ClassPrediction, LabelPrediction, Prediction, ValuePrediction
 from bll_pyro.prediction.labels import OfLabels, label_entropy
 from bll_pyro.prediction.values import shown_values
@@ -80,6 +81,11 @@ class LabelMixture(_Mixture, OfLabels):
     """Mixture over labels that are 0 or 1; ``probs [N]`` or ``[N, T]``."""
 
     probs: Tensor
+
+    @property
+    def coding(self) -> Classes | None:
+        coding: Classes | None = self.parts[0].coding
+        return coding
 
     @classmethod
     def of(cls, parts: Sequence[LabelPrediction], weights: Tensor) -> Self:

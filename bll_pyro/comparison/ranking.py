@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from torch import Tensor
 
 from bll_pyro import metrics
 from bll_pyro.comparison.same_rows import by_name, check_fits, check_targets, check_trained_on
 from bll_pyro.comparison.stack import Stack
 from bll_pyro.elpd import loo
 from bll_pyro.fitting import Fit
+from bll_pyro.fitting.labelled import LabelledRows
 from bll_pyro.observation import call, stage
 from bll_pyro.prediction import ClassPrediction, LabelPrediction, Prediction, ValuePrediction
 from bll_pyro.scope import own_modes, without_warnings
@@ -128,8 +128,8 @@ def compare(
         with stage("compare", len(fits)) as done:
             for name, fit in fits.items():
                 rows = fit.rows(data_of[name])
-                targets = rows.given if targets is None else targets
-                check_targets("data", name, rows.given, targets)
+                targets = rows if targets is None else targets
+                check_targets("data", name, rows, targets)
                 check_trained_on(name, fit, rows.features)
                 with stage(name):
                     loos[name] = loo(fit.head, rows.data, num_rows, seed)
@@ -150,13 +150,14 @@ def _with_new_rows(result: Comparison, data_of: Mapping[str, Any]) -> Comparison
         rows.columns.refused(
             "compare(new_data=...)", weight="its scores are means over rows: leave the weights out"
         )
-        targets = rows.given if targets is None else targets
-        check_targets("new_data", name, rows.given, targets)
+        targets = rows if targets is None else targets
+        check_targets("new_data", name, rows, targets)
         predictions[name] = result.fits[name].head.predict(rows.data)
         for column, value in _scores(predictions[name], targets).items():
             result.table.loc[name, column] = value
+    assert targets is not None
     mixed = result.stack.mix(predictions)
-    return replace(result, stacked_nll=-float(mixed.log_prob(targets).double().mean()))
+    return replace(result, stacked_nll=-float(mixed.log_prob(targets.labels).double().mean()))
 
 
 def num_flagged(result: ELPDData) -> int:
@@ -170,8 +171,8 @@ def _seconds(fit: Fit) -> float:
     return fit.trace.wall_time + (0.0 if joint is None else joint.wall_time)
 
 
-def _scores(prediction: Prediction, targets: Tensor) -> dict[str, float]:
-    log_prob = prediction.log_prob(targets).double()
+def _scores(prediction: Prediction, rows: LabelledRows) -> dict[str, float]:
+    log_prob, targets = prediction.log_prob(rows.labels).double(), rows.given
     scores = {
         "new_nll": -float(log_prob.mean()),
         "new_nll_se": float(log_prob.std()) / len(log_prob) ** 0.5,

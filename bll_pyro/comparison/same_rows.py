@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bll_pyro.classes import Classes
 from bll_pyro.fitting import Fit
+from bll_pyro.fitting.labelled import LabelledRows
 from bll_pyro.inference.exact.exact import Exact
 from bll_pyro.likelihoods import Likelihood
 
@@ -24,6 +26,7 @@ def check_fits(fits: Mapping[str, Fit]) -> None:
             f"compare: expected at least two fits, got {len(fits)}; use bll.loo(fit, data) for one fit"
         )
     _check_kind(fits)
+    check_same_classes({name: fit.layer.likelihood.coding for name, fit in fits.items()}, "compare")
     num_rows = {name: fit.num_rows for name, fit in fits.items()}
     if len(set(num_rows.values())) > 1:
         raise ValueError(
@@ -32,8 +35,9 @@ def check_fits(fits: Mapping[str, Fit]) -> None:
         )
 
 
-def check_targets(what: str, name: str, targets: Tensor, expected: Tensor) -> None:
+def check_targets(what: str, name: str, rows: LabelledRows, others: LabelledRows) -> None:
     """Check that the targets of one fit's data are those of the others."""
+    targets, expected = rows.given, others.given
     if targets.shape != expected.shape or not torch.equal(targets, expected.to(targets)):
         raise ValueError(
             f"compare({what}=...): expected the same targets in the same order for all fits, got others for {name!r}; densities "
@@ -75,6 +79,18 @@ def by_name(fits: Mapping[str, Fit], data: Any, what: str) -> dict[str, Any]:
             f"compare({what}=...): expected data for the fits {sorted(fits)}, got {sorted(data)}; use the same names"
         )
     return {name: data[name] for name in fits}
+
+
+def check_same_classes(codings: Mapping[str, Classes | None], owner: str) -> None:
+    """Check that the classes are the same ones in the same order, so that probabilities belong to the same classes."""
+    (first, known), *others = codings.items()
+    for name, coding in others:
+        if (known is None) != (coding is None) or (known and coding and known.labels != coding.labels):
+            said = [coding or "class numbers" for coding in (known, coding)]
+            raise ValueError(
+                f"{owner}: expected fits of the same classes in the same order, got {said[0]} of {first!r} and {said[1]} of "
+                f"{name!r}; name them for each fit: classes=[...] of the likelihood"
+            )
 
 
 def check_one_kind(likelihoods: Mapping[str, Likelihood], owner: str) -> None:

@@ -10,6 +10,7 @@ import torch
 
 from bll_pyro.checks import fitted
 from bll_pyro.comparison.mixture import LabelMixture, ValueMixture, mix_classes
+from bll_pyro.comparison.same_rows import check_same_classes
 from bll_pyro.features.data import read
 from bll_pyro.fitting import Fit
 from bll_pyro.prediction import ClassPrediction, LabelPrediction, Prediction, ValuePrediction
@@ -88,6 +89,7 @@ class Stack:
         parts: list[Any] = [predictions[name] for name in names]
         weights = torch.tensor([self.weights[name] for name in names], dtype=torch.float64)
         weights = weights / weights.sum()
+        check_same_classes({name: predictions[name].coding for name in names}, "Stack")
         if all(isinstance(part, ClassPrediction) for part in parts):
             return mix_classes(parts, weights)
         if all(isinstance(part, LabelPrediction) for part in parts):

@@ -26,6 +26,7 @@ from bll_pyro.features.data import check_finite, paired, read
 from bll_pyro.features.store import Features
 from bll_pyro.frame import as_floats
 from bll_pyro.inference.standardization import make_frame
+from bll_pyro.inference.training_data import numbered, with_classes_of
 from bll_pyro.layer import LastLayer
 from bll_pyro.model import Model
 from bll_pyro.posterior import Draws, DrawsPosterior, Posterior
@@ -137,7 +138,7 @@ def _rows(layer: LastLayer, features: Any, targets: Any, learned: Mapping[str, A
             f"prior_predictive(features=...): expected an array or a Features store, got {type(features).__name__}; "
             "use bll.extract(backbone, data)"
         )
-    inputs, given = whole
+    inputs = whole[0]
     if inputs.dim() != 2:
         raise ValueError(
             f"prior_predictive(features=...): expected features of shape [N, D], got {list(inputs.shape)}; run the "
@@ -145,7 +146,10 @@ def _rows(layer: LastLayer, features: Any, targets: Any, learned: Mapping[str, A
         )
     inputs = as_floats(inputs)
     check_finite(inputs, "features")
-    likelihood, num_rows = layer.likelihood, len(inputs)
+    if source.has_targets:
+        layer = with_classes_of(layer, source, "prior_predictive")
+        source = numbered(source, layer.likelihood, "prior_predictive")
+    likelihood, num_rows, given = layer.likelihood, len(inputs), source.all_targets()
     if given is None:
         if likelihood.real_valued and layer.standardize:
             raise ValueError(

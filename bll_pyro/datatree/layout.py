@@ -186,6 +186,8 @@ def make_layout(
     likelihood, target_shape, axes = posterior.layer.likelihood, posterior.target_shape, {}
     if likelihood.is_discrete:
         num_classes: int = likelihood.num_classes  # type: ignore[attr-defined]
+        if class_names is None and likelihood.coding is not None:
+            class_names = likelihood.coding.array
         axes["class"] = Axis.of("class", num_classes, class_names, None)
         if output_names is None and num_classes == posterior.num_outputs:
             output_names = class_names

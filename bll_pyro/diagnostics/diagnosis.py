@@ -13,7 +13,6 @@ from bll_pyro.diagnostics.predictive import predictive
 from bll_pyro.diagnostics.prior import conflict, sensitivity
 from bll_pyro.diagnostics.study import Study
 from bll_pyro.diagnostics.verdicts import Diagnosis
-from bll_pyro.features.store import Features
 from bll_pyro.fitting import Fit
 from bll_pyro.observation import call
 from bll_pyro.scope import own_modes
@@ -94,8 +93,7 @@ def diagnose(
     seen = True if seen_by_backbone is None and fit.inference.trains_backbone else seen_by_backbone
     if seen is not None:
         seen_mask(seen, fit.num_rows)  # raise before any work starts
-    features = Features.from_tensors(rows.features, rows.given)
-    study = Study(fit.head, features, rows.targets, num_draws, num_rows, seed, rows.columns)
+    study = Study(fit.head, rows, num_draws, num_rows, seed)
     checks = [
         messages(study),
         elbo_slope(study),

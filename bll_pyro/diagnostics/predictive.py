@@ -84,7 +84,8 @@ def _left_out(study: Study) -> Iterator[tuple[Prediction, Tensor]]:
 def _judge(study: Study, prediction: Prediction, targets: Tensor) -> Judgement:
     match prediction:
         case ClassPrediction():
-            hit = prediction.label == targets.to(prediction.label)
+            label = prediction.probs.argmax(-1)
+            hit = label == targets.to(label)
             return Judgement(said=_array(prediction.confidence)[:, None], happened=_array(hit)[:, None])
         case LabelPrediction():
             return Judgement(

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from bll_pyro.elpd import loo
-from bll_pyro.features.columns import NO_COLUMNS, Columns, Data
-from bll_pyro.features.store import Features
+from bll_pyro.features.columns import Columns, Data
 from bll_pyro.fitting import Fit
+from bll_pyro.fitting.labelled import LabelledRows
 from bll_pyro.inference.leave_one_out.response import Response
 from bll_pyro.inference.leave_one_out.row_by_row import RowByRow
 from bll_pyro.inference.rows import DesignRows
@@ -37,19 +37,32 @@ class Study:
     ----------
     fit
         Without its backbone.
-    features, targets, columns
-        The rows, targets as the likelihood takes them, in the user's units, and their weights and exposures.
+    labelled
+        The rows.
     num_draws, num_rows, seed
         See :func:`bll_pyro.diagnose`.
     """
 
     fit: Fit
-    features: Features
-    targets: Tensor
+    labelled: LabelledRows
     num_draws: int
     num_rows: int
     seed: int
-    columns: Columns = NO_COLUMNS
+
+    @property
+    def features(self) -> Tensor:
+        """Features ``[N, D]``."""
+        return self.labelled.features
+
+    @property
+    def targets(self) -> Tensor:
+        """Targets as the likelihood takes them, in the user's units."""
+        return self.labelled.targets
+
+    @property
+    def columns(self) -> Columns:
+        """Weights and exposures."""
+        return self.labelled.columns
 
     @property
     def posterior(self) -> Posterior:
@@ -97,7 +110,7 @@ class Study:
     @property
     def data(self) -> Data:
         """The rows as the functions of a fit take them."""
-        return Data(self.features, self.columns.weight, self.columns.exposure)
+        return self.labelled.data
 
     @cached_property
     def rows(self) -> DesignRows:

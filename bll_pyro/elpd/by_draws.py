@@ -71,7 +71,7 @@ def by_draws(fit: Fit, rows: LabelledRows, num_rows: int | None, seed: int) -> E
         with without_warnings("Estimated shape parameter of Pareto"):  # said above
             weights = azs.loo(tree, pointwise=True, reff=reff).log_weights
     elpd = _recalibrated(fit, rows, chosen, weights)
-    whole = fit.head.predict(rows.data).log_prob(rows.given).double().cpu().numpy()
+    whole = fit.head.predict(rows.data).log_prob(rows.labels).double().cpu().numpy()
     return replace(result, **(of_some(chosen, elpd, whole) if some else of_all(elpd, whole)))
 
 

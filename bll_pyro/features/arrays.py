@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
+from bll_pyro.classes import Labels, labels_in
 from bll_pyro.features.tables import numbers_of, view_of
 
 MAX_DENSE_BYTES = 2**33  # bytes of a sparse array that is made dense
@@ -64,6 +65,12 @@ def to_tensor(array: Any, what: str) -> Tensor:
         array = np.asarray(array)
     tensor = _numpy_to_tensor(array, what)
     return _widen(tensor, what) if tensor.dtype in _WIDER else tensor
+
+
+def to_targets(array: Any, what: str) -> Tensor | Labels:
+    """Targets: numbers as a tensor, see :func:`to_tensor`, and labels that are text, see :func:`bll_pyro.classes.labels_in`."""
+    labels = array if isinstance(array, Labels) else labels_in(array, what)
+    return to_tensor(array, what) if labels is None else labels
 
 
 def check_finite(tensor: Tensor, what: str) -> None:

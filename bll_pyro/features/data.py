@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from bll_pyro.features.arrays import check_finite, permutation, rows_per_chunk, to_tensor
+from bll_pyro.classes import Labels
+from bll_pyro.features.arrays import check_finite, permutation, rows_per_chunk, to_targets, to_tensor
 from bll_pyro.features.columns import Data
 from bll_pyro.features.fingerprint import DataHash
 from bll_pyro.features.loading import DatasetSource, LoaderSource, TargetsBeside
 from bll_pyro.features.rows import NamedRows, parts_of
-from bll_pyro.features.sources import Batch, Source
+from bll_pyro.features.sources import Batch, InMemory, Source
 from bll_pyro.features.sparse import SparseSource
 from bll_pyro.features.store import Features
 from bll_pyro.features.tables import Table, split_off, table_of
@@ -26,20 +27,14 @@ TARGET_NAMES = ("labels", "label", "targets", "target", "y")  # of entries of di
 __all__ = ["Data", "Source", "check_finite", "read"]
 
 
-class TensorSource(Source):
+class TensorSource(InMemory):
     """Rows of a tensor, or of several by name, in memory or memory-mapped; batches are slices."""
-
-    in_memory = True
 
     def __init__(
         self, inputs: Tensor | NamedRows, targets: Tensor | None, index: Tensor | None = None
     ) -> None:
         self._inputs, self._targets, self._index = inputs, targets, index
         self.num_rows = len(inputs) if index is None else len(index)
-
-    @property
-    def has_targets(self) -> bool:
-        return self._targets is not None
 
     def batches(self, batch_size: int, *, generator: torch.Generator | None = None) -> Iterator[Batch]:
         order = self._index
@@ -57,7 +52,6 @@ class TensorSource(Source):
         return made
 
     def with_targets(self, targets: Tensor) -> TensorSource:
-        """The same rows with targets."""
         made = TensorSource(self._inputs, targets, self._index)
         made.table = self.table
         return made
@@ -77,14 +71,11 @@ class TensorSource(Source):
         size = min(rows_per_chunk(part) for part in parts_of(self._inputs, "inputs").values())
         for inputs, _ in self.batches(size):
             digest.update(inputs, None)
-        targets = self._targets
-        return digest.hexdigest(), targets if targets is None or self._index is None else targets[self._index]
+        return digest.hexdigest(), self.all_targets()
 
 
-class FeaturesSource(Source):
+class FeaturesSource(InMemory):
     """Rows of a store of features, gathered from its shards, with its targets or others."""
-
-    in_memory = True
 
     def __init__(self, features: Features, targets: Tensor | None, index: Tensor | None = None) -> None:
         self._features, self._targets, self._index = features, targets, index
@@ -92,10 +83,6 @@ class FeaturesSource(Source):
         self.table = None if features.feature_names is None else Table(features.feature_names)
         if index is None:
             self.stored = features if targets is features.targets else features.with_targets(targets)
-
-    @property
-    def has_targets(self) -> bool:
-        return self._targets is not None
 
     def batches(self, batch_size: int, *, generator: torch.Generator | None = None) -> Iterator[Batch]:
         order = self._index
@@ -116,12 +103,12 @@ class FeaturesSource(Source):
     def example(self) -> Batch:
         return next(self.batches(2))
 
+    def with_targets(self, targets: Tensor) -> FeaturesSource:
+        return FeaturesSource(self._features, targets, self._index)
+
     def tensors(self) -> Batch | None:
         is_whole = self._features.num_shards == 1 and self._index is None
         return (self._features.tensor(), self._targets) if is_whole else None
-
-
-InMemory = TensorSource | SparseSource
 
 
 def read(
@@ -132,11 +119,11 @@ def read(
     Parameters
     ----------
     data
-        A tuple ``(inputs, targets)`` of arrays, tensors, data frames or lists; one of these alone, without targets; a tuple
-        ``(frame, name)`` of a data frame and the name of its column of targets; a
-        torch Dataset with items ``(x, y)`` or ``x``; a DataLoader, whose order and batches are kept; a `Features` store; the
-        last three alone or in a tuple with targets; any of these in a `Data`, with weights or exposures. Inputs may be a
-        dictionary of arrays with the same rows, such as the tokens of texts and their mask. A source, which was read before,
+        A tuple ``(inputs, targets)`` of arrays, tensors, data frames or lists, of which the targets may be labels that are
+        text; one of these alone, without targets; a tuple ``(frame, name)`` of a data frame and the name of its column of
+        targets; a torch Dataset with items ``(x, y)`` or ``x``; a DataLoader, whose order and batches are kept; a `Features`
+        store; the last three alone or in a tuple with targets; any of these in a `Data`, with weights or exposures. Inputs may be
+        a dictionary of arrays with the same rows, such as the tokens of texts and their mask. A source, which was read before,
         is returned as it is.
     need_targets
         Whether to raise a ValueError if there are no targets.
@@ -215,17 +202,21 @@ def _source(data: Any, what: str, num_workers: int) -> Source:
                 f"{what}: expected rows in a fixed order, the order of the targets, got those of a DataLoader that shuffles and "
                 "targets beside it; pass its dataset, or let its items be (x, y)"
             )
-        targets = _rows(targets, f"targets of {what}")
+        targets = _targets(targets, f"targets of {what}")
         if inputs.num_rows != len(targets):
             raise ValueError(
                 f"{what}: expected as many targets as inputs, got {inputs.num_rows} inputs and {len(targets)} targets; "
                 "both need one entry per row"
             )
+    values = targets.numbers if isinstance(targets, Labels) else targets
     if isinstance(inputs, Features):
-        return FeaturesSource(inputs, targets)
-    if targets is None:
+        made: Source = FeaturesSource(inputs, values)
+    elif values is None:
         return inputs
-    return inputs.with_targets(targets) if isinstance(inputs, InMemory) else TargetsBeside(inputs, targets)
+    else:
+        made = inputs.with_targets(values) if isinstance(inputs, InMemory) else TargetsBeside(inputs, values)
+    made.classes = targets.classes if isinstance(targets, Labels) else None
+    return made
 
 
 def _in_memory(array: Any, what: str) -> InMemory:
@@ -253,6 +244,11 @@ def _named(parts: Mapping[str, Any], what: str) -> NamedRows:
             "each one entry per row"
         )
     return NamedRows(made)
+
+
+def _targets(array: Any, what: str) -> Tensor | Labels:
+    found = to_targets(array, what)
+    return found if isinstance(found, Labels) else _rows(found, what)
 
 
 def _rows(array: Any, what: str) -> Tensor:

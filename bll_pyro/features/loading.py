@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -215,6 +215,12 @@ class TargetsBeside(Source):
 
     def in_order(self) -> TargetsBeside | None:
         return None if self._source.in_order() is None else self
+
+    def all_targets(self) -> Tensor | None:
+        return self._targets
+
+    def changed(self, function: Callable[[Tensor], Tensor]) -> TargetsBeside:
+        return TargetsBeside(self._source, function(self._targets))
 
     def example(self) -> Batch:
         inputs, _ = self._source.example()

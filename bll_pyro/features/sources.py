@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from bll_pyro.classes import Classes, Labels
 from bll_pyro.features.arrays import permutation
 from bll_pyro.features.columns import NO_COLUMNS, Columns
 from bll_pyro.features.fingerprint import DataHash
@@ -42,6 +43,8 @@ class Source(ABC):
         True if no code of the user's runs in a pass.
     generators
         Generators of the user's that a pass draws from, and that go on from pass to pass.
+    classes
+        What the targets are class numbers of; None where they are as they were given.
     """
 
     num_rows: int
@@ -53,6 +56,7 @@ class Source(ABC):
     stored: Features | None = None
     in_memory: bool = False
     generators: Sequence[torch.Generator] = ()
+    classes: Classes | None = None
 
     @property
     @abstractmethod
@@ -74,11 +78,25 @@ class Source(ABC):
         assert self.table.names is not None
         made = self._with_inputs_at(torch.tensor(order_of(self.table.names, names, what)))
         made.columns, made.table = self.columns, replace(self.table, names=tuple(names))
+        made.classes = self.classes
         return made
 
     def _with_inputs_at(self, order: Tensor) -> Source:
         """The rows with the columns of the inputs at these positions; of a source whose columns have names."""
         raise TypeError(f"{type(self).__name__} has no named columns")
+
+    def all_targets(self) -> Tensor | None:
+        """All targets in the order of the rows, where they are in memory; None else."""
+        return None
+
+    def labels(self) -> Tensor | Labels | None:
+        """The same, of labels that are not numbers with what they are numbers of."""
+        targets = self.all_targets()
+        return targets if targets is None or self.classes is None else Labels(targets, self.classes)
+
+    def changed(self, function: Callable[[Tensor], Tensor]) -> Source:
+        """The same rows with a function of their targets in place of these."""
+        return ChangedTargets(self, function)
 
     @abstractmethod
     def batches(self, batch_size: int, *, generator: torch.Generator | None = None) -> Iterator[Batch]:
@@ -137,6 +155,63 @@ class Source(ABC):
             if targets is not None and not self.shuffled:
                 collected.append(targets)
         return digest.hexdigest(), torch.cat(collected) if collected else None
+
+
+class InMemory(Source):
+    """Rows in memory: all of them, or those of some numbers, with targets or without."""
+
+    in_memory = True
+    _targets: Tensor | None  # of all rows
+    _index: Tensor | None  # numbers of the rows that are meant; None for all
+
+    @property
+    def has_targets(self) -> bool:
+        return self._targets is not None
+
+    def all_targets(self) -> Tensor | None:
+        return self._targets if self._targets is None or self._index is None else self._targets[self._index]
+
+    @abstractmethod
+    def with_targets(self, targets: Tensor) -> InMemory:
+        """The same rows with targets, which are those of all rows."""
+
+    def changed(self, function: Callable[[Tensor], Tensor]) -> InMemory:
+        assert self._targets is not None
+        return self.with_targets(function(self._targets))
+
+
+class ChangedTargets(Source):
+    """Rows that come batch by batch, with a function of their targets."""
+
+    def __init__(self, source: Source, function: Callable[[Tensor], Tensor]) -> None:
+        self._source, self._function = source, function
+        self.num_rows, self.shuffled, self.generators = source.num_rows, source.shuffled, source.generators
+        self.own_order, self.own_batches = source.own_order, source.own_batches
+
+    @property
+    def has_targets(self) -> bool:
+        return True
+
+    def batches(self, batch_size: int, *, generator: torch.Generator | None = None) -> Iterator[Batch]:
+        for inputs, targets in self._source.batches(batch_size, generator=generator):
+            assert targets is not None
+            yield inputs, self._function(targets)
+
+    def subset(self, index: Tensor) -> ChangedTargets | None:
+        rows = self._source.subset(index)
+        return None if rows is None else ChangedTargets(rows, self._function)
+
+    def in_order(self) -> ChangedTargets | None:
+        rows = self._source.in_order()
+        return None if rows is None else ChangedTargets(rows, self._function)
+
+    def example(self) -> Batch:
+        inputs, targets = self._source.example()
+        assert targets is not None
+        return inputs, self._function(targets)
+
+    def varies(self) -> bool:
+        return self._source.varies()
 
 
 def with_last_joined(batches: Iterator[Batch]) -> Iterator[Batch]:

@@ -9,24 +9,18 @@ import torch
 from torch import Tensor
 
 from bll_pyro.features.arrays import permutation, to_tensor
-from bll_pyro.features.sources import Batch, Source
+from bll_pyro.features.sources import Batch, InMemory
 from bll_pyro.frame import as_floats
 
 
-class SparseSource(Source):
+class SparseSource(InMemory):
     """Rows of a SciPy matrix in the form CSR, whose rows can be sliced."""
-
-    in_memory = True
 
     def __init__(
         self, matrix: Any, what: str, targets: Tensor | None = None, index: Tensor | None = None
     ) -> None:
         self._matrix, self._what, self._targets, self._index = matrix, what, targets, index
         self.num_rows = matrix.shape[0] if index is None else len(index)
-
-    @property
-    def has_targets(self) -> bool:
-        return self._targets is not None
 
     def batches(self, batch_size: int, *, generator: torch.Generator | None = None) -> Iterator[Batch]:
         order = torch.arange(self._matrix.shape[0]) if self._index is None else self._index
@@ -41,7 +35,6 @@ class SparseSource(Source):
         return SparseSource(self._matrix, self._what, self._targets, chosen)
 
     def with_targets(self, targets: Tensor) -> SparseSource:
-        """The same rows with targets."""
         return SparseSource(self._matrix, self._what, targets, self._index)
 
     def example(self) -> Batch:

@@ -63,6 +63,7 @@ def lines_of(fit: Fit) -> dict[str, str]:
         "declaration": declared(fit.layer),
         "data": f"{num_rows:,} rows{targets}, {num_features:,} features{backbone}, {num_outputs:,} outputs",
         "columns": "" if fit.feature_names is None else names_shown(fit.feature_names),
+        "classes": str(fit.layer.likelihood.coding or ""),
         "scale": scale_of_features(fit),
         "inference": how,
         "learned": ", ".join(f"{key} = {brief(one)}" for key, one in posterior.learned.items()),

@@ -143,6 +143,7 @@ class ELBO(BatchELBO):
             rows = TrainingData.of(layer, bundled(data, sample_weight, exposure))
             width = feature_width(backbone, rows.source.example()[0])
             _, center, scale = target_moments(layer, rows)
+        layer = rows.layer  # with the classes of the targets
         known: dict[str, Any] = {"target_shape": rows.target_shape}
         if layer.standardize and layer.likelihood.real_valued:
             known |= {"target_center": center, "target_scale": scale}

@@ -173,6 +173,7 @@ def _fit(
 ) -> Fit:
     """Fit what was checked: joint training where it is declared, a fit on features, and a recalibration on rows set aside."""
     rows = TrainingData.of(layer, data)
+    layer = rows.layer  # with the classes that were found
     names = rows.source.feature_names
     is_table = backbone is None and rows.source.stored is None
     held_out = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,18 +9,19 @@ from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from jaxtyping import Float
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from bll_pyro import archive, priors
 from bll_pyro.features.columns import NO_COLUMNS, Columns, bundled
-from bll_pyro.features.data import check_finite, paired, read
+from bll_pyro.features.data import read
 from bll_pyro.features.recorded import Recorded
 from bll_pyro.features.sources import Source
 from bll_pyro.features.store import Features
 from bll_pyro.features.tables import names_after
 from bll_pyro.fitting.description import lines_of
 from bll_pyro.fitting.drawing import draw
-from bll_pyro.fitting.labelled import LabelledRows
+from bll_pyro.fitting.labelled import LabelledRows, labelled_rows
 from bll_pyro.fitting.reading import feature_batches
 from bll_pyro.fitting.updating import update
 from bll_pyro.inference import Inference, Trace
@@ -217,6 +217,12 @@ class Fit(Summary):
         return replace(self, backbone=None, store=None, feature_names=names)
 
     @property
+    def classes(self) -> NDArray[Any] | None:
+        """Labels of the classes ``[C]``, of the type that they came in; None where these are the numbers from 0 to C - 1."""
+        coding = self.layer.likelihood.coding
+        return None if coding is None else coding.array.copy()
+
+    @property
     def elbo(self) -> float:
         """ELBO of the training targets, in the user's units, at the end, nats (log joint density for MAP)."""
         return self._given(self.trace.final_elbo, "elbo", "SVI")
@@ -228,11 +234,15 @@ class Fit(Summary):
 
     @own_modes()
     def features(self, inputs: Any, *, batch_size: int = 256) -> Features:
-        """Features ``[N, D]`` of inputs, through the backbone (and the store) where there is one; widths are checked."""
+        """Features ``[N, D]`` of inputs, through the backbone (and the store) where there is one; widths are checked.
+
+        Targets that come along are kept, except for labels that are no numbers.
+        """
         source = read(inputs, need_targets=False, what="inputs")
         parts = collected("features", source.num_rows, self.feature_batches(source, batch_size))
         features, targets = zip(*parts, strict=True)
-        made = Features.from_tensors(torch.cat(features), None if targets[0] is None else torch.cat(targets))
+        has_none = targets[0] is None or source.classes is not None
+        made = Features.from_tensors(torch.cat(features), None if has_none else torch.cat(targets))
         made.feature_names = names_after(self.backbone, self.feature_names)
         return made
 
@@ -240,21 +250,7 @@ class Fit(Summary):
         self, inputs: Any, targets: Any = None, *, what: str = "data", batch_size: int = 256
     ) -> LabelledRows:
         """Rows with targets, together in any form that :func:`bll_pyro.fit` takes or as two arguments, read once and checked."""
-        source = read(paired(inputs, targets), need_targets=True, what=what)
-        likelihood, columns = self.layer.likelihood, self.columns(source)
-        if self.backbone is not None and (whole := source.tensors()) is not None:
-            likelihood.check_targets(whole[1])  # type: ignore[arg-type]  # before the backbone runs
-        parts = collected("features", source.num_rows, self.feature_batches(source, batch_size))
-        given = torch.cat([part for _, part in parts if part is not None])
-        check_finite(given, f"targets of {what}")
-        checked = likelihood.check_targets(given)
-        shape = [len(given), *self.posterior.target_shape]
-        if given.numel() != math.prod(shape):
-            raise ValueError(
-                f"targets of {what}: expected shape {shape}, got {list(given.shape)}; pass as many targets a row as in training"
-            )
-        features = torch.cat([part for part, _ in parts])
-        return LabelledRows(features, given.reshape(shape), checked, columns)
+        return labelled_rows(self, inputs, targets, what, batch_size)
 
     def columns(self, source: Source) -> Columns:
         """Weights and exposures of rows that were read, checked against the likelihood."""

@@ -11,6 +11,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from bll_pyro.classes import Labels
 from bll_pyro.features.arrays import check_finite
 from bll_pyro.features.columns import NO_COLUMNS, Columns
 from bll_pyro.features.data import read
@@ -21,7 +22,9 @@ from bll_pyro.features.store import Features
 from bll_pyro.frame import as_floats
 from bll_pyro.inference.rows import FeatureRows
 from bll_pyro.layer import LastLayer
+from bll_pyro.likelihoods import Likelihood
 from bll_pyro.likelihoods.base import TargetShape
+from bll_pyro.likelihoods.labels import OfClasses, as_numbers
 
 BATCH_ROWS = 1024  # rows at a time in a pass over targets
 
@@ -35,7 +38,7 @@ class TrainingData:
     source
         The rows as they were given.
     layer
-        Its likelihood checks targets.
+        Its likelihood checks targets, and knows the classes of labels.
     target_shape
         Shape of one target; empty for classes.
     whole
@@ -62,12 +65,18 @@ class TrainingData:
         what: str = "data",
         trains: bool = True,
         feature_names: tuple[str, ...] | None = None,
+        finds_classes: bool = True,
     ) -> Self:
         """Read data in any form, and check what is in memory before any work; ``what`` names it in errors.
 
-        ``feature_names``: of the rows of a fit, by which the columns of a frame are brought into order.
+        ``feature_names``: of the rows of a fit, by which the columns of a frame are brought into order. Labels become class
+        numbers here. Their classes are those of the likelihood, or, if it names none and rows that are trained on find them
+        (``finds_classes``), those that occur; the likelihood of ``layer`` then has them.
         """
         source = read(data, need_targets=True, what=what, min_rows=2).arranged(feature_names, what)
+        if trains and finds_classes:
+            layer = with_classes_of(layer, source, what)
+        source = numbered(source, layer.likelihood, what)
         whole = source.tensors()
         given = source.example()[1] if whole is None else whole[1]
         assert given is not None
@@ -165,7 +174,7 @@ class TrainingData:
         """The rows of these numbers, with their weights and exposures, of data whose rows have numbers."""
         source = self.source.subset(index)
         assert source is not None
-        source.columns = self.source.columns[index]
+        source.columns, source.classes = self.source.columns[index], self.source.classes
         chosen = index if self.index is None else self.index[index]
         return replace(self, source=source, index=None if self.whole is None else chosen)
 
@@ -184,6 +193,30 @@ class TrainingData:
         if self.trains:
             self.layer.likelihood.check_training(targets)
         return targets
+
+
+def with_classes_of(layer: LastLayer, source: Source, what: str) -> LastLayer:
+    """The layer with the classes that occur in rows, where its likelihood takes labels and names none."""
+    likelihood, labels = layer.likelihood, source.labels()
+    if not isinstance(likelihood, OfClasses) or labels is None:
+        return layer
+    found = likelihood.with_classes_of(labels, f"targets of {what}")
+    return layer if found is likelihood else replace(layer, likelihood=found)
+
+
+def numbered(source: Source, likelihood: Likelihood, what: str) -> Source:
+    """The rows with their labels as the class numbers of a likelihood; the same rows where they are that, or no labels."""
+    classes, given = likelihood.coding, source.classes
+    if classes is given or (classes is not None and given is not None and classes.labels == given.labels):
+        return source
+    name = f"targets of {what}"
+
+    def numbers(targets: Tensor) -> Tensor:
+        return as_numbers(likelihood, targets if given is None else Labels(targets, given), name)
+
+    found = source.changed(numbers)
+    found.columns, found.classes = source.columns, classes
+    return found
 
 
 def check_exposure(layer: LastLayer, columns: Columns, target_shape: tuple[int, ...]) -> None:

@@ -28,9 +28,8 @@ from bll_pyro.likelihoods.derived import (
 from bll_pyro.likelihoods.targets import count_targets, float_targets, integer_targets, supported
 from bll_pyro.scope import isolated, without_validation
 
-TargetShape = tuple[
-    int, ...
-]  # shape of one row's target: () for a single number or label, (T,) for T of them
+# shape of one row's target: () for a single number or label, (T,) for T of them
+TargetShape = tuple[int, ...]
 
 
 class Likelihood(Declaration):
@@ -54,6 +53,7 @@ class Likelihood(Declaration):
     closed_expectation: ClassVar[bool] = (
         False  # ``expected_log_prob`` takes no draws, and noise with leading axes
     )
+    coding: ClassVar[Any] = None  # the Classes of labels that are not the numbers of their classes
     noise_moves_outputs: ClassVar[bool] = False  # correlated a posteriori, to be drawn together
 
     def num_outputs(self, target_shape: TargetShape) -> int:

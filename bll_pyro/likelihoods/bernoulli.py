@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import pyro.distributions as dist
 import torch
@@ -11,20 +11,33 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from bll_pyro.likelihoods.base import Likelihood
+from bll_pyro.declaration import LATER
 from bll_pyro.likelihoods.counts import log_mean
+from bll_pyro.likelihoods.labels import OfClasses
 from bll_pyro.likelihoods.targets import float_targets
 
 
 @dataclass(frozen=True, eq=False)
-class Bernoulli(Likelihood):
+class Bernoulli(OfClasses):
     """Binary labels: ``y[t] ~ Bernoulli(sigmoid(f[t]))``.
 
-    Targets are 0 or 1 (or booleans): ``[N]``, or ``[N, T]`` for T labels a row (multilabel), which are independent
-    given the outputs.
+    Targets are 0 or 1, or two labels of any type, of which the second one in order of sorting is the 1: ``[N]``. Or zeros and
+    ones (or booleans) ``[N, T]`` for T labels a row (multilabel), which are independent given the outputs.
+
+    Parameters
+    ----------
+    classes
+        The two labels, that of 0 first. None (default) takes those of the training targets.
     """
 
+    classes: Any = field(default=None, kw_only=True, metadata=LATER)
     is_binary: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        self._settled(2, 2)
+
+    def _wanted_number(self) -> int:
+        return 2
 
     def typical_outputs(
         self, targets: Float[Tensor, "N T"], weight: Float[Tensor, " N"], **columns: Tensor

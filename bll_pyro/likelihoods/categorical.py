@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import pyro.distributions as dist
 import torch
@@ -12,7 +12,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from bll_pyro.checks import count, positive
+from bll_pyro.checks import positive
+from bll_pyro.declaration import LATER
 from bll_pyro.gaussian import Outputs
 from bll_pyro.gaussian.information import SoftmaxInformation
 from bll_pyro.gaussian.points import joined
@@ -22,38 +23,44 @@ from bll_pyro.gaussian.softmax_moments import (
     log_mean_softmax,
     softmax_moments,
 )
-from bll_pyro.likelihoods.base import Likelihood, TargetShape
+from bll_pyro.likelihoods.base import TargetShape
+from bll_pyro.likelihoods.labels import OfClasses
 from bll_pyro.likelihoods.targets import integer_targets
 
 
 @dataclass(frozen=True, eq=False)
-class Categorical(Likelihood):
+class Categorical(OfClasses):
     """Class labels: ``y ~ Categorical(softmax(f / temperature))``.
 
     Parameters
     ----------
     num_classes
-        Number of classes K; labels are integers from 0 to K - 1.
+        Number of classes K. None takes those of the training targets.
     temperature
         Softmax temperature: larger is less certain. (Not the temperature of a cold posterior.)
+    classes
+        Labels of the classes, in the order of outputs and probabilities: text, booleans or whole numbers. Needed where a class
+        has no row in the training data, and in place of ``num_classes``. None (default): whole numbers from 0 to K - 1, or, where
+        the training targets have K other labels, these in the order of sorting.
     """
 
-    num_classes: int
+    num_classes: int | None = None
     temperature: float = 1.0
+    classes: Any = field(default=None, kw_only=True, metadata=LATER)
     is_discrete: ClassVar[bool] = True
     has_slope: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        count(self.num_classes, "num_classes", "Categorical", 2)
+        object.__setattr__(self, "num_classes", self._settled(self.num_classes, 2))
         positive(self.temperature, "temperature", "Categorical")
 
     def num_outputs(self, target_shape: TargetShape) -> int:
         """One output for each class."""
-        return self.num_classes
+        return self._known_number()
 
     def check_targets(self, targets: Tensor) -> Int[Tensor, " N"]:
         """Labels ``[N]``, int64."""
-        return integer_targets(targets, self.num_classes, "Categorical")
+        return integer_targets(targets, self._known_number(), "Categorical")
 
     def distribution(self, outputs: Float[Tensor, "*#S N K"], **noise: Tensor) -> dist.Categorical:
         """Categorical with logits ``f / temperature``."""
@@ -119,7 +126,7 @@ class Categorical(Likelihood):
         probs = logits.exp2_()
         probs /= probs.sum(0)
         mean = probs.mean(1).mT
-        hot = functional.one_hot(targets, self.num_classes).to(mean)
+        hot = functional.one_hot(targets, probs.shape[0]).to(mean)
         rows = probs.permute(2, 1, 0).contiguous()
         outer = rows.mT @ rows / len(draws)
         return (hot - mean) / self.temperature, (torch.diag_embed(mean) - outer) / self.temperature**2

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import pyro.distributions as dist
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from bll_pyro.checks import count, positive
-from bll_pyro.likelihoods.base import Likelihood, TargetShape
+from bll_pyro.checks import positive
+from bll_pyro.declaration import LATER
+from bll_pyro.likelihoods.base import TargetShape
+from bll_pyro.likelihoods.labels import OfClasses
 from bll_pyro.likelihoods.targets import integer_targets
 
 
 @dataclass(frozen=True, eq=False)
-class Ordinal(Likelihood):
+class Ordinal(OfClasses):
     """Ordered classes: ``P(y <= c) = sigmoid(cutpoints[c] - f)`` with one output f (McCullagh 1980).
 
     The cutpoints ``[C - 1]`` are ordered and have a prior: Normal before they are put in order, around the logistic
@@ -25,18 +27,25 @@ class Ordinal(Likelihood):
     Parameters
     ----------
     num_classes
-        Number of classes C >= 3; labels are integers from 0 to C - 1, in their order.
+        Number of classes C >= 3. None takes those of the training targets.
     cutpoint_scale
         Standard deviation of the prior of each cutpoint.
+    classes
+        Labels of the classes from the lowest to the highest, in place of ``num_classes``. Needed for text that is not an ordered
+        categorical (pandas) or an Enum (polars), and where a class has no row in the training data. None (default): whole
+        numbers from 0 to C - 1, or the C whole numbers that occur in the training targets.
     """
 
-    num_classes: int
+    num_classes: int | None = None
     cutpoint_scale: float = 2.0
+    classes: Any = field(default=None, kw_only=True, metadata=LATER)
+    needs_order: ClassVar[bool] = True
     is_discrete: ClassVar[bool] = True
     noise_moves_outputs: ClassVar[bool] = True  # a bias moves the outputs as cutpoints move against them
 
     def __post_init__(self) -> None:
-        count(self.num_classes, "num_classes", "Ordinal", 3, "two classes have no order: use Bernoulli()")
+        number = self._settled(self.num_classes, 3, "two classes have no order: use Bernoulli()")
+        object.__setattr__(self, "num_classes", number)
         positive(self.cutpoint_scale, "cutpoint_scale", "Ordinal")
 
     def num_outputs(self, target_shape: TargetShape) -> int:
@@ -45,24 +54,26 @@ class Ordinal(Likelihood):
 
     def check_targets(self, targets: Tensor) -> Int[Tensor, " N"]:
         """Labels ``[N]``, int64."""
-        return integer_targets(targets, self.num_classes, "Ordinal")
+        return integer_targets(targets, self._known_number(), "Ordinal")
 
     def check_training(self, targets: Int[Tensor, " N"]) -> None:
         """In data of some size every class between the lowest and the highest that occurs has to occur."""
-        if len(targets) < 10 * self.num_classes:
+        number = self._known_number()
+        if len(targets) < 10 * number:
             return
-        counts = torch.bincount(targets, minlength=self.num_classes)
+        counts = torch.bincount(targets, minlength=number)
         inner = range(int(targets.min()), int(targets.max()))
         gaps = [c for c in (counts == 0).nonzero().flatten().tolist() if c in inner]
         if gaps:
             raise ValueError(
-                f"Ordinal: expected labels without gaps, got none of class {gaps}; renumber the labels so that every step of the "
-                "scale occurs, or lower num_classes"
+                f"Ordinal: expected labels without gaps, got none of class {self._named(gaps)}; renumber the labels so that "
+                "every step of the scale occurs, or leave these classes out"
             )
 
     def sites(self, target_shape: TargetShape) -> dict[str, dist.Distribution]:
         """``cutpoints [C - 1]``, in order."""
-        share = torch.arange(1, self.num_classes, dtype=torch.get_default_dtype()) / self.num_classes
+        number = self._known_number()
+        share = torch.arange(1, number, dtype=torch.get_default_dtype()) / number
         centre = torch.logit(share)
         transform = dist.transforms.OrderedTransform()
         start = transform.inv(centre)

@@ -101,7 +101,7 @@ def _fitted(fit: Fit, score: Score, features: Tensor, targets: Tensor | None, sc
     if targets is None:
         prediction = predict(fit.posterior, features, recalibration=fit.recalibration)
         if isinstance(prediction, ClassPrediction | OrdinalPrediction):
-            targets = prediction.label
+            targets = prediction.probs.argmax(-1)
         else:
             targets = features.new_zeros(len(features))
     own = Features.from_tensors(features)

@@ -46,8 +46,9 @@ def pit_histogram(
 
     values = as_targets(targets, prediction)
     is_discrete = isinstance(prediction, OrdinalPrediction) or prediction.mixture.likelihood.is_count
-    at = prediction.cdf(values)
-    below = prediction.cdf(values - 1) if is_discrete else at
+    cdf = prediction.cdf_of_number if isinstance(prediction, OrdinalPrediction) else prediction.cdf
+    at = cdf(values)
+    below = cdf(values - 1) if is_discrete else at
     heights = metrics.pit_histogram(below.double().clamp(0, 1), at.double().clamp(0, 1), num_bins)
     num_values = at.numel()
     ends = binom.ppf([(1 - BAND) / 2, (1 + BAND) / 2], num_values, 1 / num_bins) * num_bins / num_values

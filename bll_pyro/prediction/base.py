@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float, Shaped
+from numpy.typing import NDArray
 from torch import Tensor
 
-from bll_pyro.features.arrays import to_tensor
+from bll_pyro.classes import Classes, Labels
+from bll_pyro.features.arrays import to_targets
 from bll_pyro.features.tables import Table
 from bll_pyro.observation import stage
 from bll_pyro.prediction.verdict import Verdict
@@ -48,14 +50,28 @@ class Prediction(Summary, ABC):
         """Number of rows N."""
         return len(self.total)
 
+    @property
+    def coding(self) -> Classes | None:
+        """The classes, which turn labels into numbers and back; None where there are none, or labels are the numbers."""
+        return None
+
+    @property
+    def classes(self) -> NDArray[Any] | None:
+        """Labels of the classes ``[C]``, of the type that they came in; None where these are the numbers from 0 to C - 1."""
+        return None if self.coding is None else self.coding.array.copy()
+
     def lines(self) -> dict[str, str]:
         """What is printed of the prediction, by name: of numbers their mean and range over the rows."""
         names = ("label", "confidence", "mean", "scale", "total", "aleatoric", "epistemic")
-        found = {name: spread(getattr(self, name)) for name in names if hasattr(self, name)}
+        found = {}
+        for name in names:
+            if hasattr(self, name):
+                found[name] = "" if name == "label" else spread(getattr(self, name))
         if "label" in found:
-            labels, counts = self.label.unique(return_counts=True)  # type: ignore[attr-defined]
+            given: NDArray[Any] = as_array(self.label)  # type: ignore[attr-defined]
+            labels, counts = np.unique(given, return_counts=True)
             pairs = list(zip(labels.tolist(), counts.tolist(), strict=True))
-            found["label"] = ", ".join(f"{label:g}: {count:,} rows" for label, count in pairs[:MOST_LABELS])
+            found["label"] = ", ".join(f"{label}: {count:,} rows" for label, count in pairs[:MOST_LABELS])
             found["label"] += f", and {len(pairs) - MOST_LABELS} more" if len(pairs) > MOST_LABELS else ""
         alarms = {} if self.ood is None else {"ood": f"alarm in {int(self.ood.is_ood.sum()):,} rows"}
         return {"rows": f"{len(self):,}"} | found | alarms
@@ -75,7 +91,7 @@ class Prediction(Summary, ABC):
         ============= ==============================================================================================
         prediction    columns
         ============= ==============================================================================================
-        of classes    ``label``, ``confidence``, a probability of each class (``p0``, ``p1``, ...)
+        of classes    ``label``, ``confidence``, a probability of each class (``p0``, or ``p_cat`` by its label)
         of labels 0/1 ``label``, ``confidence``, ``probs``: the probability of 1
         of numbers    ``mean``, ``scale``, and the ends ``lower`` and ``upper`` of an equal-tailed interval
         all           ``total``, ``aleatoric``, ``epistemic``; with a detector ``is_ood``, ``ood_p_value``, ``ood_score``
@@ -111,7 +127,7 @@ def framed(table: Table, shown: Mapping[str, Any]) -> Any:
     """Arrays and tensors ``[N]`` by name as a data frame, with columns ``name_t`` for each target t of those ``[N, T]``."""
     columns: dict[str, np.ndarray] = {}
     for name, given in shown.items():
-        values = given.cpu().numpy() if isinstance(given, Tensor) else np.asarray(given)
+        values = as_array(given)
         columns |= {name: values} if values.ndim == 1 else {f"{name}_{t}": v for t, v in enumerate(values.T)}
     return table.frame(columns)
 
@@ -134,14 +150,27 @@ def gathered(parts: Iterable[Prediction], num_rows: int) -> Prediction:
     return type(many[0]).concat(many)
 
 
+def as_array(values: Tensor | NDArray[Any]) -> NDArray[Any]:
+    """Values of a prediction in an array: those of a tensor, or labels."""
+    return values.detach().cpu().numpy() if isinstance(values, Tensor) else values
+
+
 def as_targets(targets: Any, prediction: Prediction) -> Shaped[Tensor, "N ..."]:
-    """Targets in any form as a tensor; ValueError unless there is one for each predicted row, in a known order."""
+    """Targets in any form as a tensor, labels as class numbers; ValueError unless there is one for each row, in a known order."""
     if prediction.shuffled:
         raise ValueError(
             "targets: expected predictions of rows in a fixed order, the order of the targets, got those of a DataLoader that "
             "shuffles; predict its dataset, or a loader with shuffle=False"
         )
-    values = to_tensor(targets, "targets")
+    given = to_targets(targets, "targets")
+    if prediction.coding is not None:
+        values = prediction.coding.numbers_of(given)
+    elif isinstance(given, Labels):
+        raise TypeError(
+            f"targets: expected numbers, as in training, got labels {given.classes}; pass the numbers of the classes"
+        )
+    else:
+        values = given
     if values.dim() == 0 or len(values) != len(prediction):
         raise ValueError(
             f"targets: expected one for each of the {len(prediction)} predicted rows, got shape {list(values.shape)}; "

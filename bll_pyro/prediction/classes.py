@@ -7,9 +7,11 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
+from numpy.typing import NDArray
 from torch import Tensor
 
 from bll_pyro import metrics
+from bll_pyro.classes import Classes
 from bll_pyro.gaussian import Outputs
 from bll_pyro.gaussian.points import joined
 from bll_pyro.likelihoods import Likelihood
@@ -45,9 +47,16 @@ class ClassPrediction(Prediction):
     error: Float[Tensor, " N"] | None = field(default=None, kw_only=True)
 
     @property
-    def label(self) -> Int[Tensor, " N"]:
-        """Most probable class ``[N]``."""
-        return self.probs.argmax(-1)
+    def coding(self) -> Classes | None:
+        return self.likelihood.coding
+
+    @property
+    def label(self) -> Int[Tensor, " N"] | NDArray[Any]:
+        """Most probable class ``[N]``: its number, or, where labels are something else, an array of these."""
+        return self._labels(self.probs.argmax(-1))
+
+    def _labels(self, numbers: Int[Tensor, " N"]) -> Int[Tensor, " N"] | NDArray[Any]:
+        return numbers if self.coding is None else self.coding.label_of(numbers)
 
     @property
     def confidence(self) -> Float[Tensor, " N"]:
@@ -71,7 +80,10 @@ class ClassPrediction(Prediction):
         return metrics.expected_cost_decision(self.probs, loss_matrix)
 
     def _shown(self, prob: float) -> dict[str, Any]:
-        by_class = {f"p{k}": self.probs[:, k] for k in range(self.probs.shape[1])}
+        columns = [f"p{k}" for k in range(self.probs.shape[1])]
+        if self.coding is not None:
+            columns = [f"p_{label}" for label in self.coding.labels]
+        by_class = dict(zip(columns, self.probs.unbind(1), strict=True))
         return {"label": self.label, "confidence": self.confidence, **by_class}
 
     @classmethod

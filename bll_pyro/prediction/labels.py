@@ -1,4 +1,4 @@
-"""Predictions of labels that are 0 or 1: one probability and one entropy for each label."""
+"""Predictions of labels that are 0 or 1, or one of two: one probability and one entropy for each label."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
+from numpy.typing import NDArray
 from torch import Tensor
 
+from bll_pyro.classes import Classes
 from bll_pyro.gaussian import Outputs
 from bll_pyro.gaussian.points import halves, joined
 from bll_pyro.likelihoods import Likelihood
@@ -25,9 +27,10 @@ class OfLabels(Prediction):
     probs: Float[Tensor, "N ..."]
 
     @property
-    def label(self) -> Int[Tensor, "N *T"]:
-        """More probable value of each label: 0 or 1."""
-        return (self.probs > 0.5).long()
+    def label(self) -> Int[Tensor, "N *T"] | NDArray[Any]:
+        """More probable value of each label: 0 or 1, or, of two labels of another type, an array of these."""
+        numbers = (self.probs > 0.5).long()
+        return numbers if self.coding is None else self.coding.label_of(numbers)
 
     @property
     def confidence(self) -> Float[Tensor, "N *T"]:
@@ -45,7 +48,7 @@ class LabelPrediction(OfLabels):
     Parameters
     ----------
     probs
-        Probability ``E_q[P(y = 1 | f)]`` of each label.
+        Probability ``E_q[P(y = 1 | f)]`` of each label; of two labels of another type, that of ``classes[1]``.
     total, aleatoric, epistemic
         Entropies of each label in nats, of the shape of ``probs``.
     error
@@ -58,6 +61,10 @@ class LabelPrediction(OfLabels):
     integration: Integration
     temperature: float = 1.0  # of a recalibration
     error: Float[Tensor, "N ..."] | None = field(default=None, kw_only=True)
+
+    @property
+    def coding(self) -> Classes | None:
+        return self.likelihood.coding
 
     @own_modes(gradients=False)
     def log_prob(self, targets: Any) -> Float[Tensor, " N"]:

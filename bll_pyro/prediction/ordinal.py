@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
+from numpy.typing import NDArray
 from torch import Tensor
 
 from bll_pyro.checks import share
@@ -20,7 +21,7 @@ ROUNDING = 1e-6  # of a sum of probabilities
 
 @dataclass(frozen=True, eq=False)
 class OrdinalPrediction(ClassPrediction):
-    """Posterior predictive over classes in an order, 0 to C - 1."""
+    """Posterior predictive over classes in an order."""
 
     @property
     def cumulative(self) -> Float[Tensor, "N C"]:
@@ -30,21 +31,25 @@ class OrdinalPrediction(ClassPrediction):
     @own_modes(gradients=False)
     def cdf(self, labels: Any) -> Float[Tensor, " N"]:
         """``P(y <= label)`` ``[N]``."""
-        index = as_targets(labels, self).long().to(self.probs.device)
+        return self.cdf_of_number(as_targets(labels, self).long())
+
+    def cdf_of_number(self, numbers: Int[Tensor, " N"]) -> Float[Tensor, " N"]:
+        """``P(y <= class)`` ``[N]`` of class numbers; 0 below 0."""
+        index = numbers.to(self.probs.device)
         reached = self.cumulative.gather(-1, index.clamp_min(0)[:, None]).squeeze(-1)
         return torch.where(index < 0, torch.zeros_like(reached), reached)
 
     @own_modes(gradients=False)
-    def quantile(self, q: float) -> Int[Tensor, " N"]:
-        """Smallest class whose distribution function reaches ``q``, ``[N]``."""
+    def quantile(self, q: float) -> Int[Tensor, " N"] | NDArray[Any]:
+        """Smallest class whose distribution function reaches ``q``, ``[N]``, in the form of ``label``."""
         share(q, "q", "quantile")
-        return (self.cumulative < q - ROUNDING).sum(-1).clamp_max(self.probs.shape[1] - 1)
+        return self._labels((self.cumulative < q - ROUNDING).sum(-1).clamp_max(self.probs.shape[1] - 1))
 
     @own_modes(gradients=False)
     def interval(
         self, prob: float = 0.9, kind: IntervalKind = "equal_tailed"
-    ) -> tuple[Int[Tensor, " N"], Int[Tensor, " N"]]:
-        """Neighbouring classes with probability ``prob`` or more: the first and the last ``[N]``.
+    ) -> tuple[Int[Tensor, " N"] | NDArray[Any], Int[Tensor, " N"] | NDArray[Any]]:
+        """Neighbouring classes with probability ``prob`` or more: the first and the last ``[N]``, in the form of ``label``.
 
         ``"equal_tailed"``: between two quantiles; ``"hdi"``: the fewest, and of equals the most probable ones.
         """
@@ -59,7 +64,7 @@ class OrdinalPrediction(ClassPrediction):
         allowed = (last >= first).to(held.device) & (held >= prob - ROUNDING)
         score = torch.where(allowed, size - held, torch.inf).flatten(1)
         best = score.argmin(-1)
-        return best // num_classes, best % num_classes
+        return self._labels(best // num_classes), self._labels(best % num_classes)
 
     @own_modes(gradients=False)
     def crps(self, targets: Any) -> Float[Tensor, " N"]:
@@ -72,4 +77,4 @@ class OrdinalPrediction(ClassPrediction):
     def pit(self, targets: Any, seed: int = 0) -> Float[Tensor, " N"]:
         """Probability integral transform of each label, made uniform by seeded random numbers (Smith 1985)."""
         labels = self.likelihood.check_targets(as_targets(targets, self))
-        return randomised_pit(self.cdf(labels - 1), self.cdf(labels), seed)
+        return randomised_pit(self.cdf_of_number(labels - 1), self.cdf_of_number(labels), seed)

@@ -88,8 +88,9 @@ class SoftmaxRows(RowTerms):
     def __init__(self, likelihood: Categorical, rows: DesignRows) -> None:
         self.factor = 1.0 / likelihood.temperature
         self.blocks: list[tuple[Tensor, Tensor, Tensor]] = []
-        for design, targets in rows.blocks(block_size(likelihood.num_classes, rows)):
-            hot = torch.nn.functional.one_hot(values_of(targets), likelihood.num_classes).to(design)
+        number = likelihood.num_outputs(())
+        for design, targets in rows.blocks(block_size(number, rows)):
+            hot = torch.nn.functional.one_hot(values_of(targets), number).to(design)
             # stored as [n, K] and viewed as [K, n]: the fastest layout for the product in the gradient
             self.blocks.append((design.contiguous(), design.mT.contiguous(), hot.mT.contiguous()))
 
