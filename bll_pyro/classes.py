@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Int, Shaped
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -80,13 +80,25 @@ class Classes:
         return self.array[numbers.cpu().numpy()]
 
     def numbers_of(self, targets: Tensor | Labels, what: str = "targets") -> Int[Tensor, " N"]:
-        """Class numbers ``[N]``, int64, of labels; ValueError for a label that is none of the classes."""
-        is_text = isinstance(targets, Labels)
-        if is_text != self.are_text:
-            got = "text" if is_text else f"numbers ({targets.dtype})"  # type: ignore[union-attr]
-            raise TypeError(f"{what}: expected labels among {self}, got {got}; pass labels of the same type")
-        if isinstance(targets, Labels):
+        """Class numbers ``[N]`` of labels; where these are text, whole numbers are taken as class numbers.
+
+        Raises
+        ------
+        ValueError
+            For a label that is none of the classes.
+        TypeError
+            For labels of another type.
+        """
+        if isinstance(targets, Labels) and targets.classes.are_text == self.are_text:
             return self._renumbered(targets, what)
+        is_whole = isinstance(targets, Tensor) and not (
+            targets.is_floating_point() or targets.dtype == torch.bool
+        )
+        if self.are_text and is_whole:
+            return targets  # type: ignore[return-value]
+        if isinstance(targets, Labels) or self.are_text:
+            got = "other labels" if isinstance(targets, Labels) else f"values of type {targets.dtype}"
+            raise TypeError(f"{what}: expected labels among {self}, got {got}; pass labels of the same type")
         if targets.dim() != 1:
             raise ValueError(
                 f"{what}: expected labels of shape [N], got {list(targets.shape)}; squeeze a trailing axis of size 1"
@@ -139,37 +151,47 @@ class Labels:
         return len(self.numbers)
 
 
-def labels_in(array: Any, what: str) -> Labels | None:
-    """Labels that are text or in an order, from a list, an array, a Series or a column; None for numbers, which a tensor holds.
+def as_numbers(
+    targets: Tensor | Labels, classes: Classes | None, what: str, remedy: str
+) -> Shaped[Tensor, "N ..."]:
+    """Targets as numbers: labels as the numbers of their classes, all else as it is; TypeError for text without classes."""
+    if classes is not None:
+        return classes.numbers_of(targets, what)
+    if not isinstance(targets, Labels):
+        return targets
+    if targets.classes.are_text:
+        raise TypeError(f"{what}: expected numbers, got labels {targets.classes}; {remedy}")
+    return torch.as_tensor(targets.classes.array).to(targets.numbers.device)[targets.numbers]
+
+
+def labels_in(array: Any, what: str) -> Labels | Any:
+    """Labels that are text or in an order, from a list, an array, a Series or a column; anything else as it is.
 
     An ordered categorical of pandas or an Enum of polars says its classes and their order, with those that have no row. Other
-    labels are those that occur, sorted.
+    labels are those that occur, sorted. Numbers that are objects or categories become an array of numbers.
 
     Raises
     ------
     ValueError
         For missing labels, and for labels of several types.
     """
-    if isinstance(array, Tensor):
-        return None
+    if isinstance(array, (Tensor, Labels)):
+        return array
     values, ordered = _values(array)
-    if values is None or values.dtype.kind not in "OUT":
-        return None
-    flat = values.reshape(-1).tolist()
-    is_text = any(isinstance(label, str) for label in flat)
-    if not is_text and ordered is None:
-        return None  # what else there is, and gaps in it, is told of where numbers are read
+    if values is None or values.dtype.kind not in "OUT" or values.ndim != 1:
+        return array
+    flat = values.tolist()
     missing = [row for row, label in enumerate(flat) if _is_missing(label)]
     if missing:
         raise ValueError(
-            f"{what}: expected a label in each row, got {len(missing)} that are missing (first: row {missing[0]}); drop these rows"
+            f"{what}: expected a target in each row, got {len(missing)} that are missing (first: row {missing[0]}); drop these rows"
         )
+    if ordered is None and not any(isinstance(label, str) for label in flat):
+        return np.asarray(flat)
     kinds = {type(plain_label(label)) for label in flat}
-    if len(kinds) > 1 or not kinds <= set(TYPES) or values.ndim != 1:
+    if len(kinds) > 1 or not kinds <= set(TYPES):
         got = " and ".join(sorted(kind.__name__ for kind in kinds))
-        raise ValueError(
-            f"{what}: expected labels [N] that are {EXPECTED}, got {got} of shape {list(values.shape)}; convert them"
-        )
+        raise ValueError(f"{what}: expected labels that are {EXPECTED}, got {got}; convert them")
     found, numbers = np.unique(np.asarray(flat), return_inverse=True)
     labels = Labels(torch.as_tensor(numbers.astype(np.int64)), Classes(tuple(found.tolist())))
     if ordered is None:
@@ -181,7 +203,7 @@ def labels_in(array: Any, what: str) -> Labels | None:
 def _values(array: Any) -> tuple[NDArray[Any] | None, Iterable[Any] | None]:
     """The values of an array or column that is not made of numbers, and its categories where these are in an order."""
     if isinstance(array, (list, tuple)):
-        if not any(isinstance(label, str) for label in array):
+        if not any(label is None or isinstance(label, str) for label in array):
             return None, None
         values = np.empty(len(array), dtype=object)  # as an array of text, numbers among it would become text
         values[:] = array

@@ -95,6 +95,7 @@ def bayesianize(
     likelihood
         Distribution of the target given the outputs. By default ``Categorical`` for integer labels and a head of several
         outputs, and ``Gaussian`` for real values. Labels 0 and 1 of one or several outputs need ``likelihoods.Bernoulli()``.
+        Other labels need ``likelihoods.Categorical(classes=[...])``, with the labels in the order of the network's outputs.
     inference
         By default ``SVI()``. The backbone is not trained.
     prior_scale
@@ -129,7 +130,7 @@ def bayesianize(
         backbone, head = split_last_layer(net, source.example()[0])
         head = head.to("cpu", torch.promote_types(head.weight.dtype, torch.float32))
         likelihood = _likelihood(likelihood, head, source)
-        rows = TrainingData.of(LastLayer.from_linear(head, likelihood), source)
+        rows = TrainingData.of(LastLayer.from_linear(head, likelihood), source, finds_classes=False)
         rows, kept = _divided(rows, calibration, seed)
         features, targets = rows.features(backbone, folder, device, batch_size)
         judges = None
@@ -266,6 +267,11 @@ def _likelihood(given: Likelihood | None, head: nn.Linear, source: Source) -> Li
     whole = source.tensors()
     targets, width = (source.example() if whole is None else whole)[1], head.out_features
     assert targets is not None
+    if source.classes is not None and (given is None or given.coding is None):
+        raise ValueError(
+            f"{OWNER}: expected class numbers, or the labels of the network's outputs in their order, got targets with labels "
+            f"{source.classes}; pass likelihood=bll.likelihoods.Categorical(classes=[...])"
+        )
     shape = tuple(targets.shape[1:])
     if given is not None:
         needed = given.num_outputs(() if given.is_discrete else shape)

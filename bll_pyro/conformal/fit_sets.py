@@ -11,8 +11,10 @@ from abc import abstractmethod
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
+from numpy.typing import NDArray
 from torch import Tensor
 
 from bll_pyro.calibrated import Calibrated
@@ -179,10 +181,20 @@ class PredictionSets(_Conformal):
 
     @own_modes(gradients=False)
     def predict(self, inputs: Any) -> Bool[Tensor, "N K"]:
-        """Sets ``[N, K]``: whether each class is in the row's set."""
-        fit = self.check_bound()
+        """Sets ``[N, K]``: whether each class, in the order of the columns of ``probs``, is in the row's set."""
+        return self._sets(self.check_bound().predict(inputs))
+
+    @own_modes(gradients=False)
+    def predict_labels(self, inputs: Any) -> list[NDArray[Any]]:
+        """The labels in the set of each row, the most probable one first: N arrays, of which some may be empty."""
+        prediction = self.check_bound().predict(inputs)
+        sets, order = self._sets(prediction), prediction.probs.argsort(-1, descending=True).cpu()
+        labels = np.arange(sets.shape[1]) if prediction.classes is None else prediction.classes
+        return [labels[row[held[row]].numpy()] for row, held in zip(order, sets, strict=True)]
+
+    def _sets(self, prediction: Any) -> Bool[Tensor, "N K"]:
         assert self.threshold is not None
-        scores = self.score.of(fit.predict(inputs).probs)
+        scores = self.score.of(prediction.probs)
         return torch.from_numpy(prediction_sets(scores, self.threshold, allow_empty=self.allow_empty))
 
 

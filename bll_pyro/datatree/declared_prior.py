@@ -13,7 +13,7 @@ import yaml
 from torch import Tensor
 
 from bll_pyro.checks import count
-from bll_pyro.datatree.fit_tree import yaml_of
+from bll_pyro.datatree.fit_tree import yaml_of, yaml_of_labels
 from bll_pyro.datatree.layout import Parts, join_chunks, make_layout, make_tree
 from bll_pyro.datatree.prior_sites import sample_prior
 from bll_pyro.datatree.row_evaluation import (
@@ -124,6 +124,7 @@ def prior_predictive(
         "declaration": yaml_of(layer),
         "learned": yaml.safe_dump(values, sort_keys=False) if values else "",
         "seed": seed,
+        "classes": yaml_of_labels(posterior.layer.likelihood.coding),
         "units": UNITS,
     }
     return make_tree(datasets, attrs)

@@ -13,6 +13,7 @@ import yaml
 from torch import Tensor
 
 from bll_pyro.checks import count
+from bll_pyro.classes import Classes
 from bll_pyro.datatree.layout import Layout, Parts, join_chunks, make_layout, make_tree
 from bll_pyro.datatree.prior_sites import log_prior_of_draws, sample_prior
 from bll_pyro.datatree.row_evaluation import (
@@ -88,6 +89,9 @@ def to_datatree(
     every other method that weights draws needs these. So ``az.loo`` of the tree is that of the fit before its recalibration;
     :func:`bll_pyro.loo` is that of the recalibrated one.
 
+    Of a fit whose classes have labels the coordinates ``class``, and ``output`` where there is one for each class, hold these;
+    targets ``y`` are class numbers, which ArviZ's plots need, and ``attrs["classes"]`` lists the labels in their order.
+
     Parameters
     ----------
     fit
@@ -110,8 +114,9 @@ def to_datatree(
         Weights to keep, by position or by name, for layers whose draws would not fit in memory; densities and
         predictions are always of the whole layer.
     class_names, output_names, feature_names
-        Coordinates: of classes, of outputs (by default the classes, where there is one output for each), of features (by default
-        the names of the columns, where the training rows came in a data frame and no backbone makes other features of them).
+        Coordinates: of classes (by default their labels), of outputs (by default the classes, where there is one output for each),
+        of features (by default the names of the columns, where the training rows came in a data frame and no backbone makes other
+        features of them).
     class_probs
         Also keep each draw's class probabilities, in a group of their own.
     include_features
@@ -180,6 +185,7 @@ class FitGroups:
             "independent_draws": int(fit.posterior.independent_draws),
             "num_training_rows": fit.num_rows,
             "recalibration": "" if fit.recalibration is None else yaml_of(fit.recalibration),
+            "classes": yaml_of_labels(fit.layer.likelihood.coding),
             "units": UNITS,
         }
 
@@ -282,6 +288,11 @@ class FitGroups:
             self.attrs.pop("log_q_missing", None)
         index = stored_index(posterior, num_draws, thin)
         return {name: torch.as_tensor(value)[:, index].cpu().numpy() for name, value in values.items()}
+
+
+def yaml_of_labels(classes: Classes | None) -> str:
+    """Labels of classes as a YAML list, in the order of the numbers that targets have; empty where these are the labels."""
+    return "" if classes is None else yaml.safe_dump(list(classes.labels), default_flow_style=True).strip()
 
 
 def yaml_of(declaration: Any) -> str:

@@ -69,8 +69,8 @@ def to_tensor(array: Any, what: str) -> Tensor:
 
 def to_targets(array: Any, what: str) -> Tensor | Labels:
     """Targets: numbers as a tensor, see :func:`to_tensor`, and labels that are text, see :func:`bll_pyro.classes.labels_in`."""
-    labels = array if isinstance(array, Labels) else labels_in(array, what)
-    return to_tensor(array, what) if labels is None else labels
+    found = labels_in(array, what)
+    return found if isinstance(found, Labels) else to_tensor(found, what)
 
 
 def check_finite(tensor: Tensor, what: str) -> None:

@@ -11,7 +11,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bll_pyro.checks import is_number
-from bll_pyro.features.arrays import check_finite, to_tensor
+from bll_pyro.classes import Labels
+from bll_pyro.features.arrays import check_finite, to_targets, to_tensor
 from bll_pyro.frame import as_floats
 from bll_pyro.summary import Summary
 
@@ -113,7 +114,7 @@ def class_weights(labels: Any, by_class: Mapping[int, float] | None = None) -> F
     Parameters
     ----------
     labels
-        Labels ``[N]``, whole numbers, in any form of an array.
+        Labels ``[N]``, text or whole numbers, in any form of an array.
     by_class
         A weight for each label that occurs, numbers >= 0, in place of the default.
 
@@ -125,9 +126,10 @@ def class_weights(labels: Any, by_class: Mapping[int, float] | None = None) -> F
     Raises
     ------
     ValueError
-        If labels are no whole numbers ``[N]``, or a class has no weight.
+        If labels are neither text nor whole numbers ``[N]``, or a class has no weight.
     """
-    values = to_tensor(labels, "labels")
+    given = to_targets(labels, "labels")
+    values = given.numbers if isinstance(given, Labels) else given
     if (
         values.dim() != 1
         or not len(values)
@@ -136,17 +138,20 @@ def class_weights(labels: Any, by_class: Mapping[int, float] | None = None) -> F
         raise ValueError(
             f"class_weights: expected labels [N], whole numbers, got {values.dtype} of shape {list(values.shape)}"
         )
-    classes, index, counts = values.long().unique(return_inverse=True, return_counts=True)
+    numbers, index, counts = values.long().unique(return_inverse=True, return_counts=True)
+    classes = [
+        given.classes.labels[number] if isinstance(given, Labels) else number for number in numbers.tolist()
+    ]
     if by_class is None:
         return (len(values) / (len(classes) * counts.double())).float()[index]
-    missing = [label for label in classes.tolist() if label not in by_class]
+    missing = [label for label in classes if label not in by_class]
     wrong = {label: w for label, w in by_class.items() if not is_number(w, -1.0) or w < 0}
     if missing or wrong:
         got = f"none for {missing}" if missing else f"{wrong}"
         raise ValueError(
             f"class_weights(by_class=...): expected a number >= 0 for each class, got {got}; add them"
         )
-    return torch.tensor([float(by_class[label]) for label in classes.tolist()])[index]
+    return torch.tensor([float(by_class[label]) for label in classes])[index]
 
 
 def bundled(data: Any, sample_weight: Any, exposure: Any) -> Any:

@@ -32,6 +32,10 @@ from bll_pyro.files import LOCK, SCRATCH, only_writer, user_path
 from bll_pyro.observation import call, stage
 from bll_pyro.scope import isolated
 
+TEXT = (
+    "extract: expected targets that are numbers, which a store can hold, got labels {}; extract the inputs alone, and pass the "
+    "labels beside the features: bll.fit(layer, (features, labels))"
+)
 VARIES = (
     "the data give other inputs each time that they are read (random augmentation), and stored features would not be found "
     "again: the store is left alone, and the features are those of one pass; pass the data without augmentation, or train the "
@@ -97,6 +101,8 @@ def extract(
         source = read(data, need_targets=False, num_workers=num_workers)
         if source is not data:
             source.columns.refused("extract", UNKEPT, UNKEPT)
+            if source.classes is not None:
+                raise ValueError(TEXT.format(source.classes))
         if source.shuffled and not source.has_targets:
             warnings.warn(UNORDERED, RuntimeWarning, stacklevel=2)
         return extract_source(

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch.utils.data import IterableDataset
 
+from bll_pyro.classes import Labels, labels_in
 from bll_pyro.features.arrays import to_tensor
 from bll_pyro.features.fingerprint import DataHash
 from bll_pyro.features.sources import Batch
@@ -62,6 +63,11 @@ def as_pair(batch: Any, what: str) -> Batch:
             "one dictionary or tuple: ((x1, x2), y)"
         )
     inputs, targets = batch
+    if isinstance(found := labels_in(targets, f"targets of {what}"), Labels):
+        raise ValueError(
+            f"{what}: expected items with numbers as targets, got text ({found.classes}); give class numbers, such as "
+            "classes.index(label), and name the classes by the likelihood: Categorical(classes=classes)"
+        )
     return inputs, None if targets is None else to_tensor(targets, f"targets of {what}")
 
 

@@ -182,7 +182,7 @@ def _fit(
     if inference.trains_backbone:
         backbone = copied(backbone)  # the caller's network, and earlier fits that hold it, stay as they are
     if keeper is not None:
-        calibration = calibration_source(calibration)
+        calibration = calibration_source(calibration, layer.likelihood)
         others = (None if held_out is None else held_out.source, calibration)
         numbers: dict[str, Any] = {
             "seed": seed,

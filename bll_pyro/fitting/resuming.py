@@ -25,8 +25,9 @@ from bll_pyro.fitting.calibration import Automatic
 from bll_pyro.fitting.result import Fit
 from bll_pyro.inference import Inference
 from bll_pyro.inference.rows import FeatureRows
-from bll_pyro.inference.training_data import TrainingData
+from bll_pyro.inference.training_data import TrainingData, numbered
 from bll_pyro.layer import LastLayer
+from bll_pyro.likelihoods import Likelihood
 from bll_pyro.scope import random_state, set_random_state
 
 NOTHING_KEPT = (
@@ -35,11 +36,12 @@ NOTHING_KEPT = (
 )
 
 
-def calibration_source(calibration: Any) -> Any:
-    """Held-out rows, read once; a share, None and ``bll.AUTOMATIC`` as they are."""
+def calibration_source(calibration: Any, likelihood: Likelihood) -> Any:
+    """Held-out rows, read once, with class numbers in place of labels; a share, None and ``bll.AUTOMATIC`` as they are."""
     if calibration is None or isinstance(calibration, (Automatic, Real, str)):
         return calibration
-    return read(calibration, need_targets=True, what="calibration", min_rows=2)
+    source = read(calibration, need_targets=True, what="calibration", min_rows=2)
+    return numbered(source, likelihood, "calibration")
 
 
 def begin(

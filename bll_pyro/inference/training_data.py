@@ -24,7 +24,7 @@ from bll_pyro.inference.rows import FeatureRows
 from bll_pyro.layer import LastLayer
 from bll_pyro.likelihoods import Likelihood
 from bll_pyro.likelihoods.base import TargetShape
-from bll_pyro.likelihoods.labels import OfClasses, as_numbers
+from bll_pyro.likelihoods.labels import OfClasses, numbers_for
 
 BATCH_ROWS = 1024  # rows at a time in a pass over targets
 
@@ -212,7 +212,7 @@ def numbered(source: Source, likelihood: Likelihood, what: str) -> Source:
     name = f"targets of {what}"
 
     def numbers(targets: Tensor) -> Tensor:
-        return as_numbers(likelihood, targets if given is None else Labels(targets, given), name)
+        return numbers_for(likelihood, targets if given is None else Labels(targets, given), name)
 
     found = source.changed(numbers)
     found.columns, found.classes = source.columns, classes

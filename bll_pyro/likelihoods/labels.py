@@ -11,7 +11,7 @@ from jaxtyping import Shaped
 from torch import Tensor
 
 from bll_pyro.checks import count
-from bll_pyro.classes import Classes, Labels, shown
+from bll_pyro.classes import Classes, Labels, as_numbers
 from bll_pyro.likelihoods.base import Likelihood
 from bll_pyro.likelihoods.targets import integer_targets
 
@@ -82,17 +82,21 @@ class OfClasses(Likelihood):
                 return self
             assert isinstance(targets, Tensor)
             found = Classes(tuple(range(_number_in(targets, owner))))
-        every = f"name all classes, those without rows too: {owner}(classes=[...])"
+        remedy = f"name all classes, those without rows too: {owner}(classes=[...])"
         if self.needs_order and isinstance(targets, Labels) and not found.is_ordered:
             raise ValueError(
                 f"{what}: expected labels in an order for {owner}, got {found}; name them from the lowest to the highest, "
                 f"{owner}(classes=[...]), or pass an ordered categorical (pandas) or an Enum (polars)"
             )
         if len(found) < 2:
-            raise ValueError(f"{what}: expected labels of at least two classes, got only {found}; {every}")
-        if num_classes not in (None, len(found)):
+            raise ValueError(f"{what}: expected labels of at least two classes, got only {found}; {remedy}")
+        if num_classes is not None and num_classes != len(found):
+            if num_classes < len(found):
+                remedy = (
+                    f"use Categorical({len(found)}), or Categorical(), which takes the classes that occur"
+                )
             raise ValueError(
-                f"{what}: expected labels of {num_classes} classes, got {len(found)}: {found}; {every}"
+                f"{what}: expected labels of {num_classes} classes, got {len(found)}: {found}; {remedy}"
             )
         return replace(self, classes=found.labels)  # type: ignore[type-var]  # a dataclass
 
@@ -122,15 +126,9 @@ def _number_in(targets: Tensor, owner: str) -> int:
     return int(integer_targets(targets, most, owner).max()) + 1
 
 
-def as_numbers(likelihood: Likelihood, targets: Tensor | Labels, what: str) -> Shaped[Tensor, "N ..."]:
-    """Targets as numbers: labels as the numbers of their classes, all else as it is."""
-    if likelihood.coding is not None:
-        return likelihood.coding.numbers_of(targets, what)
-    if isinstance(targets, Labels):
-        remedy = "labels of classes need likelihoods.Categorical(), Ordinal() or Bernoulli()"
-        if likelihood.is_discrete or likelihood.is_binary:
-            remedy = "pass class numbers, as in training"
-        raise TypeError(
-            f"{what}: expected numbers for {type(likelihood).__name__}, got labels {shown(targets.classes.labels)}; {remedy}"
-        )
-    return targets
+def numbers_for(likelihood: Likelihood, targets: Tensor | Labels, what: str) -> Shaped[Tensor, "N ..."]:
+    """Targets as the numbers that a likelihood takes: labels as the numbers of their classes, all else as it is."""
+    remedy = f"{type(likelihood).__name__} takes numbers; labels of classes need likelihoods.Categorical()"
+    if likelihood.is_discrete or likelihood.is_binary:
+        remedy = f"pass class numbers, or name the classes: {type(likelihood).__name__}(classes=[...])"
+    return as_numbers(targets, likelihood.coding, what, remedy)

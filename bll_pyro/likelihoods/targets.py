@@ -88,7 +88,7 @@ def integer_targets(targets: Tensor, num_classes: int, owner: str) -> Int[Tensor
         row = int(outside.nonzero()[0])
         raise ValueError(
             f"{owner}: expected labels from 0 to {num_classes - 1}, got {int(labels[row])} in row {row} "
-            f"({int(outside.sum())} rows out of range); set num_classes to the number of classes or renumber the labels"
+            f"({int(outside.sum())} rows out of range); set num_classes to the number of classes, or name the labels: classes=[...]"
         )
     return labels
 

@@ -12,7 +12,7 @@ from jaxtyping import Float, Shaped
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bll_pyro.classes import Classes, Labels
+from bll_pyro.classes import Classes, as_numbers
 from bll_pyro.features.arrays import to_targets
 from bll_pyro.features.tables import Table
 from bll_pyro.observation import stage
@@ -163,14 +163,7 @@ def as_targets(targets: Any, prediction: Prediction) -> Shaped[Tensor, "N ..."]:
             "shuffles; predict its dataset, or a loader with shuffle=False"
         )
     given = to_targets(targets, "targets")
-    if prediction.coding is not None:
-        values = prediction.coding.numbers_of(given)
-    elif isinstance(given, Labels):
-        raise TypeError(
-            f"targets: expected numbers, as in training, got labels {given.classes}; pass the numbers of the classes"
-        )
-    else:
-        values = given
+    values = as_numbers(given, prediction.coding, "targets", "pass numbers, as in training")
     if values.dim() == 0 or len(values) != len(prediction):
         raise ValueError(
             f"targets: expected one for each of the {len(prediction)} predicted rows, got shape {list(values.shape)}; "

@@ -53,7 +53,7 @@ class BayesianLastLayer(DeclaredParameters):
 
     @abstractmethod
     def _default_likelihood(self) -> Likelihood:
-        """The likelihood that None stands for; of a classifier the classes are known by then."""
+        """The likelihood that None stands for."""
 
     def _default_inference(self, likelihood: Likelihood, prior: Prior) -> Inference:
         """The inference that None stands for."""
@@ -90,7 +90,7 @@ class BayesianLastLayer(DeclaredParameters):
         )
 
     def _fit_targets(self, X: Any, targets: NDArray[Any], sample_weight: Any, exposure: Any = None) -> Self:
-        """Fit on checked columns and on targets as the likelihood takes them."""
+        """Fit on checked columns and on targets."""
         weight = None
         if sample_weight is not None:
             weight = _check_sample_weight(sample_weight, X, ensure_non_negative=True)

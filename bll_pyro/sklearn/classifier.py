@@ -25,8 +25,8 @@ class BayesianLastLayerClassifier(ClassifierMixin, BayesianLastLayer):
     prior
         Prior of the weights; None is ``priors.Normal()``, whose scale is learned.
     likelihood
-        ``likelihoods.Categorical(C)``, ``Ordinal(C)`` for C classes in their order, or ``Bernoulli()`` for two; None is
-        ``Categorical``.
+        ``likelihoods.Categorical()``, ``Ordinal(classes=[...])`` for classes in their order, or ``Bernoulli()`` for two; None is
+        ``Categorical()``, whose classes are those of the targets.
     inference
         None is ``SVI()``.
     standardize, calibration
@@ -54,17 +54,13 @@ class BayesianLastLayerClassifier(ClassifierMixin, BayesianLastLayer):
         """Fit to rows ``[N, D]``, labels ``[N]``, and weights ``[N]`` of the rows."""
         X, y = self._checked(X, y, ensure_min_samples=2)
         check_classification_targets(y)
-        self.classes_: NDArray[Any]
-        self.classes_, targets = np.unique(y, return_inverse=True)
-        if len(self.classes_) < 2:
-            raise ValueError(
-                f"{type(self).__name__}: expected at least 2 classes, got one class, {self.classes_[0]!r}; add rows of "
-                "another"
-            )
-        return self._fit_targets(X, targets.astype(np.int64), sample_weight)
+        self._fit_targets(X, y, sample_weight)
+        known, number = self.fit_.classes, getattr(self.fit_.layer.likelihood, "num_classes", 2)
+        self.classes_: NDArray[Any] = np.arange(number).astype(y.dtype) if known is None else known
+        return self
 
     def _default_likelihood(self) -> Likelihood:
-        return Categorical(len(self.classes_))
+        return Categorical()
 
     def predict_proba(self, X: Any) -> NDArray[np.float64]:
         """Probabilities ``[N, C]`` of the classes, averaged over the posterior."""
