@@ -158,13 +158,8 @@ def bayesianize(
     trace.messages += _doubts(best.fit) if calibration is None else []
     for message in trace.messages:
         warnings.warn(message, FitWarning, stacklevel=3)  # past the decorator
-    return replace(
-        best.fit,
-        backbone=backbone,
-        store=folder,
-        recorded=Recorded(backbone),
-        feature_names=source.feature_names,
-    )
+    made = replace(best.fit, backbone=backbone, store=folder, recorded=Recorded(backbone))
+    return replace(made, feature_names=source.feature_names)
 
 
 @dataclass(frozen=True, eq=False)

@@ -181,14 +181,12 @@ def _fit(
         held_out = TrainingData.of(layer, validation_data, "validation_data", False, names)
     if inference.trains_backbone:
         backbone = copied(backbone)  # the caller's network, and earlier fits that hold it, stay as they are
+    common: dict[str, Any] = {"backbone": backbone, "store": folder, "feature_names": names}
     if keeper is not None:
         calibration = calibration_source(calibration, layer.likelihood)
         others = (None if held_out is None else held_out.source, calibration)
-        numbers: dict[str, Any] = {
-            "seed": seed,
-            "device": None if device is None else str(device),
-            "batch_size": batch_size,
-        }
+        place = None if device is None else str(device)
+        numbers: dict[str, Any] = {"seed": seed, "device": place, "batch_size": batch_size}
         finished = begin(keeper, layer, inference, backbone, folder, rows.source, *others, **numbers)
         if finished is not None:
             return finished
@@ -198,17 +196,7 @@ def _fit(
         posterior, trace = train_backbone(inference, layer, backbone, rows, seed, held_out, device)
         final_stage = inference.on_features()
         if final_stage is None:
-            made = Fit(
-                layer,
-                posterior,
-                inference,
-                trace,
-                seed,
-                rows.source.num_rows,
-                backbone,
-                folder,
-                feature_names=names,
-            )
+            made = Fit(layer, posterior, inference, trace, seed, rows.source.num_rows, **common)
             return recalibrated(made, aside, device, batch_size)
         stage, earlier = final_stage, trace
     made_by = (backbone, folder, device, batch_size)
@@ -226,18 +214,7 @@ def _fit(
     elif not rows.source.in_memory and rows.source.varies():
         trace.notes.append(ONE_PASS)
     recorded = None if backbone is None or earlier is not None else Recorded(backbone)
-    made = Fit(
-        layer,
-        posterior,
-        inference,
-        trace,
-        seed,
-        len(features),
-        backbone,
-        folder,
-        recorded=recorded,
-        feature_names=names,
-    )
+    made = Fit(layer, posterior, inference, trace, seed, len(features), **common, recorded=recorded)
     if calibration is AUTOMATIC and not inference.trains_backbone:
         return cross_fitted(made, features, targets, rows.source.columns, stage.at_mode)
     return recalibrated(made, aside, device, batch_size)

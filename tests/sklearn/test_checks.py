@@ -13,7 +13,7 @@ WEIGHTS = "a row of weight 2 is left out as one row, and two equal rows one at a
 def expected(estimator: Any) -> dict[str, str]:
     """scikit-learn exempts its own iterative classifiers from this check too."""
     if isinstance(estimator, BayesianLastLayerClassifier):
-        return {"check_sample_weight_equivalence_on_dense_data": WEIGHTS}
+        return {f"check_sample_weight_equivalence_on_{kind}_data": WEIGHTS for kind in ("dense", "sparse")}
     return {}
 
 
