@@ -237,6 +237,24 @@ def test_columns_of_predictions(of_classes: bll.Fit) -> None:
     np.testing.assert_array_equal(table["ood_p_value"], made.ood.p_value)
 
 
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_labels_come_back_as_they_came(library: str, of_classes: bll.Fit) -> None:
+    names = np.array(["cheap", "fair", "high"])  # sorted as their numbers
+    frame = LIBRARIES[library](
+        {**{name: X[:, NAMES.index(name)] for name in NAMES}, "price": list(names[CLASSES])}
+    )
+    fit = bll.fit(bll.LastLayer(bll.likelihoods.Categorical(3)), (frame, "price"), inference=bll.Laplace())
+    expected = of_classes.predict(X)
+    for given in (frame_of(library), frame_of(library, PERMUTED)):
+        table = fit.predict(given).to_frame()
+        assert type(table) is type(frame)
+        assert np.asarray(table["label"]).tolist() == names[expected.label.numpy()].tolist()
+        np.testing.assert_array_equal(np.asarray(table["p_fair"]), expected.probs[:, 1])
+    tree = fit.to_datatree(frame_of(library, PERMUTED), frame["price"], num_draws=5, prior=False)
+    assert tree["posterior"]["feature"].values.tolist() == NAMES
+    assert tree["posterior"]["output"].values.tolist() == names.tolist()
+
+
 def test_several_targets_have_columns_of_their_own() -> None:
     both = pd.DataFrame({"u": VALUES, "v": -VALUES})
     fit = bll.fit(
