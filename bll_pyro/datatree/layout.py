@@ -187,7 +187,7 @@ def make_layout(
     if likelihood.is_discrete:
         num_classes: int = likelihood.num_classes  # type: ignore[attr-defined]
         if class_names is None and likelihood.coding is not None:
-            class_names = likelihood.coding.array
+            class_names = likelihood.coding.labels
         axes["class"] = Axis.of("class", num_classes, class_names, None)
         if output_names is None and num_classes == posterior.num_outputs:
             output_names = class_names

@@ -103,7 +103,7 @@ class Columns(Summary):
 NO_COLUMNS = Columns()
 
 
-def class_weights(labels: Any, by_class: Mapping[int, float] | None = None) -> Float[Tensor, " N"]:
+def class_weights(labels: Any, by_class: Mapping[Any, float] | None = None) -> Float[Tensor, " N"]:
     """The weight of each row by its class, for ``sample_weight``: by default one with which all classes count alike.
 
     The default is ``N / (C n_c)`` for a row of a class with n_c of the N rows, where C classes occur; the weights add up to N. A

@@ -92,9 +92,8 @@ class OfClasses(Likelihood):
             raise ValueError(f"{what}: expected labels of at least two classes, got only {found}; {remedy}")
         if num_classes is not None and num_classes != len(found):
             if num_classes < len(found):
-                remedy = (
-                    f"use Categorical({len(found)}), or Categorical(), which takes the classes that occur"
-                )
+                name = "Ordinal" if self.needs_order else "Categorical"
+                remedy = f"use {name}({len(found)}), or {name}(), which takes the classes that occur"
             raise ValueError(
                 f"{what}: expected labels of {num_classes} classes, got {len(found)}: {found}; {remedy}"
             )

@@ -8,6 +8,7 @@ import numpy as np
 
 from bll_pyro import metrics
 from bll_pyro.plots.style import GREY, PALETTE, SKY, Size, panel, say
+from bll_pyro.prediction.base import as_targets
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -43,7 +44,8 @@ def reliability_diagram(
     figure, axes = panel(axes, size, (5.6, 5.2))
     axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle="--")
     for i, (name, prediction) in enumerate(named.items()):
-        found = metrics.reliability(prediction.probs, targets, num_bins, equal_mass, prob)
+        given = as_targets(targets, prediction)
+        found = metrics.reliability(prediction.probs, given, num_bins, equal_mass, prob)
         filled = found.count > 0
         x, y = found.confidence[filled], found.accuracy[filled]
         errors = np.abs(np.stack([found.lower[filled], found.upper[filled]]) - y)

@@ -60,6 +60,10 @@ class Prediction(Summary, ABC):
         """Labels of the classes ``[C]``, of the type that they came in; None where these are the numbers from 0 to C - 1."""
         return None if self.coding is None else self.coding.array.copy()
 
+    def class_numbers(self, targets: Any) -> Shaped[Tensor, "N ..."]:
+        """Labels of the predicted rows as class numbers ``[N]``, which :mod:`bll_pyro.metrics` take beside ``probs``."""
+        return as_targets(targets, self)
+
     def lines(self) -> dict[str, str]:
         """What is printed of the prediction, by name: of numbers their mean and range over the rows."""
         names = ("label", "confidence", "mean", "scale", "total", "aleatoric", "epistemic")
