@@ -165,7 +165,7 @@ class ELBO(BatchELBO):
         features
             ``[B, D]``, in any floating-point type.
         targets
-            ``[B]`` or ``[B, T]``, in the user's units; labels as whole numbers. On a CPU their values are checked.
+            ``[B]`` or ``[B, T]``, in the user's units; labels as class numbers. On a CPU their values are checked.
         sample_weight, exposure
             As in :func:`bll_pyro.fit`, for these rows: ``[B]``; exposures of T counts ``[B, T]``.
         generator

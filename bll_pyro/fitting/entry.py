@@ -68,7 +68,8 @@ def fit(
     data
         A pair ``(inputs, targets)`` of arrays, tensors or data frames, a pair of a frame and the name of its column of targets, a
         torch ``Dataset`` or ``DataLoader``, or a ``Features`` store. Inputs are features ``[N, D]`` where there is no backbone.
-        Columns of a frame have names: later frames are brought into their order.
+        Columns of a frame have names: later frames are brought into their order. Class labels may be text, booleans or whole
+        numbers; they come back as they came (``fit.classes``, ``prediction.label``).
     backbone
         Module from inputs to features ``[N, D]``. Frozen (evaluation mode, nothing of it changes) unless the inference
         trains it along; then a copy is trained, which the fit holds.

@@ -46,7 +46,7 @@ class Fit(Summary):
     Parameters
     ----------
     layer
-        The declaration, in the user's units.
+        The declaration, in the user's units; its likelihood has the classes of the training targets.
     posterior
         Posterior of weights and outputs.
     inference, seed, num_rows
