@@ -48,8 +48,7 @@ def fitted(layer, data, inference, **options):
 
 
 def study(fit, data):
-    features = bll.Features.from_tensors(*data)
-    return Study(fit, features, fit.layer.likelihood.check_targets(data[1]), 1000, 2000, 0)
+    return Study(fit, fit.rows(data), 1000, 2000, 0)
 
 
 @pytest.fixture(scope="module")

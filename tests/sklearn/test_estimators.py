@@ -205,7 +205,7 @@ def test_copies_predict_the_same(classifier, regressor):
 def test_errors_that_users_of_scikit_learn_know():
     with pytest.raises(NotFittedError):
         BayesianLastLayerRegressor().predict_interval(X)
-    with pytest.raises(ValueError, match="at least 2 classes, got one class"):
+    with pytest.raises(ValueError, match="at least two classes, got only"):
         BayesianLastLayerClassifier().fit(X, ["a"] * 120)
     with pytest.raises(ValueError, match='calibration: expected "automatic"'):
         BayesianLastLayerClassifier(calibration="auto").fit(X, LABELS)
