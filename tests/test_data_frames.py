@@ -161,6 +161,8 @@ def test_rows_beside_the_training_rows_go_into_their_order() -> None:
 
 def test_names_are_printed_saved_and_drawn(fit: bll.Fit, tmp_path) -> None:
     assert "age, income, size" in repr(fit)
+    constant = bll.fit(fit.layer, (frame_of("pandas").assign(sort=1.0), VALUES), inference=bll.Exact())
+    assert "1 constant in the training rows (sort), left out" in repr(constant)
     tree = fit.to_datatree(frame_of("polars"), VALUES, num_draws=50, prior=False)
     assert tree["posterior"]["feature"].values.tolist() == NAMES
     assert tree["constant_data"]["feature_center"].sel(feature="income") == pytest.approx(
@@ -169,6 +171,8 @@ def test_names_are_printed_saved_and_drawn(fit: bll.Fit, tmp_path) -> None:
     assert strongest(tree, 3, None)["weight"].values.tolist() == [
         f"output 0, {name}" for name in ("income", "age", "size")
     ]
+    before = bll.prior_predictive(fit.layer, frame_of("pandas"), VALUES, num_draws=5, weights=True)
+    assert before["prior"]["feature"].values.tolist() == NAMES
     other = fit.to_datatree(X, VALUES, num_draws=5, prior=False, feature_names=["a", "b", "c"])
     assert other["posterior"]["feature"].values.tolist() == ["a", "b", "c"]
     fit.save(tmp_path / "fit")

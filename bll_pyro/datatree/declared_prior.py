@@ -23,6 +23,7 @@ from bll_pyro.datatree.row_evaluation import (
     in_double,
 )
 from bll_pyro.features.data import check_finite, paired, read
+from bll_pyro.features.sources import Source
 from bll_pyro.features.store import Features
 from bll_pyro.frame import as_floats
 from bll_pyro.inference.standardization import make_frame
@@ -108,9 +109,11 @@ def prior_predictive(
             "fit.to_datatree(...), which has the groups prior and prior_predictive"
         )
     num_draws = count(num_draws, "num_draws", "prior_predictive")
-    rows = _rows(layer, features, targets, learned)
+    source = read(paired(features, targets), need_targets=False, what="features")
+    rows = _rows(layer, features, source, learned)
     _check_memory(rows, num_draws)
     posterior = rows.posterior
+    feature_names = source.feature_names if feature_names is None else feature_names
     layout = make_layout(posterior, class_names, output_names, feature_names)
     arrays, draws = _draw(rows, num_draws, seed, weights)
     datasets = {}
@@ -130,9 +133,8 @@ def prior_predictive(
     return make_tree(datasets, attrs)
 
 
-def _rows(layer: LastLayer, features: Any, targets: Any, learned: Mapping[str, Any] | None) -> RowEvaluator:
+def _rows(layer: LastLayer, features: Any, source: Source, learned: Mapping[str, Any] | None) -> RowEvaluator:
     """Rows, and a posterior without draws: the frame of the features, and hyper-parameters at given values."""
-    source = read(paired(features, targets), need_targets=False, what="features")
     whole = source.tensors()
     if whole is None or not isinstance(whole[0], Tensor):
         raise TypeError(

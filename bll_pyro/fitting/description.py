@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from bll_pyro.declaration import Declaration
@@ -35,12 +36,16 @@ def scale_of_features(fit: Fit) -> str:
     frame = fit.posterior.frame
     if not fit.layer.standardize:
         return "features as they are"
-    left_out = int(frame.scale.isinf().sum())
-    constant = f"; {left_out:,} constant in the training rows, left out" if left_out else ""
+    is_left_out, names = frame.scale.isinf(), fit.head.feature_names
+    number = int(is_left_out.sum())
+    which = (
+        "" if names is None else f" ({names_shown([name for name, out in zip(names, is_left_out) if out])})"
+    )
+    constant = f"; {number:,} constant in the training rows{which}, left out" if number else ""
     return f"one for {'all features' if frame.feature_scale == 'common' else 'each feature'}{constant}"
 
 
-def names_shown(names: tuple[str, ...]) -> str:
+def names_shown(names: Sequence[str]) -> str:
     """The first names of columns, and how many more there are."""
     more = f" and {len(names) - NUM_NAMES:,} more" if len(names) > NUM_NAMES else ""
     return ", ".join(names[:NUM_NAMES]) + more
