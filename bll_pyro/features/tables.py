@@ -15,10 +15,11 @@ from torch import nn
 from bll_pyro.summary import Summary
 
 PLAIN = ("builtins", "numpy", "torch", "scipy", "bll_pyro")  # packages whose objects are no frames
+NUMBERS = "biuf"  # kinds of NumPy's types
 SHOWN = 5  # names in a message
 ENCODE = (
     "encode categories with scikit-learn's OneHotEncoder or OrdinalEncoder and texts with a vectorizer, turn dates into numbers, "
-    "or drop these columns"
+    "give objects that are numbers their type (astype(float)), or drop these columns"
 )
 FILL = "fill them in, for example with scikit-learn's SimpleImputer, or drop these rows"
 UNIQUE = "rename or drop all but one of them"
@@ -124,11 +125,11 @@ def numbers_of(view: Any, what: str) -> np.ndarray:
     import narwhals.stable.v2 as nw
 
     if isinstance(view, nw.Series):
-        if not _is_number(view.dtype):
+        if not _is_number(view):
             raise TypeError(f"{what}: expected numbers, got a series of {view.dtype}; {ENCODE}")
         return _values(view)
-    types = dict(view.schema)
-    wrong = [f"{name} ({dtype})" for name, dtype in types.items() if not _is_number(dtype)]
+    types, series = dict(view.schema), list(view.iter_columns())
+    wrong = [f"{name} ({one.dtype})" for name, one in zip(types, series, strict=True) if not _is_number(one)]
     if wrong:
         raise TypeError(f"{what}: expected columns of numbers, got {_listed(wrong)}; {ENCODE}")
     if not types:
@@ -136,7 +137,9 @@ def numbers_of(view: Any, what: str) -> np.ndarray:
             f"{what}: expected a frame with columns of numbers, got one without columns; keep some"
         )
     is_uniform = len(set(types.values())) == 1 and _is_plain(next(iter(types.values())))
-    values = view.to_numpy() if is_uniform else np.column_stack([_values(view[name]) for name in types])
+    values = view.to_numpy() if is_uniform else None
+    if values is None or values.dtype.kind not in NUMBERS:  # pandas makes objects of columns that Arrow holds
+        values = np.column_stack([_values(one) for one in series])
     if values.dtype.kind == "f" and len(values):
         missing = np.isnan(values.min(0))
         if missing.any():
@@ -194,10 +197,13 @@ def names_after(backbone: nn.Module | None, names: tuple[str, ...] | None) -> tu
     return None if say is None else tuple(map(str, say(names)))
 
 
-def _is_number(dtype: Any) -> bool:
+def _is_number(series: Any) -> bool:
+    """Whether a series holds numbers or booleans; narwhals does not know what is in a sparse one of pandas."""
     import narwhals.stable.v2 as nw
 
-    return bool(dtype.is_numeric() or dtype == nw.Boolean)
+    if series.dtype == nw.Unknown:
+        return np.asarray(series.to_native()).dtype.kind in NUMBERS
+    return bool(series.dtype.is_numeric() or series.dtype == nw.Boolean)
 
 
 def _is_plain(dtype: Any) -> bool:
@@ -209,10 +215,10 @@ def _values(series: Any) -> np.ndarray:
     """The numbers of a series; those that NumPy does not know, and those with missing ones among them, in float64."""
     import narwhals.stable.v2 as nw
 
-    is_known = _is_plain(series.dtype) or series.dtype == nw.Boolean
-    values: np.ndarray = (
-        series if is_known and not series.null_count() else series.cast(nw.Float64)
-    ).to_numpy()
+    if series.dtype == nw.Unknown:
+        return np.asarray(series.to_native())
+    is_known = (_is_plain(series.dtype) or series.dtype == nw.Boolean) and not series.null_count()
+    values: np.ndarray = (series if is_known else series.cast(nw.Float64)).to_numpy()
     return values
 
 

@@ -54,11 +54,19 @@ def test_numbers_that_numpy_does_not_know():
     assert to_tensor(frame, "x").tolist() == [[1.25, 1.0], [2.5, 2.0]]
     nullable = pd.DataFrame({"a": pd.array([1, 2], dtype="Int64"), "b": pd.array([0.5, 1], dtype="Float32")})
     assert to_tensor(nullable, "x").tolist() == [[1, 0.5], [2, 1]]
+    arrow = nullable.astype({"a": "double[pyarrow]", "b": "double[pyarrow]"})
+    assert to_tensor(arrow, "x").tolist() == [[1, 0.5], [2, 1]]
+    assert (
+        to_tensor(pd.DataFrame(NUMBERS).astype(pd.SparseDtype(float, 0.0)), "x").tolist() == NUMBERS.tolist()
+    )
+    flags = pd.DataFrame({"a": [True, False]}).astype("bool[pyarrow]")
+    assert to_tensor(flags["a"], "y").tolist() == [True, False]
 
 
 WRONG = {
     "text": (["x", "y"], r"town \(String\).*OneHotEncoder"),
     "objects": ([1, "y"], r"town \((Object|String)\).*OneHotEncoder"),
+    "complex": ([1j, 2.0], r"town \(Unknown\)"),
     "dates": ([datetime.date(2020, 1, 1), datetime.date(2021, 1, 1)], r"town \(.*\).*turn dates"),
 }
 
