@@ -177,7 +177,8 @@ def order_of(given: Sequence[str], names: Sequence[str], what: str) -> list[int]
             f"{what}: expected the columns of the training rows, got none named {_listed(missing)} among {_listed(given)}; add or "
             "rename them, or pass an array with the columns in order"
         )
-    others = [name for name in given if name not in set(names)]
+    known = set(names)
+    others = [name for name in given if name not in known]
     if others:
         raise ValueError(
             f"{what}: expected the columns of the training rows, got {_listed(others)} beside them; drop them: "
