@@ -13,7 +13,7 @@ from bll_pyro.features.arrays import to_tensor
 
 type Values = torch.Tensor | ArrayLike
 type Array = NDArray[np.float64]
-type ClassNumbers = NDArray[np.int64]
+type Integers = NDArray[np.int64]
 type Mask = NDArray[np.bool_]
 
 # largest deviation of a sum of probabilities from 1: a softmax in float32 (about 1e-6) passes, in bfloat16 (1e-2) not
@@ -100,7 +100,7 @@ def checked_class_probs(name: str, probs: Values) -> Array:
     return array
 
 
-def class_targets(targets: Values, num_rows: int, num_classes: int) -> ClassNumbers:
+def class_targets(targets: Values, num_rows: int, num_classes: int) -> Integers:
     """Return class numbers `[N]`, whole numbers from 0 to K - 1."""
     array = real("targets", targets)
     if array.shape != (num_rows,):
@@ -118,10 +118,10 @@ def class_targets(targets: Values, num_rows: int, num_classes: int) -> ClassNumb
     return array.astype(np.int64)
 
 
-def probs_and_targets(probs: Values, targets: Values) -> tuple[Array, ClassNumbers]:
+def probs_and_targets(probs: Values, targets: Values) -> tuple[Array, Integers]:
     """Check predictions of classes or of 0/1 labels, which are told apart by their shapes.
 
-    Classes: `probs [N, K]` with `targets [N]`. ClassNumbers: `probs` and `targets` both `[N]` or both `[N, T]`,
+    Classes: `probs [N, K]` with `targets [N]`. Labels: `probs` and `targets` both `[N]` or both `[N, T]`,
     where `probs` is the probability of a 1. So labels have `probs.ndim == targets.ndim`.
     """
     p, y = unit("probs", probs), real("targets", targets)

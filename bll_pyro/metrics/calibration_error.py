@@ -12,7 +12,7 @@ import numpy as np
 
 from bll_pyro.metrics.arrays import (
     Array,
-    ClassNumbers,
+    Integers,
     Values,
     at_least_one,
     checked_share,
@@ -40,7 +40,7 @@ class Reliability(Summary):
 
     confidence: Array
     accuracy: Array
-    count: ClassNumbers
+    count: Integers
     lower: Array
     upper: Array
 
@@ -172,7 +172,7 @@ def adaptive_ece(probs: Values, targets: Values, num_bins: int = 15) -> float:
     return classwise_ece(probs, targets, num_bins, equal_mass=True)
 
 
-def _confidence_and_hit(p: Array, y: ClassNumbers) -> tuple[Array, Array]:
+def _confidence_and_hit(p: Array, y: Integers) -> tuple[Array, Array]:
     if p.ndim == y.ndim:
         return p, y.astype(np.float64)
     return p.max(1), (p.argmax(1) == y).astype(np.float64)
@@ -180,7 +180,7 @@ def _confidence_and_hit(p: Array, y: ClassNumbers) -> tuple[Array, Array]:
 
 def _binned(
     confidence: Array, hit: Array, num_bins: int, equal_mass: bool, weights: Array | None = None
-) -> tuple[Array, Array, Array | ClassNumbers]:
+) -> tuple[Array, Array, Array | Integers]:
     """Mean confidence, share of hits and number (or total weight) of the rows of each bin."""
     at_least_one("num_bins", num_bins)
     if equal_mass:
@@ -200,14 +200,14 @@ def _binned(
     return mean_confidence, mean_hit, count
 
 
-def _expected_gap(confidence: Array, accuracy: Array, count: Array | ClassNumbers) -> float:
+def _expected_gap(confidence: Array, accuracy: Array, count: Array | Integers) -> float:
     filled = count > 0
     gap = np.abs(accuracy[filled] - confidence[filled])
     return float(np.sum(gap * count[filled]) / count.sum())
 
 
 def _mean_over_columns(
-    p: Array, events: ClassNumbers, num_bins: int, equal_mass: bool, weights: Array | None = None
+    p: Array, events: Integers, num_bins: int, equal_mass: bool, weights: Array | None = None
 ) -> float:
     columns = zip(p.reshape(len(p), -1).T, events.reshape(len(p), -1).T, strict=True)
     gaps = [_expected_gap(*_binned(c, e.astype(float), num_bins, equal_mass, weights)) for c, e in columns]

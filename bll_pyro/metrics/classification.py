@@ -1,6 +1,6 @@
 """Accuracy, negative log likelihood and Brier score of probabilities of classes or of 0/1 labels.
 
-Classes are `probs [N, K]` with class numbers `targets [N]`. ClassNumbers are `probs` and 0/1 `targets` of one
+Classes are `probs [N, K]` with class numbers `targets [N]`. Labels are `probs` and 0/1 `targets` of one
 shape, `[N]` (binary) or `[N, T]` (multilabel), with `probs` the probability of a 1.
 """
 
@@ -14,7 +14,7 @@ from bll_pyro.metrics.arrays import Array, Values, mean_of_rows, probs_and_targe
 def accuracy(probs: Values, targets: Values, *, sample_weight: Values | None = None) -> float:
     """Share of correct decisions.
 
-    Classes: rows whose most probable class (the first, if several tie) is the target. ClassNumbers: entries of
+    Classes: rows whose most probable class (the first, if several tie) is the target. Labels: entries of
     `[N, T]` where `probs > 0.5` agrees with the target (one minus the Hamming loss).
 
     Parameters
@@ -68,7 +68,7 @@ def nll(probs: Values, targets: Values, *, log_probs: bool = False) -> float:
 def brier(probs: Values, targets: Values, *, sample_weight: Values | None = None) -> float:
     """Brier score (Brier 1950): squared error of the probabilities, summed over columns, mean over rows.
 
-    Classes: `1/N sum_n sum_k (p_nk - [y_n = k])^2`, from 0 to 2. ClassNumbers: `1/N sum_n sum_t (p_nt - y_nt)^2`,
+    Classes: `1/N sum_n sum_k (p_nk - [y_n = k])^2`, from 0 to 2. Labels: `1/N sum_n sum_t (p_nt - y_nt)^2`,
     from 0 to T; so a binary problem written as two classes has twice the score of the same problem written as
     one label.
 

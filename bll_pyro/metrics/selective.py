@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bll_pyro.metrics.arrays import Array, ClassNumbers, Values, checked_class_probs, matrix, real, round_up
+from bll_pyro.metrics.arrays import Array, Integers, Values, checked_class_probs, matrix, real, round_up
 from bll_pyro.summary import Summary
 
 
@@ -34,7 +34,7 @@ class RiskCoverage(Summary):
 class Decision(NamedTuple):
     """The action chosen for each row, `[N]`, and its expected cost, `[N]`."""
 
-    action: ClassNumbers
+    action: Integers
     expected_cost: Array
 
 
