@@ -18,7 +18,7 @@ BATCH_SIZE, BETAS = 128, (0.9, 0.99)  # those of joint fits
 NUM_CLASSES, NUM_FEATURES = 10, 128
 ROWS_AT_ONCE = 2000
 RATES = (1e-3, 2e-3, 4e-3)  # of Adam on the network
-LOW_HEAD_RATE, HEAD_RATE = 2e-3, 5e-3  # of the last layer, where features are not standardised
+RAW_RATES = (2e-3, 5e-3)  # of the last layer, in trials with features that are not standardised
 PLAIN, TEMPERED = "plain", "plain + temperature"
 TWO_STAGE, JOINT = "bll_pyro, two-stage", "bll_pyro, joint"
 Rows = tuple[Tensor, Tensor]  # images [N, 1, 28, 28], labels [N]
@@ -94,49 +94,43 @@ def plain(rows: Rows, kept: Rows, rate: float, seed: int, num_epochs: int) -> Tr
     return Network(net)
 
 
-def two_stage(rows: Rows, kept: Rows, rate: float, seed: int, num_epochs: int, raw: bool = True) -> Trained:
-    """Network and a point estimate of the last layer first; then a Bayesian last layer, all default, on the features."""
-    point = joint_svi(rate, num_epochs, raw, guide=bll.guides.MAP(), final_stage=False)
-    first = bll.fit(layer(raw), rows, network(seed)[0], point, seed=seed, calibration=kept)
+def two_stage(rows: Rows, kept: Rows, rate: float, seed: int, num_epochs: int) -> Trained:
+    """Network and a point estimate of the last layer first; then a Bayesian last layer on the features; all defaults."""
+    point = bll.SVI(bll.guides.MAP(), backbone_learning_rate=rate, num_epochs=num_epochs, final_stage=False)
+    first = bll.fit(layer(), rows, network(seed)[0], point, seed=seed, calibration=kept)
     return Ours(bll.fit(layer(), rows, first.backbone, seed=seed, calibration=kept))
 
 
-def joint(
-    rows: Rows,
-    kept: Rows,
-    rate: float,
-    seed: int,
-    num_epochs: int,
-    raw: bool = True,
-    head_rate: float = HEAD_RATE,
-) -> Trained:
-    """Network and Bayesian last layer together; with all defaults there is a final stage after it."""
-    inference = joint_svi(rate, num_epochs, raw, head_rate, final_stage=not raw)
-    return Ours(bll.fit(layer(raw), rows, network(seed)[0], inference, seed=seed, calibration=kept))
+def joint(rows: Rows, kept: Rows, rate: float, seed: int, num_epochs: int) -> Trained:
+    """Network and Bayesian last layer together, all defaults."""
+    inference = bll.SVI(backbone_learning_rate=rate, num_epochs=num_epochs)
+    return Ours(bll.fit(layer(), rows, network(seed)[0], inference, seed=seed, calibration=kept))
 
 
-def joint_svi(
-    rate: float, num_epochs: int, raw: bool, head_rate: float = HEAD_RATE, **settings: Any
-) -> bll.SVI:
-    """With a rate of the last layer for features as they come, or the default for standardised ones."""
-    given = head_rate if raw else None
-    return bll.SVI(backbone_learning_rate=rate, learning_rate=given, num_epochs=num_epochs, **settings)
+def raw_joint(head_rate: float, rows: Rows, kept: Rows, rate: float, seed: int, num_epochs: int) -> Trained:
+    """As joint, on features as they come, with a rate of the last layer and no final stage."""
+    inference = bll.SVI(
+        learning_rate=head_rate, backbone_learning_rate=rate, num_epochs=num_epochs, final_stage=False
+    )
+    raw = replace(layer(), standardize=False)
+    return Ours(bll.fit(raw, rows, network(seed)[0], inference, seed=seed, calibration=kept))
 
 
-def layer(raw: bool = False) -> bll.LastLayer:
-    """Ten classes and all defaults, or with features as they come."""
-    return bll.LastLayer(bll.likelihoods.Categorical(NUM_CLASSES), standardize=not raw)
+def layer() -> bll.LastLayer:
+    """Ten classes and all defaults."""
+    return bll.LastLayer(bll.likelihoods.Categorical(NUM_CLASSES))
 
 
 METHODS: dict[str, Method] = {PLAIN: plain, TWO_STAGE: two_stage, JOINT: joint}
 TRIALS: dict[str, tuple[Method, tuple[float, ...]]] = {
     PLAIN: (plain, RATES),
-    f"{TWO_STAGE}, all defaults": (partial(two_stage, raw=False), RATES),
-    f"{JOINT}, all defaults": (partial(joint, raw=False), RATES),
-    f"{JOINT}, features as they come, rate of the last layer {LOW_HEAD_RATE:g}": (
-        partial(joint, head_rate=LOW_HEAD_RATE),
+    TWO_STAGE: (two_stage, RATES[1:2]),
+    JOINT: (joint, RATES[1:2]),
+} | {
+    f"{JOINT}, features as they come, rate of the last layer {rate:g}": (
+        partial(raw_joint, rate),
         RATES[1:2],
-    ),
-    f"{JOINT}, features as they come, rate of the last layer {HEAD_RATE:g}": (joint, RATES[1:2]),
+    )
+    for rate in RAW_RATES
 }
 """What was tried on training rows, with the rates of the network."""

@@ -39,8 +39,8 @@ class ELBO(BatchELBO):
     how many batches a loader drops. Gradients flow into the parameters of the guide, and through the features into the
     network. A learned prior scale is set in closed form at each step (with a guide that is not Gaussian it is a parameter).
 
-    Features are standardised by running averages, which follow them in ``train()`` mode and rest in ``eval()`` mode, as in a
-    BatchNorm (``standardize=False`` in the layer leaves them as they are). In both modes the loss is an estimate whose
+    Features are centred, and divided by one number if their scale is below 0.1 or above 1, with constants of the first 20 batches of
+    ``train()`` mode (``standardize=False`` in the layer leaves them as they are). In both modes the loss is an estimate whose
     random draws come from torch's generator, as those of dropout do. It is for training: judge a model on other rows by
     ``predict(features).log_prob(targets)``.
 
@@ -194,7 +194,7 @@ class ELBO(BatchELBO):
     def predict(
         self, features: Float[Tensor, "N D"], *, exposure: Any = None, integration: Integration | None = None
     ) -> Prediction:
-        """Posterior predictive for features ``[N, D]``, at the present parameters and averages, without gradients.
+        """Posterior predictive for features ``[N, D]``, at the present parameters, without gradients.
 
         For validation inside a loop. For many batches take ``to_fit()`` once, of a guide that is not Gaussian above all: its
         posterior is made of 1,000 draws anew in each call.

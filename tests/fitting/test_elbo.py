@@ -191,38 +191,38 @@ def test_every_guide(name: str) -> None:
 
 
 def test_a_state_goes_on_where_it_was() -> None:
-    """The averages too: after two batches a third counts a third."""
+    """The constants of the features too: after two batches a third counts a third."""
     elbo = bll.ELBO.from_data(CLASSES, (X, LABELS))
     parts = X.split(16)
     for part in parts[:2]:
-        elbo.scale(part)
+        elbo.units(part)
     again = bll.ELBO.from_data(CLASSES, (X, LABELS), seed=1)
     again.load_state_dict(elbo.state_dict())
     for each in (elbo, again):
-        each.scale(parts[2])
-        torch.testing.assert_close(each.scale.center, X.mean(0))
-        assert int(each.scale.num_batches) == 3
+        each.units(parts[2])
+        torch.testing.assert_close(each.units.center, X.mean(0))
+        assert int(each.units.num_batches) == 3
 
 
-def test_averages_follow_in_training_and_rest_in_evaluation() -> None:
+def test_features_are_measured_in_training_and_not_in_evaluation() -> None:
     elbo = bll.ELBO.from_data(CLASSES, (X, LABELS))
     elbo(X, LABELS)
-    center = elbo.scale.center.clone()
+    center = elbo.units.center.clone()
     torch.testing.assert_close(center, X.mean(0))
     elbo.eval()
     elbo(X + 5, LABELS)
     elbo.predict(X + 5)
-    assert torch.equal(elbo.scale.center, center)
+    assert torch.equal(elbo.units.center, center)
     elbo.train()
     elbo(X + 5, LABELS)
-    assert bool((elbo.scale.center > center).all())
+    assert bool((elbo.units.center > center).all())
     with torch.no_grad():
-        kept = elbo.scale.center.clone()
+        kept = elbo.units.center.clone()
         assert not elbo((X + 5).mul(torch.inf), LABELS).isfinite()  # a step that half precision lost
-    assert torch.equal(elbo.scale.center, kept)
+    assert torch.equal(elbo.units.center, kept)
     raw = bll.ELBO(RAW, D, N)
     raw(X + 5, Y)
-    assert int(raw.scale.num_batches) == 0
+    assert int(raw.units.num_batches) == 0
 
 
 def test_the_random_draws_are_those_of_the_caller_and_the_store_is_left_alone() -> None:
@@ -280,7 +280,7 @@ def test_from_data_takes_what_fit_takes() -> None:
     wide = Y.double()
     for data in ((X, Y), TensorDataset(X, Y), DataLoader(TensorDataset(X, Y), 20, shuffle=True)):
         elbo = bll.ELBO.from_data(KNOWN, data, network)
-        assert elbo.objective.num_rows == N and len(elbo.scale.center) == 6
+        assert elbo.objective.num_rows == N and len(elbo.units.center) == 6
         torch.testing.assert_close(elbo.target_center, wide.mean()[None].float())
         torch.testing.assert_close(elbo.target_scale, wide.std(correction=0)[None].float())
     two = bll.ELBO.from_data(bll.LastLayer(likelihoods.Gaussian()), (X, torch.stack([Y, -Y], 1)))

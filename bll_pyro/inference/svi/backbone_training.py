@@ -49,9 +49,9 @@ class BackboneTraining(Declaration):
         parameters of norms, and what timm's ``no_weight_decay`` names do not decay.
     accumulate
         Batches to a step. Its ELBO and gradient are those of all rows of these batches together, also of fewer batches at the
-        end of a pass. BatchNorm sees each batch alone; the running scale of the features remembers as many rows as without.
+        end of a pass. BatchNorm sees each batch alone.
     ema_decay
-        Decay d of a moving average of all that is trained, backbone and guide, and of the statistics of BatchNorm and features.
+        Decay d of a moving average of all that is trained, backbone and guide, and of the statistics of BatchNorm.
         After step t it is ``a + (1 - min(d, (1 + t) / (10 + t))) (p - a)``. The fit holds the average, and validation data judge
         it. None (default) takes none.
     compile

@@ -1,7 +1,7 @@
 """The ELBO of a batch of features that move, as a module: what joint training takes gradients of, and a loop of the user's.
 
-Features of a backbone that is trained along move. So their centre and scale are running averages, and the guide keeps plain
-axes. The targets have constants of their own from the start.
+Features of a backbone that is trained along move. So their centre and unit are those of the first batches, and the guide keeps
+plain axes. The targets have constants of their own from the start.
 """
 
 from __future__ import annotations
@@ -29,51 +29,58 @@ from bll_pyro.scope import generator, isolated, own_modes, own_store
 if TYPE_CHECKING:
     from bll_pyro.inference.svi.svi import SVI
 
+NUM_BATCHES = 20  # the first ones, by which features are centred and measured
+LEAST_SCALE, LARGEST_SCALE = 0.1, 1.0  # of features that are left as they come
 SMALLEST_VARIANCE = 1e-12
 
 
-class RunningScale(nn.Module):
-    """Centre and scale of moving features: running averages, as in a BatchNorm without affine part.
+class FirstUnits(nn.Module):
+    """Centre and unit of features that move: found on the first batches, and fixed from then on.
 
-    A batch is standardised with the averages and not with its own moments, so that a row's output does not depend on
-    the rows beside it and a batch of one row works.
+    Features come out centred and divided by one number, the unit. It is 1 while their scale, the root of their mean variance, is
+    between 0.1 and 1, as it is in most networks; else it brings their scale to the nearer bound.
+
+    Constants that are fixed let features grow and shift as they do below a plain linear head. By averages that go on, each step would be
+    undone that makes features grow: the gradient does not know of it. All rows are standardised by the same numbers, so that
+    a row's output does not depend on the rows beside it, and a batch of one row works.
     """
 
     center: Tensor
     variance: Tensor
     num_batches: Tensor
 
-    def __init__(self, num_features: int, momentum: float = 0.1, active: bool = True) -> None:
+    def __init__(self, num_features: int, active: bool = True) -> None:
         super().__init__()
-        self.momentum, self.active = momentum, active
+        self.active = active
         self.register_buffer("center", torch.zeros(num_features))
         self.register_buffer("variance", torch.ones(()))
         self.register_buffer("num_batches", torch.zeros((), dtype=torch.int64))
 
     def forward(self, features: Tensor) -> Tensor:
-        """Update the averages in training, then standardise ``[B, D]``; the guide's type comes out of any other."""
+        """Measure the first batches of training, then standardise ``[B, D]``; the guide's type comes out of any other."""
         if not self.active:
             return features.to(self.center)
         if self.training and len(features) > 1:
-            self._update(features.detach())
-        return ((features - self.center) / self.scale).to(self.center)
+            self._measure(features.detach())
+        return ((features - self.center) / self.unit).to(self.center)
 
     @property
-    def scale(self) -> Float[Tensor, ""]:
-        """The divisor of all features."""
-        return self.variance.clamp_min(SMALLEST_VARIANCE).sqrt()
+    def unit(self) -> Float[Tensor, ""]:
+        """The divisor of all features; 1 if none of them varies."""
+        scale = self.variance.sqrt()
+        unit = scale / scale.clamp(LEAST_SCALE, LARGEST_SCALE)
+        return torch.where(self.variance > SMALLEST_VARIANCE, unit, torch.ones_like(unit))
 
     @torch.no_grad()
-    def _update(self, features: Tensor) -> None:
+    def _measure(self, features: Tensor) -> None:
         values = features if features.dtype == torch.float64 else features.float()
         mean, variance = values.mean(0).to(self.center), values.var(0).mean().to(self.center)
         # half precision overflows now and then, and the loop leaves such a step out: the averages must not keep it
-        is_finite = mean.isfinite().all() & variance.isfinite()
-        # a plain average at first, so that the start is not remembered
-        step = (1 / (self.num_batches + 1).to(self.center)).clamp_min(self.momentum)
-        self.center.copy_(torch.where(is_finite, self.center.lerp(mean, step), self.center))
-        self.variance.copy_(torch.where(is_finite, self.variance.lerp(variance, step), self.variance))
-        self.num_batches.add_(is_finite)
+        counts = mean.isfinite().all() & variance.isfinite() & (self.num_batches < NUM_BATCHES)
+        step = 1 / (self.num_batches + 1).to(self.center)
+        self.center.copy_(torch.where(counts, self.center.lerp(mean, step), self.center))
+        self.variance.copy_(torch.where(counts, self.variance.lerp(variance, step), self.variance))
+        self.num_batches.add_(counts)
 
 
 class BatchELBO(nn.Module):
@@ -108,7 +115,7 @@ class BatchELBO(nn.Module):
         seed: int,
     ) -> None:
         super().__init__()
-        self.scale = RunningScale(num_features, active=bool(layer.standardize))
+        self.units = FirstUnits(num_features, active=bool(layer.standardize))
         self.register_buffer("target_center", target_center.clone())
         self.register_buffer("target_scale", target_scale.clone())
         self.bias = layer.bias
@@ -123,15 +130,15 @@ class BatchELBO(nn.Module):
 
     @property
     def frame(self) -> Frame:
-        """The frame of the present averages."""
-        center, scale = torch.zeros_like(self.scale.center), torch.ones_like(self.scale.center)
-        if self.scale.active:
-            center, scale = self.scale.center.clone(), self.scale.scale.expand_as(center).clone()
+        """The frame of the present constants."""
+        center, scale = torch.zeros_like(self.units.center), torch.ones_like(self.units.center)
+        if self.units.active:
+            center, scale = self.units.center.clone(), self.units.unit.expand_as(center).clone()
         return Frame(center, scale, self.target_center, self.target_scale, None, self.bias)
 
     def design(self, features: Float[Tensor, "B D"]) -> Float[Tensor, "B P"]:
-        """Design matrix of a batch; in training the averages follow."""
-        values = self.scale(features)
+        """Design matrix of a batch; the first ones of a training are measured."""
+        values = self.units(features)
         return torch.cat([values, values.new_ones(len(values), 1)], -1) if self.bias else values
 
     def nats(
@@ -151,7 +158,7 @@ class BatchELBO(nn.Module):
 
     @own_modes(gradients=False)
     def posterior(self) -> Posterior:
-        """A copy of the posterior at the present parameters, in the frame of the present averages."""
+        """A copy of the posterior at the present parameters, in the frame of the present constants."""
         objective, frame = self.objective, self.frame
         frame = replace(
             frame, target_center=frame.target_center.clone(), target_scale=frame.target_scale.clone()
@@ -167,7 +174,7 @@ class BatchELBO(nn.Module):
 
     def _prepare(self) -> None:
         """Show the guide two rows that the program draws itself: Pyro's guides make their parameters when they first run."""
-        like, bias = self.scale.center, self.bias
+        like, bias = self.units.center, self.bias
         rows = like.new_zeros(2, len(like))
         with torch.no_grad():
             targets = poutine.trace(self.model).get_trace(rows).nodes["y"]["value"]
@@ -180,7 +187,7 @@ class BatchELBO(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         """For copies. A flow keeps the tensors of its last call, which cannot be copied if they have a gradient."""
         if not self.objective.closed:
-            with isolated(0, self.scale.center.dtype):
+            with isolated(0, self.units.center.dtype):
                 self._prepare()
         return self.__dict__.copy()
 

@@ -97,9 +97,6 @@ class JointTraining(Training):
         optimizer = self.optimizer()
         self.backbone_optimizer = optimizer.parts[-1]
         self.wrapped, self.first_optimizer = fabric.setup(module, optimizer)
-        if options.accumulate > 1:  # it is updated so many times a step, and should remember as many rows
-            scale = module.elbo.scale
-            scale.momentum = 1 - (1 - scale.momentum) ** (1 / options.accumulate)
         self.average = None if options.ema_decay is None else MovingAverage(module, options.ema_decay)
         self.frame = module.elbo.frame  # for its constants of the targets
         self.kl_weight = 1.0
@@ -231,7 +228,7 @@ class JointTraining(Training):
             return held_out_loss(posterior, ((compute_features(backbone, x), rows) for x, rows in placed))
 
     def posterior(self) -> Posterior:
-        """The posterior at the present parameters, in the frame of the present averages of the features."""
+        """The posterior at the present parameters, in the frame of the present constants of the features."""
         return self.module.elbo.posterior()
 
     def messages(self) -> list[str]:
@@ -259,5 +256,5 @@ class JointTraining(Training):
         """Inputs, and standardised targets with their columns, on the device."""
         inputs, targets, columns = batch
         inputs, targets = self.fabric.to_device((inputs, targets))
-        columns = columns if columns is NO_COLUMNS else columns.to(self.module.elbo.scale.center)
+        columns = columns if columns is NO_COLUMNS else columns.to(self.module.elbo.units.center)
         return inputs, with_columns(self.frame.targets(targets), columns)

@@ -14,7 +14,6 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import bll_pyro as bll
 from bll_pyro.inference.svi import joint
-from bll_pyro.inference.svi.batch_elbo import RunningScale
 from bll_pyro.inference.svi.joint_training import JointTraining
 
 N = 129  # one more than a batch
@@ -307,16 +306,3 @@ def test_the_schedule_has_as_many_steps_as_are_taken(kind: str, monkeypatch: pyt
     svi = bll.SVI(backbone_learning_rate=1e-2, num_epochs=3, final_stage=False, **options)
     bll.fit(LAYER, data, TwoInputs() if isinstance(data, Items) else nn.Linear(6, 4), svi, calibration=None)
     assert (steppers[0].num_steps, steppers[0].done) == (3 * num_batches, 3 * num_batches)
-
-
-def test_the_averages_of_features_far_from_zero_are_of_their_own_type() -> None:
-    """In float32 the features 1e6 + h would have three digits of h; standardised they are as h is."""
-    h = torch.randn(64, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    near, far = RunningScale(3), RunningScale(3)
-    expected, found = near(h), far(h + 1e6)
-    assert found.dtype == expected.dtype == torch.float32
-    offset = float(
-        (found - expected).mean(0).abs().max()
-    )  # the averages are float32 numbers: 1e6 has steps of 1/16
-    assert offset < 1 / 32
-    torch.testing.assert_close(found - found.mean(0), expected - expected.mean(0), atol=1e-5, rtol=1e-5)
