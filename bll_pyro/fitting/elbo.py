@@ -39,9 +39,9 @@ class ELBO(BatchELBO):
     how many batches a loader drops. Gradients flow into the parameters of the guide, and through the features into the
     network. A learned prior scale is set in closed form at each step (with a guide that is not Gaussian it is a parameter).
 
-    Features are centred, and divided by one number if their scale is below 0.1 or above 1, with constants of the first 20 batches of
-    ``train()`` mode (``standardize=False`` in the layer leaves them as they are). In both modes the loss is an estimate whose
-    random draws come from torch's generator, as those of dropout do. It is for training: judge a model on other rows by
+    Features are centred, and divided by one number if their scale is below 0.1 or above 1, with constants of the first 20
+    batches in ``train()`` mode (``standardize=False`` in the layer leaves them as they are). In both modes the loss is an estimate
+    whose random draws come from torch's generator, as those of dropout do. It is for training: judge a model on other rows by
     ``predict(features).log_prob(targets)``.
 
     It is a plain module: its state is all in ``state_dict()``, it can be moved, copied, wrapped in ``DistributedDataParallel`` and

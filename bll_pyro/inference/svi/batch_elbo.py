@@ -40,9 +40,9 @@ class FirstUnits(nn.Module):
     Features come out centred and divided by one number, the unit. It is 1 while their scale, the root of their mean variance, is
     between 0.1 and 1, as it is in most networks; else it brings their scale to the nearer bound.
 
-    Constants that are fixed let features grow and shift as they do below a plain linear head. By averages that go on, each step would be
-    undone that makes features grow: the gradient does not know of it. All rows are standardised by the same numbers, so that
-    a row's output does not depend on the rows beside it, and a batch of one row works.
+    Constants that are fixed let features grow and shift as they do below a plain linear head. Averages that go on would undo each
+    step that makes features grow, and the gradient would not know of it. All rows of a batch are standardised by the same
+    numbers, so that a row's output does not depend on the rows beside it, and a batch of one row works.
     """
 
     center: Tensor

@@ -176,7 +176,7 @@ class SVI(Inference):
         return self.guide.can_rotate and layer.prior.can_rotate
 
     def rate(self, num_features: int) -> float:
-        """Learning rate for D features: by default 0.02, or 0.005 with a backbone, and beyond 128 of them ``sqrt(128 / D)`` of that.
+        """Learning rate for D features; by default 0.02, or 0.005 with a backbone, and beyond 128 of them ``sqrt(128 / D)`` of it.
 
         Adam changes every weight by about the rate, whatever the size of its gradient, and so an output by up to the rate
         times the sum of the features. With more weights per output the weights are smaller, and so must be the steps.

@@ -16,7 +16,7 @@ TRAIN, KEPT, TEST = (
 )
 CLASSES = bll.LastLayer(bll.likelihoods.Categorical(10))
 RATE, NUM_EPOCHS, BATCH_SIZE = 5e-3, 15, 50
-JOINT = bll.SVI(backbone_learning_rate=RATE, num_epochs=NUM_EPOCHS, batch_size=BATCH_SIZE, final_stage=False)
+JOINT = bll.SVI(backbone_learning_rate=RATE, num_epochs=NUM_EPOCHS, batch_size=BATCH_SIZE)
 
 
 def noise(num_rows: int, seed: int = 0) -> Tensor:
