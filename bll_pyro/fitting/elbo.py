@@ -186,7 +186,7 @@ class ELBO(BatchELBO):
             exposure,
         )
         weight = weight_of(rows)
-        in_user_units = self.target_scale.log().sum().to(self.scale.center)
+        in_user_units = self.target_scale.log().sum().to(self.units.center)
         if weight is not None:
             in_user_units = in_user_units * weight.mean()
         return in_user_units - self.nats(features, rows, generator) / self.objective.num_rows

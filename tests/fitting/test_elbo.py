@@ -38,8 +38,8 @@ def few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def seen(elbo: bll.ELBO, features: Tensor = X) -> bll.ELBO:
-    """With averages of the features, then at rest."""
-    elbo.train().scale(features)
+    """After a look at the features, then at rest."""
+    elbo.train().units(features)
     return elbo.eval()
 
 
