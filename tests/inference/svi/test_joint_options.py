@@ -94,7 +94,7 @@ def test_rates_of_warm_up_and_half_cosine(monkeypatch: pytest.MonkeyPatch) -> No
     t = np.arange(64)
     expected = np.where(t < 12, (t + 1) / 13, half_cosine((t - 12).clip(0), 52))
     np.testing.assert_allclose(backbone[16:], 1e-2 * expected, rtol=1e-12)
-    np.testing.assert_allclose(guide, 0.02 * half_cosine(np.arange(80), 80), rtol=1e-12)
+    np.testing.assert_allclose(guide, 0.005 * half_cosine(np.arange(80), 80), rtol=1e-12)
 
 
 def test_a_constant_rate_after_a_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,7 +130,7 @@ def test_layers_have_their_rates_and_only_weights_of_the_backbone_decay(
     steps = Steps(monkeypatch, groups)
     steps.fit(optimizer="adamw", schedule="constant", layer_decay=0.5, weight_decay=0.1)
     guide, *backbone = steps.seen[0]
-    assert guide == (0.02, 0.0)
+    assert guide == (0.005, 0.0)
     assert backbone == [(0.005, 0.0), (0.005, 0.1), (0.01, 0.0), (0.01, 0.1)]
 
 
