@@ -58,7 +58,8 @@ def notes(rate: float) -> list[str]:
         "stratified tenth is kept: it gives the temperatures of plain + temperature and of both fits of bll_pyro, and calibrates "
         "the detector.",
         f"Joint: `SVI(backbone_learning_rate={rate:g})`, with its final stage. Two-stage: the network with a point estimate "
-        "(`guides.MAP()`, `standardize=False`, `learning_rate=0.005`), then the default fit on its features. A plain head has the rate of its network.",
+        "(`guides.MAP()`, `standardize=False`, `learning_rate=0.005`), then the default fit on its features. A plain head has the "
+        "rate of its network.",
         "The rate of the network is the one that is best for the plain network, on another tenth of the training rows, with a seed "
         "of its own (the last table). The defaults were chosen on training rows too. No choice saw test rows.",
         "Unknown rows: the 10,000 MNIST test digits against the 10,000 test images. The default detector takes kept rows and "
