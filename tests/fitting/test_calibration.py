@@ -236,7 +236,7 @@ def test_a_network_that_fits_its_rows_too_well_is_mended() -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network = nn.Sequential(nn.Linear(4, 60), nn.ReLU(), nn.Linear(60, 60), nn.ReLU())
-    svi = bll.SVI(backbone_learning_rate=1e-2, num_epochs=150, final_stage=False)
+    svi = bll.SVI(learning_rate=0.02, backbone_learning_rate=1e-2, num_epochs=150, final_stage=False)
     fit = bll.fit(bll.LastLayer(bll.likelihoods.Gaussian()), (x[:200], y[:200]), network, svi)
 
     def inside(one: bll.Fit) -> float:
