@@ -63,7 +63,8 @@ class SVI(Inference):
         trained along; beyond 128 features ``sqrt(128 / D)`` of that.
     backbone_learning_rate
         Step for the backbone in joint training, of which :func:`bll_pyro.fit` keeps some rows out (``calibration``); None
-        (default) leaves the backbone frozen.
+        (default) leaves the backbone frozen. Features that move are centred, and divided by one number if their scale is below
+        0.1 or above 1, by constants of the first 20 batches.
     num_epochs
         Passes over the data. None (default) allows about 1,500 steps and at least 6 passes, and stops sooner where the
         ELBO has stopped rising beyond its noise. Rounds on all rows then go on to the optimum of the ELBO, for up to 1,024
