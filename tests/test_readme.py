@@ -29,7 +29,7 @@ def python_blocks() -> str:
 @pytest.mark.slow
 def test_code_runs(in_empty_folder: Path, capsys: pytest.CaptureFixture) -> None:
     code = python_blocks()
-    assert code.count("import bll_pyro as bll") == 1
+    assert code.count("import bll_pyro as bll") == 2  # scikit-learn, and networks
     with isolated():  # the script seeds torch, which a test must not
         exec(compile(code, str(ROOT / "README.md"), "exec"), {"__name__": "readme"})
     said = capsys.readouterr().out

@@ -149,7 +149,8 @@ def strongest(tree: xr.DataTree, num_features: int, outputs: Sequence[Any] | Non
         order = np.argsort(-np.abs(mean.values), kind="stable")[:count]
         parts.append(of_output.isel(feature=order).transpose("chain", "draw", "feature").values)
         features = of_output["feature"].values[order].tolist()
-        labels += [f"{_name('output', one)}, {_name('feature', feature)}" for feature in features]
+        owner = "" if len(names) == 1 else f"{_name('output', one)}, "  # a single output goes without saying
+        labels += [owner + _name("feature", feature) for feature in features]
         owners += [one] * count
     coords = {"weight": np.array(labels), "output": ("weight", np.array(owners))}
     return xr.DataArray(np.concatenate(parts, -1), dims=("chain", "draw", "weight"), coords=coords)
