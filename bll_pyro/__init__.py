@@ -42,6 +42,7 @@ _ROOMS = {
     "prior_predictive": "datatree",
     "compare": "comparison",
     "choose": "comparison",
+    "recommend": "comparison",
     "Stack": "comparison",
     "diagnose": "diagnostics",
     "sbc": "simulation",
@@ -79,7 +80,7 @@ if TYPE_CHECKING:
         plots,
         priors,
     )
-    from bll_pyro.comparison import Stack, choose, compare
+    from bll_pyro.comparison import Stack, choose, compare, recommend
     from bll_pyro.datatree import from_pyro, prior_predictive  # type: ignore[no-redef]
     from bll_pyro.diagnostics import diagnose
     from bll_pyro.elpd import loo
