@@ -35,6 +35,7 @@ _ROOMS = {
     "split_last_layer": "features.splitting",
     "timm_backbone": "features.from_timm",
     "transformers_backbone": "features.from_transformers",
+    "random_features": "features.random_fourier",
     "AUTOMATIC": "fitting",
     "load": "fitting",
     "from_pyro": "datatree",
@@ -89,6 +90,7 @@ if TYPE_CHECKING:
     from bll_pyro.features.extraction import extract
     from bll_pyro.features.from_timm import timm_backbone
     from bll_pyro.features.from_transformers import transformers_backbone
+    from bll_pyro.features.random_fourier import random_features
     from bll_pyro.features.splitting import split_last_layer
     from bll_pyro.features.store import Features
     from bll_pyro.fitting import AUTOMATIC, ELBO, Fit, fit, fit_from_draws, load

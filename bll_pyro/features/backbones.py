@@ -49,6 +49,10 @@ def rebuilt(config: Mapping[str, Any]) -> Backbone:
         from bll_pyro.features.from_timm import TimmBackbone
 
         return TimmBackbone.from_config(config)
+    if config["library"] == "bll_pyro":
+        from bll_pyro.features.random_fourier import RandomFourierBackbone
+
+        return RandomFourierBackbone.from_config(config)
     from bll_pyro.features.from_transformers import TransformersBackbone
 
     return TransformersBackbone.from_config(config)

@@ -14,9 +14,11 @@ from torch import nn
 from bll_pyro.checkpoint.folder import Checkpoint, opened
 from bll_pyro.checks import device as check_device
 from bll_pyro.features.columns import bundled
+from bll_pyro.features.random_fourier import RandomFeatures, RandomFourierBackbone
 from bll_pyro.features.recorded import Recorded
 from bll_pyro.files import user_path
 from bll_pyro.fitting.calibration import AUTOMATIC, cross_fitted, recalibrated, set_aside
+from bll_pyro.fitting.found_features import found_from
 from bll_pyro.fitting.result import Fit
 from bll_pyro.fitting.resuming import (
     begin,
@@ -44,7 +46,7 @@ ONE_PASS = (
 def fit(
     layer: LastLayer,
     data: Any,
-    backbone: nn.Module | None = None,
+    backbone: nn.Module | RandomFeatures | None = None,
     inference: Inference | None = None,
     *,
     sample_weight: Any = None,
@@ -72,7 +74,7 @@ def fit(
         numbers; they come back as they came (``fit.classes``, ``prediction.label``).
     backbone
         Module from inputs to features ``[N, D]``. Frozen (evaluation mode, nothing of it changes) unless the inference
-        trains it along; then a copy is trained, which the fit holds.
+        trains it along; then a copy is trained, which the fit holds. :func:`bll_pyro.random_features` is found from the rows.
     inference
         How to get from declaration and data to a posterior; by default ``SVI()``.
     sample_weight, exposure
@@ -116,7 +118,12 @@ def fit(
     inference = DEFAULT if inference is None else inference
     if not isinstance(layer, LastLayer):
         raise TypeError(f"layer: expected bll.LastLayer(likelihood=...), got {type(layer).__name__}")
-    check_kinds(inference, backbone)
+    check_kinds(inference, None if isinstance(backbone, RandomFeatures) else backbone)
+    if inference.trains_backbone and isinstance(backbone, RandomFeatures):
+        raise ValueError(
+            f"expected a backbone with weights to train along, got {backbone!r}, whose numbers are found before the fit; leave "
+            "backbone_learning_rate out"
+        )
     if inference.trains_backbone and backbone is None:
         raise ValueError("expected a backbone to train along, got none; pass backbone=... or freeze it")
     if device is not None:
@@ -162,7 +169,7 @@ def check_kinds(inference: object, backbone: object) -> None:
 def _fit(
     layer: LastLayer,
     data: Any,
-    backbone: nn.Module | None,
+    declared: nn.Module | RandomFeatures | None,
     inference: Inference,
     seed: int,
     validation_data: Any,
@@ -176,6 +183,7 @@ def _fit(
     rows = TrainingData.of(layer, data)
     layer = rows.layer  # with the classes that were found
     names = rows.source.feature_names
+    backbone = found_from(declared, rows) if isinstance(declared, RandomFeatures) else declared
     is_table = backbone is None and rows.source.stored is None
     held_out = None
     if validation_data is not None:
@@ -209,6 +217,8 @@ def _fit(
     posterior, trace = fit_features(
         layer, features, targets, stage, rows.target_shape, seed, rows.source.columns, validation, device, is_table
     )  # fmt: skip
+    if isinstance(backbone, RandomFourierBackbone):
+        trace.notes.append(backbone.found)
     trace.messages += head_left_on(backbone, layer.likelihood, rows.target_shape, features, targets)
     if earlier is not None:
         trace.statistics["joint"] = earlier

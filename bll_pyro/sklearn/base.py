@@ -13,6 +13,7 @@ from sklearn.utils import Tags, check_random_state
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 from torch import nn
 
+from bll_pyro.features.random_fourier import RandomFeatures
 from bll_pyro.features.tables import Table, table_of
 from bll_pyro.fitting import AUTOMATIC, Fit
 from bll_pyro.fitting import fit as fit_layer
@@ -30,9 +31,11 @@ DTYPES = (np.float64, np.float32)  # of the columns: others become the first
 class BayesianLastLayer(DeclaredParameters):
     """Base of the estimators: a last layer on the columns of a table, or on features that a backbone makes of them."""
 
+    _num_features = 256  # random features of backbone="automatic": with more of them SVI takes longer
+
     def __init__(
         self,
-        backbone: nn.Module | None = None,
+        backbone: nn.Module | RandomFeatures | str | None = "automatic",
         prior: Prior | None = None,
         likelihood: Likelihood | None = None,
         inference: Inference | None = None,
@@ -59,6 +62,16 @@ class BayesianLastLayer(DeclaredParameters):
         """The inference that None stands for."""
         return SVI()
 
+    def _declared(self, name: str) -> Any:
+        if name == "backbone" and isinstance(self.backbone, str):
+            if self.backbone != "automatic":
+                raise ValueError(
+                    'backbone: expected "automatic", bll.random_features(...), a torch module, or None for the columns themselves, '
+                    f"got {self.backbone!r}"
+                )
+            return RandomFeatures(self._num_features)
+        return super()._declared(name)
+
     def _standing_for_none(self, name: str) -> Any:
         if name == "prior":
             return Normal()
@@ -84,7 +97,7 @@ class BayesianLastLayer(DeclaredParameters):
             *y,
             accept_sparse="csr",
             dtype=DTYPES,
-            ensure_2d=self.backbone is None,
+            ensure_2d=not isinstance(self.backbone, nn.Module),
             allow_nd=True,
             **options,
         )
@@ -99,7 +112,7 @@ class BayesianLastLayer(DeclaredParameters):
         made = fit_layer(
             layer,
             (X, targets),
-            self.backbone,
+            self._declared("backbone"),
             self._chosen_inference(),
             sample_weight=weight,
             exposure=exposure,

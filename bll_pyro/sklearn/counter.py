@@ -17,7 +17,8 @@ class BayesianLastLayerCounter(PredictsValues):
     Parameters
     ----------
     backbone
-        Module from rows to features ``[N, D]``; None (default) takes the columns themselves.
+        Module from rows to features ``[N, D]``, or :func:`bll_pyro.random_features`, which ``"automatic"`` (default) stands for,
+        with 256 features. None takes the columns themselves.
     prior
         Prior of the weights; None is ``priors.Normal()``, whose scale is learned.
     likelihood

@@ -24,7 +24,8 @@ class BayesianLastLayerRegressor(PredictsValues):
     Parameters
     ----------
     backbone
-        Module from rows to features ``[N, D]``; None (default) takes the columns themselves.
+        Module from rows to features ``[N, D]``, or :func:`bll_pyro.random_features`, which ``"automatic"`` (default) stands for,
+        with 1,024 features. None takes the columns themselves.
     prior
         Prior of the weights; None is ``priors.Normal()``, whose scale is learned.
     likelihood
@@ -50,6 +51,8 @@ class BayesianLastLayerRegressor(PredictsValues):
     -----
     Fields of declarations are parameters: ``set_params(inference__guide=bll.guides.FullRank())``, ``{"prior__scale": [0.1, 1.0]}``.
     """
+
+    _num_features = 1024
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
         """Fit to rows ``[N, D]``, values ``[N]`` or ``[N, T]``, and weights ``[N]`` of the rows."""

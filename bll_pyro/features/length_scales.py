@@ -1,0 +1,204 @@
+"""Length scales of the columns of a table, by the evidence of a Gaussian process on some rows.
+
+The process has the kernel of Gaussian random features beside the columns themselves, ``c^2 = 100`` for the bias, and
+
+.. math:: k(x, x') = c^2 + b^2 x^\\top x' + a^2 \\exp\\bigl(-\\tfrac12 \\sum_d (x_d - x'_d)^2 / l_d^2\\bigr).
+
+Three forms are tried: the linear one (a = 0), one length for all columns, and one for each (Rasmussen and Williams 2006, 5.1). Each
+number that a form has more must raise the log evidence by a nat, as in Akaike's criterion, or the form before it stays.
+The form is chosen on few rows, and its numbers are then found on more of them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from bll_pyro.optimizers import minimise
+
+BIAS_VARIANCE = 100.0
+JITTER = 1e-6  # variance of the noise at least, in squares of the targets' scale
+SPREAD = 3.0  # standard deviation of the prior of each log: a factor of 20
+TOLERANCE = 0.1  # nats of evidence that a further step would gain
+NUM_STEPS = 60
+ROWS_PER_COLUMN = 4  # fewest rows for each length that is found
+NEWTON_STEPS, SMALL_STEP = 30, 1e-4
+
+Evidence = Callable[
+    [Tensor, Tensor], Tensor
+]  # of a kernel [n, n] and a log noise scale: minus the log evidence, nats
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """What was found: lengths ``[D]`` and amplitude a of the smooth part, None and 0 without one, and b of the columns."""
+
+    linear: float
+    amplitude: float = 0.0
+    lengths: Tensor | None = None
+    noise: float = 0.0
+
+
+@dataclass(frozen=True)
+class Form:
+    """Which numbers there are; their logs are one vector: b, noise, and where there is a smooth part a and its lengths."""
+
+    num_columns: int
+    num_lengths: int
+
+    def start(self) -> Tensor:
+        """Outputs of each part about as large as the targets, and lengths as large as the distance of two rows."""
+        apart = 0.5 * math.log(self.num_columns)
+        logs = torch.tensor([-apart, math.log(0.3)], dtype=torch.float64)
+        if self.num_lengths:
+            smooth = torch.full((1 + self.num_lengths,), apart, dtype=torch.float64)
+            smooth[0] = 0.0
+            logs = torch.cat([logs, smooth])
+        return logs
+
+    def kernel(self, logs: Tensor, rows: Tensor) -> Tensor:
+        """``k(x, x') - c^2`` of all pairs of rows ``[n, D]``."""
+        values = (2 * logs[0]).exp() * (rows @ rows.mT)
+        if self.num_lengths:
+            scaled = rows / logs[3:].exp()
+            square = scaled.square().sum(1)
+            distance = (square[:, None] + square - 2 * scaled @ scaled.mT).clamp_min(0)
+            values = values + (2 * logs[2] - distance / 2).exp()
+        return values
+
+    def found(self, logs: Tensor) -> Kernel:
+        """The numbers by name."""
+        linear, noise = (float(value.exp()) for value in logs[:2])
+        if not self.num_lengths:
+            return Kernel(linear, noise=noise)
+        return Kernel(linear, float(logs[2].exp()), logs[3:].exp().expand(self.num_columns).clone(), noise)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows ``[n, D]`` about 0, responses ``[n, T]`` (values about 0, or labels 0 and 1), and weights ``[n]``."""
+
+    columns: Tensor
+    responses: Tensor
+    weight: Tensor
+    are_labels: bool
+
+    def first(self, number: int) -> Rows:
+        """The first of them, which are in random order where there are more."""
+        part = (self.columns[:number], self.responses[:number], self.weight[:number])
+        return replace(self, columns=part[0], responses=part[1], weight=part[2])
+
+    def evidence(self) -> Evidence:
+        """The evidence for such responses."""
+        return (LabelEvidence if self.are_labels else GaussianEvidence)(self.responses, self.weight)
+
+
+def kernel_of(rows: Rows, num_choosing: int) -> Kernel:
+    """The kernel of these rows, its form chosen on the first ``num_choosing`` of them."""
+    few = rows.first(num_choosing)
+    num_columns, varies = rows.columns.shape[1], bool(rows.columns.abs().sum() > 0)
+    each = (
+        [num_columns] if num_columns > 1 and float(few.weight.sum()) >= ROWS_PER_COLUMN * num_columns else []
+    )
+    form, logs, loss = None, torch.empty(0), math.inf
+    for num_lengths in [0, *([1, *each] if varies else [])]:
+        tried = Form(num_columns, num_lengths)
+        tried_logs, tried_loss = searched(tried, few, tried.start())
+        if form is not None and loss - tried_loss <= len(tried_logs) - len(logs):
+            break
+        form, logs, loss = tried, tried_logs, tried_loss
+    assert form is not None
+    while form.num_lengths and num_choosing < len(rows.columns):
+        num_choosing *= 2
+        logs, _ = searched(form, rows.first(num_choosing), logs)
+    return form.found(logs)
+
+
+def searched(form: Form, rows: Rows, start: Tensor) -> tuple[Tensor, float]:
+    """The logs of highest evidence times prior from ``start`` on, and minus the log evidence there."""
+    evidence, center = rows.evidence(), form.start()
+    logs = start.clone().requires_grad_(True)
+    eye = torch.eye(len(rows.columns), dtype=torch.float64)
+    last: list[Tensor] = []
+
+    def loss() -> Tensor:
+        value = evidence(form.kernel(logs, rows.columns) + BIAS_VARIANCE + JITTER * eye, logs[1])
+        last[:] = [value.detach()]
+        return value + 0.5 * ((logs - center) / SPREAD).square().sum()
+
+    with torch.enable_grad():
+        minimise(loss, [logs], NUM_STEPS, tolerance=TOLERANCE)
+        loss()
+    return logs.detach(), float(last[0])
+
+
+@dataclass(frozen=True)
+class GaussianEvidence:
+    r"""Independent noise of one scale s: ``-log N(Y; 0, K + s^2 W^-1)`` for each of the T columns.
+
+    A row of weight w counts as w rows with the same target.
+    """
+
+    responses: Tensor
+    weight: Tensor
+
+    def __call__(self, kernel: Tensor, log_noise: Tensor) -> Tensor:
+        """Its value; the gradient in the kernel is ``(K^-1 - K^-1 y y' K^-1) / 2``."""
+        variance = (2 * log_noise).exp()
+        whole = kernel + torch.diag(variance / self.weight)
+        fixed, num = whole.detach(), self.responses.shape[1]
+        factor, failed = torch.linalg.cholesky_ex(fixed)
+        if bool(failed):
+            return whole.sum() * torch.nan
+        inverse = torch.cholesky_inverse(factor)
+        solved = inverse @ self.responses
+        value = 0.5 * (self.responses * solved).sum() + num * factor.diagonal().log().sum()
+        value = value + 0.5 * num * self.weight.sum() * math.log(2 * math.pi)
+        slope = 0.5 * (num * inverse - solved @ solved.mT)
+        repeated = (self.weight - 1).sum() * log_noise + 0.5 * self.weight.log().sum()
+        return value + (slope * (whole - fixed)).sum() + num * repeated
+
+
+@dataclass
+class LabelEvidence:
+    """Laplace's approximation for labels 0 and 1, each of T by itself (Rasmussen and Williams 2006, 3.4 and 5.5.1)."""
+
+    responses: Tensor
+    weight: Tensor
+    mode: Tensor | None = None
+
+    def __call__(self, kernel: Tensor, log_noise: Tensor) -> Tensor:
+        """Its value; one step of Newton's method that gradients pass through carries how the mode moves with the kernel."""
+        labels = self.responses.mT
+        outputs = torch.zeros_like(labels) if self.mode is None else self.mode
+        with torch.no_grad():
+            for _ in range(NEWTON_STEPS):
+                moved, _ = self._step(kernel, outputs, labels)
+                outputs, change = moved, float((moved - outputs).abs().max())
+                if change < SMALL_STEP:
+                    break
+        self.mode = outputs
+        outputs, solved = self._step(kernel, outputs, labels)
+        log_prob = (self.weight * (labels * outputs - torch.nn.functional.softplus(outputs))).sum()
+        curvature = self.weight * torch.sigmoid(outputs) * torch.sigmoid(-outputs)
+        log_det = torch.linalg.cholesky(self._inner(kernel, curvature)).diagonal(dim1=-2, dim2=-1).log().sum()
+        return 0.5 * (outputs * solved).sum() - log_prob + log_det + 0 * log_noise
+
+    def _step(self, kernel: Tensor, outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The mode of the quadratic approximation at ``outputs [T, n]``, and ``K^-1`` times it."""
+        probs = torch.sigmoid(outputs)
+        curvature = self.weight * probs * torch.sigmoid(-outputs)
+        shift = curvature * outputs + self.weight * (labels - probs)
+        root = curvature.sqrt()
+        factor = torch.linalg.cholesky(self._inner(kernel, curvature))
+        inner = torch.cholesky_solve((root * (shift @ kernel))[..., None], factor)[..., 0]
+        solved = shift - root * inner
+        return solved @ kernel, solved
+
+    def _inner(self, kernel: Tensor, curvature: Tensor) -> Tensor:
+        root = curvature.clamp_min(torch.finfo(curvature.dtype).tiny).sqrt()
+        return root[..., None] * kernel * root[..., None, :] + torch.eye(len(kernel), dtype=kernel.dtype)
