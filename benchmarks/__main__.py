@@ -32,6 +32,7 @@ NAMES = (
     "choose",
     "bayesianize",
     "text",
+    "tables",
     "recommend",
 )
 

@@ -1,8 +1,8 @@
-"""Length scales of the columns of a table, by the evidence of a Gaussian process on some rows.
+r"""Length scales of the columns of a table, by the evidence of a Gaussian process on some rows.
 
 The process has the kernel of Gaussian random features beside the columns themselves, ``c^2 = 100`` for the bias, and
 
-.. math:: k(x, x') = c^2 + b^2 x^\\top x' + a^2 \\exp\\bigl(-\\tfrac12 \\sum_d (x_d - x'_d)^2 / l_d^2\\bigr).
+.. math:: k(x, x') = c^2 + b^2 x^\top x' + a^2 \exp\bigl(-\tfrac12 \sum_d (x_d - x'_d)^2 / l_d^2\bigr).
 
 Three forms are tried: the linear one (a = 0), one length for all columns, and one for each (Rasmussen and Williams 2006, 5.1). Each
 number that a form has more must raise the log evidence by a nat, as in Akaike's criterion, or the form before it stays.

@@ -1,9 +1,9 @@
 """Random Fourier features of a table: with them the last layer is a Gaussian process (Rahimi and Recht 2007).
 
 For frequencies ``w_m ~ N(0, diag(1 / l^2))`` the features ``a cos(w_m'x) / sqrt(M), a sin(w_m'x) / sqrt(M)`` have the kernel
-``a^2 exp(-sum_d (x_d - x'_d)^2 / (2 l_d^2))`` as their expected product. The frequencies are the Normal quantiles of a scrambled Sobol
-sequence, with a smaller error than independent draws (Yang et al. 2014; Avron et al. 2016). The columns themselves stand beside
-them, times b, so that a linear trend needs no random feature.
+``a^2 exp(-sum_d (x_d - x'_d)^2 / (2 l_d^2))`` as their expected product. The frequencies are the Normal quantiles of a scrambled
+Sobol sequence, with a smaller error than independent draws (Yang et al. 2014; Avron et al. 2016). The columns themselves stand
+beside them, times b, so that a linear trend needs no random feature.
 """
 
 from __future__ import annotations
@@ -127,13 +127,12 @@ class FourierFeatures(nn.Module):
 
     def __init__(self, num_columns: int, num_frequencies: int) -> None:
         super().__init__()
-        wide = {"dtype": torch.float64}
-        self.register_buffer("center", torch.zeros(num_columns, **wide))
-        self.register_buffer("scale", torch.ones(num_columns, **wide))
-        self.register_buffer("lengths", torch.full((num_columns,), math.inf, **wide))
-        self.register_buffer("frequencies", torch.zeros(num_frequencies, num_columns, **wide))
-        self.register_buffer("amplitude", torch.zeros((), **wide))
-        self.register_buffer("linear", torch.ones((), **wide))
+        self.register_buffer("center", torch.zeros(num_columns, dtype=torch.float64))
+        self.register_buffer("scale", torch.ones(num_columns, dtype=torch.float64))
+        self.register_buffer("lengths", torch.full((num_columns,), math.inf, dtype=torch.float64))
+        self.register_buffer("frequencies", torch.zeros(num_frequencies, num_columns, dtype=torch.float64))
+        self.register_buffer("amplitude", torch.zeros((), dtype=torch.float64))
+        self.register_buffer("linear", torch.ones((), dtype=torch.float64))
 
     def forward(self, rows: Tensor) -> Tensor:
         """The features ``[N, 2 M + D]``, in the type of the rows."""

@@ -145,30 +145,35 @@ class LinearGaussian(Summary):
             return torch.cat([self.log_evidence(part, prior_scale) for part in noise.split(rows)])
         square, prior_square, bias_square = self._variances(noise, prior_scale)
         ratio = square / prior_square
-        signal = self.eigenvalues / ratio.mT[..., None]  # [T, M, D]
+        eigenvalues, sums, moment_square = self._sums
+        signal = eigenvalues / ratio.mT[..., None]  # [T, M, R]
         shrinkage = (1 + signal).reciprocal()  # r / (lam + r)
         # residual of least squares plus its increase by shrinkage: y'y - g'w^ would cancel where the fit is close
-        explained, moment = self._sums[..., :1], self._sums[..., 1:2]
+        explained, moment = sums[..., :1], sums[..., 1:2]
         residual = self.residual + (shrinkage @ explained).squeeze(-1).mT
         log_det = signal.log1p().sum(-1).mT
         total = self.num_rows * LOG_TWO_PI + log_det + residual / square
         if self.feature_mean is None:
             return -0.5 * (total + self.num_rows * square.log())
         gap = self.target_mean - ((signal * shrinkage) @ moment).squeeze(-1).mT
-        certainty = (shrinkage @ self.feature_mean.square()).mT / ratio + 1 / self.num_rows
+        unseen = self.feature_mean.square().sum() - moment_square.sum()  # in directions without shrinkage
+        certainty = ((shrinkage @ moment_square).mT + unseen.clamp_min(0)) / ratio + 1 / self.num_rows
         spread = bias_square + square * certainty
         mean_part = (self.num_rows * spread).log() + gap.square() / spread
         return -0.5 * (total + (self.num_rows - 1) * square.log() + mean_part)
 
     @cached_property
-    def _sums(self) -> Tensor:
-        """Sum of squares that least squares explain, and the term of ``m'w``, in each direction; ``[T, D, 2]``.
+    def _sums(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Of the R directions whose eigenvalue is not 0: the eigenvalues ``[R]``, what log_evidence sums over them, ``m^2``.
 
-        Both are 0 where the eigenvalue is 0.
+        The sums ``[T, R, 2]`` are of the squares that least squares explain, and of the term of ``m'w``; in all other directions
+        both are 0. With more features than rows most directions are others.
         """
-        weights = torch.where(self.eigenvalues > 0, self.cross / self.eigenvalues, 0.0)
-        mean = torch.zeros_like(self.eigenvalues) if self.feature_mean is None else self.feature_mean
-        return torch.stack([self.cross * weights, mean * weights], -1)
+        kept = self.eigenvalues > 0
+        eigenvalues, cross = self.eigenvalues[kept], self.cross[:, kept]
+        weights = cross / eigenvalues
+        mean = torch.zeros_like(eigenvalues) if self.feature_mean is None else self.feature_mean[kept]
+        return eigenvalues, torch.stack([cross * weights, mean * weights], -1), mean.square()
 
     def given(self, noise: Tensor, prior_scale: Tensor) -> CentredDiagonal | Diagonal:
         """Posterior of the weights in the eigenvectors for S values of the noise ``[S, T]``, as S T outputs."""
