@@ -122,11 +122,10 @@ def searched(form: Form, rows: Rows, start: Tensor) -> tuple[Tensor, float]:
     """The logs of highest evidence times prior from ``start`` on, and minus the log evidence there."""
     evidence, center = rows.evidence(), form.start()
     logs = start.clone().requires_grad_(True)
-    eye = torch.eye(len(rows.columns), dtype=torch.float64)
     last: list[Tensor] = []
 
     def loss() -> Tensor:
-        value = evidence(form.kernel(logs, rows.columns) + BIAS_VARIANCE + JITTER * eye, logs[1])
+        value = evidence(form.kernel(logs, rows.columns) + BIAS_VARIANCE, logs[1])
         last[:] = [value.detach()]
         return value + 0.5 * ((logs - center) / SPREAD).square().sum()
 
@@ -148,7 +147,7 @@ class GaussianEvidence:
 
     def __call__(self, kernel: Tensor, log_noise: Tensor) -> Tensor:
         """Its value; the gradient in the kernel is ``(K^-1 - K^-1 y y' K^-1) / 2``."""
-        variance = (2 * log_noise).exp()
+        variance = (2 * log_noise).exp() + JITTER
         whole = kernel + torch.diag(variance / self.weight)
         fixed, num = whole.detach(), self.responses.shape[1]
         factor, failed = torch.linalg.cholesky_ex(fixed)
@@ -159,7 +158,7 @@ class GaussianEvidence:
         value = 0.5 * (self.responses * solved).sum() + num * factor.diagonal().log().sum()
         value = value + 0.5 * num * self.weight.sum() * math.log(2 * math.pi)
         slope = 0.5 * (num * inverse - solved @ solved.mT)
-        repeated = (self.weight - 1).sum() * log_noise + 0.5 * self.weight.log().sum()
+        repeated = 0.5 * (self.weight - 1).sum() * variance.log() + 0.5 * self.weight.log().sum()
         return value + (slope * (whole - fixed)).sum() + num * repeated
 
 
@@ -178,27 +177,33 @@ class LabelEvidence:
         with torch.no_grad():
             for _ in range(NEWTON_STEPS):
                 moved, _ = self._step(kernel, outputs, labels)
-                outputs, change = moved, float((moved - outputs).abs().max())
-                if change < SMALL_STEP:
+                change, outputs = float((moved - outputs).abs().max()), moved
+                if not change >= SMALL_STEP:
                     break
-        self.mode = outputs
+        self.mode = outputs if bool(outputs.isfinite().all()) else None
         outputs, solved = self._step(kernel, outputs, labels)
         log_prob = (self.weight * (labels * outputs - torch.nn.functional.softplus(outputs))).sum()
-        curvature = self.weight * torch.sigmoid(outputs) * torch.sigmoid(-outputs)
-        log_det = torch.linalg.cholesky(self._inner(kernel, curvature)).diagonal(dim1=-2, dim2=-1).log().sum()
+        factor = self._factor(kernel, self._curvature(outputs))
+        log_det = factor.diagonal(dim1=-2, dim2=-1).log().sum()
         return 0.5 * (outputs * solved).sum() - log_prob + log_det + 0 * log_noise
 
     def _step(self, kernel: Tensor, outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """The mode of the quadratic approximation at ``outputs [T, n]``, and ``K^-1`` times it."""
-        probs = torch.sigmoid(outputs)
-        curvature = self.weight * probs * torch.sigmoid(-outputs)
-        shift = curvature * outputs + self.weight * (labels - probs)
+        curvature = self._curvature(outputs)
+        shift = curvature * outputs + self.weight * (labels - torch.sigmoid(outputs))
         root = curvature.sqrt()
-        factor = torch.linalg.cholesky(self._inner(kernel, curvature))
+        factor = self._factor(kernel, curvature)
         inner = torch.cholesky_solve((root * (shift @ kernel))[..., None], factor)[..., 0]
         solved = shift - root * inner
         return solved @ kernel, solved
 
-    def _inner(self, kernel: Tensor, curvature: Tensor) -> Tensor:
-        root = curvature.clamp_min(torch.finfo(curvature.dtype).tiny).sqrt()
-        return root[..., None] * kernel * root[..., None, :] + torch.eye(len(kernel), dtype=kernel.dtype)
+    def _curvature(self, outputs: Tensor) -> Tensor:
+        curvature = self.weight * torch.sigmoid(outputs) * torch.sigmoid(-outputs)
+        return curvature.clamp_min(torch.finfo(curvature.dtype).tiny)  # its root has a slope
+
+    def _factor(self, kernel: Tensor, curvature: Tensor) -> Tensor:
+        """Cholesky factor of ``I + W^1/2 K W^1/2``; NaN where a step of the search went too far for one."""
+        root = curvature.sqrt()
+        inner = root[..., None] * kernel * root[..., None, :] + torch.eye(len(kernel), dtype=kernel.dtype)
+        factor, failed = torch.linalg.cholesky_ex(inner)
+        return factor * torch.where(failed > 0, torch.nan, 1.0)[..., None, None]

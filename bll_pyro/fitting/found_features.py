@@ -41,7 +41,11 @@ def found_from(declared: RandomFeatures, rows: TrainingData) -> RandomFourierBac
         most = -(-most // LABELS)
         found = found.first(most)
     kernel = kernel_of(found, max(2, most // (CHOOSING // 2 if are_labels else CHOOSING)))
-    return declared.features(kernel, center, scale, rows.source.num_rows)
+    # a row that is repeated counts once, as one with a weight does; more rows than were looked at are no limit
+    num_different = (
+        len(torch.unique(inputs, dim=0)) if len(inputs) < declared.num_rows else rows.source.num_rows
+    )
+    return declared.features(kernel, center, scale, num_different)
 
 
 def _some(rows: TrainingData, declared: RandomFeatures) -> tuple[Tensor, Tensor, Columns]:

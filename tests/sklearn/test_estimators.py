@@ -82,9 +82,8 @@ def test_a_search_over_priors_and_guides():
 
 def test_classifier_is_the_fit(classifier):
     codes = np.unique(LABELS, return_inverse=True)[1]
-    fit = bll.fit(
-        bll.LastLayer(bll.likelihoods.Categorical(3)), (torch.from_numpy(X), torch.from_numpy(codes))
-    )
+    layer = bll.LastLayer(bll.likelihoods.Categorical(3))
+    fit = bll.fit(layer, (torch.from_numpy(X), torch.from_numpy(codes)), bll.random_features(256))
     probs = fit.predict(torch.from_numpy(NEW)).probs.double().numpy()
     np.testing.assert_allclose(classifier.predict_proba(NEW), probs, atol=1e-6)
     assert list(classifier.classes_) == ["high", "low", "middle"]
@@ -93,6 +92,25 @@ def test_classifier_is_the_fit(classifier):
     parts = classifier.uncertainty(NEW)
     np.testing.assert_allclose(parts["total"], parts["aleatoric"] + parts["epistemic"], rtol=1e-4)
     np.testing.assert_allclose(np.exp(classifier.predict_log_proba(NEW)), classifier.predict_proba(NEW))
+
+
+def test_the_default_is_random_features_where_they_pay():
+    one = BayesianLastLayerRegressor().set_params(backbone__num_features=64, backbone__seed=3)
+    assert clone(one).backbone == bll.random_features(64, seed=3)
+    curved = np.sin(2 * X[:, 0]) + 0.1 * RANDOM.normal(size=120)
+    one.fit(X, curved)
+    assert one.score(X, curved) > 0.9 and one.fit_.backbone.length_scales is not None
+    linear = BayesianLastLayerRegressor().fit(X, VALUES)
+    plain = BayesianLastLayerRegressor(backbone=None).fit(X, VALUES)
+    assert linear.fit_.backbone.length_scales is None and plain.fit_.backbone is None
+    np.testing.assert_allclose(linear.predict(NEW), plain.predict(NEW), atol=0.02)
+    with pytest.raises(ValueError, match='backbone: expected "automatic"'):
+        BayesianLastLayerRegressor("auto").fit(X, VALUES)
+
+
+def test_one_row_a_class_and_two_rows():
+    assert BayesianLastLayerClassifier().fit(X[:3], ["a", "b", "c"]).predict_proba(NEW).shape == (40, 3)
+    assert np.isfinite(BayesianLastLayerRegressor().fit(X[:2], VALUES[:2]).predict(NEW)).all()
 
 
 def test_two_classes_by_bernoulli():
