@@ -50,6 +50,7 @@ _ROOMS = {
     "calibrate": "recalibrate",
     "bayesianize": "trained_network",
     "evaluate": "evaluation",
+    "report": "reporting",
     "observe": "observation",
     "Record": "observation",
     "StopTraining": "observation",
@@ -107,6 +108,7 @@ if TYPE_CHECKING:
     from bll_pyro.observation import Record, StopTraining, observe
     from bll_pyro.prediction import Probit, QuasiMonteCarlo
     from bll_pyro.recalibrate import calibrate
+    from bll_pyro.reporting import report
     from bll_pyro.simulation import sbc
     from bll_pyro.trained_network import bayesianize
 

@@ -23,6 +23,7 @@ from bll_pyro.summary import brief
 LATER = {
     "added later": True
 }  # metadata of a field that is written only where it has a value: older hashes stay the same
+MOST_NUMBERS = 10_000  # of a tensor that is written where people read it
 Plain = Any  # None, bool, number, string, or a list or dictionary of these
 
 
@@ -126,6 +127,34 @@ def to_plain(value: Any, tensors: dict[str, Tensor], path: str = "", *, function
         f"{path or 'the declaration'}: expected numbers, strings, tensors, distributions or declarations, "
         f"got {type(value).__name__}, which cannot be written to a file{remedy}"
     )
+
+
+def written(value: Any) -> Plain:
+    """The plain data of a declaration for files that people read: tensors are where they belong, ``{"tensor": [[0.5, 1.0]]}``.
+
+    Raises
+    ------
+    ValueError
+        If a tensor is too large for that.
+    """
+    tensors: dict[str, Tensor] = {}
+    return _with_tensors(to_plain(value, tensors), tensors)
+
+
+def _with_tensors(plain: Plain, tensors: dict[str, Tensor]) -> Plain:
+    if isinstance(plain, list):
+        return [_with_tensors(one, tensors) for one in plain]
+    if not isinstance(plain, dict):
+        return plain
+    if set(plain) == {"tensor"}:
+        tensor = tensors[plain["tensor"]]
+        if tensor.numel() > MOST_NUMBERS:
+            raise ValueError(
+                f"{plain['tensor']}: expected a tensor of at most {MOST_NUMBERS:,} numbers to write down, got "
+                f"{tensor.numel():,}; write a class of your own that reads it from a file"
+            )
+        return {"tensor": argument_to_plain(tensor)}
+    return {key: _with_tensors(value, tensors) for key, value in plain.items()}
 
 
 def from_plain(plain: Plain, tensors: dict[str, Tensor]) -> Any:

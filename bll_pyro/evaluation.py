@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import math
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from torch import Tensor
 
 from bll_pyro import metrics
 from bll_pyro.checks import fitted
 from bll_pyro.fitting import Fit, fit
+from bll_pyro.fitting.labelled import LabelledRows
 from bll_pyro.guides import MAP
 from bll_pyro.inference.svi.svi import SVI
 from bll_pyro.metrics.arrays import mean_of_rows
@@ -36,9 +39,16 @@ class Evaluation:
     scores
         ``{head: {score: value}}``; None for a score that a head does not have (the epistemic uncertainty of a point
         estimate).
+    standard_errors
+        ``{head: {score: standard error}}``, over independent test rows; None where there is no score, NaN for a single row.
+    gains
+        ``{head: (nats, standard error)}``: by how much its NLL is below that of the plain head, paired row by row. It tells two
+        heads apart where the standard errors of each alone, which they share, do not.
     """
 
     scores: dict[str, Scores]
+    standard_errors: dict[str, Scores] = field(default_factory=dict)
+    gains: dict[str, tuple[float, float]] = field(default_factory=dict)
 
     def to_pandas(self) -> pd.DataFrame:
         """A table with one row per head."""
@@ -123,13 +133,18 @@ def evaluate(
     alarms = {}
     for name, head in heads.items():
         rows[name] = head
-        alarms[name] = {} if unknown is None else _alarms(head, inputs, targets, held_out, train, unknown)
+        alarms[name] = (
+            Scored() if unknown is None else _alarms(head, inputs, targets, held_out, train, unknown)
+        )
         if fit.layer.likelihood.is_count:
             continue  # counts cannot be recalibrated
         rows[f"{name}, calibrated"] = calibrate(head, held_out)
     found = {name: _scores(head, inputs, targets, unknown) for name, head in rows.items()}
+    base = found["plain head"]
     return Evaluation(
-        {name: scores | alarms[name.removesuffix(", calibrated")] for name, scores in found.items()}
+        {name: one.values | alarms[name.removesuffix(", calibrated")].values for name, one in found.items()},
+        {name: one.errors | alarms[name.removesuffix(", calibrated")].errors for name, one in found.items()},
+        {name: _gain(one, base) for name, one in found.items() if name != "plain head"},
     )
 
 
@@ -144,56 +159,112 @@ def _plain_head(like: Fit, train: Any) -> Fit:
     )
 
 
-def _has_several_labels(fit: Fit) -> bool:
-    return fit.layer.likelihood.is_binary and fit.posterior.target_shape != ()
+@dataclass(frozen=True, eq=False)
+class Scored:
+    """Scores of one head, their standard errors, and the log probability of each row, nats ``[N]``, with the rows' weights."""
+
+    values: Scores = field(default_factory=dict)
+    errors: Scores = field(default_factory=dict)
+    log_prob: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    weight: Tensor | None = None
+
+    def add(self, name: str, value: float | None, error: float | None) -> None:
+        """Take a score with its standard error."""
+        self.values[name], self.errors[name] = value, error
 
 
-def _scores(head: Fit, inputs: Any, given: Any, unknown: Any) -> Scores:
-    rows = head.rows(inputs, given)
-    targets, weight = rows.given, rows.columns.weight
-    prediction = head.head.predict(rows.data)
+def score_rows_of(prediction: Prediction, rows: LabelledRows) -> Scored:
+    """Scores of the prediction of rows with targets, each with its standard error."""
+    given, weight = rows.given, rows.columns.weight
     log_prob = prediction.log_prob(rows.labels).double().cpu().numpy()
-    found: Scores = {"NLL": -mean_of_rows(log_prob, weight)}
+    found = Scored(log_prob=log_prob, weight=weight)
+
+    def mean(name: str, by_row: np.ndarray, value: float | None = None) -> None:
+        value = mean_of_rows(by_row, weight) if value is None else value
+        is_finite = bool(np.isfinite(by_row).all())
+        found.add(
+            name, value, metrics.standard_error(by_row, sample_weight=weight) if is_finite else math.nan
+        )
+
     if isinstance(prediction, ClassPrediction | LabelPrediction):
-        probs = prediction.probs
-        found = {"accuracy": metrics.accuracy(probs, targets, sample_weight=weight), **found}
-        found["Brier"] = metrics.brier(probs, targets, sample_weight=weight)
-        if not _has_several_labels(head):
-            found["ECE"] = metrics.ece(probs, targets, sample_weight=weight)
-    elif isinstance(prediction, ValuePrediction):
-        lower, upper = prediction.interval(COVERAGE)
-        found["RMSE"] = metrics.rmse(prediction.mean, targets, sample_weight=weight)
-        found["coverage"] = metrics.coverage(lower, upper, targets, sample_weight=weight)
-        found["width"] = metrics.sharpness(lower, upper, sample_weight=weight)
+        probs, targets = prediction.probs.double().cpu().numpy(), given.long().cpu().numpy()
+        is_class = probs.ndim > targets.ndim
+        hit = probs.argmax(1) == targets if is_class else (probs > 0.5) == targets
+        truth = targets[:, None] == np.arange(probs.shape[1]) if is_class else targets
+        mean("accuracy", hit.astype(float), metrics.accuracy(probs, targets, sample_weight=weight))
+        mean("NLL", -log_prob)
+        squares = ((probs - truth) ** 2).reshape(len(probs), -1).sum(1)
+        mean("Brier", squares, metrics.brier(probs, targets, sample_weight=weight))
+        error = metrics.ece_standard_error(probs, targets, sample_weight=weight)
+        found.add("ECE", metrics.ece(probs, targets, sample_weight=weight), error)
+        return found
+    mean("NLL", -log_prob)
+    if isinstance(prediction, ValuePrediction):
+        _score_values(mean, prediction, given, weight)
+    return found
+
+
+def _score_values(mean: Any, prediction: ValuePrediction, given: Tensor, weight: Tensor | None) -> None:
+    """RMSE, and coverage and width of the central intervals."""
+    lower, upper = (end.double().cpu().numpy() for end in prediction.interval(COVERAGE))
+    targets, centre = given.double().cpu().numpy(), prediction.mean.double().cpu().numpy()
+    rmse = metrics.rmse(centre, targets, sample_weight=weight)
+    # the root of a mean: a change of the mean by d changes the root by d / (2 rmse)
+    mean("RMSE", (centre - targets) ** 2 / (2 * rmse if rmse > 0 else 1.0), rmse)
+    mean("coverage", ((lower <= targets) & (targets <= upper)).astype(float))
+    mean("width", upper - lower)
+
+
+def _scores(head: Fit, inputs: Any, given: Any, unknown: Any) -> Scored:
+    rows = head.rows(inputs, given)
+    weight = rows.columns.weight
+    prediction = head.head.predict(rows.data)
+    found = score_rows_of(prediction, rows)
     if unknown is None:
         return found
     ood_prediction = head.predict(unknown)
     is_point = isinstance(head.inference, SVI) and isinstance(head.inference.guide, MAP)
     for name in ("total", "epistemic"):
-        found[f"AUROC {name}"] = None
+        value = error = None
         if name == "total" or not is_point:
             known, far = _row(prediction, name), _row(ood_prediction, name)
-            found[f"AUROC {name}"] = metrics.auroc(known, far, sample_weight=weight)
+            value = metrics.auroc(known, far, sample_weight=weight)
+            error = metrics.auroc_standard_error(known, far) if weight is None else None
+        found.add(f"AUROC {name}", value, error)
     return found
 
 
-def _alarms(head: Fit, inputs: Any, given: Any, held_out: Any, train: Any, unknown: Any) -> Scores:
+def _gain(head: Scored, plain: Scored) -> tuple[float, float]:
+    by_row = head.log_prob - plain.log_prob
+    is_finite = bool(np.isfinite(by_row).all())
+    error = metrics.standard_error(by_row, sample_weight=head.weight) if is_finite else math.nan
+    return mean_of_rows(by_row, head.weight), error
+
+
+def _alarms(head: Fit, inputs: Any, given: Any, held_out: Any, train: Any, unknown: Any) -> Scored:
     """How the default detector of a head tells unknown from test rows."""
     known, held = head.rows(inputs, given), head.rows(held_out, what="held_out").features
     learned_from = None
     if train is not None:
         rows = head.rows(train, what="train")
         learned_from = (rows.features, rows.labels)
-    found: Scores = dict.fromkeys(("AUROC detector", "false alarms", "caught"))
+    found = Scored()
     detector = Detector()
     if len(held) < least_rows(detector.alpha, 1 if train is not None else 2):
+        for name in ("AUROC detector", "false alarms", "caught"):
+            found.add(name, None, None)
         return found
     detector = detector.calibrate(head.head, held, train=learned_from)
     usual, far = (detector.detect(features) for features in (known.features, head.features(unknown)))
     weight = known.columns.weight
-    found["AUROC detector"] = metrics.auroc(usual.score, far.score, sample_weight=weight)
-    found["false alarms"] = mean_of_rows(usual.is_ood.double().cpu().numpy(), weight)
-    found["caught"] = float(far.is_ood.double().mean())
+    auroc = metrics.auroc(usual.score, far.score, sample_weight=weight)
+    error = metrics.auroc_standard_error(usual.score, far.score) if weight is None else None
+    found.add("AUROC detector", auroc, error)
+    alarm, caught = usual.is_ood.double().cpu().numpy(), far.is_ood.double().cpu().numpy()
+    found.add(
+        "false alarms", mean_of_rows(alarm, weight), metrics.standard_error(alarm, sample_weight=weight)
+    )
+    found.add("caught", float(caught.mean()), metrics.standard_error(caught))
     return found
 
 

@@ -1,10 +1,7 @@
 """The main job and its command line: what is written, what the figures are, and what is refused."""
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -206,67 +203,6 @@ def test_bad_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(ValueError, match="got -1"):
         cli.main(["demo", "--seed", "-1", "--out", str(tmp_path / "out"), "--debug"])
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ([], "expected \"command\" to be one of {demo}"),
-        (["dmeo"], "invalid choice: 'dmeo' (choose from 'demo')"),
-        (["demo", "--seed", "many"], "Got value: many"),
-        (["demo", "--speed", "3"], "unrecognized arguments: --speed"),
-    ],
-)  # fmt: skip
-def test_wrong_command_lines(capsys: pytest.CaptureFixture, arguments: list[str], message: str) -> None:
-    with pytest.raises(SystemExit) as stopped:
-        cli.main(arguments)
-    assert stopped.value.code == 2
-    assert message in capsys.readouterr().err
-
-
-def test_interruption_has_its_own_exit_code(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
-    def demo() -> None:
-        """Wait for Ctrl-C."""
-        raise KeyboardInterrupt
-
-    monkeypatch.setitem(cli.COMMANDS, "demo", demo)
-    assert cli.main(["demo"]) == 130
-    assert capsys.readouterr().err == "bll demo: interrupted\n"
-
-
-def test_help_explains_every_option(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "90")
-    for arguments in (["--help"], ["demo", "--help"]):
-        with pytest.raises(SystemExit) as stopped:
-            cli.main(arguments)
-        assert stopped.value.code == 0
-    text = capsys.readouterr().out
-    assert "Train a small network on handwritten digits" in text
-    for option, said in {
-        "--out": "Folder of the results",
-        "--seed": "Seed of the split",
-        "--quick": "few epochs",
-        "--debug": "Show the traceback",
-    }.items():
-        assert re.search(rf"^  {option}\b", text, re.MULTILINE) and said in re.sub(r"\s+", " ", text)
-
-
-def test_help_needs_no_heavy_library() -> None:
-    """``python -m bll_pyro`` works, and reads neither torch nor matplotlib to print its version."""
-    script = (
-        "import runpy, sys; sys.argv = ['bll', '--version']\n"
-        "try: runpy.run_module('bll_pyro', run_name='__main__')\n"
-        "except SystemExit as stopped: assert not stopped.code\n"
-        "heavy = {'torch', 'pyro', 'timm', 'matplotlib', 'arviz', 'sklearn', 'pandas'} & set(sys.modules)\n"
-        "assert not heavy, heavy"
-    )
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", script], capture_output=True, text=True, env=os.environ
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == f"bll {bll.__version__}\n"
 
 
 @pytest.mark.slow

@@ -57,7 +57,7 @@ def test_pictures_are_small() -> None:
 
 def test_commands_exist() -> None:
     """Every ``make`` target and every ``bll`` command that is named is there."""
-    from bll_pyro.cli import COMMANDS
+    from bll_pyro.cli.commands import COMMANDS
 
     makefile = (ROOT / "Makefile").read_text()
     targets = set(re.findall(r"\bmake ([a-z]+)\b", README)) - {"and", "up"}

@@ -80,14 +80,17 @@ def world(networks: tuple[nn.Module, ...] = ()) -> dict[str, Any]:
 
 
 def open_files() -> list[str]:
-    """Regular files that the process has open, but for libraries and what the system lends."""
+    """Regular files that the process has open, but for libraries, fonts of matplotlib, and what the system lends."""
     folder, found = "/proc/self/fd", []
     for number in os.listdir(folder) if os.path.isdir(folder) else []:
         try:
             path = os.readlink(f"{folder}/{number}")
         except OSError:  # the handle of the listing itself
             continue
-        if path.startswith("/") and not path.startswith(("/dev/", "/proc/", "/sys/")) and "loky" not in path:
+        lent = (
+            path.startswith(("/dev/", "/proc/", "/sys/")) or "loky" in path or path.endswith((".ttf", ".afm"))
+        )
+        if path.startswith("/") and not lent:
             found.append(path)
     return sorted(found)
 

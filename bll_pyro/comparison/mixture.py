@@ -147,5 +147,5 @@ class ValueMixture(_Mixture):
         index = index.view(1, num_draws, len(self), *[1] * (drawn.dim() - 3)).expand(1, *drawn.shape[1:])
         return drawn.gather(0, index).squeeze(0)
 
-    def _shown(self, prob: float) -> dict[str, Any]:
+    def _shown(self, prob: float | None) -> dict[str, Any]:
         return shown_values(self, prob)

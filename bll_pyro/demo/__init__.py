@@ -29,6 +29,11 @@ def demo(out: str | Path = "runs/demo", seed: int = 0, quick: bool = False) -> N
     ------
     ValueError
         Before any work, if `out` is neither a new folder nor one of an earlier run, or `seed` is negative.
+
+    Examples
+    --------
+    bll demo
+    bll demo --quick -o runs/quick
     """
     from bll_pyro.demo.job import run
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from bll_pyro.features.backbones import Backbone
 from bll_pyro.features.forward import feature_width
 from bll_pyro.features.unfreezing import Unfreeze
-from bll_pyro.features.weights import check_name, create, download, load_model
+from bll_pyro.features.weights import check_name, create, download, model_from_file
 from bll_pyro.files import user_path
 from bll_pyro.scope import isolated
 
@@ -144,7 +144,7 @@ def timm_backbone(
             f"{str(checkpoint)!r}; give one of them"
         )
     if checkpoint is not None:
-        model = load_model(name, kwargs, user_path(checkpoint))
+        model = model_from_file(name, kwargs, user_path(checkpoint))
     else:
         model = download(name, kwargs) if pretrained else create(name, kwargs)
     if ":" in name:  # the files of such a name may not exist later: store the model's own name and arguments

@@ -66,7 +66,7 @@ def download(name: str, kwargs: Mapping[str, Any]) -> nn.Module:
         ) from error
 
 
-def load_model(name: str, kwargs: Mapping[str, Any], file: Path) -> nn.Module:
+def model_from_file(name: str, kwargs: Mapping[str, Any], file: Path) -> nn.Module:
     """Return the model with the weights of a local file; ValueError if the file is of another network."""
     if not file.is_file() or file.suffix not in _WEIGHT_FILES:
         got = f"the file {str(file)!r}" if file.is_file() else f"{str(file)!r}, which is not a file"

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from bll_pyro import archive, priors
+from bll_pyro.declaration import written
 from bll_pyro.features.columns import NO_COLUMNS, Columns, bundled
 from bll_pyro.features.data import read
 from bll_pyro.features.recorded import Recorded
@@ -163,6 +164,11 @@ class Fit(Summary):
                 "would invalidate; take it off by with_detector(None), and calibrate it anew"
             )
         return replace(self, recalibration=recalibration)
+
+    @property
+    def declaration(self) -> dict[str, Any]:
+        """Layer, inference and seed as plain data, in the form of a saved fit and of the YAML of an experiment."""
+        return dict(written({"layer": self.layer, "inference": self.inference, "seed": self.seed}))
 
     @property
     def fingerprint(self) -> str:

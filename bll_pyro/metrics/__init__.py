@@ -19,6 +19,7 @@ from bll_pyro.metrics.selective import (
     risk_coverage,
     selective_accuracy,
 )
+from bll_pyro.metrics.standard_errors import auroc_standard_error, ece_standard_error, standard_error
 
 __all__ = [
     "Decision",
@@ -30,6 +31,7 @@ __all__ = [
     "aupr",
     "aurc",
     "auroc",
+    "auroc_standard_error",
     "brier",
     "classwise_ece",
     "coverage",
@@ -37,6 +39,7 @@ __all__ = [
     "crps_normal_mixture",
     "crps_sample",
     "ece",
+    "ece_standard_error",
     "expected_cost_decision",
     "fpr_at_tpr",
     "interval_score",
@@ -50,4 +53,5 @@ __all__ = [
     "rmse",
     "selective_accuracy",
     "sharpness",
+    "standard_error",
 ]

@@ -80,7 +80,7 @@ def reliability(
             f"expected classes or one label, got {p.shape[1]} labels; "
             "call it for each: probs[:, t], targets[:, t]"
         )
-    confidence, accuracy, count = _binned(*_confidence_and_hit(p, y), num_bins, equal_mass)
+    confidence, accuracy, count = _binned(*confidence_and_hit(p, y), num_bins, equal_mass)
     lower, upper = np.full(num_bins, np.nan), np.full(num_bins, np.nan)
     checked_share("prob", prob)
     for b in np.flatnonzero(count):
@@ -125,7 +125,7 @@ def ece(
     weights = None if sample_weight is None else row_weights(sample_weight, len(y))
     if p.ndim == y.ndim:
         return _mean_over_columns(p, y, num_bins, equal_mass, weights)
-    return _expected_gap(*_binned(*_confidence_and_hit(p, y), num_bins, equal_mass, weights))
+    return _expected_gap(*_binned(*confidence_and_hit(p, y), num_bins, equal_mass, weights))
 
 
 def classwise_ece(probs: Values, targets: Values, num_bins: int = 15, equal_mass: bool = False) -> float:
@@ -172,10 +172,17 @@ def adaptive_ece(probs: Values, targets: Values, num_bins: int = 15) -> float:
     return classwise_ece(probs, targets, num_bins, equal_mass=True)
 
 
-def _confidence_and_hit(p: Array, y: Integers) -> tuple[Array, Array]:
+def confidence_and_hit(p: Array, y: Integers) -> tuple[Array, Array]:
+    """Confidence and hit of each row, as the head of this file defines them."""
     if p.ndim == y.ndim:
         return p, y.astype(np.float64)
     return p.max(1), (p.argmax(1) == y).astype(np.float64)
+
+
+def bins_of(confidence: Array, num_bins: int) -> Integers:
+    """Numbers `[N]` of the bins of equal width, `[b/B, (b+1)/B)`, the last one closed."""
+    edges = np.linspace(0, 1, num_bins + 1)
+    return np.asarray(np.minimum(np.searchsorted(edges, confidence, side="right") - 1, num_bins - 1))
 
 
 def _binned(
@@ -190,8 +197,7 @@ def _binned(
         position = (2 * rankdata(confidence) - 1).astype(np.int64)
         bins = position * num_bins // (2 * len(confidence))
     else:
-        edges = np.linspace(0, 1, num_bins + 1)
-        bins = np.minimum(np.searchsorted(edges, confidence, side="right") - 1, num_bins - 1)
+        bins = bins_of(confidence, num_bins)
     count = np.bincount(bins, weights, num_bins)
     share = 1.0 if weights is None else weights
     with np.errstate(invalid="ignore"):  # 0 / 0 is the NaN that marks an empty bin

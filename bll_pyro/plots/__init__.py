@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 _PLOTS = {
     "class_probs": "uncertainty",
+    "coverage_of_intervals": "coverage",
     "decomposition": "uncertainty",
     "elbo_trace": "optimisation",
     "fan_chart": "fan",
@@ -34,6 +35,7 @@ _PLOTS = {
     "pit_histogram": "transform",
     "prior_predictive": "priors",
     "reliability_diagram": "reliability",
+    "residuals": "residual",
     "risk_coverage": "abstaining",
     "weights_correlation": "weights",
     "weights_forest": "weights",
@@ -41,11 +43,13 @@ _PLOTS = {
 
 if TYPE_CHECKING:
     from bll_pyro.plots.abstaining import risk_coverage as risk_coverage
+    from bll_pyro.plots.coverage import coverage_of_intervals as coverage_of_intervals
     from bll_pyro.plots.detection import ood_scores as ood_scores
     from bll_pyro.plots.fan import fan_chart as fan_chart
     from bll_pyro.plots.optimisation import elbo_trace as elbo_trace
     from bll_pyro.plots.priors import prior_predictive as prior_predictive
     from bll_pyro.plots.reliability import reliability_diagram as reliability_diagram
+    from bll_pyro.plots.residual import residuals as residuals
     from bll_pyro.plots.transform import pit_histogram as pit_histogram
     from bll_pyro.plots.uncertainty import class_probs as class_probs
     from bll_pyro.plots.uncertainty import decomposition as decomposition

@@ -30,7 +30,7 @@ def risk_coverage(
     figure, axes = panel(axes, size)
     for i, (name, uncertainty) in enumerate(named.items()):
         curve = metrics.risk_coverage(uncertainty, error)
-        area = f"area {curve.risk.mean():.4f}"
+        area = f"area {curve.risk.mean():.4g}"
         label = f"{name}, {area}" if name else area
         axes.plot(curve.coverage, curve.risk, color=PALETTE[i % len(PALETTE)], linewidth=1.6, label=label)
     axes.axhline(curve.risk[-1], color=GREY, linewidth=1, linestyle="--", label="all rows")

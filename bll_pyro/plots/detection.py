@@ -52,7 +52,7 @@ def ood_scores(
         axes.hist(clipped, edges.tolist(), weights=weights, color=color, alpha=0.55, label=label)
     label = f"threshold, alpha = {detector.alpha:g}"
     axes.axvline(threshold, color=GREY, linewidth=1.2, linestyle="--", label=label)
-    axes.legend(frameon=False)
+    axes.legend(facecolor="white", edgecolor="none", framealpha=0.8)  # the threshold may pass behind it
     name = type(detector.score).__name__
     say(axes, "How strange the rows are", f"{name} (larger is further out)", "share of rows")
     return figure

@@ -85,11 +85,11 @@ class Prediction(Summary, ABC):
         """Log density or probability of targets under the predictive, nats, ``[N]``."""
 
     @abstractmethod
-    def _shown(self, prob: float) -> dict[str, Any]:
+    def _shown(self, prob: float | None) -> dict[str, Any]:
         """What :meth:`to_frame` shows, by name: arrays or tensors ``[N]``, or ``[N, T]`` with one column for each target."""
 
     @own_modes(gradients=False)
-    def to_frame(self, prob: float = 0.9) -> Any:
+    def to_frame(self, prob: float | None = 0.9) -> Any:
         """One line for each row, in a data frame of the library that the inputs came in, with their index; else of pandas.
 
         ============= ==============================================================================================
@@ -106,16 +106,16 @@ class Prediction(Summary, ABC):
         Parameters
         ----------
         prob
-            Probability of the interval.
+            Probability of the interval; None leaves its ends out, which take longer than all the rest.
         """
         return self._frame(Table() if self.table is None else self.table, prob)
 
     @own_modes(gradients=False)
-    def to_pandas(self, prob: float = 0.9) -> pd.DataFrame:
+    def to_pandas(self, prob: float | None = 0.9) -> pd.DataFrame:
         """The same as :meth:`to_frame`, always as a frame of pandas."""
         return self._frame(Table() if self.table is None else self.table.in_pandas, prob)
 
-    def _frame(self, table: Table, prob: float) -> Any:
+    def _frame(self, table: Table, prob: float | None) -> Any:
         shown = self._shown(prob) | {name: getattr(self, name) for name in PARTS}
         if self.ood is not None:
             shown |= {"is_ood": self.ood.is_ood, "ood_p_value": self.ood.p_value, "ood_score": self.ood.score}

@@ -79,7 +79,7 @@ class ClassPrediction(Prediction):
         """
         return metrics.expected_cost_decision(self.probs, loss_matrix)
 
-    def _shown(self, prob: float) -> dict[str, Any]:
+    def _shown(self, prob: float | None) -> dict[str, Any]:
         columns = [f"p{k}" for k in range(self.probs.shape[1])]
         if self.coding is not None:
             columns = [f"p_{label}" for label in self.coding.labels]

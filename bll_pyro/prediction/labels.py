@@ -37,7 +37,7 @@ class OfLabels(Prediction):
         """Probability of that value."""
         return torch.maximum(self.probs, 1 - self.probs)
 
-    def _shown(self, prob: float) -> dict[str, Any]:
+    def _shown(self, prob: float | None) -> dict[str, Any]:
         return {"label": self.label, "confidence": self.confidence, "probs": self.probs}
 
 

@@ -228,7 +228,7 @@ class ValuePrediction(Prediction):
         values = self.mixture.sample(num_draws, generator(seed, self.mean.device))
         return (values * self.mixture.spread + self.mixture.center).reshape(num_draws, *self.mean.shape)
 
-    def _shown(self, prob: float) -> dict[str, Any]:
+    def _shown(self, prob: float | None) -> dict[str, Any]:
         return shown_values(self, prob)
 
     @classmethod
@@ -243,10 +243,10 @@ class ValuePrediction(Prediction):
         return cls(**joined, mixture=replace(parts[0].mixture, outputs=outputs, exposure=exposure))
 
 
-def shown_values(prediction: Any, prob: float) -> dict[str, Any]:
-    """Mean, scale and interval of a predictive over numbers, by name."""
-    lower, upper = prediction.interval(prob)
-    return {"mean": prediction.mean, "scale": prediction.scale, "lower": lower, "upper": upper}
+def shown_values(prediction: Any, prob: float | None) -> dict[str, Any]:
+    """Mean, scale and, of a given probability, the interval of a predictive over numbers, by name."""
+    ends = {} if prob is None else dict(zip(("lower", "upper"), prediction.interval(prob), strict=True))
+    return {"mean": prediction.mean, "scale": prediction.scale, **ends}
 
 
 def seeded_sample(distribution: dist.Distribution, random: torch.Generator) -> Tensor:

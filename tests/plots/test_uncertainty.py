@@ -81,3 +81,25 @@ def test_bad_input(fit):
         bll.plots.class_probs(with_probs, 80)
     with pytest.raises(ValueError, match="at least one"):
         bll.plots.decomposition({})
+
+
+@pytest.mark.parametrize("kind", ["values", "counts"])
+def test_coverage_of_intervals(kind):
+    """The points are the shares of targets between two quantiles."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(200, 2, generator=generator)
+    targets = x[:, 0] + 0.5 * torch.randn(200, generator=generator)
+    likelihood = bll.likelihoods.Gaussian()
+    if kind == "counts":
+        targets, likelihood = torch.poisson(targets.exp(), generator=generator), bll.likelihoods.Poisson()
+    fit = bll.fit(bll.LastLayer(likelihood), (x[:60], targets[:60]))
+    prediction = fit.predict(x[60:])
+    (axes,) = bll.plots.coverage_of_intervals(prediction, targets[60:]).axes
+    line = axes.lines[-1]
+    for prob, share in list(zip(line.get_xdata(), line.get_ydata(), strict=True))[3::5]:
+        lower, upper = prediction.interval(float(prob))
+        inside = (lower <= targets[60:]) & (targets[60:] <= upper)
+        assert share == pytest.approx(float(inside.double().mean()), abs=0.008)  # one target, by rounding
+    points = bll.plots.residuals(prediction, targets[60:]).axes[0].collections[0].get_offsets()
+    np.testing.assert_allclose(points[:, 0], prediction.mean)
+    np.testing.assert_allclose(points[:, 1], (targets[60:] - prediction.mean) / prediction.scale, rtol=1e-4)

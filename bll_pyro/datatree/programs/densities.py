@@ -19,7 +19,7 @@ from bll_pyro.datatree.programs.runs import Key, Runs
 from bll_pyro.datatree.programs.sites import site_log_prob
 from bll_pyro.datatree.programs.substitute import Substitute
 
-Arrays = dict[str, NDArray[Any]]
+NamedArrays = dict[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,8 @@ class Densities:
     only observations are factors they are its likelihood. Masks and ``poutine.scale`` count, as they do in inference.
     """
 
-    likelihood: Arrays
-    prior: Arrays
+    likelihood: NamedArrays
+    prior: NamedArrays
     joint: NDArray[np.float64]
 
     @classmethod

@@ -1,0 +1,104 @@
+"""Predictions of rows as they come, into a file."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bll_pyro.cli.data.base import DataSource
+from bll_pyro.cli.row_files import row_file
+from bll_pyro.cli.saved import RowIds, SavedModel
+from bll_pyro.fitting import Fit
+from bll_pyro.observation import stage, unobserved
+from bll_pyro.prediction import Prediction
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+BLOCK_NUMBERS = 2**22  # features and outputs of the rows that are predicted and written at a time
+MOST_ROWS = 2**15
+ROW_ID = "row_id"
+
+
+@dataclass
+class Written:
+    """What was written.
+
+    Parameters
+    ----------
+    path
+        The file.
+    rows
+        Number of rows.
+    alarms
+        Number of rows that the detector takes for unknown; None without a detector.
+    columns
+        Names of the columns.
+    unknown_categories
+        Rows with a category that is not known, by column.
+    """
+
+    path: str
+    rows: int = 0
+    alarms: int | None = None
+    columns: tuple[str, ...] = ()
+    unknown_categories: dict[str, int] | None = None
+
+    def told(self) -> str:
+        """In words."""
+        alarms = "" if self.alarms is None else f", {self.alarms:,} of them unlike the known rows"
+        return f"{self.path}: {self.rows:,} rows{alarms}\ncolumns: {', '.join(self.columns)}"
+
+    def plain(self) -> dict[str, Any]:
+        """As plain data."""
+        return asdict(self)
+
+
+def predict_rows(
+    saved: SavedModel,
+    source: DataSource,
+    out: Path,
+    *,
+    overwrite: bool = False,
+    batch_size: int = 256,
+    interval: float | None = None,
+) -> Written:
+    """Predict all rows of some data and write them; memory does not grow with their number."""
+    summary = Written(str(out))
+    num_rows, blocks = saved.stream(source, block_rows(saved.fit, batch_size))
+    with row_file(out, overwrite) as write, stage("predict", num_rows, rows_per_step=1) as done:
+        for row_ids, inputs in blocks:
+            with unobserved():
+                prediction = saved.fit.predict(inputs, batch_size=batch_size)
+            frame = frame_of(prediction, row_ids, interval)
+            write(frame)
+            summary.rows += len(frame)
+            if prediction.ood is not None:
+                summary.alarms = (summary.alarms or 0) + int(prediction.ood.is_ood.sum())
+            summary.columns = tuple(frame.columns)
+            done.advance(len(frame))
+    summary.unknown_categories = dict(saved.unknown) or None
+    return summary
+
+
+def block_rows(fit: Fit, batch_size: int) -> int:
+    """How many rows to take at a time: a batch of a backbone, which takes longest, else what memory hardly notices."""
+    if fit.backbone is not None:
+        return batch_size
+    width = fit.posterior.frame.num_features + fit.posterior.num_outputs
+    return min(max(BLOCK_NUMBERS // width, 1), MOST_ROWS)
+
+
+def frame_of(prediction: Prediction, row_ids: RowIds, interval: float | None) -> pd.DataFrame:
+    """One line for each row: its name, the prediction, and the verdict of the detector."""
+    frame = prediction.to_pandas(interval).reset_index(drop=True)
+    frame.insert(0, ROW_ID, row_names(row_ids))
+    return frame
+
+
+def row_names(row_ids: RowIds) -> np.ndarray:
+    """Names of rows as an array."""
+    return np.arange(row_ids.start, row_ids.stop) if isinstance(row_ids, range) else np.asarray(row_ids)

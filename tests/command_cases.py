@@ -1,0 +1,128 @@
+"""Experiments for the tests of the command line: data of every kind, written into a folder, and how they are fitted."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+NUM_ROWS = 240
+EXPERIMENT = """data: {{class: {data}}}
+splits: {{calibration: 0.25, test: 0.2}}
+inference: Laplace
+detector: {{class: Detector, alpha: 0.1}}
+{more}"""
+NETS = """
+from torch import nn
+
+def small():
+    return nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten())
+"""
+ROWS = """
+import torch
+
+def rows():
+    random = torch.Generator().manual_seed(0)
+    x = torch.randn(240, 3, generator=random)
+    return torch.utils.data.TensorDataset(x, (x[:, 0] > 0).long())
+"""
+
+
+def table_frame(num_rows: int = NUM_ROWS) -> pd.DataFrame:
+    """A table with numbers, categories, names of the rows, and a target of texts."""
+    random = np.random.default_rng(0)
+    frame = pd.DataFrame(
+        {
+            "customer": [f"c{number:04}" for number in range(num_rows)],
+            "age": random.normal(40, 10, num_rows).round(2),
+            "colour": random.choice(["blue", "green", "red"], num_rows),
+            "visits": random.integers(0, 9, num_rows),
+        }
+    )
+    score = (frame["age"] - 40) / 10 + (frame["colour"] == "red") + random.normal(0, 0.5, num_rows)
+    return frame.assign(buys=np.where(score > 0.3, "yes", "no"))
+
+
+def arrays(num_rows: int = NUM_ROWS) -> tuple[np.ndarray, np.ndarray]:
+    """Features and class numbers."""
+    x = np.random.default_rng(1).normal(size=(num_rows, 3)).astype(np.float32)
+    return x, (x[:, 0] + 0.3 * x[:, 1] > 0).astype(np.int64)
+
+
+def write_images(folder: Path, num_rows: int = 120) -> None:
+    """Dark and bright images in folders of their class."""
+    from PIL import Image
+
+    random = np.random.default_rng(2)
+    for number in range(num_rows):
+        name, top = ("dark", 120) if number % 2 else ("bright", 240)
+        path = folder / name / f"{number:03}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random.integers(top - 119, top, (8, 8, 3), dtype=np.uint8)).save(path)
+
+
+def write_data(folder: Path, kind: str) -> tuple[str, str]:
+    """Write data of one kind; return what stands in the YAML, and on the command line."""
+    more = ""
+    if kind == "csv":
+        table_frame().to_csv(folder / "t.csv", index=False)
+        data, given = "Table, path: t.csv, target: buys, index: customer", "t.csv"
+    elif kind == "parquet":
+        table_frame().to_parquet(folder / "t.parquet")
+        data, given = "Table, path: t.parquet, target: buys, index: customer", "t.parquet"
+    elif kind == "npz":
+        np.savez(folder / "a.npz", x=arrays()[0], y=arrays()[1])
+        data, given, more = "Arrays, path: a.npz", "a.npz", "layer: {likelihood: Categorical}"
+    elif kind == "images":
+        write_images(folder / "images")
+        (folder / "nets.py").write_text(NETS)
+        data, given, more = "ImageFolder, path: images", "images", "backbone: nets.small"
+    elif kind == "function":
+        (folder / "own_rows.py").write_text(ROWS)
+        data, given, more = (
+            'Function, function: "own_rows:rows"',
+            "own_rows:rows",
+            "layer: {likelihood: Categorical}",
+        )
+    else:
+        data, given = f"BuiltIn, name: {kind}", kind
+    (folder / "e.yaml").write_text(EXPERIMENT.format(data=data, more=more))
+    return data, given
+
+
+def all_commands(folder: str, kind: str) -> None:
+    """Fit, predict, evaluate and look for unknown rows in a process of its own; what goes wrong is its exit code."""
+    from bll_pyro.cli import main
+
+    os.chdir(folder)
+    sys.path.insert(0, folder)
+    _, given = write_data(Path(folder), kind)
+    for arguments in (
+        ["fit", "e.yaml", "-o", "run", "--no-tree"],
+        ["predict", "run", given, "-o", "p.csv"],
+        ["evaluate", "run", "run:test", "--json"],
+        ["ood", "run", given, "--alpha", "0.1", "-o", "ood.csv"],
+        ["diagnose", "run", "run:train", "--json"],
+    ):
+        with Path(f"{arguments[0]}.txt").open("w") as out:
+            usual, sys.stdout = sys.stdout, out
+            code = main(arguments)
+            sys.stdout = usual
+        if code:
+            sys.exit(code)
+
+
+def check_outcome(folder: Path) -> None:
+    """What :func:`all_commands` wrote is what it should be."""
+    table, verdicts = pd.read_csv(folder / "p.csv"), pd.read_csv(folder / "ood.csv")
+    assert (table["row_id"] == verdicts["row_id"]).all() and table["row_id"].is_unique
+    probs = table.filter(regex="^p_|^p[0-9]").to_numpy()
+    assert np.allclose(probs.sum(1), 1, atol=1e-4)
+    assert np.allclose(table["total"], table["aleatoric"] + table["epistemic"], atol=1e-4)
+    assert verdicts["is_ood"].mean() < 0.3
+    scores = json.loads((folder / "evaluate.txt").read_text())["scores"]
+    stored = json.loads((folder / "run" / "metrics.json").read_text())["quality"]
+    assert scores == stored and scores["Bayesian"]["accuracy"] > 0.7 and "plain head" in scores
+    assert json.loads((folder / "diagnose.txt").read_text())["verdict"] in ("ok", "look", "wrong")
