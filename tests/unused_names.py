@@ -39,11 +39,8 @@ UNUSED = {
         "sklearn/regressor.py:single_output",
     ),
     "users of scikit-learn call it: a method that estimators have": (
-        "sklearn/classifier.py:sample_y",
         "sklearn/regressor.py:partial_fit",
-        "sklearn/values.py:predict_interval",
         "sklearn/values.py:predict_quantiles",
-        "sklearn/values.py:sample_y",
     ),
     "templates of reports read it": ("reporting/blocks.py:numeric",),
     "users call it: a documented method or property of a result": (

@@ -28,7 +28,7 @@ NUM_STEPS = 60
 ROWS_PER_COLUMN = 4  # fewest rows for each length that is found
 NEWTON_STEPS, SMALL_STEP = 30, 1e-4
 
-Evidence = Callable[
+KernelEvidence = Callable[
     [Tensor, Tensor], Tensor
 ]  # of a kernel [n, n] and a log noise scale: minus the log evidence, nats
 
@@ -79,7 +79,7 @@ class Form:
 
 
 @dataclass(frozen=True)
-class Rows:
+class KernelRows:
     """Rows ``[n, D]`` about 0, responses ``[n, T]`` (values about 0, or labels 0 and 1), and weights ``[n]``."""
 
     columns: Tensor
@@ -87,17 +87,17 @@ class Rows:
     weight: Tensor
     are_labels: bool
 
-    def first(self, number: int) -> Rows:
+    def first(self, number: int) -> KernelRows:
         """The first of them, which are in random order where there are more."""
         part = (self.columns[:number], self.responses[:number], self.weight[:number])
         return replace(self, columns=part[0], responses=part[1], weight=part[2])
 
-    def evidence(self) -> Evidence:
+    def evidence(self) -> KernelEvidence:
         """The evidence for such responses."""
         return (LabelEvidence if self.are_labels else GaussianEvidence)(self.responses, self.weight)
 
 
-def kernel_of(rows: Rows, num_choosing: int) -> Kernel:
+def kernel_of(rows: KernelRows, num_choosing: int) -> Kernel:
     """The kernel of these rows, its form chosen on the first ``num_choosing`` of them."""
     few = rows.first(num_choosing)
     num_columns, varies = rows.columns.shape[1], bool(rows.columns.abs().sum() > 0)
@@ -118,7 +118,7 @@ def kernel_of(rows: Rows, num_choosing: int) -> Kernel:
     return form.found(logs)
 
 
-def searched(form: Form, rows: Rows, start: Tensor) -> tuple[Tensor, float]:
+def searched(form: Form, rows: KernelRows, start: Tensor) -> tuple[Tensor, float]:
     """The logs of highest evidence times prior from ``start`` on, and minus the log evidence there."""
     evidence, center = rows.evidence(), form.start()
     logs = start.clone().requires_grad_(True)

@@ -16,12 +16,12 @@ from typing import Any, Self
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.quasirandom import SobolEngine
 
 from bll_pyro.checks import count
 from bll_pyro.declaration import Declaration
 from bll_pyro.features.backbones import Backbone
 from bll_pyro.features.length_scales import Kernel
+from bll_pyro.gaussian.points import normal_points
 
 NAME = "random Fourier features"
 LENGTHS_SHOWN = 3
@@ -63,7 +63,7 @@ class RandomFeatures(Declaration):
         if kernel.lengths is not None:
             made.amplitude.fill_(kernel.amplitude / math.sqrt(number))
             made.lengths.copy_(kernel.lengths)
-            made.frequencies = normal_points(number, len(center), self.seed) / kernel.lengths
+            made.frequencies = normal_points(number, len(center), self.seed).double() / kernel.lengths
         return RandomFourierBackbone(made)
 
 
@@ -95,16 +95,6 @@ def random_features(num_features: int = 1024, *, num_rows: int = 1024, seed: int
         If a number is none, or too small.
     """
     return RandomFeatures(num_features, num_rows, seed)
-
-
-def normal_points(number: int, width: int, seed: int) -> Tensor:
-    """Points ``[M, D]`` of a standard Normal: of a scrambled Sobol sequence, and beyond its dimensions independent ones."""
-    generator = torch.Generator().manual_seed(seed)
-    if width > SobolEngine.MAXDIM:
-        return torch.randn(number, width, dtype=torch.float64, generator=generator)
-    points = SobolEngine(width, scramble=True, seed=seed).draw(number, dtype=torch.float64)
-    edge = torch.finfo(torch.float32).eps
-    return torch.special.ndtri(points.clamp(edge, 1 - edge))
 
 
 class FourierFeatures(nn.Module):

@@ -181,8 +181,7 @@ def _fit(
 ) -> Fit:
     """Fit what was checked: joint training where it is declared, a fit on features, and a recalibration on rows set aside."""
     rows = TrainingData.of(layer, data)
-    layer = rows.layer  # with the classes that were found
-    names = rows.source.feature_names
+    layer, names = rows.layer, rows.source.feature_names  # with the classes that were found
     backbone = found_from(declared, rows) if isinstance(declared, RandomFeatures) else declared
     is_table = backbone is None and rows.source.stored is None
     held_out = None
@@ -209,11 +208,10 @@ def _fit(
             return recalibrated(made, aside, device, batch_size)
         stage, earlier = final_stage, trace
     made_by = (backbone, folder, device, batch_size)
-    features, targets = rows.features(*made_by) if keeper is None else features_of(rows, keeper, *made_by)
+    features, targets = features_of(rows, keeper, *made_by)
     validation = None
     if held_out is not None:
-        found = held_out.features(*made_by) if keeper is None else features_of(held_out, keeper, *made_by)
-        validation = *found, held_out.source.columns
+        validation = *features_of(held_out, keeper, *made_by), held_out.source.columns
     posterior, trace = fit_features(
         layer, features, targets, stage, rows.target_shape, seed, rows.source.columns, validation, device, is_table
     )  # fmt: skip

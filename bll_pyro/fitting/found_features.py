@@ -7,7 +7,7 @@ from torch import Tensor
 
 from bll_pyro.features.arrays import check_finite
 from bll_pyro.features.columns import Columns
-from bll_pyro.features.length_scales import Rows, kernel_of
+from bll_pyro.features.length_scales import KernelRows, kernel_of
 from bll_pyro.features.random_fourier import RandomFeatures, RandomFourierBackbone
 from bll_pyro.inference.standardization import scale_by_column, weighted_moments
 from bll_pyro.inference.training_data import TrainingData
@@ -35,7 +35,7 @@ def found_from(declared: RandomFeatures, rows: TrainingData) -> RandomFourierBac
     moments = weighted_moments([inputs], columns.weight)
     center, scale = moments.mean, scale_by_column(moments, inputs, columns.weight)
     responses, are_labels = _responses(likelihood, targets, columns, weight)
-    found = Rows((inputs.double() - center) / scale, responses, weight, are_labels)
+    found = KernelRows((inputs.double() - center) / scale, responses, weight, are_labels)
     most = declared.num_rows
     if are_labels:
         most = -(-most // LABELS)

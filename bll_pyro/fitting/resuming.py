@@ -89,14 +89,14 @@ def begin(
 
 def features_of(
     rows: TrainingData,
-    keeper: Checkpoint,
+    keeper: Checkpoint | None,
     backbone: nn.Module | None,
     store: Path | None,
     device: str | torch.device | None,
     batch_size: int,
 ) -> tuple[FeatureRows, Tensor]:
-    """Features and targets; the checkpoint keeps those that were computed or loaded, if no store does."""
-    if backbone is None and rows.source.in_memory:
+    """Features and targets; a checkpoint keeps those that were computed or loaded, if no store does."""
+    if keeper is None or (backbone is None and rows.source.in_memory):
         return rows.features(backbone, store, device, batch_size)
     part, generators = keeper.part("features"), rows.source.generators
     saved = part.saved()

@@ -12,8 +12,8 @@ from bll_pyro.features.length_scales import (
     JITTER,
     Form,
     GaussianEvidence,
+    KernelRows,
     LabelEvidence,
-    Rows,
     kernel_of,
 )
 
@@ -27,7 +27,7 @@ LOGS = torch.tensor([-0.7, -1.0, 0.3, 0.2, 0.9, 0.5], dtype=torch.float64)
 
 def rows_of(columns, responses, are_labels=False):
     weight = torch.ones(len(columns), dtype=torch.float64)
-    return Rows(torch.as_tensor(columns), torch.as_tensor(responses), weight, are_labels)
+    return KernelRows(torch.as_tensor(columns), torch.as_tensor(responses), weight, are_labels)
 
 
 def test_kernel_is_linear_plus_squared_exponential():
