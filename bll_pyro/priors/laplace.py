@@ -42,7 +42,11 @@ class Laplace(Prior):
 
     def distribution(self, shape: Shape, tau: Tensor | None = None, **_: Tensor) -> dist.Laplace:
         """Laplace with batch shape ``[..., K, D]``."""
-        scale = torch.as_tensor(self.scale) if tau is None else tau[..., None, None]
+        scale = (
+            torch.as_tensor(self.scale, dtype=torch.get_default_dtype())
+            if tau is None
+            else tau[..., None, None]
+        )
         loc, width = expand(centre(self.loc, scale), shape), expand(scale / math.sqrt(2), shape)
         return dist.Laplace(loc, width, validate_args=False)
 

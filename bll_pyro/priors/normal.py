@@ -67,7 +67,7 @@ class Normal(GaussianPrior):
     def distribution(self, shape: Shape, tau: Tensor | None = None, **_: Tensor) -> dist.Normal:
         """Normal with batch shape ``[..., K, D]``."""
         if tau is None:
-            scale = torch.as_tensor(self.scale)
+            scale = torch.as_tensor(self.scale, dtype=torch.get_default_dtype())
         else:
             scale = tau[..., :, None] if self.per_output else tau[..., None, None]
         loc = torch.zeros_like(scale) if self.loc is None else self.loc.to(scale)

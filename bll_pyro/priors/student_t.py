@@ -57,7 +57,11 @@ class StudentT(ScaleMixturePrior):
 
     def distribution(self, shape: Shape, tau: Tensor | None = None, **_: Tensor) -> dist.StudentT:
         """Student-t with batch shape ``[..., K, D]``."""
-        scale = torch.as_tensor(self.scale) if tau is None else tau[..., None, None]
+        scale = (
+            torch.as_tensor(self.scale, dtype=torch.get_default_dtype())
+            if tau is None
+            else tau[..., None, None]
+        )
         loc, width = expand(centre(self.loc, scale), shape), expand(scale * self._ratio, shape)
         return dist.StudentT(torch.full_like(width, self.df), loc, width, validate_args=False)
 
@@ -65,7 +69,9 @@ class StudentT(ScaleMixturePrior):
         self, square: Float[Tensor, "*S K D"], tau: Tensor | None = None, **_: Tensor
     ) -> Float[Tensor, "*S K D"]:
         """``log t(df)`` at squared distances from the centre."""
-        width = (torch.as_tensor(self.scale).to(square) if tau is None else tau) * self._ratio
+        width = (
+            torch.as_tensor(self.scale, dtype=torch.get_default_dtype()).to(square) if tau is None else tau
+        ) * self._ratio
         half = 0.5 * (self.df + 1)
         constant = math.lgamma(half) - math.lgamma(0.5 * self.df) - 0.5 * math.log(self.df * math.pi)
         return constant - width.log() - half * torch.log1p(square / (self.df * width.square()))

@@ -6,10 +6,12 @@ from typing import Any
 import pyro.distributions as dist
 import pytest
 import torch
+import xarray as xr
 from prior_cases import LOC, PRIORS, D, K
 
 import bll_pyro as bll
 from bll_pyro import priors
+from bll_pyro.scope import generator
 
 
 def test_all_priors_of_the_table_differ() -> None:
@@ -89,3 +91,16 @@ def test_wrong_shapes_are_found_with_the_data(prior: priors.Prior, message: str)
 def test_dependent_weights_have_no_distribution_of_their_own() -> None:
     with pytest.raises(TypeError, match=r"draws all weights together, such as bll\.SVI"):
         PRIORS["any, dependent"].distribution((K, D))
+
+
+@pytest.mark.parametrize("prior", [bll.priors.Normal, bll.priors.Laplace, bll.priors.StudentT])
+def test_a_whole_number_is_a_scale_too(prior: type[bll.priors.Prior]) -> None:
+    """Draws of the prior are real numbers, whichever way its scale was written."""
+    features = torch.randn(5, 3, generator=generator(0))
+    trees = [
+        bll.prior_predictive(
+            bll.LastLayer(bll.likelihoods.Categorical(2), prior=prior(scale=scale)), features
+        )
+        for scale in (2, 2.0)
+    ]
+    xr.testing.assert_identical(*(tree["prior_predictive"].to_dataset() for tree in trees))
