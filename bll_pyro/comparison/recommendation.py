@@ -15,6 +15,7 @@ from bll_pyro.comparison.target_kinds import suited_likelihood
 from bll_pyro.features.columns import bundled
 from bll_pyro.features.data import read
 from bll_pyro.features.forward import compute_features, frozen
+from bll_pyro.features.random_fourier import RandomFeatures
 from bll_pyro.features.sources import Source
 from bll_pyro.fitting.description import declared
 from bll_pyro.guides import Diagonal, FullRank
@@ -107,7 +108,7 @@ class Recommendation(Summary):
 @own_modes()
 def recommend(
     data: Any,
-    backbone: nn.Module | None = None,
+    backbone: nn.Module | RandomFeatures | None = None,
     likelihood: Likelihood | None = None,
     *,
     sample_weight: Any = None,
@@ -127,7 +128,7 @@ def recommend(
         As in :func:`bll_pyro.fit`.
     backbone
         Module from inputs to features ``[N, D]``; a few rows run through it, for D and for the time of all rows. It stays as
-        it is.
+        it is. Of :func:`bll_pyro.random_features` the most features that there can be are reckoned with.
     likelihood
         None (default) takes the one that suits the targets. Whole numbers can be labels or counts; what they were taken for is
         among the reasons.
@@ -144,14 +145,16 @@ def recommend(
     ValueError
         If nothing fits in memory, with what would; if labels come batch by batch and no likelihood is named.
     TypeError
-        If ``likelihood`` is no likelihood, or ``backbone`` no module.
+        If ``likelihood`` is no likelihood, or ``backbone`` no backbone.
     """
     if likelihood is not None and not isinstance(likelihood, Likelihood):
         raise TypeError(
             f"recommend: expected a likelihood such as bll.likelihoods.Gaussian(), got {likelihood!r}"
         )
-    if backbone is not None and not isinstance(backbone, nn.Module):
-        raise TypeError(f"recommend: expected a torch.nn.Module as backbone, got {type(backbone).__name__}")
+    if backbone is not None and not isinstance(backbone, nn.Module | RandomFeatures):
+        raise TypeError(
+            f"recommend: expected a torch.nn.Module or bll.random_features() as backbone, got {type(backbone).__name__}"
+        )
     allowed = (
         MEMORY_SHARE * available_bytes() if memory is None else positive(memory, "memory", "recommend") * GIB
     )
@@ -167,7 +170,9 @@ def recommend(
     return _chosen(layer, known, size, reason, backbone_seconds, allowed)
 
 
-def _size(source: Source, likelihood: Likelihood, backbone: nn.Module | None) -> tuple[FitSize, float | None]:
+def _size(
+    source: Source, likelihood: Likelihood, backbone: nn.Module | RandomFeatures | None
+) -> tuple[FitSize, float | None]:
     """Numbers of rows, features and outputs; and seconds of all rows in the backbone, from those of a few."""
     with isolated():  # code of the user's may draw random numbers
         inputs, targets = next(source.batches(TIMED_ROWS))
@@ -176,9 +181,12 @@ def _size(source: Source, likelihood: Likelihood, backbone: nn.Module | None) ->
         () if isinstance(likelihood, OfClasses) and likelihood.is_discrete else tuple(targets.shape[1:])
     )
     num_outputs = likelihood.num_outputs(target_shape)
-    if backbone is None:
+    if backbone is None or isinstance(backbone, RandomFeatures):
         features = compute_features(None, inputs if inputs.is_floating_point() else inputs.float())
-        return FitSize(source.num_rows, features.shape[1], num_outputs, features.element_size()), None
+        width = features.shape[1]
+        if backbone is not None:
+            width = backbone.most_features(width, source.num_rows)
+        return FitSize(source.num_rows, width, num_outputs, features.element_size()), None
     with isolated(), frozen(backbone):
         compute_features(backbone, inputs)  # the first call is slower
         began = time.perf_counter()

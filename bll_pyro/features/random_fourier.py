@@ -52,6 +52,10 @@ class RandomFeatures(Declaration):
         count(self.num_rows, "num_rows", "random_features", least=2)
         count(self.seed, "seed", "random_features", least=0)
 
+    def most_features(self, num_columns: int, num_rows: int) -> int:
+        """Number of features at most, of a table of this size: the random ones and the columns."""
+        return 2 * min(self.num_features // 2, num_rows) + num_columns
+
     def features(
         self, kernel: Kernel, center: Float[Tensor, " D"], scale: Float[Tensor, " D"], num_rows: int
     ) -> RandomFourierBackbone:

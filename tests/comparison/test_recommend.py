@@ -188,6 +188,17 @@ class Wide(nn.Module):
         return self.norm(self.layer(rows))
 
 
+@pytest.mark.parametrize("num_rows", [40, 300])
+def test_random_features_are_reckoned_with(num_rows: int):
+    inputs, backbone = np.random.default_rng(0).normal(size=(num_rows, 3)), bll.random_features(200)
+    targets = np.sin(3 * inputs[:, 0]) + 0.1 * inputs[:, 1]
+    found = bll.recommend((inputs, targets), backbone)
+    fit = bll.fit(found.layer, (inputs, targets), backbone, found.inference)
+    assert found.size.num_features == min(200, 2 * num_rows) + 3
+    # of few rows the evidence may be for the columns alone
+    assert fit.posterior.frame.num_features in ((3, 83) if num_rows == 40 else (203,))
+
+
 def test_a_backbone_is_timed_on_a_few_rows_and_left_as_it_is():
     network = Wide(700).train()
     before = {name: value.clone() for name, value in network.state_dict().items()}
@@ -245,7 +256,10 @@ def test_errors():
     data = RANDOM.normal(size=(30, 2)), RANDOM.normal(size=30)
     with pytest.raises(TypeError, match=r"recommend: expected a likelihood such as .*, got 'Gaussian'"):
         bll.recommend(data, likelihood="Gaussian")
-    with pytest.raises(TypeError, match=r"recommend: expected a torch.nn.Module as backbone, got int"):
+    with pytest.raises(
+        TypeError,
+        match=r"recommend: expected a torch.nn.Module or bll.random_features\(\) as backbone, got int",
+    ):
         bll.recommend(data, 3)
     with pytest.raises(ValueError, match="memory"):
         bll.recommend(data, memory=-1.0)
