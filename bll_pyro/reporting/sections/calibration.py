@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -19,9 +20,6 @@ from bll_pyro.prediction import (
 from bll_pyro.reporting.blocks import Chart, Finding, Section, percent
 from bll_pyro.reporting.material import Material
 from bll_pyro.reporting.pictures import SIZE, untitled
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 NUM_BINS = 10
 PROBS = (0.5, 0.8, 0.9, 0.95)  # of the intervals whose coverage is a metric
@@ -54,7 +52,9 @@ def calibration_section(material: Material) -> Section | None:
 def _reliability(section: Section, material: Material) -> None:
     prediction, targets = material.prediction, material.targets
     assert isinstance(prediction, ClassPrediction | LabelPrediction)
-    pooled = _Pooled(prediction.probs.flatten()) if targets.dim() > 1 else prediction
+    pooled = (
+        _pooled(prediction) if isinstance(prediction, LabelPrediction) and targets.dim() > 1 else prediction
+    )
     flat = targets.flatten()
     found = metrics.reliability(pooled.probs, flat, NUM_BINS)
     filled = found.count > 0
@@ -92,11 +92,12 @@ def _reliability(section: Section, material: Material) -> None:
     section.details["reliability"] = {name: getattr(found, name).tolist() for name in names}
 
 
-class _Pooled:
-    """All labels of all rows as if each were a row."""
-
-    def __init__(self, probs: Tensor) -> None:
-        self.probs = probs
+def _pooled(prediction: LabelPrediction) -> LabelPrediction:
+    """All labels of all rows as if each were a row; for what looks at probabilities alone."""
+    parts = {
+        name: getattr(prediction, name).flatten() for name in ("probs", "total", "aleatoric", "epistemic")
+    }
+    return replace(prediction, **parts, error=None)
 
 
 def _transform(section: Section, prediction: Any, targets: Any, material: Material) -> Chart:
