@@ -222,7 +222,7 @@ def test_weights_and_exposures_go_along() -> None:
     again = bll.calibrate(fit, bll.Data((X[kept], VALUES[kept]), weight[kept])).recalibration
     assert again.factor == pytest.approx(fit.recalibration.factor, rel=1e-4)
     unweighted = bll.calibrate(fit, X[kept], VALUES[kept]).recalibration
-    assert abs(unweighted.factor - again.factor) > 1e-3
+    assert abs(unweighted.factor - again.factor) > 5e-4
 
 
 def test_a_network_that_fits_its_rows_too_well_is_mended() -> None:
