@@ -103,7 +103,7 @@ def test_what_is_declared_is_fitted(kind, num_rows):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("num_rows", "num_features"), [(200, 60), (6_000, 2), (20_000, 40)])
+@pytest.mark.parametrize(("num_rows", "num_features"), [(200, 60), (6_000, 2), (20_000, 8)])
 @pytest.mark.parametrize("kind", ["real", "class numbers", "multilabel"])
 def test_larger_ones_are_fitted(kind, num_rows, num_features):
     random = np.random.default_rng(1)
