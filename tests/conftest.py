@@ -50,19 +50,27 @@ def pytest_unconfigure() -> None:
 
 
 @pytest.hookimpl(tryfirst=True)  # before the expression of -m is applied
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Mark what ``thinned`` leaves out of the fast tests; the longest tests first, then the slow ones.
 
-    With short ones at the end the workers finish together.
+    Of the slow cases of a thinned product every third is run, always the same ones, and all with ``BLL_WHOLE=1``. With short
+    tests at the end the workers finish together.
     """
     counts: Counter[str] = Counter()
+    run: list[pytest.Item] = []
+    left_out: list[pytest.Item] = []
     for item in items:
-        thinned = item.get_closest_marker("thinned")
+        thinned, kept = item.get_closest_marker("thinned"), True
         if thinned is not None:
             case = item.nodeid.partition("[")[0]
             if counts[case] % thinned.args[0]:
                 item.add_marker(pytest.mark.slow)
+                kept = counts[case] % 3 == 1 or "BLL_WHOLE" in os.environ
             counts[case] += 1
+        (run if kept else left_out).append(item)
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = run
 
     def place(item: pytest.Item) -> int:
         if item.name.partition("[")[0] in LONGEST:

@@ -1,6 +1,6 @@
 """Rows and targets in any container, type and size give the answer of plain arrays, or a clear error.
 
-``BLL_EXAMPLES`` says how many cases are drawn (700 by default, the same ones each time), ``BLL_SEED`` from which seed.
+``BLL_EXAMPLES`` says how many cases are drawn (400 by default, the same ones each time), ``BLL_SEED`` from which seed.
 """
 
 import os
@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, seed, settings
 
 pytestmark = [pytest.mark.unchecked, pytest.mark.filterwarnings("ignore")]
 
-NUM_EXAMPLES = int(os.environ.get("BLL_EXAMPLES", "700"))
+NUM_EXAMPLES = int(os.environ.get("BLL_EXAMPLES", "400"))
 SEED = int(os.environ.get("BLL_SEED", "0"))
 ROWS = np.random.default_rng(1).normal(size=(8, 3))
 COLUMN = np.random.default_rng(2).normal(size=8)
