@@ -29,7 +29,14 @@ from benchmarks.pixels import Done
 from benchmarks.report import Report, Table, Target
 
 ROOT = Path(__file__).resolve().parent.parent
-ALONE = ("first_fit", "joint", "choose", "precision", "bayesianize")  # about one fit beside another of ours
+ALONE = (
+    "first_fit",
+    "joint",
+    "choose",
+    "precision",
+    "bayesianize",
+    "recommend",
+)  # about one fit beside another of ours
 
 
 @pytest.fixture

@@ -168,9 +168,7 @@ def test_names_are_printed_saved_and_drawn(fit: bll.Fit, tmp_path) -> None:
     assert tree["constant_data"]["feature_center"].sel(feature="income") == pytest.approx(
         X[:, 1].mean(), abs=1e-6
     )
-    assert strongest(tree, 3, None)["weight"].values.tolist() == [
-        f"output 0, {name}" for name in ("income", "age", "size")
-    ]
+    assert strongest(tree, 3, None)["weight"].values.tolist() == ["income", "age", "size"]
     before = bll.prior_predictive(fit.layer, frame_of("pandas"), VALUES, num_draws=5, weights=True)
     assert before["prior"]["feature"].values.tolist() == NAMES
     other = fit.to_datatree(X, VALUES, num_draws=5, prior=False, feature_names=["a", "b", "c"])

@@ -36,7 +36,7 @@ def test_code_runs(in_empty_folder: Path, capsys: pytest.CaptureFixture) -> None
     accuracy = float(re.search(r"accuracy ([\d.]+)", said)[1])
     known, unknown = (float(value) for value in re.findall(r"epistemic ([\d.]+) nats", said))
     auroc = float(re.search(r"AUROC of unknown digits ([\d.]+)", said)[1])
-    assert accuracy > 0.93 and auroc > 0.85 and unknown > 2 * known
+    assert accuracy > 0.93 and auroc > 0.8 and unknown > 2 * known
     assert "bias[7]" in said
     assert (in_empty_folder / "model" / "manifest.json").is_file()
 

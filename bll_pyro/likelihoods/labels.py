@@ -27,7 +27,7 @@ class OfClasses(Likelihood):
         """The classes, which turn labels into numbers and back; None where labels are the numbers 0 to C - 1."""
         return None if self.classes is None else Classes(tuple(self.classes), is_ordered=True)
 
-    def _settled(self, num_classes: int | None, least: int, remedy: str = "") -> int | None:
+    def _settled(self, num_classes: Any, least: int, remedy: str = "") -> int | None:
         """Check the declared classes and their number, of which one follows from the other; return the number."""
         owner = type(self).__name__
         if self.classes is not None:

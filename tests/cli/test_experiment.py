@@ -247,6 +247,7 @@ def test_a_prior_and_a_backbone_in_a_file_beside_the_yaml(
 ) -> None:
     import sys
 
+    monkeypatch.delitem(sys.modules, "own_parts", raising=False)  # the example of that name, of another test
     folder = tmp_path / "beside"
     folder.mkdir()
     write(OWN, "beside/own_parts.py")

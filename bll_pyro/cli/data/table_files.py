@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -78,16 +78,14 @@ class TableFile:
             yield frame[list(columns)]
 
     def _parts(self, num_rows: int, columns: list[str]) -> Iterator[pd.DataFrame]:
-        try:
-            if self.is_parquet:
-                for batch in self._parquet().iter_batches(num_rows, columns=columns):
-                    yield batch.to_pandas()
-            else:
-                yield from self._csv(chunksize=num_rows, usecols=columns)
-        except (OSError, ValueError) as error:
-            if isinstance(error, UsageError):
-                raise
-            raise self._damaged(error) from error
+        yield from _Told(lambda: self._opened(num_rows, columns), self._damaged)
+
+    def _opened(self, num_rows: int, columns: list[str]) -> Iterator[pd.DataFrame]:
+        if self.is_parquet:
+            batches = self._parquet().iter_batches(num_rows, columns=columns)
+            return (batch.to_pandas() for batch in batches)
+        parts: Iterator[pd.DataFrame] = self._csv(chunksize=num_rows, usecols=columns)
+        return parts
 
     def _parquet(self) -> Any:
         try:
@@ -120,3 +118,32 @@ class TableFile:
         return UsageError(
             f"expected a whole table ({kind}), got {self.path}, which cannot be read: {str(error).strip()}"
         )
+
+
+class _Told:
+    """Parts of a file, whose errors are told as those of the file, and which is closed after one and when nobody reads on."""
+
+    def __init__(
+        self, opened: Callable[[], Iterator[pd.DataFrame]], damaged: Callable[[Exception], UsageError]
+    ) -> None:
+        self._opened, self._damaged = opened, damaged
+        self._parts: Any = None
+
+    def __iter__(self) -> Iterator[pd.DataFrame]:
+        return self
+
+    def __next__(self) -> pd.DataFrame:
+        try:
+            if self._parts is None:
+                self._parts = self._opened()
+            return next(self._parts)
+        except (OSError, ValueError) as error:
+            self.close()
+            if isinstance(error, UsageError):
+                raise
+            raise self._damaged(error) from error
+
+    def close(self) -> None:
+        """Close what has been opened; a generator that delegates to this calls it when it is closed."""
+        if hasattr(self._parts, "close"):
+            self._parts.close()
