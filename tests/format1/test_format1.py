@@ -18,6 +18,9 @@ STEPS = 5e-3  # the same, after a few hundred steps that each carry rounding on
 CLOSER = (
     0.1  # the same, where a fit is nearer to its optimum, or its scale is chosen otherwise, than in 0.1.0
 )
+ROUNDED = {
+    "tied noise": 0.02
+}  # the same, where one processor's rounding was seen to lead 1.2% away from another's
 CHANGED = {
     "defaults": "few rows are fitted by L-BFGS",
     "joint": "so is its last stage",
@@ -26,7 +29,6 @@ CHANGED = {
     "Laplace prior": "a start by another L-BFGS, and 40 steps from there",
     "per output": "the same",
     "heteroscedastic": "the same",
-    "tied noise": "steps that carry rounding on, by another processor",
 }
 OTHER_SCALE = {  # fits with another prior scale are other fits
     "MAP": "a point's scale was 1, and is that of the evidence at the mode",
@@ -69,4 +71,4 @@ def test_fits_are_those_of_format_1(case: str, recorded: dict[str, np.ndarray]) 
     found = record.results(CASES[case].fit(), CASES[case])
     if case in OTHER_STEPS:
         del found["trace"]
-    agree(found, recorded, case, CLOSER if case in CHANGED else STEPS)
+    agree(found, recorded, case, CLOSER if case in CHANGED else ROUNDED.get(case, STEPS))
