@@ -2,12 +2,16 @@
 
 import os
 import re
+import sys
 from importlib.metadata import version as installed_version
 
 from docutils import nodes
 from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx.application import Sphinx
 from sphinx.writers.html5 import HTML5Translator
+
+sys.path.insert(0, os.path.dirname(__file__))
+import kernels
 
 project = "bll_pyro"
 author = "The bll_pyro authors"
@@ -23,6 +27,7 @@ nitpicky = False  # types of other libraries have no target without the network
 myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 nb_execution_mode = "force"
+nb_kernel_rgx_aliases = {"python3": kernels.NAME}
 nb_execution_raise_on_error = True
 nb_execution_timeout = 300
 nb_execution_in_temp = True  # what a page saves is no part of the sources
@@ -63,5 +68,6 @@ def skips(app: Sphinx, what: str, name: str, member: object, skip: bool, options
 def setup(app: Sphinx) -> None:
     """Register the renderer of formulas, and what the reference leaves out."""
     app.connect("autodoc-skip-member", skips)
+    app.connect("builder-inited", lambda _: kernels.start())
     renderers = (write_mathml, None)
     app.add_html_math_renderer("mathml", inline_renderers=renderers, block_renderers=renderers)
