@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -61,13 +62,8 @@ class Form:
         return logs
 
     def kernel(self, logs: Tensor, rows: Tensor) -> Tensor:
-        """``k(x, x') - c^2`` of all pairs of rows ``[n, D]``."""
-        values = (2 * logs[0]).exp() * (rows @ rows.mT)
-        if self.num_lengths:
-            scaled = rows / logs[3:].exp()
-            square = scaled.square().sum(1)
-            distance = (square[:, None] + square - 2 * scaled @ scaled.mT).clamp_min(0)
-            values = values + (2 * logs[2] - distance / 2).exp()
+        """``k(x, x') - c^2`` of all pairs of rows ``[n, D]``, differentiable in the logs."""
+        values: Tensor = KernelOf.apply(logs, rows)
         return values
 
     def found(self, logs: Tensor) -> Kernel:
@@ -76,6 +72,40 @@ class Form:
         if not self.num_lengths:
             return Kernel(linear, noise=noise)
         return Kernel(linear, float(logs[2].exp()), logs[3:].exp().expand(self.num_columns).clone(), noise)
+
+
+class KernelOf(torch.autograd.Function):
+    """The kernel of a form, of rows ``[n, D]``; its gradient needs products of ``[n, n]`` with ``[n, D]``, and no matrix a length."""
+
+    @staticmethod
+    def forward(ctx: Any, logs: Tensor, rows: Tensor) -> Tensor:
+        """``b^2 x'x + a^2 exp(...)``, the exponent as one product of matrices."""
+        linear = rows * logs[0].exp()
+        if len(logs) == 2:
+            ctx.save_for_backward(linear, linear, logs)
+            return linear @ linear.mT
+        scaled = rows / logs[3:].exp()
+        height = logs[2] - scaled.square().sum(1, keepdim=True) / 2
+        one = torch.ones_like(height)
+        smooth = torch.cat([scaled, height, one], 1) @ torch.cat([scaled, one, height], 1).mT
+        smooth.clamp_(max=2 * float(logs[2])).exp_()  # rounding may give a distance below 0
+        ctx.save_for_backward(linear, scaled, logs, smooth)
+        return torch.addmm(smooth, linear, linear.mT)
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor, None]:
+        """The gradient in the logs; that of a length is ``sum_ij G_ij k_ij (x_i - x_j)^2 / l^2`` without differences of pairs."""
+        (slope,) = slopes
+        linear, scaled, logs, *smooth = ctx.saved_tensors
+        gradient = torch.zeros_like(logs)
+        gradient[0] = 2 * (linear * (slope @ linear)).sum()
+        if smooth:
+            parts = slope * smooth[0]
+            ends = parts.sum(0) + parts.sum(1)
+            gradient[2] = ends.sum()
+            of_columns = ends @ scaled.square() - 2 * (scaled * (parts @ scaled)).sum(0)
+            gradient[3:] = of_columns if len(logs) - 3 == scaled.shape[1] else of_columns.sum()
+        return gradient, None
 
 
 @dataclass(frozen=True)
@@ -146,20 +176,40 @@ class GaussianEvidence:
     weight: Tensor
 
     def __call__(self, kernel: Tensor, log_noise: Tensor) -> Tensor:
-        """Its value; the gradient in the kernel is ``(K^-1 - K^-1 y y' K^-1) / 2``."""
-        variance = (2 * log_noise).exp() + JITTER
-        whole = kernel + torch.diag(variance / self.weight)
-        fixed, num = whole.detach(), self.responses.shape[1]
-        factor, failed = torch.linalg.cholesky_ex(fixed)
+        """Its value, differentiable in both."""
+        value: Tensor = GaussianLoss.apply(kernel, log_noise, self.responses, self.weight)
+        return value
+
+
+class GaussianLoss(torch.autograd.Function):
+    """Minus the log density of responses ``[n, T]`` with weights ``[n]``."""
+
+    @staticmethod
+    def forward(ctx: Any, kernel: Tensor, log_noise: Tensor, responses: Tensor, weight: Tensor) -> Tensor:
+        """The value; what the gradient needs is made with it, since it shares the factor."""
+        variance, num = (2 * log_noise).exp() + JITTER, responses.shape[1]
+        whole = kernel.clone()
+        whole.diagonal().add_(variance / weight)
+        factor, failed = torch.linalg.cholesky_ex(whole)
         if bool(failed):
-            return whole.sum() * torch.nan
+            ctx.save_for_backward(torch.full_like(kernel, torch.nan), torch.full_like(log_noise, torch.nan))
+            return torch.full_like(log_noise, torch.nan)
         inverse = torch.cholesky_inverse(factor)
-        solved = inverse @ self.responses
-        value = 0.5 * (self.responses * solved).sum() + num * factor.diagonal().log().sum()
-        value = value + 0.5 * num * self.weight.sum() * math.log(2 * math.pi)
-        slope = 0.5 * (num * inverse - solved @ solved.mT)
-        repeated = 0.5 * (self.weight - 1).sum() * variance.log() + 0.5 * self.weight.log().sum()
-        return value + (slope * (whole - fixed)).sum() + num * repeated
+        solved = inverse @ responses
+        value = 0.5 * (responses * solved).sum() + num * factor.diagonal().log().sum()
+        value = value + 0.5 * num * weight.sum() * math.log(2 * math.pi)
+        repeated = 0.5 * (weight - 1).sum() * variance.log() + 0.5 * weight.log().sum()
+        # in the kernel it is (T K^-1 - K^-1 Y Y' K^-1) / 2
+        slope = inverse.addmm_(solved, solved.mT, beta=0.5 * num, alpha=-0.5)
+        in_variance = (slope.diagonal() / weight).sum() + 0.5 * num * (weight - 1).sum() / variance
+        ctx.save_for_backward(slope, in_variance * 2 * (variance - JITTER))
+        return value + num * repeated
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        """The gradients in the kernel and in the log of the noise scale."""
+        in_kernel, in_noise = ctx.saved_tensors
+        return slopes[0] * in_kernel, slopes[0] * in_noise, None, None
 
 
 @dataclass
