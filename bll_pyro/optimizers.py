@@ -126,6 +126,7 @@ def minimise(
     num_steps: int,
     history: int = 20,
     tolerance: float = 1e-9,
+    inverse: InverseHessian | None = None,
 ) -> Minimum:
     """Lower a loss by up to ``num_steps`` steps of L-BFGS (Nocedal and Wright 2006, 7.2), in place.
 
@@ -144,11 +145,16 @@ def minimise(
         How many steps the curvature is estimated from; each is remembered by twice the numbers of the parameters.
     tolerance
         Fall of the loss, as the curvature predicts it, below which a problem is done.
+    inverse
+        What another search has learned of the curvature, which learns more, or an empty one; None begins with nothing, and
+        remembers ``history`` steps.
     """
     problems = Problems(loss, parameters)
     value, gradient = problems.evaluate()
     argument = rows(parameters, len(value))
-    inverse = InverseHessian(history, 1 / gradient.abs().sum(-1).clamp_min(1.0))
+    inverse = InverseHessian(history) if inverse is None else inverse
+    if not inverse.pairs:
+        inverse.scale = 1 / gradient.abs().sum(-1).clamp_min(1.0)
     waiting = ~torch.isfinite(value)
     converged = torch.zeros_like(waiting)
     for _ in range(num_steps):
@@ -264,10 +270,16 @@ def rows(tensors: Iterable[Tensor], num_rows: int) -> Tensor:
 
 
 class InverseHessian:
-    """The inverse Hessian from the last steps; before the first it is ``scale [F]`` times the identity."""
+    """The inverse Hessian from the last ``history`` steps; before the first it is ``scale [F]`` times the identity."""
 
-    def __init__(self, history: int, scale: Tensor) -> None:
-        self.scale, self.pairs = scale, deque[tuple[Tensor, Tensor, Tensor]](maxlen=history)
+    def __init__(self, history: int) -> None:
+        self.scale, self.pairs = torch.ones(1), deque[tuple[Tensor, Tensor, Tensor]](maxlen=history)
+
+    def multiply(self, factor: float) -> None:
+        """Make it that of a loss whose curvature is ``1 / factor`` times that of the one it was learned from."""
+        self.scale = self.scale * factor
+        pairs = [(step, change / factor, weight * factor) for step, change, weight in self.pairs]
+        self.pairs = deque(pairs, maxlen=self.pairs.maxlen)
 
     def learn(self, step: Tensor, change: Tensor) -> None:
         """Learn from steps and changes of the gradient ``[F, n]``; a problem in which they disagree learns nothing."""
@@ -287,3 +299,4 @@ class InverseHessian:
         for (step, change, weight), factor in zip(self.pairs, reversed(factors), strict=True):
             found = found + step * (factor - (weight * torch.linalg.vecdot(change, found))[:, None])
         return found
+

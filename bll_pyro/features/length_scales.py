@@ -19,13 +19,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bll_pyro.optimizers import minimise
+from bll_pyro.optimizers import InverseHessian, minimise
 
 BIAS_VARIANCE = 100.0
 JITTER = 1e-6  # variance of the noise at least, in squares of the targets' scale
 SPREAD = 3.0  # standard deviation of the prior of each log: a factor of 20
-TOLERANCE = 0.1  # nats of evidence that a further step would gain
-NUM_STEPS = 60
+TOLERANCE = 0.3  # nats of evidence that a further step would gain
+NUM_STEPS, HISTORY = 60, 20
 ROWS_PER_COLUMN = 4  # fewest rows for each length that is found
 NEWTON_STEPS, SMALL_STEP = 30, 1e-4
 
@@ -134,35 +134,48 @@ def kernel_of(rows: KernelRows, num_choosing: int) -> Kernel:
     each = (
         [num_columns] if num_columns > 1 and float(few.weight.sum()) >= ROWS_PER_COLUMN * num_columns else []
     )
-    form, logs, loss = None, torch.empty(0), math.inf
+    best: Search | None = None
     for num_lengths in [0, *([1, *each] if varies else [])]:
-        tried = Form(num_columns, num_lengths)
-        tried_logs, tried_loss = searched(tried, few, tried.start())
-        if form is not None and loss - tried_loss <= len(tried_logs) - len(logs):
+        tried = Search(Form(num_columns, num_lengths)).on(few)
+        if best is not None and best.loss - tried.loss <= len(tried.logs) - len(best.logs):
             break
-        form, logs, loss = tried, tried_logs, tried_loss
-    assert form is not None
-    while form.num_lengths and num_choosing < len(rows.columns):
+        best = tried
+    assert best is not None
+    while best.form.num_lengths and num_choosing < len(rows.columns):
         num_choosing *= 2
-        logs, _ = searched(form, rows.first(num_choosing), logs)
-    return form.found(logs)
+        best = best.on(rows.first(num_choosing))
+    return best.form.found(best.logs)
 
 
-def searched(form: Form, rows: KernelRows, start: Tensor) -> tuple[Tensor, float]:
-    """The logs of highest evidence times prior from ``start`` on, and minus the log evidence there."""
-    evidence, center = rows.evidence(), form.start()
-    logs = start.clone().requires_grad_(True)
-    last: list[Tensor] = []
+class Search:
+    """The search for the logs of a form; from some rows it goes on to more of them with the curvature that it has learned.
 
-    def loss() -> Tensor:
-        value = evidence(form.kernel(logs, rows.columns) + BIAS_VARIANCE, logs[1])
-        last[:] = [value.detach()]
-        return value + 0.5 * ((logs - center) / SPREAD).square().sum()
+    Parameters
+    ----------
+    form
+        Which logs there are.
+    """
 
-    with torch.enable_grad():
-        minimise(loss, [logs], NUM_STEPS, tolerance=TOLERANCE)
-        loss()
-    return logs.detach(), float(last[0])
+    def __init__(self, form: Form) -> None:
+        self.form, self.logs, self.loss = form, form.start(), math.inf  # minus the log evidence
+        self.curvature, self.num_rows = InverseHessian(HISTORY), 0
+
+    def on(self, rows: KernelRows) -> Search:
+        """Move to the logs of highest evidence of these rows times prior."""
+        evidence, center = rows.evidence(), self.form.start()
+        logs = self.logs.clone().requires_grad_(True)
+
+        def log_prior() -> Tensor:
+            return -0.5 * ((logs - center) / SPREAD).square().sum()
+
+        def loss() -> Tensor:
+            return evidence(self.form.kernel(logs, rows.columns) + BIAS_VARIANCE, logs[1]) - log_prior()
+
+        self.curvature.multiply(max(1, self.num_rows) / len(rows.columns))  # the evidence is a sum over rows
+        found = minimise(loss, [logs], NUM_STEPS, tolerance=TOLERANCE, inverse=self.curvature)
+        self.logs, self.num_rows = logs.detach(), len(rows.columns)
+        self.loss = float(found.value) + float(log_prior())
+        return self
 
 
 @dataclass(frozen=True)
