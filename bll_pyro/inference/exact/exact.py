@@ -234,15 +234,18 @@ class PriorScale:
         if self.prior.scale is not None:
             return torch.full((num,), float(self.prior.scale), dtype=torch.float64), {}
         path: list[tuple[Tensor, Tensor]] = []
+        last: Components | None = None
 
         def log_evidence(log_scale: Tensor) -> Tensor:
-            if log_scale.dim() > 1:
-                return torch.stack([log_evidence(row) for row in log_scale])
-            scale = log_scale.exp().expand(num)
-            components: Components = self.noise.components(model, scale, self.noise_prior)
+            nonlocal last
+            scale = log_scale.exp().expand(*log_scale.shape[:-1], num)
+            components = self.noise.components(model, scale, self.noise_prior, last)
+            if log_scale.dim() == 1:  # a step of the search, and the next one is near
+                last = components
             value = components.log_evidence(model, scale)
-            value = value if self.prior.per_output else value.sum(0, keepdim=True)
-            path.append((log_scale.detach().exp(), value.detach()))
+            value = value if self.prior.per_output else value.sum(-1, keepdim=True)
+            steps = log_scale.detach().exp(), value.detach()
+            path.extend(zip(*(part.reshape(-1, part.shape[-1]) for part in steps), strict=True))
             return value
 
         center = (torch.ones(num) if model.relative else model.target_scale).double().log()

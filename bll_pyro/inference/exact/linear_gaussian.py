@@ -31,10 +31,9 @@ from torch import Tensor
 
 from bll_pyro.gaussian import CentredDiagonal, Diagonal
 from bll_pyro.gaussian.weights import LOG_TWO_PI
+from bll_pyro.inference.exact.spectral_sums import SpectralSums
 from bll_pyro.inference.exact.statistics import SufficientStatistics
 from bll_pyro.summary import Summary
-
-CHUNK_NUMBERS = 4_000_000  # numbers in one block of noise values x targets x eigenvectors
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,43 +136,32 @@ class LinearGaussian(Summary):
         return math.sqrt(mean) if mean > 0 else 1.0
 
     def log_evidence(self, noise: Tensor, prior_scale: Tensor) -> Tensor:
-        """``log p(y_t | noise, prior scale)`` of each target, nats; noise ``[..., T]``, prior scale ``[T]``."""
-        rows = max(1, CHUNK_NUMBERS // self.cross.numel())
-        if noise.dim() == 1:
-            return self.log_evidence(noise[None], prior_scale)[0]
-        if len(noise) > rows:
-            return torch.cat([self.log_evidence(part, prior_scale) for part in noise.split(rows)])
+        """``log p(y_t | noise, prior scale)`` of each target, nats; noise and prior scale ``[..., T]``."""
         square, prior_square, bias_square = self._variances(noise, prior_scale)
         ratio = square / prior_square
-        eigenvalues, sums, moment_square = self._sums
-        signal = eigenvalues / ratio.mT[..., None]  # [T, M, R]
-        shrinkage = (1 + signal).reciprocal()  # r / (lam + r)
+        log_det, increase, moment, shrunk = self._sums(ratio.log()).unbind(-1)
         # residual of least squares plus its increase by shrinkage: y'y - g'w^ would cancel where the fit is close
-        explained, moment = sums[..., :1], sums[..., 1:2]
-        residual = self.residual + (shrinkage @ explained).squeeze(-1).mT
-        log_det = signal.log1p().sum(-1).mT
-        total = self.num_rows * LOG_TWO_PI + log_det + residual / square
+        total = self.num_rows * LOG_TWO_PI + log_det + (self.residual + increase) / square
         if self.feature_mean is None:
             return -0.5 * (total + self.num_rows * square.log())
-        gap = self.target_mean - ((signal * shrinkage) @ moment).squeeze(-1).mT
-        unseen = self.feature_mean.square().sum() - moment_square.sum()  # in directions without shrinkage
-        certainty = ((shrinkage @ moment_square).mT + unseen.clamp_min(0)) / ratio + 1 / self.num_rows
+        gap = self.target_mean - moment
+        unseen = self.feature_mean.square().sum() - self._sums.mean_square.sum()  # in directions without shrinkage
+        certainty = (shrunk + unseen.clamp_min(0)) / ratio + 1 / self.num_rows
         spread = bias_square + square * certainty
         mean_part = (self.num_rows * spread).log() + gap.square() / spread
         return -0.5 * (total + (self.num_rows - 1) * square.log() + mean_part)
 
     @cached_property
-    def _sums(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Of the R directions whose eigenvalue is not 0: the eigenvalues ``[R]``, what log_evidence sums over them, ``m^2``.
+    def _sums(self) -> SpectralSums:
+        """Of the R directions whose eigenvalue is not 0: of the squares that least squares explain, of ``m'w``, and of ``m^2``.
 
-        The sums ``[T, R, 2]`` are of the squares that least squares explain, and of the term of ``m'w``; in all other directions
-        both are 0. With more features than rows most directions are others.
+        In all other directions they are 0. With more features than rows most directions are others.
         """
         kept = self.eigenvalues > 0
         eigenvalues, cross = self.eigenvalues[kept], self.cross[:, kept]
         weights = cross / eigenvalues
         mean = torch.zeros_like(eigenvalues) if self.feature_mean is None else self.feature_mean[kept]
-        return eigenvalues, torch.stack([cross * weights, mean * weights], -1), mean.square()
+        return SpectralSums(eigenvalues, cross * weights, mean * weights, mean.square())
 
     def given(self, noise: Tensor, prior_scale: Tensor) -> CentredDiagonal | Diagonal:
         """Posterior of the weights in the eigenvectors for S values of the noise ``[S, T]``, as S T outputs."""

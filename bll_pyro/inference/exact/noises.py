@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, ClassVar
 
 import pyro.distributions as dist
@@ -39,8 +40,13 @@ class NoiseTreatment(Declaration):
     relative: ClassVar[bool] = False
 
     @abstractmethod
-    def components(self, model: LinearGaussian, prior_scale: Tensor, prior: NoisePrior) -> Components:
-        """Noise values and weights that represent the noise posterior, given the prior scale ``[T]`` of the weights."""
+    def components(
+        self, model: LinearGaussian, prior_scale: Tensor, prior: NoisePrior, near: Components | None = None
+    ) -> Components:
+        """Noise values and weights that represent the noise posterior, given the prior scale ``[..., T]`` of the weights.
+
+        ``near`` are those of a prior scale that may be near, where the search for them can begin.
+        """
 
     def prior(self, declared: dist.Distribution) -> NoisePrior:
         """Prior of one target's noise scale that this treatment uses."""
@@ -64,7 +70,7 @@ class NoisePrior:
         noise = self.noise(u)
         return self.distribution.log_prob(noise) + self._transform.log_abs_det_jacobian(u, noise)
 
-    @property
+    @cached_property
     def _transform(self) -> torch.distributions.Transform:
         return biject_to(self.distribution.support)
 
@@ -97,7 +103,7 @@ class RootInverseGamma(dist.TorchDistribution):
 
 @dataclass(frozen=True)
 class Components:
-    """M values of each target's noise scale ``[M, T]``, with the log of prior density times quadrature weight ``[M, T]``.
+    """M values of each target's noise scale ``[M, ..., T]``, with the log of prior density times quadrature weight.
 
     ``nodes`` is the quadrature rule, or None where the noise scale is one number.
     """
@@ -107,7 +113,7 @@ class Components:
     nodes: Nodes | None = None
 
     def log_evidence(self, model: LinearGaussian, prior_scale: Tensor) -> Tensor:
-        """``log p(y_t | prior scale)`` of each target, differentiable in the prior scale."""
+        """``log p(y_t | prior scale)`` of each target ``[..., T]``, differentiable in the prior scale."""
         return (self.log_weight + model.log_evidence(self.noise, prior_scale)).logsumexp(0)
 
     def weights(self, model: LinearGaussian, prior_scale: Tensor) -> Tensor:
@@ -122,15 +128,18 @@ class Integrated(NoiseTreatment):
     Given the noise scale all else has a closed form, so one one-dimensional integral remains for each target.
     """
 
-    def components(self, model: LinearGaussian, prior_scale: Tensor, prior: NoisePrior) -> Components:
+    def components(
+        self, model: LinearGaussian, prior_scale: Tensor, prior: NoisePrior, near: Components | None = None
+    ) -> Components:
         """Nodes of the trapezoid rule."""
         detached = prior_scale.detach()
 
         def log_joint(u: Tensor) -> Tensor:
-            return prior.log_density(u) + model.log_evidence(prior.noise(u), detached)
+            u = u.view(-1, *detached.shape)
+            return (prior.log_density(u) + model.log_evidence(prior.noise(u), detached)).flatten(1)
 
-        nodes = quadrature(log_joint, model.num_targets)
-        u, log_step = nodes.points()
+        nodes = quadrature(log_joint, detached.numel(), near=None if near is None else near.nodes)
+        u, log_step = (value.view(-1, *detached.shape) for value in nodes.points())
         return Components(prior.noise(u), prior.log_density(u) + log_step, nodes)
 
 
@@ -174,15 +183,19 @@ class Maximized(NoiseTreatment):
     without the uncertainty about the noise scale, which matters with few rows.
     """
 
-    def components(self, model: LinearGaussian, prior_scale: Tensor, prior: NoisePrior) -> Components:
+    def components(
+        self, model: LinearGaussian, prior_scale: Tensor, prior: NoisePrior, near: Components | None = None
+    ) -> Components:
         """One value."""
-        detached, center = prior_scale.detach(), model.target_scale.log()
+        detached = prior_scale.detach()
+        center = model.target_scale.log().expand_as(detached).reshape(-1)
 
         def log_evidence(log_noise: Tensor) -> Tensor:
-            return model.log_evidence(log_noise.exp(), detached)
+            noise = log_noise.exp().unflatten(-1, detached.shape)
+            return model.log_evidence(noise, detached).flatten(-detached.dim())
 
         found = maximize(log_evidence, center + LOG_NOISE_RANGE[0], center + LOG_NOISE_RANGE[1])
-        noise = found.argument.exp()[None]
+        noise = found.argument.exp().view(1, *detached.shape)
         return Components(noise, torch.zeros_like(noise))
 
 
@@ -192,9 +205,11 @@ class _Known(NoiseTreatment):
 
     scale: tuple[float, ...]
 
-    def components(self, model: LinearGaussian, prior_scale: Tensor, prior: NoisePrior) -> Components:
+    def components(
+        self, model: LinearGaussian, prior_scale: Tensor, prior: NoisePrior, near: Components | None = None
+    ) -> Components:
         """The known value."""
-        noise = torch.tensor(self.scale, dtype=torch.float64).expand(model.num_targets)[None]
+        noise = torch.tensor(self.scale, dtype=torch.float64).expand_as(prior_scale)[None]
         return Components(noise, torch.zeros_like(noise))
 
 

@@ -95,6 +95,11 @@ class Nodes:
     num: int
     error: float = math.inf
 
+    @classmethod
+    def over(cls, low: Tensor, high: Tensor, center: Tensor, width: Tensor, num: int) -> Nodes:
+        """Nodes from u = ``low`` to u = ``high``."""
+        return cls(center, width, ((low - center) / width).asinh(), ((high - center) / width).asinh(), num)
+
     def points(self) -> tuple[Tensor, Tensor]:
         """Points u ``[M, n]`` and the logs of their weights ``[M, n]``."""
         x = spaced(self.low, self.high, self.num)
@@ -104,29 +109,30 @@ class Nodes:
 
 @torch.no_grad()
 def quadrature(
-    log_density: Callable[[Tensor], Tensor], num: int, lower: float = -40.0, upper: float = 40.0
+    log_density: Callable[[Tensor], Tensor],
+    num: int,
+    lower: float = -40.0,
+    upper: float = 40.0,
+    near: Nodes | None = None,
 ) -> Nodes:
     """Place nodes for integrals of n densities over one unbounded number each; ``log_density``: ``[M, n] -> [M, n]``.
 
     The trapezoid rule converges faster than any power of the step for smooth densities that vanish at both ends
     (Trefethen and Weideman 2014). The range is narrowed to where the log density is within 40 nats of its maximum, and
-    the number of nodes is doubled until the logs of the integrals change by less than 1e-11.
+    the number of nodes is doubled until the logs of the integrals change by less than 1e-11. ``near`` are nodes of densities that
+    may be alike: the search begins there.
     """
-    start = torch.zeros(num, dtype=torch.float64)
-    low, high = start + lower, start + upper
-    for _ in range(MAX_STEPS):
-        grid = spaced(low, high, NUM_ZOOM)
-        values = log_density(grid).nan_to_num(nan=-math.inf)
-        keep = (values > values.amax(0) - TAIL_NATS).int()
-        first, last = keep.argmax(0), NUM_ZOOM - 1 - keep.flip(0).argmax(0)
-        new_low = grid.gather(0, (first - 1).clamp_min(0)[None])[0]
-        new_high = grid.gather(0, (last + 1).clamp_max(NUM_ZOOM - 1)[None])[0]
-        converged = bool((new_high - new_low > 0.5 * (high - low)).all())
-        low, high = new_low, new_high
-        if converged:
-            break
-    mode, width = _peak(log_density, low, high)
-    nodes = Nodes(mode, width, ((low - mode) / width).asinh(), ((high - mode) / width).asinh(), NUM_NODES)
+    nodes = None if near is None else _moved(log_density, near)
+    if nodes is None:
+        start = torch.zeros(num, dtype=torch.float64)
+        low, high = start + lower, start + upper
+        for _ in range(MAX_STEPS):
+            new_low, new_high, *_ = _support(log_density, low, high)
+            converged = bool((new_high - new_low > 0.5 * (high - low)).all())
+            low, high = new_low, new_high
+            if converged:
+                break
+        nodes = Nodes.over(low, high, *_peak(log_density, low, high), NUM_NODES)
     integral = _integral(log_density, nodes)
     while True:
         finer = replace(nodes, num=2 * nodes.num - 1)
@@ -136,6 +142,30 @@ def quadrature(
         if error < MAX_ERROR + rounding or finer.num > MAX_NODES:
             return replace(nodes, error=error)
         nodes, integral = finer, better
+
+
+def _support(
+    log_density: Callable[[Tensor], Tensor], low: Tensor, high: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Ends of where the density matters, the rough mode, and whether it matters nowhere at the ends of the range."""
+    grid = spaced(low, high, NUM_ZOOM)
+    values = log_density(grid).nan_to_num(nan=-math.inf)
+    keep = (values > values.amax(0) - TAIL_NATS).int()
+    first, last = keep.argmax(0), NUM_ZOOM - 1 - keep.flip(0).argmax(0)
+    new_low = grid.gather(0, (first - 1).clamp_min(0)[None])[0]
+    new_high = grid.gather(0, (last + 1).clamp_max(NUM_ZOOM - 1)[None])[0]
+    mode = grid.gather(0, values.argmax(0)[None])[0]
+    return new_low, new_high, mode, (first > 0) & (last < NUM_ZOOM - 1)
+
+
+def _moved(log_density: Callable[[Tensor], Tensor], near: Nodes) -> Nodes | None:
+    """Nodes for densities like those of ``near``; None where they have moved too far from there."""
+    low, high = (near.center + near.width * end.sinh() for end in (near.low, near.high))
+    margin = (high - low) / 2
+    low, high, mode, is_inside = _support(log_density, low - margin, high + margin)
+    if not bool(is_inside.all()):
+        return None
+    return Nodes.over(low, high, mode, near.width, near.num)
 
 
 def _peak(log_density: Callable[[Tensor], Tensor], low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
