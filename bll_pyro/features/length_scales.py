@@ -174,7 +174,7 @@ class Search:
         self.curvature.multiply(max(1, self.num_rows) / len(rows.columns))  # the evidence is a sum over rows
         found = minimise(loss, [logs], NUM_STEPS, tolerance=TOLERANCE, inverse=self.curvature)
         self.logs, self.num_rows = logs.detach(), len(rows.columns)
-        self.loss = float(found.value) + float(log_prior())
+        self.loss = float(found.value) + float(log_prior().detach())
         return self
 
 

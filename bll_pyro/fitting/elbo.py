@@ -12,6 +12,7 @@ from bll_pyro.checks import count
 from bll_pyro.features.columns import bundled
 from bll_pyro.features.forward import feature_width
 from bll_pyro.features.recorded import Recorded
+from bll_pyro.features.tables import names_after
 from bll_pyro.fitting.batch_rows import checked_constants, rows_of_batch
 from bll_pyro.fitting.entry import check_kinds
 from bll_pyro.fitting.result import Fit
@@ -110,6 +111,8 @@ class ELBO(BatchELBO):
         with isolated(seed, torch.get_default_dtype()):
             super().__init__(layer, width, num_rows, shape, *constants, svi, seed)
         self.layer, self.declared_guide, self.seed = layer, svi.guide, seed
+        # names of the columns of a fit without a backbone, and with one
+        self.feature_names: tuple[tuple[str, ...] | None, tuple[str, ...] | None] = (None, None)
 
     @classmethod
     def from_data(
@@ -125,7 +128,8 @@ class ELBO(BatchELBO):
         """The module for these training rows: their number, the shape and constants of their targets, the width of the features.
 
         The rows are read once, not kept, and checked as :func:`bll_pyro.fit` checks them. ``data`` are in any form that it takes:
-        arrays, a dataset, a loader. The backbone is run on a few rows, without effect on it.
+        arrays, a frame, a dataset, a loader. The backbone is run on a few rows, without effect on it. The names of a frame's columns
+        go into the fit.
 
         Parameters
         ----------
@@ -147,7 +151,10 @@ class ELBO(BatchELBO):
         known: dict[str, Any] = {"target_shape": rows.target_shape}
         if layer.standardize and layer.likelihood.real_valued:
             known |= {"target_center": center, "target_scale": scale}
-        return cls(layer, width, rows.source.num_rows, **known, **options)
+        made = cls(layer, width, rows.source.num_rows, **known, **options)
+        names = rows.source.feature_names
+        made.feature_names = names_after(backbone, names), None if backbone is None else names
+        return made
 
     def forward(
         self,
@@ -224,6 +231,7 @@ class ELBO(BatchELBO):
             self.objective.num_rows,
             backbone,
             recorded=recorded,
+            feature_names=self.feature_names[backbone is not None],
         )
 
     def extra_repr(self) -> str:

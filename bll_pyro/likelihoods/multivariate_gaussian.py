@@ -145,11 +145,12 @@ class MultivariateGaussian(GaussianNoise):
     ) -> Float[Tensor, "*S N"]:
         """In closed form: ``log p(y | mean) - tr(precision Cov(f)) / 2``."""
         precision = self._precision(outputs.mean, **noise)
+        mean = outputs.mean.expand(*precision.shape[:-3], *outputs.mean.shape)  # noise may have leading axes
         if outputs.tied:
             lost = (outputs.covariance * precision).sum((-2, -1))
         else:
             lost = (outputs.variance * precision.diagonal(dim1=-2, dim2=-1)).sum(-1)
-        return self.log_prob(outputs.mean, targets, **noise) - 0.5 * lost
+        return self.log_prob(mean, targets, **noise) - 0.5 * lost
 
     def with_noise_times(
         self, factor: float, outputs: Outputs, noise: dict[str, Tensor]

@@ -6,6 +6,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pyro
 import pytest
 import torch
@@ -87,6 +88,18 @@ def test_the_loss_is_in_the_users_units() -> None:
 
 
 CLASSES_OR_NUMBERS = bll.LastLayer(likelihoods.Gaussian())
+
+
+def test_names_of_a_frame_are_those_of_the_fit() -> None:
+    frame = pd.DataFrame(X.numpy(), columns=list("abcd"))
+    elbo = seen(bll.ELBO.from_data(KNOWN, (frame, Y)))
+    fit, other_order = elbo.to_fit(), frame[list("dbca")]
+    assert fit.feature_names == ("a", "b", "c", "d")
+    torch.testing.assert_close(fit.predict(other_order).mean, fit.predict(X).mean)
+    network = nn.Linear(D, 2)
+    through = bll.ELBO.from_data(KNOWN, (frame, Y), network)
+    assert through.to_fit(network).feature_names == ("a", "b", "c", "d")
+    assert through.to_fit().feature_names is None  # of the features there are none
 
 
 def test_a_row_of_weight_two_is_two_rows() -> None:

@@ -104,6 +104,34 @@ def test_the_elbo_of_full_rank_is_the_log_evidence() -> None:
     assert log_evidence - 0.05 < fit.elbo < log_evidence + 1e-6
 
 
+def test_the_expected_density_is_that_of_each_draw_of_the_noise() -> None:
+    likelihood = lk.MultivariateGaussian()
+    random = generator(3)
+    noise = {
+        "noise_scale": torch.rand(5, 1, 3, generator=random, dtype=torch.float64) + 0.5,
+        "partial_correlation": torch.rand(5, 1, 3, generator=random, dtype=torch.float64) - 0.5,
+    }
+    spread = torch.rand(80, 3, generator=random, dtype=torch.float64)
+    outputs = OutputGaussian(FEATURES, spread)
+    found = likelihood.expected_log_prob(outputs, VALUES, None, **noise)
+    for number in range(5):
+        covariance = likelihood.noise_covariance(FEATURES, **{k: v[number, 0] for k, v in noise.items()})
+        lost = spread.square() @ torch.linalg.inv(covariance).diagonal() / 2
+        expected = stats.multivariate_normal(np.zeros(3), covariance.numpy()).logpdf((VALUES - FEATURES).numpy())
+        torch.testing.assert_close(found[number], torch.from_numpy(expected) - lost)
+
+
+def test_the_default_finds_the_covariance_of_two_targets() -> None:
+    fit = bll.fit(bll.LastLayer(lk.MultivariateGaussian()), (FEATURES, VALUES[:, :2]))
+    residual = VALUES[:, :2] - FEATURES @ WEIGHT[:2].mT
+    true = residual.mT @ residual / 80
+    found = fit.predict(NEW).aleatoric
+    torch.testing.assert_close(found.double().mean(0), true.diagonal(), rtol=0.25, atol=0)
+    draws = fit.posterior.sample(500)["partial_correlation"]
+    correlation = float(true[0, 1] / (true[0, 0] * true[1, 1]).sqrt())
+    assert float(draws.mean()) == pytest.approx(correlation, abs=0.1)
+
+
 def test_leave_one_out_is_that_of_fits_without_the_row() -> None:
     layer = bll.LastLayer(
         lk.MultivariateGaussian(COVARIANCE), bll.priors.Normal(0.7), bias_scale=2.0, standardize=False

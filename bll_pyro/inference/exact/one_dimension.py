@@ -18,9 +18,7 @@ TAIL_NATS = 40.0  # log density below the maximum at which a density is cut off:
 NUM_NODES = 17  # quadrature nodes in the first rule
 MAX_NODES = 2049  # quadrature nodes at which the refinement stops
 MAX_STEPS = 100  # most iterations in one search
-TOLERANCE = (
-    1e-12  # relative change of an argument at which the search stops; the next Illinois step is far smaller
-)
+TOLERANCE = 1e-9  # relative change of an argument at which the search stops: what is left is of higher order, below 1e-12
 MAX_ERROR = 1e-11  # largest change of the log of an integral, in nats, between a rule and its refinement
 
 
@@ -46,7 +44,7 @@ def maximize(function: Callable[[Tensor], Tensor], lower: Tensor, upper: Tensor)
     best = values.argmax(0)
     a = grid.gather(0, (best - 1).clamp_min(0)[None])[0]
     b = grid.gather(0, (best + 1).clamp_max(NUM_SCAN - 1)[None])[0]
-    grad_a, grad_b = derivative(function, a), derivative(function, b)
+    grad_a, grad_b = derivative(function, torch.stack([a, b]))
     at_lower, at_upper = (best == 0) & (grad_a <= 0), (best == NUM_SCAN - 1) & (grad_b >= 0)
     point, was_rising = (a + b) / 2, torch.zeros_like(best, dtype=torch.bool)
     for _ in range(MAX_STEPS):
@@ -73,7 +71,7 @@ def maximize(function: Callable[[Tensor], Tensor], lower: Tensor, upper: Tensor)
 
 
 def derivative(function: Callable[[Tensor], Tensor], point: Tensor) -> Tensor:
-    """Derivative ``[n]`` of n independent functions."""
+    """Derivatives ``[..., n]`` of n independent functions."""
     with torch.enable_grad():
         argument = point.detach().requires_grad_()
         (result,) = torch.autograd.grad(function(argument).sum(), argument)

@@ -25,7 +25,6 @@ import numpy as np
 import torch
 from numpy.polynomial import chebyshev
 from torch import Tensor
-from torch.nn.functional import softplus
 
 NUM_POINTS, HALF_WIDTH = 32, 2.0
 CHUNK_NUMBERS = 4_000_000  # numbers in one block
@@ -60,10 +59,7 @@ class SpectralSums:
     def __call__(self, log_ratio: Tensor) -> Tensor:
         """The sums ``[..., T, 4]`` at ``x [..., T]``, differentiable."""
         flat = log_ratio.reshape(-1, len(self.explained))
-        finite = flat.detach()[flat.detach().isfinite()]
-        if not len(finite):
-            return flat.new_full((*log_ratio.shape, 4), torch.nan)
-        self._cover(*(round(float(x) / (2 * HALF_WIDTH)) for x in (finite.min(), finite.max())))
+        self._cover(*(round(float(x) / (2 * HALF_WIDTH)) for x in flat.detach().nan_to_num(0.0, 0.0, 0.0).aminmax()))
         size = max(1, CHUNK_NUMBERS // (flat.shape[1] * NUM_POINTS * 4))
         parts = [_Interpolated.apply(part, self.pieces, self.first) for part in flat.split(size)]
         return torch.cat(parts).view(*log_ratio.shape, 4)
@@ -85,10 +81,10 @@ class SpectralSums:
 
     def _direct(self, x: Tensor) -> Tensor:
         """The sums ``[M, T, 4]`` at ``x [M]``, each over all eigenvalues."""
-        exponent = self.eigenvalues.log() - x[:, None]
-        shrinkage, kept = torch.sigmoid(-exponent), torch.sigmoid(exponent)
-        of_targets = shrinkage @ self.explained.mT, kept @ self.moment.mT
-        shared = softplus(exponent, threshold=40.0).sum(1), shrinkage @ self.mean_square
+        signal = self.eigenvalues / x.exp()[:, None]
+        shrinkage = (1 + signal).reciprocal()  # r / (lam + r)
+        of_targets = shrinkage @ self.explained.mT, (signal * shrinkage) @ self.moment.mT
+        shared = signal.log1p().sum(1), shrinkage @ self.mean_square
         log_det, square = (value[:, None].expand_as(of_targets[0]) for value in shared)
         return torch.stack([log_det, *of_targets, square], -1)
 
