@@ -299,4 +299,3 @@ class InverseHessian:
         for (step, change, weight), factor in zip(self.pairs, reversed(factors), strict=True):
             found = found + step * (factor - (weight * torch.linalg.vecdot(change, found))[:, None])
         return found
-

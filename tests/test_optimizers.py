@@ -160,7 +160,9 @@ def test_a_search_goes_on_with_the_curvature_of_another() -> None:
 
     def number_of_evaluations(factor: float, inverse: InverseHessian | None) -> int:
         point = torch.ones(4, dtype=torch.float64, requires_grad=True)
-        found = minimise(lambda: factor * point @ matrix @ point / 2, [point], 50, tolerance=1e-6, inverse=inverse)
+        found = minimise(
+            lambda: factor * point @ matrix @ point / 2, [point], 50, tolerance=1e-6, inverse=inverse
+        )
         assert float(found.value) < 1e-4
         return found.num_evaluations
 

@@ -75,7 +75,7 @@ class Form:
 
 
 class KernelOf(torch.autograd.Function):
-    """The kernel of a form, of rows ``[n, D]``; its gradient needs products of ``[n, n]`` with ``[n, D]``, and no matrix a length."""
+    """The kernel of a form, of rows ``[n, D]``; its gradient needs products of ``[n, n]`` with ``[n, D]`` only."""
 
     @staticmethod
     def forward(ctx: Any, logs: Tensor, rows: Tensor) -> Tensor:

@@ -128,8 +128,8 @@ class ELBO(BatchELBO):
         """The module for these training rows: their number, the shape and constants of their targets, the width of the features.
 
         The rows are read once, not kept, and checked as :func:`bll_pyro.fit` checks them. ``data`` are in any form that it takes:
-        arrays, a frame, a dataset, a loader. The backbone is run on a few rows, without effect on it. The names of a frame's columns
-        go into the fit.
+        arrays, a frame, a dataset, a loader. The backbone is run on a few rows, without effect on it. The names of a frame's
+        columns go into the fit.
 
         Parameters
         ----------

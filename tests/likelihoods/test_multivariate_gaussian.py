@@ -117,7 +117,9 @@ def test_the_expected_density_is_that_of_each_draw_of_the_noise() -> None:
     for number in range(5):
         covariance = likelihood.noise_covariance(FEATURES, **{k: v[number, 0] for k, v in noise.items()})
         lost = spread.square() @ torch.linalg.inv(covariance).diagonal() / 2
-        expected = stats.multivariate_normal(np.zeros(3), covariance.numpy()).logpdf((VALUES - FEATURES).numpy())
+        expected = stats.multivariate_normal(np.zeros(3), covariance.numpy()).logpdf(
+            (VALUES - FEATURES).numpy()
+        )
         torch.testing.assert_close(found[number], torch.from_numpy(expected) - lost)
 
 

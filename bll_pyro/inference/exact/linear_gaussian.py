@@ -145,7 +145,8 @@ class LinearGaussian(Summary):
         if self.feature_mean is None:
             return -0.5 * (total + self.num_rows * square.log())
         gap = self.target_mean - moment
-        unseen = self.feature_mean.square().sum() - self._sums.mean_square.sum()  # in directions without shrinkage
+        # in directions without shrinkage
+        unseen = self.feature_mean.square().sum() - self._sums.mean_square.sum()
         certainty = (shrunk + unseen.clamp_min(0)) / ratio + 1 / self.num_rows
         spread = bias_square + square * certainty
         mean_part = (self.num_rows * spread).log() + gap.square() / spread

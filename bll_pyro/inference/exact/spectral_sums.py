@@ -59,7 +59,9 @@ class SpectralSums:
     def __call__(self, log_ratio: Tensor) -> Tensor:
         """The sums ``[..., T, 4]`` at ``x [..., T]``, differentiable."""
         flat = log_ratio.reshape(-1, len(self.explained))
-        self._cover(*(round(float(x) / (2 * HALF_WIDTH)) for x in flat.detach().nan_to_num(0.0, 0.0, 0.0).aminmax()))
+        self._cover(
+            *(round(float(x) / (2 * HALF_WIDTH)) for x in flat.detach().nan_to_num(0.0, 0.0, 0.0).aminmax())
+        )
         size = max(1, CHUNK_NUMBERS // (flat.shape[1] * NUM_POINTS * 4))
         parts = [_Interpolated.apply(part, self.pieces, self.first) for part in flat.split(size)]
         return torch.cat(parts).view(*log_ratio.shape, 4)
