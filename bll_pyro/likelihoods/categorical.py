@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from bll_pyro.checks import positive
 from bll_pyro.declaration import LATER
-from bll_pyro.gaussian import Outputs
+from bll_pyro.gaussian import OutputGaussian, Outputs
 from bll_pyro.gaussian.information import SoftmaxInformation
 from bll_pyro.gaussian.points import joined
 from bll_pyro.gaussian.softmax_moments import (
@@ -77,6 +77,18 @@ class Categorical(OfClasses):
             return functional.logsigmoid((logits[..., 1] - logits[..., 0]) * (2 * targets - 1))
         log_probs = logits.log_softmax(-1)
         return log_probs.gather(-1, targets.expand(log_probs.shape[:-1])[..., None]).squeeze(-1)
+
+    @property
+    def is_contrast(self) -> bool:
+        """Whether the labels depend on one number a row, ``(f_1 - f_0) / temperature``: there are two classes."""
+        return self.num_classes == 2
+
+    def contrast(self, outputs: OutputGaussian) -> OutputGaussian:
+        """That number for independent outputs ``[N, 2]``, as the log odds of a Bernoulli ``[N, 1]``."""
+        loc = outputs.loc[:, 1:] - outputs.loc[:, :1]
+        return OutputGaussian(
+            loc / self.temperature, outputs.variance.sum(1, keepdim=True).sqrt() / self.temperature
+        )
 
     def slope(
         self, outputs: Float[Tensor, "*S N K"], targets: Int[Tensor, " N"]

@@ -13,6 +13,7 @@ linear functions are exact. Learned prior scales are at their best values for ea
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -20,14 +21,16 @@ from torch import Tensor
 from bll_pyro.gaussian import Diagonal, LatentGaussian, OutputGaussian, normal_points
 from bll_pyro.guides.diagonal import DiagonalGuide
 from bll_pyro.inference.base import Trace
-from bll_pyro.inference.rows import DesignRows, expected_log_prob, log_prob
+from bll_pyro.inference.rows import DesignRows, expected_log_prob, log_prob, values_of
 from bll_pyro.inference.svi.objective import Objective
+from bll_pyro.likelihoods import Bernoulli, Categorical
 from bll_pyro.observation import Stage, StopTraining, stage
 from bll_pyro.optimizers import minimise
 
 MAX_ROWS = 4096  # of more, batches are enough to move by
 MOST_NUMBERS = 2**19  # outputs of all rows at all points
 FEWEST_POINTS, MOST_POINTS = 32, 256
+LINE_POINTS = 128  # in one dimension, where they err less
 MAX_STEPS = 400
 LATE, RISE = 50, 0.1  # evaluations, and nats in them, that a search without an end may still gain
 TOLERANCE = 1e-4  # nats by which the ELBO may still rise: half the squared distance in posterior scales, over all unknowns
@@ -94,11 +97,21 @@ class FixedELBO:
         self.values: list[Tensor] = []  # the ELBO at all evaluations so far
         self.num_globals, num_outputs = self.guide.num_globals, objective.model.num_outputs
         self.closed = objective.layer.likelihood.closed_expectation
+        self.by_contrast = (
+            isinstance(objective.layer.likelihood, Categorical) and objective.layer.likelihood.is_contrast
+        )
+        if self.by_contrast:
+            num_outputs = 1
+            labels = values_of(self.targets).to(self.loc)[:, None]
+            self.targets = (
+                labels if isinstance(self.targets, Tensor) else replace(self.targets, values=labels)
+            )
         size = self.num_globals if self.closed else self.num_globals + num_outputs
         self.points = self.loc.new_zeros(1, 0)  # [S, U + K], or [S, U] where the likelihood has a closed form
         if size:
             num_points = FEWEST_POINTS
-            while num_points < MOST_POINTS and 2 * num_points * rows.num_rows * num_outputs <= MOST_NUMBERS:
+            most = LINE_POINTS if self.by_contrast else MOST_POINTS
+            while num_points < most and 2 * num_points * rows.num_rows * num_outputs <= MOST_NUMBERS:
                 num_points *= 2
             points = normal_points(num_points, size).to(self.loc)
             self.points = (points - points.mean(0)) / points.std(0, correction=0)
@@ -121,6 +134,9 @@ class FixedELBO:
         )
         noise = {name: value[:, None] for name, value in sites.noise(values).items()}
         likelihood = objective.layer.likelihood
+        if self.by_contrast:  # two classes
+            assert isinstance(likelihood, Categorical)
+            likelihood, outputs = Bernoulli(), likelihood.contrast(outputs)
         if self.closed:
             fit = expected_log_prob(likelihood, outputs, self.targets, None, noise).sum(-1)
         else:
