@@ -34,6 +34,7 @@ NAMES = (
     "text",
     "tables",
     "recommend",
+    "compare_command",
 )
 
 

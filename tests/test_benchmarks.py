@@ -36,6 +36,7 @@ ALONE = (
     "precision",
     "bayesianize",
     "recommend",
+    "compare_command",
 )  # about one fit beside another of ours
 
 
