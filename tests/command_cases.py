@@ -3,10 +3,12 @@
 import json
 import os
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pytest
 
 NUM_ROWS = 240
 EXPERIMENT = """data: {{class: {data}}}
@@ -65,57 +67,75 @@ def write_images(folder: Path, num_rows: int = 120) -> None:
 
 def write_data(folder: Path, kind: str) -> tuple[str, str]:
     """Write data of one kind; return what stands in the YAML, and on the command line."""
-    more = ""
-    if kind == "csv":
-        table_frame().to_csv(folder / "t.csv", index=False)
-        data, given = "Table, path: t.csv, target: buys, index: customer", "t.csv"
-    elif kind == "parquet":
-        table_frame().to_parquet(folder / "t.parquet")
-        data, given = "Table, path: t.parquet, target: buys, index: customer", "t.parquet"
+    more = "layer: {likelihood: Categorical}"  # of class numbers, which could be values
+    x, y = arrays()
+    if kind in ("csv", "parquet"):
+        given, more = f"t.{kind}", ""
+        frame = table_frame()
+        frame.to_csv(folder / given, index=False) if kind == "csv" else frame.to_parquet(folder / given)
+        data = f"Table, path: {given}, target: buys, index: customer"
     elif kind == "npz":
-        np.savez(folder / "a.npz", x=arrays()[0], y=arrays()[1])
-        data, given, more = "Arrays, path: a.npz", "a.npz", "layer: {likelihood: Categorical}"
+        np.savez(folder / "a.npz", x=x, y=y)
+        data, given = "Arrays, path: a.npz", "a.npz"
+    elif kind == "npy":
+        np.save(folder / "x.npy", x)
+        np.save(folder / "y.npy", y)
+        data, given = "Arrays, path: x.npy, targets: y.npy", "x.npy"
+    elif kind == "safetensors":
+        from safetensors.numpy import save_file
+
+        save_file({"features": x, "labels": y}, folder / "a.safetensors")
+        data, given = "Arrays, path: a.safetensors", "a.safetensors"
+    elif kind == "store":
+        import torch
+
+        import bll_pyro as bll
+
+        bll.extract(torch.nn.Identity(), (x, y), store=folder / "store")
+        (made,) = (one for one in (folder / "store").iterdir() if one.is_dir())
+        data, given = f"FeatureStore, path: store/{made.name}", "store"
     elif kind == "images":
         write_images(folder / "images")
         (folder / "nets.py").write_text(NETS)
         data, given, more = "ImageFolder, path: images", "images", "backbone: nets.small"
     elif kind == "function":
         (folder / "own_rows.py").write_text(ROWS)
-        data, given, more = (
-            'Function, function: "own_rows:rows"',
-            "own_rows:rows",
-            "layer: {likelihood: Categorical}",
-        )
+        data, given = 'Function, function: "own_rows:rows"', "own_rows:rows"
     else:
-        data, given = f"BuiltIn, name: {kind}", kind
+        data, given, more = f"BuiltIn, name: {kind}", kind, ""
     (folder / "e.yaml").write_text(EXPERIMENT.format(data=data, more=more))
     return data, given
 
 
-def all_commands(folder: str, kind: str) -> None:
-    """Fit, predict, evaluate and look for unknown rows in a process of its own; what goes wrong is its exit code."""
-    from bll_pyro.cli import main
-
-    os.chdir(folder)
-    sys.path.insert(0, folder)
-    _, given = write_data(Path(folder), kind)
-    for arguments in (
+def chain(given: str) -> tuple[list[str], ...]:
+    """The command lines from data to a report."""
+    return (
         ["fit", "e.yaml", "-o", "run", "--no-tree"],
         ["predict", "run", given, "-o", "p.csv"],
         ["evaluate", "run", "run:test", "--json"],
         ["ood", "run", given, "--alpha", "0.1", "-o", "ood.csv"],
-        ["diagnose", "run", "run:train", "--json"],
-    ):
-        with Path(f"{arguments[0]}.txt").open("w") as out:
-            usual, sys.stdout = sys.stdout, out
-            code = main(arguments)
-            sys.stdout = usual
-        if code:
-            sys.exit(code)
+        ["report", "run", "-o", "report.html", "--json"],
+    )
+
+
+def all_commands(folder: str, kinds: tuple[str, ...]) -> None:
+    """Run the chain of each kind of data, in a process of its own; what goes wrong is its exit code."""
+    from bll_pyro.cli import main
+
+    for kind in kinds:
+        place = Path(folder, kind)
+        place.mkdir()
+        os.chdir(place)
+        sys.path.insert(0, str(place))
+        for arguments in chain(write_data(place, kind)[1]):
+            with Path(f"{arguments[0]}.txt").open("w") as out, redirect_stdout(out):
+                code = main(arguments)
+            if code:
+                sys.exit(code)
 
 
 def check_outcome(folder: Path) -> None:
-    """What :func:`all_commands` wrote is what it should be."""
+    """What :func:`chain` wrote is what it should be."""
     table, verdicts = pd.read_csv(folder / "p.csv"), pd.read_csv(folder / "ood.csv")
     assert (table["row_id"] == verdicts["row_id"]).all() and table["row_id"].is_unique
     probs = table.filter(regex="^p_|^p[0-9]").to_numpy()
@@ -125,4 +145,7 @@ def check_outcome(folder: Path) -> None:
     scores = json.loads((folder / "evaluate.txt").read_text())["scores"]
     stored = json.loads((folder / "run" / "metrics.json").read_text())["quality"]
     assert scores == stored and scores["Bayesian"]["accuracy"] > 0.7 and "plain head" in scores
-    assert json.loads((folder / "diagnose.txt").read_text())["verdict"] in ("ok", "look", "wrong")
+    numbers = json.loads((folder / "report.json").read_text())["metrics"]
+    assert json.loads((folder / "report.txt").read_text())["metrics"] == numbers
+    assert numbers["nll"] == pytest.approx(scores["Bayesian"]["NLL"], rel=1e-5)
+    assert (folder / "report.html").read_text().rstrip().endswith("</html>")
