@@ -1,13 +1,8 @@
-"""Quantiles, intervals and scores of mixtures, from their own distribution function: no moments are matched.
-
-A mixture is a distribution with batch shape ``[S, n, T]`` of components, which are equally likely or have ``weights``
-``[S, 1, T]``.
+"""Intervals and scores of mixtures, from their own distribution function: no moments are matched.
 
 ========================= ======================================================================
 on paper                  in code
 ========================= ======================================================================
-``F(x)``                  ``mixture_cdf``
-``F^-1(q)``               ``mixture_quantile``, by bisection
 shortest ``[l, u]``       ``shortest_interval``: a grid, then ``f(l) = f(u)`` by bisection
 shortest ``{l, ..., u}``  ``shortest_range``, for whole numbers
 CRPS                      ``mixture_crps``: ``F^2`` below y and ``(1 - F)^2`` above, by quadrature
@@ -17,7 +12,6 @@ CRPS                      ``mixture_crps``: ``F^2`` below y and ``(1 - F)^2`` ab
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
 
 import numpy as np
 import pyro.distributions as dist
@@ -26,9 +20,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bll_pyro.likelihoods.derived import bounds
+from bll_pyro.prediction.quantiles import (
+    NARROW,
+    NUM_BISECTIONS,
+    FunctionOfOutputs,
+    average,
+    bisect,
+    mixture_cdf,
+    mixture_quantile,
+)
 
-NUM_BISECTIONS = 60
-NARROW = 0.4  # brackets of whole numbers
 NUM_GRID = 129
 NUM_STEPS = 24  # bisections of the lower end, from one step of the grid on
 NUM_NODES = 16
@@ -36,64 +37,6 @@ MAX_VALUES = 1024  # of a count that are looked at one by one
 NUM_TERMS = 128  # steps over the range of a count
 TAIL = 1e-6  # probability on either side of that range
 BREAKS = (1e-4, 0.02, 0.25, 0.75, 0.98, 1 - 1e-4)  # quantiles between which F is smooth enough for few nodes
-
-FunctionOfOutputs = Callable[[Tensor], Tensor]
-
-
-def average(values: Float[Tensor, "M *#N"], weights: Float[Tensor, "M *#N"] | None) -> Float[Tensor, " *#N"]:
-    """Mean over the components of ``values [S, n, T]``."""
-    return values.mean(0) if weights is None else (values * weights).sum(0)
-
-
-def mixture_cdf(parts: dist.Distribution, weights: Tensor | None) -> FunctionOfOutputs:
-    """Distribution function of the mixture, ``[n, T]`` to ``[n, T]``."""
-    return lambda values: average(parts.cdf(values), weights)
-
-
-def mixture_quantile(
-    parts: dist.Distribution,
-    q: float,
-    start: Float[Tensor, "N T"],
-    weights: Float[Tensor, "M 1 T"] | None = None,
-    narrow: float = 0.0,
-) -> Float[Tensor, "N T"]:
-    """Bisect the mixture's distribution function, after widening a bracket around ``start`` ``[n, T]``.
-
-    ``narrow``: width of brackets that are narrow enough; below 1/2 for whole numbers, which are then the nearest one.
-    """
-    cdf = mixture_cdf(parts, weights)
-    spread = (parts.mean - average(parts.mean, weights)).square()
-    width = average(parts.variance + spread, weights).sqrt().clamp_min(1e-12).expand_as(start)
-    # tails so heavy that there are no moments: begin anywhere
-    width, start = (torch.where(width.isfinite(), width, 1.0), start.nan_to_num(0.0, 0.0, 0.0))
-    lower, upper = start - width, start + width
-    for _ in range(NUM_BISECTIONS):
-        too_high, too_low = cdf(lower) > q, cdf(upper) < q
-        if not bool((too_high | too_low).any()):
-            break
-        width = width * 2
-        lower, upper = torch.where(too_high, lower - width, lower), torch.where(too_low, upper + width, upper)
-    return bisect(lambda x: cdf(x) < q, lower, upper, NUM_BISECTIONS, narrow)
-
-
-def bisect(
-    left_of: FunctionOfOutputs,
-    lower: Float[Tensor, "N T"],
-    upper: Float[Tensor, "N T"],
-    num_steps: int,
-    narrow: float = 0.0,
-) -> Float[Tensor, "N T"]:
-    """Halve brackets ``num_steps`` times, or until all are narrow or as narrow as numbers allow.
-
-    ``left_of`` is true where the solution is larger.
-    """
-    for _ in range(num_steps):
-        middle = (lower + upper) / 2
-        if bool(((middle == lower) | (middle == upper) | (upper - lower < narrow)).all()):
-            break
-        below = left_of(middle)
-        lower, upper = torch.where(below, middle, lower), torch.where(below, upper, middle)
-    return (lower + upper) / 2
 
 
 def shortest_interval(

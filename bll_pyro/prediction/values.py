@@ -19,15 +19,8 @@ from bll_pyro.likelihoods import Likelihood
 from bll_pyro.prediction.base import Prediction, as_targets
 from bll_pyro.prediction.integration import QuasiMonteCarlo
 from bll_pyro.prediction.intervals import IntervalKind, check_kind, randomised_pit
-from bll_pyro.prediction.mixtures import (
-    NARROW,
-    average,
-    count_crps,
-    mixture_crps,
-    mixture_quantile,
-    shortest_interval,
-    shortest_range,
-)
+from bll_pyro.prediction.mixtures import count_crps, mixture_crps, shortest_interval, shortest_range
+from bll_pyro.prediction.quantiles import NARROW, average, mixture_quantile
 from bll_pyro.scope import generator, own_modes
 from bll_pyro.summary import Summary
 
@@ -139,15 +132,12 @@ class ValuePrediction(Prediction):
 
     @own_modes(gradients=False)
     def quantile(self, q: float) -> Float[Tensor, "N *T"]:
-        """Quantile of the mixture, of the shape of the mean, by bisection of its distribution function.
+        """Quantile of the mixture, of the shape of the mean, from its distribution function.
 
         For counts it is the smallest whole number whose distribution function reaches ``q``.
         """
         share(q, "q", "quantile")
-        narrow = NARROW if self.mixture.likelihood.is_count else 0.0
-        return self._in_units(
-            self._map(lambda parts, v, weights: mixture_quantile(parts, q, v, weights, narrow), self.mean)
-        )
+        return self._quantiles(q)[0]
 
     @own_modes(gradients=False)
     def interval(
@@ -165,7 +155,8 @@ class ValuePrediction(Prediction):
         """
         share(prob, "prob", "interval")
         if check_kind(kind) == "equal_tailed":
-            return self.quantile((1 - prob) / 2), self.quantile((1 + prob) / 2)
+            lower, upper = self._quantiles((1 - prob) / 2, (1 + prob) / 2)
+            return lower, upper
         shortest = shortest_range if self.mixture.likelihood.is_count else shortest_interval
         ends = self._map(
             lambda parts, v, weights: torch.stack(shortest(parts, prob, v, weights), -1), self.mean, (2,)
@@ -192,6 +183,16 @@ class ValuePrediction(Prediction):
         if not self.mixture.likelihood.is_count:
             return self.cdf(given)
         return randomised_pit(self.cdf(given - 1), self.cdf(given), seed)
+
+    def _quantiles(self, *probs: float) -> list[Float[Tensor, "N *T"]]:
+        """Several quantiles of the same components, which take long to make where they come from draws."""
+        narrow = NARROW if self.mixture.likelihood.is_count else 0.0
+
+        def found(parts: dist.Distribution, start: Tensor, weights: Tensor | None) -> Tensor:
+            return torch.stack([mixture_quantile(parts, q, start, weights, narrow) for q in probs], -1)
+
+        ends = self._map(found, self.mean, (len(probs),))
+        return [self._in_units(end) for end in ends.unbind(-1)]
 
     def _targets(self, targets: Any) -> Float[Tensor, "N *T"]:
         """Targets of the shape of the mean."""
