@@ -43,7 +43,7 @@ def predict_command(
     batch_size
         Images at a time through the backbone.
     interval
-        Probability of an interval of predicted numbers, such as 0.9: columns lower and upper, which take longer than all the rest.
+        Probability of an interval of predicted numbers, such as 0.9: columns lower and upper.
 
     Examples
     --------
