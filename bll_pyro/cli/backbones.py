@@ -1,4 +1,7 @@
-"""Backbones of an experiment: what makes the network, declared. A function of the user's is :class:`bll_pyro.Imported`."""
+"""Backbones of an experiment: what makes the network, declared.
+
+A function of the user's is :class:`bll_pyro.Imported`; random features of a table are a declaration of the library.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from bll_pyro.cli.usage import UsageError
 from bll_pyro.declaration import Declaration
 from bll_pyro.features.from_timm import timm_backbone
 from bll_pyro.features.from_transformers import transformers_backbone
+from bll_pyro.features.random_fourier import RandomFeatures
 from bll_pyro.features.splitting import split_last_layer
 from bll_pyro.inference.svi.imported import Imported
 from bll_pyro.scope import isolated
@@ -115,10 +119,12 @@ class TrainedNetwork(Network):
         return split_last_layer(self.whole())[0]
 
 
-def make_backbone(declared: Network | Imported | None, seed: int) -> nn.Module | None:
-    """The module that is declared; what is random about it follows from the seed."""
-    if declared is None:
-        return None
+def make_backbone(
+    declared: Network | Imported | RandomFeatures | None, seed: int
+) -> nn.Module | RandomFeatures | None:
+    """The module that is declared, random by the seed; random features stay declared until the fit sees the training rows."""
+    if declared is None or isinstance(declared, RandomFeatures):
+        return declared
     with isolated(seed):
         return declared.make() if isinstance(declared, Network) else _module_of(declared)
 

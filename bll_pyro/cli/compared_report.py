@@ -32,7 +32,7 @@ def write_report(folders: Mapping[str, Path], path: Path, title: str) -> None:
     saved = {name: load_model(folder) for name, folder in folders.items()}
     comparison = None
     if len(saved) > 1:
-        opened, rows = next(iter(saved.values())).own("train")
+        opened, rows = next(iter(saved.values())).rows("run:train", {})
         fits = {name: one.fit for name, one in saved.items()}
         comparison = bll.compare(fits, opened.take(rows), num_rows=min(len(rows), LOO_ROWS))
     best = next(iter(saved)) if comparison is None else comparison.best

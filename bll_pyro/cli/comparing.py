@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 import bll_pyro as bll
 from bll_pyro.cli import run_folder
 from bll_pyro.cli.backbones import make_backbone
@@ -21,7 +23,7 @@ from bll_pyro.cli.job import Job, Machine
 from bll_pyro.cli.overrides import overridden
 from bll_pyro.cli.running import run_job
 from bll_pyro.cli.usage import UsageError
-from bll_pyro.cli.yaml_file import Document
+from bll_pyro.cli.yaml_file import Document, scalar
 
 FITS, COMPARISON = "fits", "comparison.json"
 BROKEN = (ValueError, TypeError, RuntimeError, ArithmeticError)
@@ -74,8 +76,21 @@ def combinations(document: Document, variations: Sequence[Variation]) -> dict[st
     found = {}
     for values in itertools.product(*(variation.values for variation in variations)):
         given = {variation.key: value for variation, value in zip(variations, values, strict=True)}
-        found[", ".join(values)] = Draft(overridden(document, given))
+        names = ", ".join(
+            shown(scalar(value, variation.key)) for variation, value in zip(variations, values, strict=True)
+        )
+        found[", ".join(values) if names in found else names] = Draft(overridden(document, given))
     return found
+
+
+def shown(value: Any) -> str:
+    """A value as it is called: ``{class: Laplace, scale: 0.5}`` is ``Laplace(scale=0.5)``."""
+    if isinstance(value, list):
+        return f"[{', '.join(map(shown, value))}]"
+    if not isinstance(value, dict):
+        return str(value)
+    fields = [f"{key}={shown(one)}" for key, one in value.items() if key != "class"]
+    return f"{value.get('class', '')}({', '.join(fields)})"
 
 
 def jobs_of(drafts: Mapping[str, Draft]) -> dict[str, Job]:
@@ -137,11 +152,13 @@ def shared_features(jobs: Mapping[str, Job], machine: Machine, folder: Path, con
         experiment = job.experiment
         rows = {part: job.rows(part) for part in job.parts}
         key = (experiment.backbone, experiment.data, experiment.splits, experiment.seed)
-        if experiment.backbone is None or experiment.inference.trains_backbone or key in made:
+        backbone = None
+        if not experiment.inference.trains_backbone and key not in made:
+            backbone = make_backbone(experiment.backbone, experiment.seed)
+        if not isinstance(backbone, nn.Module):  # random features are found from the rows of each fit
             continue
         made.add(key)
         console.status("features of the backbone")
-        backbone = make_backbone(experiment.backbone, experiment.seed)
         opened = job.record.ready(job.opened, backbone)
         for numbers in rows.values():
             if numbers is not None:

@@ -21,11 +21,15 @@ from bll_pyro.checks import share
 from bll_pyro.cli.backbones import Network, TrainedNetwork
 from bll_pyro.cli.building import WRONG, Builder
 from bll_pyro.cli.data.base import DataSource, Opened
+from bll_pyro.cli.data.resolve import DATA_SUFFIXES, resolve
 from bll_pyro.cli.data.splits import Splits
+from bll_pyro.cli.data.tables import Table
 from bll_pyro.cli.overrides import overridden
+from bll_pyro.cli.run_folder import EXPERIMENT
 from bll_pyro.cli.usage import UsageError
 from bll_pyro.cli.yaml_file import Document, dump, read_yaml
 from bll_pyro.declaration import Declaration, written
+from bll_pyro.features.random_fourier import RandomFeatures
 from bll_pyro.fitting import AUTOMATIC
 from bll_pyro.inference.base import Inference
 from bll_pyro.inference.svi.imported import Imported
@@ -49,7 +53,7 @@ class Experiment(Declaration):
     splits
         Shares of the rows for calibration and test.
     backbone
-        The network in front; None where the inputs are features.
+        The network in front, or random features of a table; None where the inputs are features.
     inference
         How to get to a posterior.
     calibration
@@ -63,7 +67,7 @@ class Experiment(Declaration):
     family: ClassVar[str] = "experiment"
     data: DataSource
     splits: Splits = Splits()
-    backbone: Network | Imported | None = None
+    backbone: Network | Imported | RandomFeatures | None = None
     layer: LastLayer = None  # type: ignore[assignment]  # not left out in the end: see Draft
     inference: Inference = SVI()
     calibration: Literal["automatic"] | float | None = "automatic"
@@ -84,6 +88,11 @@ class Experiment(Declaration):
         if self.inference.trains_backbone and self.backbone is None:
             raise ValueError(
                 "expected a backbone to train along, got none; name one, or leave backbone_learning_rate out"
+            )
+        if self.inference.trains_backbone and isinstance(self.backbone, RandomFeatures):
+            raise ValueError(
+                "expected a backbone with weights to train along, got RandomFeatures, which are found before the fit; leave "
+                "backbone_learning_rate out"
             )
         if isinstance(self.backbone, TrainedNetwork) and (
             self.layer.prior != Normal() or self.inference.trains_backbone
@@ -134,7 +143,8 @@ class Draft:
     def _built(self, likelihood: str, classes: Mapping[str, Any]) -> Experiment:
         plain = self.document.plain
         if not isinstance(plain, dict):
-            raise UsageError(f"{self.document.name}: expected keys such as data: and layer:, got {plain!r}")
+            shown = repr(plain) if len(repr(plain)) <= 60 else f"{repr(plain)[:60]}..."
+            raise UsageError(f"{self.document.name}: expected keys such as data: and layer:, got {shown}")
         filled = _filled(plain, likelihood, classes)
         filled.pop("class", None)
         builder = Builder(replace(self.document, plain=filled))
@@ -147,7 +157,26 @@ class Draft:
 
 def read_draft(path: Path, overrides: Mapping[str, str] | None = None) -> Draft:
     """The draft of a YAML file and the dotted options of a command line."""
-    return Draft(overridden(read_yaml(path), overrides or {}))
+    return Draft(read_document(path, overrides))
+
+
+def read_document(path: Path, overrides: Mapping[str, str] | None = None) -> Document:
+    """A YAML file with the dotted options of a command line; if there are data at its path, a UsageError says what to write."""
+    if (path / EXPERIMENT).is_file():
+        raise UsageError(
+            f"expected an experiment, which is a YAML file, got the folder of a run; give {path / EXPERIMENT}"
+        )
+    if path.is_dir() or path.suffix.lower() in DATA_SUFFIXES:
+        line = dump({"data": {"class": type(found := resolve(str(path))).__name__, "path": str(path)}})
+        columns = found.file().columns if isinstance(found, Table) else []
+        remedy = (
+            f"\n  target: COLUMN\nwhere COLUMN is one of {', '.join(map(str, columns))}" if columns else ""
+        )
+        raise UsageError(
+            f"expected an experiment, which is a YAML file, got {path}, which holds data; write a file such as "
+            f"{path.stem or 'experiment'}.yaml, and give its name:\n{line.rstrip()}{remedy}"
+        )
+    return overridden(read_yaml(path), overrides or {})
 
 
 @contextmanager

@@ -26,12 +26,30 @@ def metrics_of(job: Job, fit: bll.Fit, console: Console) -> dict[str, Any]:
         "experiment": written(job.experiment),
         "rows": {name: len(rows) for name, rows in job.parts.items()},
         "quality": None if evaluation is None else evaluation.scores,
+        **({"standard_errors": None, "gains": None} if evaluation is None else errors_of(evaluation)),
         "elbo": _number(fit.trace.final_elbo),
         "leave_one_out": left_out(job, fit, console),
         "converged": bool(fit.trace.converged),
         "messages": list(fit.trace.messages),
         "recalibration": None if fit.recalibration is None else str(fit.recalibration.alone),
         "detector": None if fit.detector is None else {"alpha": fit.detector.alpha},
+    }
+
+
+def errors_of(evaluation: Evaluation) -> dict[str, Any]:
+    """Standard errors of the scores, and by how much the NLL of a head is below that of the plain head, in nats, with its own.
+
+    What cannot be told, such as the error of a single row, is None.
+    """
+    return {
+        "standard_errors": {
+            head: {score: _number(error) for score, error in errors.items()}
+            for head, errors in evaluation.standard_errors.items()
+        },
+        "gains": {
+            head: {"nats": _number(nats), "standard_error": _number(error)}
+            for head, (nats, error) in evaluation.gains.items()
+        },
     }
 
 

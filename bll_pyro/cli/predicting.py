@@ -11,6 +11,7 @@ import numpy as np
 from bll_pyro.cli.data.base import DataSource
 from bll_pyro.cli.row_files import row_file
 from bll_pyro.cli.saved import RowIds, SavedModel
+from bll_pyro.features.random_fourier import RandomFourierBackbone
 from bll_pyro.fitting import Fit
 from bll_pyro.observation import stage, unobserved
 from bll_pyro.prediction import Prediction
@@ -86,7 +87,7 @@ def predict_rows(
 
 def block_rows(fit: Fit, batch_size: int) -> int:
     """How many rows to take at a time: a batch of a backbone, which takes longest, else what memory hardly notices."""
-    if fit.backbone is not None:
+    if fit.backbone is not None and not isinstance(fit.backbone, RandomFourierBackbone):
         return batch_size
     width = fit.posterior.frame.num_features + fit.posterior.num_outputs
     return min(max(BLOCK_NUMBERS // width, 1), MOST_ROWS)

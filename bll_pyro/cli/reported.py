@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from bll_pyro.cli.data.base import DataSource, Opened, Rows
@@ -27,11 +26,12 @@ def rows_of_report(
             "expected --rows with a fit that was saved by itself; only a run knows its own test rows"
         )
     need_targets = not OWN.fullmatch(data) and _is_table_with_targets(saved.source(data, overrides))
-    opened, rows = saved.rows(data, overrides, skip_bad=skip_bad, need_targets=need_targets)
+    raw, rows = saved.raw_rows(data, overrides, skip_bad=skip_bad, need_targets=need_targets)
+    opened = saved.ready(raw)
     given: dict[str, Any] = {
         "data": opened.inputs_of(rows) if opened.targets is None else opened.take(rows),
         "row_names": [opened.row_ids[row] for row in rows],
-        "items": _columns(saved, data, rows, overrides),
+        "items": _columns(saved, raw, rows),
     }
     if saved.record is not None:
         given["class_names"] = saved.record.classes
@@ -55,11 +55,8 @@ def _is_table_with_targets(source: DataSource) -> bool:
     )
 
 
-def _columns(saved: SavedModel, data: str, rows: Rows, overrides: Mapping[str, str]) -> Any:
+def _columns(saved: SavedModel, raw: Opened, rows: Rows) -> Any:
     """The columns of a table before they were made features; None for other data."""
-    own = saved.record is not None and OWN.fullmatch(data)
-    source = saved.record.source if own and saved.record is not None else saved.source(data, overrides)
-    if not isinstance(source, Table) or saved.record is None or saved.record.encoding is None:
+    if saved.record is None or saved.record.encoding is None:
         return None
-    raw: Opened = replace(source, target=None, features=saved.record.encoding.names).open()
-    return raw.inputs_of(rows)
+    return raw.inputs_of(rows)[list(saved.record.encoding.names)]

@@ -20,6 +20,7 @@ from bll_pyro.cli.figures import metrics_of, write_tree
 from bll_pyro.cli.job import Job, Machine
 from bll_pyro.cli.telling import told
 from bll_pyro.declaration import written
+from bll_pyro.features.random_fourier import RandomFeatures
 from bll_pyro.files import user_path
 from bll_pyro.ood.learning import least_rows
 from bll_pyro.scope import isolated
@@ -68,7 +69,7 @@ def _work(job: Job, work: Path, machine: Machine, console: Console, tree: bool) 
     with importable(job.draft.document.folder):
         backbone = make_backbone(job.experiment.backbone, job.experiment.seed)
         job = replace(job, opened=job.record.ready(job.opened, backbone))
-        if backbone is not None and machine.store is None:  # the backbone runs once a row
+        if isinstance(backbone, nn.Module) and machine.store is None:  # the backbone runs once a row
             machine = replace(machine, store=work / run_folder.FEATURES)
         fit = fit_of_job(job, backbone, work, machine, console)
     fit.save(work / run_folder.MODEL)
@@ -82,7 +83,7 @@ def _work(job: Job, work: Path, machine: Machine, console: Console, tree: bool) 
 
 
 def fit_of_job(
-    job: Job, backbone: nn.Module | None, work: Path, machine: Machine, console: Console
+    job: Job, backbone: nn.Module | RandomFeatures | None, work: Path, machine: Machine, console: Console
 ) -> bll.Fit:
     """The fit, with its detector."""
     experiment = job.experiment

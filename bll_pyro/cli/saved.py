@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from bll_pyro.cli.overrides import overridden
 from bll_pyro.cli.usage import UsageError, nearest
 from bll_pyro.cli.yaml_file import Document
 from bll_pyro.declaration import written
+from bll_pyro.features.random_fourier import RandomFeatures
 from bll_pyro.files import user_path
 
 OWN = re.compile(r"run:(\w+)")  # a part of the run's own rows
@@ -79,8 +81,16 @@ class SavedModel:
         self, given: str, overrides: Mapping[str, str], *, skip_bad: bool = False, need_targets: bool = True
     ) -> tuple[Opened, Rows]:
         """Rows as the fit takes them: all of some data, or a part of the run's own, ``run:test``."""
+        opened, rows = self.raw_rows(given, overrides, skip_bad=skip_bad, need_targets=need_targets)
+        return self.ready(opened), rows
+
+    def raw_rows(
+        self, given: str, overrides: Mapping[str, str], *, skip_bad: bool = False, need_targets: bool = True
+    ) -> tuple[Opened, Rows]:
+        """The same rows as they are in the file, a table with its own columns."""
         if own := OWN.fullmatch(given):
-            return self.own(own[1])
+            rows = self.part(own[1])
+            return self.whole, rows
         source = self.source(given, overrides, skip_bad)
         if not need_targets and isinstance(source, Table):
             source = replace(source, target=None, features=self.encoding(source).names)
@@ -89,16 +99,18 @@ class SavedModel:
             opened = encoded(opened, self.encoding(source))
         if opened.targets is None and need_targets:
             raise UsageError(f"{given}: expected rows with targets, got inputs alone; {_remedy(source)}")
-        return self.ready(opened), np.arange(len(opened))
+        return opened, np.arange(len(opened))
 
-    def own(self, part: str) -> tuple[Opened, Rows]:
-        """A part of the rows of the run.
+    @cached_property
+    def whole(self) -> Opened:
+        """All rows of the run as they are in its files, read once; UsageError if these were moved or changed."""
+        assert self.record is not None
+        opened = self.record.source.open()
+        self.record.check_same(opened)
+        return opened
 
-        Raises
-        ------
-        UsageError
-            If there is no run or no such part, or the data were moved or changed.
-        """
+    def part(self, part: str) -> Rows:
+        """The row numbers of a part of the run; UsageError if there is no run or no such part."""
         if self.record is None:
             raise UsageError(
                 f"run:{part}: expected the folder of a run, got a fit that was saved by itself; name data in its place"
@@ -108,9 +120,7 @@ class SavedModel:
             raise UsageError(
                 f"run:{part}: expected a part of the run, got none of this name; {nearest(part, there)}"
             )
-        opened = self.record.source.open()
-        self.record.check_same(opened)
-        return self.ready(opened), self.parts[part]
+        return self.parts[part]
 
     def ready(self, opened: Opened) -> Opened:
         """Rows as the fit takes them."""
@@ -157,8 +167,11 @@ def load_model(path: str | Path) -> SavedModel:
     with importable(code) if code.is_dir() else nullcontext():
         experiment = read_draft(folder / run_folder.EXPERIMENT).check()
         declared, network = experiment.backbone, None
-        if not isinstance(declared, Timm | Transformers):  # those are rebuilt from the files of the fit
+        if not isinstance(
+            declared, Timm | Transformers | RandomFeatures
+        ):  # rebuilt from the files of the fit
             network = make_backbone(declared, experiment.seed)
+            assert not isinstance(network, RandomFeatures)
         fit = bll.load(folder / run_folder.MODEL, backbone=network)
         record = DataRecord.read(folder)
     return SavedModel(fit, experiment, record, run_folder.read_parts(folder))

@@ -1,16 +1,18 @@
 """Every kind of data goes through fit, predict, evaluate, ood and report, in processes that have done nothing else."""
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
-from command_cases import all_commands, chain, check_outcome, table_frame, write_data
+from command_cases import all_commands, check_outcome, table_frame
 from processes import exit_code
 
 ROOT = Path(__file__).resolve().parents[2]
-KINDS = (("parquet", "npy", "store", "images"), ("npz", "safetensors", "function", "wine"))
+KINDS = (("csv", "parquet", "npy", "store"), ("images", "npz", "safetensors", "function", "wine"))
 
 
 @pytest.mark.slow
@@ -22,22 +24,34 @@ def test_every_kind_of_data(tmp_path: Path, kinds: tuple[str, ...]) -> None:
         check_outcome(tmp_path / kind)
 
 
+def commands_of_readme(name: str) -> str:
+    """The lines of README's section on the command line that are about one file, without the comparison."""
+    section = (ROOT / "README.md").read_text().partition("## From the command line")[2]
+    block = section.partition("```bash\n")[2].partition("```")[0]
+    (part,) = (part for part in block.split("\n\n") if name in part)
+    return "\n".join(line for line in part.splitlines() if not line.startswith("bll compare"))
+
+
 @pytest.mark.slow
-def test_the_real_command(tmp_path: Path) -> None:
-    """Every command of a table in an interpreter of its own; columns in another order and without targets are predicted."""
-    command = str(Path(sys.executable).with_name("bll"))
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    _, given = write_data(tmp_path, "csv")
-    new = table_frame(300).iloc[240:][["visits", "colour", "customer", "age"]]
-    new.to_parquet(tmp_path / "new.parquet")
-    for arguments in (*chain(given), ["predict", "run", "new.parquet", "-o", "new.csv"]):
-        done = subprocess.run(
-            [command, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stderr
-        assert done.stderr == "" or arguments[0] in ("fit", "evaluate", "report")
-        (tmp_path / f"{arguments[0]}.txt").write_text(done.stdout)
-    check_outcome(tmp_path)
-    assert (tmp_path / "predict.txt").read_text().startswith("new.csv: 60 rows")
-    lines = (tmp_path / "new.csv").read_text().splitlines()
-    assert len(lines) == 61 and lines[1].startswith("c0240,")
+def test_the_program_and_readme(tmp_path: Path) -> None:
+    """What README says of a table, by ``bll`` itself; columns come in another order and without targets."""
+    frame = table_frame(300).rename(columns={"buys": "outcome"})
+    frame.drop(columns="customer").head(240).to_csv(tmp_path / "patients.csv", index=False)
+    frame[["visits", "colour", "age"]].tail(60).to_csv(tmp_path / "new.csv", index=False)
+    script = f"""{commands_of_readme("patients.yaml")}
+        bll evaluate runs/patients run:test --json > evaluate.json
+        bll ood runs/patients new.csv -o ood.csv --json > ood.json"""
+    programs = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PATH": programs}
+    done = subprocess.run(
+        ["bash", "-ec", script], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "runs/patients/: experiment.yaml" in done.stdout and "predictions.csv: 60 rows" in done.stdout
+    table, verdicts = pd.read_csv(tmp_path / "predictions.csv"), pd.read_csv(tmp_path / "ood.csv")
+    assert len(table) == len(verdicts) == json.loads((tmp_path / "ood.json").read_text())["rows"] == 60
+    assert (table["label"] == frame["outcome"].tail(60).to_numpy()).mean() > 0.7
+    metrics = json.loads((tmp_path / "runs/patients/metrics.json").read_text())
+    assert json.loads((tmp_path / "evaluate.json").read_text())["scores"] == metrics["quality"]
+    numbers = json.loads((tmp_path / "patients.json").read_text())["metrics"]
+    assert numbers["nll"] == pytest.approx(metrics["quality"]["Bayesian"]["NLL"], rel=1e-5)

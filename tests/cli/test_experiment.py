@@ -53,6 +53,7 @@ GIVEN: list[Declaration] = [
     Timm("resnet18", unfreeze=("layer4",), arguments={"in_chans": 1}),
     Transformers("model", pooling="cls"),
     TrainedNetwork(bll.Imported("my_net.load"), prior_scale=0.5),
+    bll.random_features(64, seed=1),
     data.BuiltIn("iris"),
     data.Splits(0.1, 0.2, 0.3),
     data.Function("module:function"),
@@ -68,7 +69,7 @@ ELSEWHERE = {
 }
 SETTINGS = (data.DataSource, data.Splits)  # of the family data, what a YAML holds
 FAMILIES = ("priors", "likelihoods", "guides", "curvatures", "inference", "criteria", "noises", "flows", "training", "layer", "ood",
-            "data", "backbones")  # fmt: skip
+            "data", "backbones", "features")  # fmt: skip
 
 
 def cases() -> dict[str, Declaration]:
@@ -301,6 +302,7 @@ WRONG = {
     "inference: {training: {optimizer: {class: Imported, path: a b}}}": "expected module and name",
     "inference: {class: {a: 1}}": "inference: expected the name of a class, got {'a': 1}; known are Exact, ",
     "backbone: resnet18": "backbone: expected a class, got 'resnet18'; known are ",
+    "backbone: RandomFeatures\ninference: {backbone_learning_rate: 0.1}": "with weights to train along, got RandomFeatures",
     "backbone: Timm": "backbone: Timm needs name: text",
     "backbone: [1]": "backbone: expected one of ",
     "splits: {test: 1.5}": "line 2: splits: Splits(test=...): expected a share from 0 to 1, got 1.5",
@@ -354,6 +356,30 @@ def test_a_file_without_keys(write: Any, capsys: pytest.CaptureFixture, text: st
     write(text)
     assert main(["fit", "exp.yaml"]) == 2
     assert "expected keys such as data: and layer:" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["fit", "compare"])
+def test_data_in_place_of_an_experiment(command: str, write: Any, capsys: pytest.CaptureFixture) -> None:
+    """What is said can be copied: with a column in its place it is an experiment."""
+    table = Path("houses.csv")
+    table.write_text("size,price\n1,2\n3,4\n")
+    vary = ["--vary", "seed=0,1"] if command == "compare" else []
+    assert main([command, "houses.csv", *vary]) == 2
+    said = capsys.readouterr().err
+    assert (
+        "expected an experiment, which is a YAML file, got houses.csv, which holds data; write a file such as houses.yaml"
+        in said
+    )
+    lines = said.splitlines()
+    assert lines[-1] == "where COLUMN is one of size, price"
+    write("\n".join(lines[1:-1]).replace("COLUMN", "price"))
+    assert read_draft(Path("exp.yaml")).check().data == data.Table("houses.csv", target="price")
+    Path("photos").mkdir()
+    assert main([command, "photos", *vary]) == 2
+    assert "data:\n  class: ImageFolder\n  path: photos\n" in capsys.readouterr().err
+    Path("photos/experiment.yaml").touch()
+    assert main([command, "photos", *vary]) == 2
+    assert "got the folder of a run; give photos/experiment.yaml" in capsys.readouterr().err
 
 
 def test_the_keys_of_the_command_line_are_those_of_the_class() -> None:

@@ -63,8 +63,15 @@ def test_the_parts_of_a_run_are_stored_by_name() -> None:
 
 def test_test_rows_are_scored_as_the_run_scored_them(capsys: pytest.CaptureFixture[str]) -> None:
     found = json_of(capsys, "evaluate", "run", "run:test")
-    stored = json.loads(Path("run/metrics.json").read_text())["quality"]
-    assert found == {"rows": 48, "scores": stored}
+    metrics = json.loads(Path("run/metrics.json").read_text())
+    stored = metrics["quality"]
+    assert found == {
+        "rows": 48,
+        "scores": stored,
+        **{key: metrics[key] for key in ("standard_errors", "gains")},
+    }
+    accuracy, errors = stored["Bayesian"]["accuracy"], metrics["standard_errors"]["Bayesian"]
+    assert errors["accuracy"] == pytest.approx((accuracy * (1 - accuracy) / 47) ** 0.5)
     frame = table_frame()
     frame[frame["customer"].isin(parts()["test"])][::-1].to_csv("rows.csv", index=False)
     again = json_of(capsys, "evaluate", "run", "rows.csv")

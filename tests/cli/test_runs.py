@@ -13,18 +13,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import xarray as xr
-from sklearn.datasets import load_iris
+from sklearn.datasets import load_diabetes, load_iris
 
 import bll_pyro as bll
 from bll_pyro import likelihoods, priors
 from bll_pyro.cli import comparing, main, run_folder, running
-from bll_pyro.cli.comparing import Variation, unique_folders
+from bll_pyro.cli.comparing import Variation, combinations, shown, unique_folders
 from bll_pyro.cli.data import BuiltIn
 from bll_pyro.cli.data.splits import Splits
 from bll_pyro.cli.usage import UsageError
+from bll_pyro.cli.yaml_file import Document
 
 YAML = """
 data: {class: BuiltIn, name: iris}
@@ -89,7 +91,10 @@ def test_a_run_is_what_the_library_gives(finished: Path) -> None:
     saved = bll.load(finished / "model")
     assert torch.equal(saved.predict(test[0]).probs, fit.predict(test[0]).probs)
     metrics = json.loads((finished / "metrics.json").read_text())
-    assert metrics["quality"] == bll.evaluate(fit, test, held_out=held_out, train=train).scores
+    expected = bll.evaluate(fit, test, held_out=held_out, train=train)
+    assert metrics["quality"] == expected.scores and metrics["standard_errors"] == expected.standard_errors
+    for head, (nats, error) in expected.gains.items():
+        assert metrics["gains"][head] == {"nats": nats, "standard_error": error}
     assert metrics["leave_one_out"]["elpd"] == pytest.approx(float(bll.loo(fit, train).elpd) / 75, rel=1e-6)
     assert metrics["elbo"] == fit.elbo
     detector = bll.ood.Detector(bll.ood.Leverage()).calibrate(fit, held_out[0], train=train)
@@ -332,11 +337,11 @@ def test_a_comparison_is_made_of_single_runs(
     assert rows_seen() == (150 if stored else 300)
     found = json.loads(capsys.readouterr().out)["fits"]
     assert list(found) == [
-        "Normal, Diagonal", "Normal, MatrixNormal", "{class: Laplace, scale: 0.5}, Diagonal",
-        "{class: Laplace, scale: 0.5}, MatrixNormal",
+        "Normal, Diagonal", "Normal, MatrixNormal", "Laplace(scale=0.5), Diagonal",
+        "Laplace(scale=0.5), MatrixNormal",
     ]  # fmt: skip
     assert found == json.loads(Path("runs/iris-compared/comparison.json").read_text())
-    assert alone.pop("run") and alone == found["{class: Laplace, scale: 0.5}, MatrixNormal"]
+    assert alone.pop("run") and alone == found["Laplace(scale=0.5), MatrixNormal"]
     written = {one.name for one in Path("runs/iris-compared").iterdir()}
     assert written == {"experiment.yaml", "run.json", "comparison.json", "fits"}
     assert len(list(Path("runs/iris-compared/fits").iterdir())) == 4
@@ -392,10 +397,31 @@ def test_variations() -> None:
     assert Variation.of("a.b={class: X, s: [1, 2]},Y") == Variation("a.b", ("{class: X, s: [1, 2]}", "Y"))
     with pytest.raises(UsageError):
         Variation.of("=1,2")
+    assert shown({"class": "X", "a": [1, {"b": None}]}) == "X(a=[1, (b=None)])" and shown(1e-3) == "0.001"
+    both = [Variation("layer.prior", ("Normal()", "{class: Normal}"))]
+    assert list(combinations(Document({}, "x"), both)) == ["Normal()", "{class: Normal}"], (
+        "no two of one name"
+    )
     assert unique_folders({"a b": 1, "a-b": 2, "{}": 3}) == {"a b": "a-b", "a-b": "a-b-2", "{}": "fit"}
 
 
-# ---- a trained network
+# ---- backbones
+
+
+def test_random_features(here: Path) -> None:
+    """Found from the training rows as by the library, and rebuilt from the files of the fit."""
+    Path("smooth.yaml").write_text(
+        "data: {class: BuiltIn, name: diabetes}\nbackbone: {class: RandomFeatures, num_features: 32, num_rows: 64}\n"
+        "inference: Exact\nsplits: {calibration: 0, test: 0.5}\ndetector: null\n"
+    )
+    assert main(["fit", "smooth.yaml", "--no-tree", "--quiet"]) == 0
+    assert main(["predict", "runs/smooth", "diabetes", "-o", "p.csv", "--quiet"]) == 0
+    train, data = run_folder.read_parts(Path("runs/smooth"))["train"], load_diabetes()
+    x, y = data.data.astype(np.float32), data.target.astype(np.float32)
+    layer = bll.LastLayer(likelihoods.Gaussian())
+    fit = bll.fit(layer, (x[train], y[train]), bll.random_features(32, num_rows=64), bll.Exact())
+    assert np.allclose(pd.read_csv("p.csv")["mean"], fit.predict(x).mean, rtol=1e-5)
+
 
 NET = """
 import torch

@@ -59,15 +59,15 @@ def compare_command(
 
     from bll_pyro.cli import comparing, run_folder
     from bll_pyro.cli.compared_report import PAGE, check_same_rows, write_report
+    from bll_pyro.cli.experiment import read_document
     from bll_pyro.cli.job import Machine
-    from bll_pyro.cli.overrides import overridden
     from bll_pyro.cli.usage import UsageError
-    from bll_pyro.cli.yaml_file import dump, read_yaml
+    from bll_pyro.cli.yaml_file import dump
     from bll_pyro.declaration import written
 
     if not vary:
         raise UsageError("expected what to vary, got nothing; give --vary layer.prior=Normal,Horseshoe")
-    document = overridden(read_yaml(experiment), overrides)
+    document = read_document(experiment, overrides)
     drafts = comparing.combinations(document, [comparing.Variation.of(text) for text in vary])
     jobs = comparing.jobs_of(drafts)
     if report:

@@ -42,6 +42,7 @@ def evaluate_command(
     bll evaluate model/ test.csv --train train.csv --held-out more.csv --data.target price
     """
     import bll_pyro as bll
+    from bll_pyro.cli.figures import errors_of
     from bll_pyro.cli.saved import load_model
     from bll_pyro.cli.usage import UsageError
 
@@ -58,4 +59,6 @@ def evaluate_command(
         other, numbers = saved.rows(text, overrides)
         others[name] = other.take(numbers)
     found = bll.evaluate(saved.fit, opened.take(rows), **others)
-    console.result(f"{len(rows):,} rows\n\n{found}", {"rows": len(rows), "scores": found.scores})
+    console.result(
+        f"{len(rows):,} rows\n\n{found}", {"rows": len(rows), "scores": found.scores, **errors_of(found)}
+    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pkgutil
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,6 +16,7 @@ from bll_pyro.cli.usage import UsageError
 from bll_pyro.features.data import read
 from bll_pyro.features.store import MANIFEST, Features
 from bll_pyro.files import user_path
+from bll_pyro.inference.svi.imported import Imported
 from bll_pyro.tensorfile import sha256
 
 
@@ -63,16 +63,11 @@ class Function(DataSource):
     def open(self) -> Opened:
         """Targets of a dataset are read once, item by item. A row is called by its number."""
         try:
-            function = pkgutil.resolve_name(self.function)
-        except (ImportError, AttributeError) as error:
+            function = Imported(self.function.replace(":", ".")).found()
+        except ValueError as error:
             raise UsageError(
-                f"expected module:function that can be imported, got {self.function!r}: {error}; the file of the module may "
-                "lie in the present folder, or beside the YAML"
+                f"{self.function}: {error}; the file of the module may lie in the present folder, or beside the YAML"
             ) from error
-        if not callable(function):
-            raise UsageError(
-                f"expected a function, got {self.function}, which is a {type(function).__name__}"
-            )
         made = function()
         if isinstance(made, Dataset):
             source = read(made, need_targets=False, what=self.function)

@@ -16,6 +16,7 @@ from bll_pyro.cli.data.image_files import ImageFiles
 from bll_pyro.cli.data.tables import Table
 from bll_pyro.cli.usage import UsageError
 from bll_pyro.declaration import Declaration, from_plain, to_plain
+from bll_pyro.features.random_fourier import RandomFeatures
 
 FILE = "data.json"
 
@@ -52,7 +53,7 @@ class DataRecord(Declaration):
         fingerprint = None if opened.fingerprint is None else opened.fingerprint()
         return cls(source, len(opened), fingerprint, opened.classes, encoding)
 
-    def ready(self, opened: Opened, backbone: nn.Module | None) -> Opened:
+    def ready(self, opened: Opened, backbone: nn.Module | RandomFeatures | None) -> Opened:
         """Rows as the fit takes them: columns as features, images as the backbone wants them, classes by their numbers.
 
         Raises
@@ -110,8 +111,9 @@ def encoded(opened: Opened, encoding: Encoding) -> Opened:
     return replace(opened, inputs=features, feature_names=tuple(features.columns))
 
 
-def for_backbone(opened: Opened, backbone: nn.Module | None) -> Opened:
+def for_backbone(opened: Opened, backbone: nn.Module | RandomFeatures | None) -> Opened:
     """Images as a backbone wants them; other rows as they are."""
     if not isinstance(opened.inputs, ImageFiles):
         return opened
-    return replace(opened, inputs=opened.inputs.for_backbone(backbone))
+    network = None if isinstance(backbone, RandomFeatures) else backbone
+    return replace(opened, inputs=opened.inputs.for_backbone(network))

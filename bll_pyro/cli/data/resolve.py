@@ -20,6 +20,8 @@ from bll_pyro.cli.usage import UsageError, nearest
 from bll_pyro.features.store import FORMAT, MANIFEST
 from bll_pyro.files import user_path
 
+DATA_SUFFIXES = (*CSV, *PARQUET, *ARRAYS)
+
 
 def resolve(given: str, like: DataSource | None = None) -> DataSource:
     """The data that a text means: by what there is at a path, else a set of scikit-learn or a function.

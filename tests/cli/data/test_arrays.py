@@ -117,7 +117,7 @@ def test_a_function_of_the_users(
 
 
 def test_a_function_is_one(folder: Path) -> None:
-    with pytest.raises(UsageError, match="which is a int"):
+    with pytest.raises(UsageError, match="expected a class or function, got int"):
         Function(f"rows_of_{folder.name}:number").open()
     with pytest.raises(ValueError, match="module:function"):
         Function("pairs")
