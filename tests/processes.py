@@ -1,7 +1,7 @@
 """Processes for tests: each begins clean, as one of its own would, and torch is imported once for all of them.
 
-They are forked from a server that has imported the libraries and done nothing else, which takes some hundredths of a second; a new
-interpreter with torch takes five.
+They are forked from a server that has imported the libraries, with those of the command line, and done nothing else, which takes
+some hundredths of a second; a new interpreter with torch takes five, and a command that loads the rest of them two more.
 """
 
 import multiprocessing
@@ -12,7 +12,9 @@ from typing import Any
 KIND = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
 CLEAN = multiprocessing.get_context(KIND)
 if KIND == "forkserver":
-    CLEAN.set_forkserver_preload(["torch", "pyro", "bll_pyro.fitting"])  # type: ignore[attr-defined]
+    ROOMS = ("fitting", "cli.running", "cli.predicting", "diagnostics", "elpd.leave_one_out", "reporting")
+    LIBRARIES = ("torch", "pyro", "arviz_stats", "joblib", "pandas", "sklearn.preprocessing", "xarray")
+    CLEAN.set_forkserver_preload([*LIBRARIES, *(f"bll_pyro.{room}" for room in ROOMS)])  # type: ignore[attr-defined]
 
 
 def pool(number: int) -> ProcessPoolExecutor:

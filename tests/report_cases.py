@@ -1,6 +1,7 @@
 """Small fits of every kind of target, with rows to report on."""
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -22,8 +23,9 @@ class Case:
     test: Any
 
 
+@cache
 def case(kind: str) -> Case:
-    """A fit of this kind of target."""
+    """A fit of this kind of target, made once in a process."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(NUM_ROWS, 4, generator=generator)
     noise = torch.randn(NUM_ROWS, 3, generator=generator)

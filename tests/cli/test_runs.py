@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +16,7 @@ import pandas as pd
 import pytest
 import torch
 import xarray as xr
+from processes import exit_code
 from sklearn.datasets import load_diabetes, load_iris
 
 import bll_pyro as bll
@@ -242,18 +242,18 @@ def test_two_runs_of_one_name(here: Path, cheap: Callable, capsys: pytest.Captur
     assert "which another process or thread is using" in capsys.readouterr().err
 
 
+def killed_after_the_fit(folder: str, command: list[str]) -> None:
+    """Run a command that dies when the figures of its fit are due."""
+    os.chdir(folder)
+    running.metrics_of = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[assignment,return-value]
+    main(command)
+
+
 @pytest.mark.slow
 def test_a_killed_run_goes_on(here: Path) -> None:
     """A real process, killed after its fit was kept: the same command ends with the metrics of a run that was never stopped."""
-    program = (
-        "import os, signal, sys\n"
-        "from bll_pyro.cli import main, running\n"
-        "running.metrics_of = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "main(sys.argv[1:])\n"
-    )
     command = ["fit", "iris.yaml", "-o", "out", "--no-tree"]
-    done = subprocess.run([sys.executable, "-c", program, *command], capture_output=True, text=True)
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert exit_code(killed_after_the_fit, str(here), command) == -signal.SIGKILL
     assert not (here / "out").exists() and (here / ".out.unfinished" / "checkpoint").is_dir()
     began: list[Any] = []
     with bll.observe(callbacks=[began.append]):

@@ -19,33 +19,40 @@ SERIOUS = ("serious", "critical")
 PAGES = ("classes", "values", "images", "million")
 
 
+def report_of(name: str, path: Path) -> None:
+    """Write the report of everything that there is, of values, of 10,000 images, or of a million rows."""
+    if name == "million":
+        generator = torch.Generator().manual_seed(0)
+        x = torch.randn(1_000_000, 2, generator=generator)
+        y = (x[:, 0] + torch.randn(len(x), generator=generator) > 0).long()
+        fit = bll.fit(bll.LastLayer(bll.likelihoods.Categorical(2)), (x[:200], y[:200]))
+        bll.report(fit, (x, y), path)
+        return
+    given = images() if name == "images" else case(name)
+    more: dict[str, Any] = {}
+    if name == "classes":
+        names = [HOSTILE, "a" * 200, "two\nlines"]
+        more = {"train": given.train, "unknown": 6 * given.test[0], "class_names": names}
+    bll.report(given.fit, given.test, path, held_out=given.held_out, **more)
+
+
+class Pages(dict[str, Path]):
+    """Paths of reports by name; each is written when it is asked for first, as a process runs a part of the tests."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.folder = folder
+
+    def __missing__(self, name: str) -> Path:
+        self[name] = self.folder / f"{name}.html"
+        report_of(name, self[name])
+        return self[name]
+
+
 @pytest.fixture(scope="module")
-def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Reports: of everything that there is, of values, of 10,000 images, of a million rows."""
-    folder = tmp_path_factory.mktemp("reports")
-    paths = {name: folder / f"{name}.html" for name in PAGES}
-    full = case("classes")
-    names = [HOSTILE, "a" * 200, "two\nlines"]
-    far = 6 * full.test[0]
-    bll.report(
-        full.fit,
-        full.test,
-        paths["classes"],
-        train=full.train,
-        held_out=full.held_out,
-        unknown=far,
-        class_names=names,
-    )
-    values = case("values")
-    bll.report(values.fit, values.test, paths["values"], held_out=values.held_out)
-    many = images()
-    bll.report(many.fit, many.test, paths["images"], held_out=many.held_out)
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(1_000_000, 2, generator=generator)
-    y = (x[:, 0] + torch.randn(len(x), generator=generator) > 0).long()
-    fit = bll.fit(bll.LastLayer(bll.likelihoods.Categorical(2)), (x[:200], y[:200]))
-    bll.report(fit, (x, y), paths["million"])
-    return paths
+def pages(tmp_path_factory: pytest.TempPathFactory) -> Pages:
+    """Reports by name."""
+    return Pages(tmp_path_factory.mktemp("reports"))
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +81,7 @@ def opened(browser: Any, path: Path, width: int = 1400, scheme: str = "light") -
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_pages_are_small_and_open_fast(pages: dict[str, Path], browser: Any, name: str) -> None:
+def test_pages_are_small_and_open_fast(pages: Pages, browser: Any, name: str) -> None:
     limit = 3e6 if name == "images" else 5e6
     assert pages[name].stat().st_size < limit
     assert pages[name].with_suffix(".json").stat().st_size < limit
@@ -90,9 +97,7 @@ def test_pages_are_small_and_open_fast(pages: dict[str, Path], browser: Any, nam
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1400, 390])
 @pytest.mark.parametrize("name", ["classes", "values", "images"])
-def test_pages_fit_and_are_accessible(
-    pages: dict[str, Path], browser: Any, name: str, width: int, scheme: str
-) -> None:
+def test_pages_fit_and_are_accessible(pages: Pages, browser: Any, name: str, width: int, scheme: str) -> None:
     """No part is wider than the window, nothing that axe-core calls serious, and pictures follow the scheme."""
     from axe_playwright_python.sync_playwright import Axe
 
@@ -116,7 +121,7 @@ def brightness(colour: str) -> float:
     return sum(numbers) / 3
 
 
-def test_tables_sort_by_mouse_and_keyboard(pages: dict[str, Path], browser: Any) -> None:
+def test_tables_sort_by_mouse_and_keyboard(pages: Pages, browser: Any) -> None:
     page, _ = opened(browser, pages["classes"])
     table = page.locator("#rows table").first
     numbers = "rows => rows.map(row => Number(row.cells[0].dataset.key))"
@@ -141,7 +146,7 @@ def test_tables_sort_by_mouse_and_keyboard(pages: dict[str, Path], browser: Any)
     page.close()
 
 
-def test_headings_landmarks_and_keyboard(pages: dict[str, Path], browser: Any) -> None:
+def test_headings_landmarks_and_keyboard(pages: Pages, browser: Any) -> None:
     page, _ = opened(browser, pages["classes"])
     levels = page.locator("h1, h2, h3, h4").evaluate_all("all => all.map(one => Number(one.tagName[1]))")
     assert levels[0] == 1 and levels.count(1) == 1
@@ -157,7 +162,7 @@ def test_headings_landmarks_and_keyboard(pages: dict[str, Path], browser: Any) -
     page.close()
 
 
-def test_names_are_text_and_no_code(pages: dict[str, Path], browser: Any) -> None:
+def test_names_are_text_and_no_code(pages: Pages, browser: Any) -> None:
     page, heard = opened(browser, pages["classes"])
     assert HOSTILE in page.locator("#quality").inner_text()
     assert page.locator("main script, main b:not(.badge)").count() == 0
@@ -165,7 +170,7 @@ def test_names_are_text_and_no_code(pages: dict[str, Path], browser: Any) -> Non
     page.close()
 
 
-def test_printed_pages_are_readable(pages: dict[str, Path], browser: Any, tmp_path: Path) -> None:
+def test_printed_pages_are_readable(pages: Pages, browser: Any, tmp_path: Path) -> None:
     """On paper: light whatever the screen, no navigation, nothing cut at the right edge, several pages of A4."""
     page, _ = opened(browser, pages["classes"], scheme="dark")
     page.emulate_media(media="print", color_scheme="dark")
