@@ -25,6 +25,7 @@ from benchmarks.report import Report, Table, Target
 PRIORS, GUIDES = ("Normal", "Laplace", "StudentT"), ("Diagonal", "LowRank", "MatrixNormal")
 YAML = """data: {class: Arrays, path: rows.npz}
 backbone: marking.Marking
+layer: {likelihood: Categorical}
 splits: {calibration: 0.07, test: 0.14}
 """
 BACKBONE = """
@@ -106,6 +107,7 @@ def _report(single: dict[str, Done], together: Done, options: Options) -> Report
     values = {
         "method": "fit",
         "elpd": "leave-one-out, nats a row",
+        "accuracy": "test accuracy",
         "nll": "test NLL",
         "apart": "largest difference",
     }
@@ -114,6 +116,7 @@ def _report(single: dict[str, Done], together: Done, options: Options) -> Report
         {
             "method": name,
             "elpd": one["leave_one_out"]["elpd"],
+            "accuracy": one["quality"]["Bayesian"]["accuracy"],
             "nll": one["quality"]["Bayesian"]["NLL"],
             "apart": difference,
         }

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import nn
 
 import bll_pyro as bll
 from bll_pyro.archive import MANIFEST
@@ -166,12 +167,13 @@ def load_model(path: str | Path) -> SavedModel:
     code = folder / run_folder.CODE
     with importable(code) if code.is_dir() else nullcontext():
         experiment = read_draft(folder / run_folder.EXPERIMENT).check()
-        declared, network = experiment.backbone, None
+        declared = experiment.backbone
+        network: nn.Module | None = None
         if not isinstance(
             declared, Timm | Transformers | RandomFeatures
         ):  # rebuilt from the files of the fit
-            network = make_backbone(declared, experiment.seed)
-            assert not isinstance(network, RandomFeatures)
+            made = make_backbone(declared, experiment.seed)
+            network = made if isinstance(made, nn.Module) else None
         fit = bll.load(folder / run_folder.MODEL, backbone=network)
         record = DataRecord.read(folder)
     return SavedModel(fit, experiment, record, run_folder.read_parts(folder))
