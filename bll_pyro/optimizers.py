@@ -146,8 +146,7 @@ def minimise(
     tolerance
         Fall of the loss, as the curvature predicts it, below which a problem is done.
     inverse
-        What another search has learned of the curvature, which learns more, or an empty one; None begins with nothing, and
-        remembers ``history`` steps.
+        What is known of the curvature, which learns more; None begins with nothing, and remembers ``history`` steps.
     """
     problems = Problems(loss, parameters)
     value, gradient = problems.evaluate()

@@ -136,7 +136,8 @@ class FixedELBO:
         likelihood = objective.layer.likelihood
         if self.by_contrast:  # two classes
             assert isinstance(likelihood, Categorical)
-            likelihood, outputs = Bernoulli(), likelihood.contrast(outputs)
+            outputs = likelihood.contrast(outputs)
+            likelihood = Bernoulli()
         if self.closed:
             fit = expected_log_prob(likelihood, outputs, self.targets, None, noise).sum(-1)
         else:

@@ -7,6 +7,7 @@ from scipy.optimize import minimize
 from scipy.stats import norm, qmc
 
 import bll_pyro as bll
+from bll_pyro.gaussian import OutputGaussian
 from bll_pyro.inference.svi import ascent
 
 RANDOM = np.random.default_rng(5)
@@ -64,6 +65,20 @@ def test_classes_are_at_the_optimum_that_scipy_finds() -> None:
     assert np.abs((loc - best_loc) / best_scale).max() < 0.05
     assert np.abs(scale / best_scale - 1).max() < 0.03
     assert fit.trace.converged and len(fit.trace.elbo) < 100
+
+
+def test_two_classes_are_one_number_with_the_odds_of_both() -> None:
+    likelihood = bll.likelihoods.Categorical(2, temperature=1.7)
+    random = torch.Generator().manual_seed(0)
+    loc, scale = torch.randn(2, 6, 2, generator=random, dtype=torch.float64)
+    outputs, labels = OutputGaussian(loc, scale.abs()), torch.arange(6) % 2
+    draws = outputs.draws(2**14)
+    expected = likelihood.log_prob(draws, labels).mean(0)
+    contrast = likelihood.contrast(outputs)
+    found = bll.likelihoods.Bernoulli().log_prob(contrast.draws(2**14), labels.double()[:, None]).mean(0)
+    torch.testing.assert_close(found, expected, atol=1e-3, rtol=0)
+    softmax = (draws[:10] / 1.7).log_softmax(-1)[:, torch.arange(6), labels]
+    torch.testing.assert_close(likelihood.log_prob(draws[:10], labels), softmax)
 
 
 def test_a_gaussian_with_known_noise_is_exact() -> None:
