@@ -35,9 +35,9 @@ def commands_of_readme(name: str) -> str:
 @pytest.mark.slow
 def test_the_program_and_readme(tmp_path: Path) -> None:
     """What README says of a table, by ``bll`` itself; columns come in another order and without targets."""
-    frame = table_frame(300).rename(columns={"buys": "outcome"})
-    frame.drop(columns="customer").head(240).to_csv(tmp_path / "patients.csv", index=False)
-    frame[["visits", "colour", "age"]].tail(60).to_csv(tmp_path / "new.csv", index=False)
+    frame = table_frame(400).rename(columns={"buys": "outcome"})
+    frame.drop(columns="customer").head(320).to_csv(tmp_path / "patients.csv", index=False)
+    frame[["visits", "colour", "age"]].tail(80).to_csv(tmp_path / "new.csv", index=False)
     script = f"""{commands_of_readme("patients.yaml")}
         bll evaluate runs/patients run:test --json > evaluate.json
         bll ood runs/patients new.csv -o ood.csv --json > ood.json"""
@@ -47,10 +47,10 @@ def test_the_program_and_readme(tmp_path: Path) -> None:
         ["bash", "-ec", script], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert "runs/patients/: experiment.yaml" in done.stdout and "predictions.csv: 60 rows" in done.stdout
+    assert "runs/patients/: experiment.yaml" in done.stdout and "predictions.csv: 80 rows" in done.stdout
     table, verdicts = pd.read_csv(tmp_path / "predictions.csv"), pd.read_csv(tmp_path / "ood.csv")
-    assert len(table) == len(verdicts) == json.loads((tmp_path / "ood.json").read_text())["rows"] == 60
-    assert (table["label"] == frame["outcome"].tail(60).to_numpy()).mean() > 0.7
+    assert len(table) == len(verdicts) == json.loads((tmp_path / "ood.json").read_text())["rows"] == 80
+    assert (table["label"] == frame["outcome"].tail(80).to_numpy()).mean() > 0.7
     metrics = json.loads((tmp_path / "runs/patients/metrics.json").read_text())
     assert json.loads((tmp_path / "evaluate.json").read_text())["scores"] == metrics["quality"]
     numbers = json.loads((tmp_path / "patients.json").read_text())["metrics"]
