@@ -11,7 +11,9 @@ import resource
 import subprocess
 import sys
 import time
+from contextlib import chdir, redirect_stdout
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -29,14 +31,12 @@ layer: {likelihood: Categorical}
 splits: {calibration: 0.07, test: 0.14}
 """
 BACKBONE = """
-import os
-
 from torch import nn
 
 
 class Marking(nn.Module):
     def forward(self, rows):
-        with open(os.environ["MARKS"], "a") as marks:
+        with open("marks", "a") as marks:
             marks.write(f"{len(rows)}\\n")
         return rows
 """
@@ -74,16 +74,16 @@ def run(options: Options) -> Report:
         folder = Path(name)
         _write(folder, options.small)
         if not options.small:
-            _command(folder, "fit", "e.yaml", "-o", "first", "--no-tree")
+            _command(folder, False, "fit", "e.yaml", "-o", "first", "--no-tree")
         single = {
             f"{prior}, {guide}": _command(
-                folder, "fit", "e.yaml", "-o", f"single/{prior}-{guide}", "--no-tree",
+                folder, options.small, "fit", "e.yaml", "-o", f"single/{prior}-{guide}", "--no-tree",
                 "--layer.prior", prior, "--inference.guide", guide,
             )
             for prior in priors for guide in guides
         }  # fmt: skip
         together = _command(
-            folder, "compare", "e.yaml", "-o", "together", *(["--processes", "1"] if options.small else []),
+            folder, options.small, "compare", "e.yaml", "-o", "together", *(["--processes", "1"] if options.small else []),
             "--vary", f"layer.prior={','.join(priors)}", "--vary", f"inference.guide={','.join(guides)}",
         )  # fmt: skip
     return _report(single, together, options)
@@ -141,33 +141,41 @@ def _write(folder: Path, is_small: bool) -> None:
     (folder / "e.yaml").write_text(YAML + ("detector: null\n" if is_small else ""))
 
 
-def _command(folder: Path, *arguments: str) -> Done:
-    """Run ``bll`` in a process of its own."""
+def _command(folder: Path, is_small: bool, *arguments: str) -> Done:
+    """Run ``bll``, in a process of its own; a small run, of which only the result counts, here."""
     marks = folder / "marks"
     marks.write_text("")
-    command = [sys.executable, "-m", "bll_pyro", *arguments, "--store", "features", "--json"]
+    call = _here if is_small else _in_a_process
+    began, before = time.perf_counter(), _processor()
+    printed = call(folder, [*arguments, "--store", "features", "--json"])
+    wall, processor = time.perf_counter() - began, _processor() - before
+    return Done(wall, processor, sum(map(int, marks.read_text().split())), json.loads(printed))
+
+
+def _in_a_process(folder: Path, arguments: list[str]) -> str:
     root = str(Path(__file__).resolve().parents[1])
     path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
-    began, before = time.perf_counter(), _processor()
-    done = subprocess.run(
-        command,
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": path, "MARKS": str(marks)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    wall, processor = time.perf_counter() - began, _processor() - before
+    command = [sys.executable, "-m", "bll_pyro", *arguments]
+    environment = {**os.environ, "PYTHONPATH": path}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"bll {' '.join(arguments)}: {done.stderr}")
-    rows = sum(map(int, marks.read_text().split()))
-    return Done(wall, processor, rows, json.loads(done.stdout))
+    return done.stdout
+
+
+def _here(folder: Path, arguments: list[str]) -> str:
+    from bll_pyro.cli import main
+
+    with chdir(folder), redirect_stdout(StringIO()) as printed:
+        if main(arguments):
+            raise RuntimeError(f"bll {' '.join(arguments)} failed")
+    return printed.getvalue()
 
 
 def _processor() -> float:
-    """Seconds of the processor of all processes that this one began and that have ended, with theirs."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
+    """Seconds of the processor, of this process and of all that it began and that have ended, with theirs."""
+    used = [resource.getrusage(whose) for whose in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(one.ru_utime + one.ru_stime for one in used)
 
 
 def _apart(one: dict[str, Any], other: dict[str, Any]) -> float:
