@@ -77,19 +77,20 @@ def combinations(document: Document, variations: Sequence[Variation]) -> dict[st
     for values in itertools.product(*(variation.values for variation in variations)):
         given = {variation.key: value for variation, value in zip(variations, values, strict=True)}
         names = ", ".join(
-            shown(scalar(value, variation.key)) for variation, value in zip(variations, values, strict=True)
+            readable(scalar(value, variation.key))
+            for variation, value in zip(variations, values, strict=True)
         )
         found[", ".join(values) if names in found else names] = Draft(overridden(document, given))
     return found
 
 
-def shown(value: Any) -> str:
+def readable(value: Any) -> str:
     """A value as it is called: ``{class: Laplace, scale: 0.5}`` is ``Laplace(scale=0.5)``."""
     if isinstance(value, list):
-        return f"[{', '.join(map(shown, value))}]"
+        return f"[{', '.join(map(readable, value))}]"
     if not isinstance(value, dict):
         return str(value)
-    fields = [f"{key}={shown(one)}" for key, one in value.items() if key != "class"]
+    fields = [f"{key}={readable(one)}" for key, one in value.items() if key != "class"]
     return f"{value.get('class', '')}({', '.join(fields)})"
 
 

@@ -7,7 +7,7 @@ A mixture is a distribution with batch shape ``[S, n, T]`` of components, which 
 on paper        in code
 =============== ================================================================================================
 ``F(x)``        ``mixture_cdf``
-``F^-1(q)``     ``mixture_quantile``: ``F(x) = q`` by ``solve``, of whole numbers by ``bisect``
+``F^-1(q)``     ``mixture_quantile``: ``F(x) = q`` by ``secant_root``, of whole numbers by ``bisect``
 =============== ================================================================================================
 """
 
@@ -66,7 +66,7 @@ def mixture_quantile(
     # tails so heavy that there are no moments: begin anywhere
     width, start = (torch.where(width.isfinite(), width, 1.0), start.nan_to_num(0.0, 0.0, 0.0))
     if not narrow:
-        return solve(cdf, q, start, width)
+        return secant_root(cdf, q, start, width)
     lower, upper = start - width, start + width
     for _ in range(NUM_BISECTIONS):
         too_high, too_low = cdf(lower) > q, cdf(upper) < q
@@ -77,7 +77,7 @@ def mixture_quantile(
     return bisect(lambda x: cdf(x) < q, lower, upper, NUM_BISECTIONS, narrow)
 
 
-def solve(
+def secant_root(
     cdf: FunctionOfOutputs, q: float, mean: Float[Tensor, "N T"], scale: Float[Tensor, "N T"]
 ) -> Float[Tensor, "N T"]:
     r"""Solve ``F(x) = q`` by the secant rule for :math:`\Phi^{-1}(F(x))`, kept inside of brackets.

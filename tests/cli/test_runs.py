@@ -22,7 +22,7 @@ from sklearn.datasets import load_diabetes, load_iris
 import bll_pyro as bll
 from bll_pyro import likelihoods, priors
 from bll_pyro.cli import comparing, main, run_folder, running
-from bll_pyro.cli.comparing import Variation, combinations, shown, unique_folders
+from bll_pyro.cli.comparing import Variation, combinations, readable, unique_folders
 from bll_pyro.cli.data import BuiltIn
 from bll_pyro.cli.data.splits import Splits
 from bll_pyro.cli.usage import UsageError
@@ -396,7 +396,9 @@ def test_variations() -> None:
     assert Variation.of("a.b={class: X, s: [1, 2]},Y") == Variation("a.b", ("{class: X, s: [1, 2]}", "Y"))
     with pytest.raises(UsageError):
         Variation.of("=1,2")
-    assert shown({"class": "X", "a": [1, {"b": None}]}) == "X(a=[1, (b=None)])" and shown(1e-3) == "0.001"
+    assert (
+        readable({"class": "X", "a": [1, {"b": None}]}) == "X(a=[1, (b=None)])" and readable(1e-3) == "0.001"
+    )
     both = [Variation("layer.prior", ("Normal()", "{class: Normal}"))]
     assert list(combinations(Document({}, "x"), both)) == ["Normal()", "{class: Normal}"], (
         "no two of one name"

@@ -10,7 +10,7 @@ import scipy.stats
 import torch
 from torch import Tensor
 
-from bll_pyro.prediction.quantiles import mixture_cdf, mixture_quantile, solve
+from bll_pyro.prediction.quantiles import mixture_cdf, mixture_quantile, secant_root
 
 Q = (1e-4, 0.05, 0.5, 0.95, 0.9999)
 F64 = torch.float64
@@ -79,7 +79,7 @@ def test_few_steps_are_taken(name: str, most: int) -> None:
     scale = ((parts.variance + (parts.loc - mean).square()) * weights).sum(0).sqrt()
     for q in Q:
         cdf, calls = counted(mixture_cdf(parts, weights))
-        solve(cdf, q, mean, scale)
+        secant_root(cdf, q, mean, scale)
         assert len(calls) <= most
 
 
@@ -97,6 +97,6 @@ def test_a_distribution_function_of_draws() -> None:
     draws = torch.randn(501, generator=torch.Generator().manual_seed(0), dtype=F64).exp().sort().values
     start, scale = torch.tensor([[0.0], [9.0]], dtype=F64), torch.tensor([[1.0], [1e3]], dtype=F64)
     for q in (0.01, 0.5, 0.953):
-        found = solve(lambda x: (draws <= x[..., None]).double().mean(-1), q, start, scale)
+        found = secant_root(lambda x: (draws <= x[..., None]).double().mean(-1), q, start, scale)
         expected = draws[int(np.ceil(q * 501)) - 1]
         assert torch.allclose(found, expected.expand_as(found), rtol=0, atol=1e-11)
