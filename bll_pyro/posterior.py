@@ -152,7 +152,8 @@ class GaussianPosterior(Posterior):
 
     def outputs(self, features: Float[Tensor, "N D"]) -> OutputGaussian | OutputCoupled:
         """Gaussian outputs in closed form; given the noise where posterior and likelihood make them depend on it."""
-        design = self.frame.design(features, reuse_memory=not torch.is_grad_enabled())
+        traced = torch.compiler.is_compiling()  # memory that is used again has no place in a graph
+        design = self.frame.design(features, reuse_memory=not torch.is_grad_enabled() and not traced)
         if self.latents.coupling is None or not self.layer.likelihood.noise_moves_outputs:
             return self._marginal.outputs(design)
         latents = self.latents.first(self.global_sites.num_noise)

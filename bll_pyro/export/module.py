@@ -1,4 +1,4 @@
-"""A fit of classes as a plain ``torch.nn.Module``: from inputs to probabilities, uncertainty and verdict.
+"""A fit as a plain ``torch.nn.Module``: from inputs to prediction, uncertainty and verdict.
 
 Everything that decides the result is a buffer (weights, frame, quasi-random points, detector), so the module moves between
 devices, and ``torch.export`` takes it as it is, with a batch dimension of any size. It computes by the same functions as
@@ -9,99 +9,87 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from bll_pyro.archive import pack, unpack
-from bll_pyro.gaussian import OutputCoupled, OutputGaussian, noise_points, normal_points
-from bll_pyro.likelihoods import Categorical, Ordinal
+from bll_pyro.checks import share
+from bll_pyro.export.kinds import Rows, kind_of, shown
+from bll_pyro.export.points import Points
 from bll_pyro.ood import Detector, View
-from bll_pyro.posterior import GaussianPosterior
-from bll_pyro.prediction import PredictiveTemperature, QuasiMonteCarlo
-from bll_pyro.prediction.classes import decomposed
-from bll_pyro.prediction.recalibration import averaged
+from bll_pyro.posterior import DrawsPosterior, GaussianPosterior, Posterior
+from bll_pyro.prediction import Integration, Probit, QuasiMonteCarlo
+from bll_pyro.prediction.base import Prediction
+from bll_pyro.prediction.probit import refusal
+from bll_pyro.scope import own_modes
 
 if TYPE_CHECKING:
     from bll_pyro.fitting import Fit
 
+QUANTILES = (0.05, 0.5, 0.95)
 
-def as_module(fit: Fit, *, integration: QuasiMonteCarlo | None = None) -> PredictiveModule:
+
+def as_module(
+    fit: Fit, *, integration: Integration | None = None, quantiles: tuple[float, ...] = QUANTILES
+) -> PredictiveModule:
     """The fit as a module that needs neither Pyro nor this library's fit once it is exported.
 
     ``torch.export.export(as_module(fit), (inputs,), dynamic_shapes=({0: torch.export.Dim.AUTO},))`` gives a graph with
-    the whole uncertainty in it; ``torch.export.save`` writes it.
+    the whole uncertainty in it; :meth:`Fit.export` writes it.
 
     Parameters
     ----------
     fit
-        A fit with ``Categorical`` or ``Ordinal`` and a Gaussian posterior. Its backbone and its detector, where it
-        has them, become part of the module.
+        Any fit. Its backbone and its detector, where it has them, become part of the module.
     integration
-        Points of the average over the posterior.
+        Points of the average over the posterior; :class:`bll_pyro.Probit` for latency.
+    quantiles
+        Probabilities of the quantiles of real values and counts; none with ``()``.
 
     Raises
     ------
     TypeError
-        For other likelihoods, or a posterior made of draws.
+        For an integration that the likelihood does not have, or a detector that is not made of numbers.
     """
-    if not isinstance(fit.layer.likelihood, Categorical | Ordinal):
-        raise TypeError(
-            f"as_module: expected the Categorical or Ordinal likelihood, got {fit.layer.likelihood!r}; "
-            "other likelihoods cannot be exported yet: use fit.predict"
-        )
-    if not isinstance(fit.posterior, GaussianPosterior):
-        raise TypeError(
-            f"as_module: expected a Gaussian posterior, got {type(fit.posterior).__name__}; fit with SVI and a Gaussian guide, "
-            "or Laplace"
-        )
-    return PredictiveModule(fit, integration or QuasiMonteCarlo())
+    integration = QuasiMonteCarlo() if integration is None else integration
+    if isinstance(integration, Probit) and kind_of(fit.layer.likelihood) == "values":
+        raise TypeError(refusal(fit.layer.likelihood))
+    return PredictiveModule(fit, integration, tuple(share(q, "quantiles", "export") for q in quantiles))
 
 
 class PredictiveModule(nn.Module):
     """From inputs ``[N, ...]`` to a dictionary of ``[N, ...]``; all rows at once, so a batch should be small.
 
-    =========================== ===========================================
+    =========================== =====================================================================================
     key                         value
-    =========================== ===========================================
-    probs                       class probabilities ``[N, K]``
-    total, aleatoric, epistemic ``[N]``, nats
+    =========================== =====================================================================================
+    probs                       class probabilities ``[N, C]``; of labels 0/1 the probability of 1, ``[N]`` or ``[N, T]``
+    mean, scale                 of real values and counts: mean and standard deviation, ``[N]`` or ``[N, T]``
+    quantiles                   their quantiles, ``[N, Q]`` or ``[N, T, Q]``
+    total, aleatoric, epistemic nats or variances, ``[N]``, or ``[N, T]`` for T labels or values
     score, p_value, is_ood      ``[N]``, where the fit has a detector
-    =========================== ===========================================
+    =========================== =====================================================================================
     """
 
-    def __init__(self, fit: Fit, integration: QuasiMonteCarlo) -> None:
+    @own_modes(gradients=False)
+    def __init__(self, fit: Fit, integration: Integration, quantiles: tuple[float, ...]) -> None:
         super().__init__()
-        posterior = fit.posterior
-        assert isinstance(posterior, GaussianPosterior)
         self.backbone = None
         if fit.backbone is not None:
             # a copy, which shares the tensors: the user's network keeps its modes
             shared = [*fit.backbone.parameters(), *fit.backbone.buffers()]
             self.backbone = copy.deepcopy(fit.backbone, {id(tensor): tensor for tensor in shared}).eval()
-        recalibration = fit.recalibration
-        self.temperature = (
-            recalibration.temperature if isinstance(recalibration, PredictiveTemperature) else 1.0
-        )
-        self.recalibration = recalibration
-        example, like = posterior.outputs(posterior.frame.center[None]), posterior.frame.center
-        # outputs need the weights, and the noise where outputs depend on it
-        is_coupled = isinstance(example, OutputCoupled)
-        latents = posterior.latents.first(posterior.global_sites.num_noise if is_coupled else 0)
-        given = example.given if isinstance(example, OutputCoupled) else example
-        assert isinstance(given, OutputGaussian)
-        num_points, seed = integration.num_points, integration.seed
-        points = normal_points(num_points, given.compact().noise_dim, seed)
-        moving = noise_points(num_points, latents.num_globals, posterior.num_outputs, seed)
-        parts: dict[str, Any] = {
-            "posterior": replace(posterior, latents=latents),
-            "points": points.to(like)[:, None, :],
-            "noise_points": moving.to(like),
-            "noise": {name: value[:, None] for name, value in posterior.noise(num_points, seed).items()},
-            "detector": None if fit.detector is None else replace(fit.detector),
-        }
+        self.integration, self.quantiles, self.recalibration = integration, quantiles, fit.recalibration
+        self._posterior, state = _what_outputs_need(fit.posterior)
+        parts: dict[str, Any] = {"state": state, "detector": None}
+        parts["given"] = _constants(self._posterior, integration)
         if fit.detector is not None:
+            # scores take the default integration, as in the calibration
+            parts["scored"] = _constants(self._posterior, QuasiMonteCarlo())
+            parts["detector"] = _of_numbers(fit.detector)
             parts["threshold"] = torch.tensor(fit.detector.threshold, dtype=torch.float64)
         tensors: dict[str, Tensor] = {}
         self._plain = {name: pack(value, tensors, name) for name, value in parts.items()}
@@ -114,21 +102,12 @@ class PredictiveModule(nn.Module):
         features = inputs if self.backbone is None else self.backbone(inputs)
         tensors = {path: getattr(self, name) for path, name in self._names.items()}
         parts = {name: unpack(plain, tensors) for name, plain in self._plain.items()}
-        posterior: GaussianPosterior = parts["posterior"]
-        view = View(features, posterior, self.recalibration)
-        outputs, likelihood = view.outputs, posterior.layer.likelihood
-        given = outputs.given if isinstance(outputs, OutputCoupled) else outputs
-        assert isinstance(given, OutputGaussian)
-        draws = given.compact().at(parts["points"]) if given.noise_dim else given.mean[None]
-        if isinstance(outputs, OutputCoupled):
-            draws = outputs.moved(draws, parts["noise_points"])
-        probs, expected = averaged(likelihood.class_probs(draws, **parts["noise"]), self.temperature)
-        prediction = decomposed(probs, expected, likelihood)
-        found = {name: getattr(prediction, name) for name in ("probs", "total", "aleatoric", "epistemic")}
+        posterior = replace(self._posterior, **parts["state"])
+        view = _Rows(features, posterior, self.recalibration, parts.get("scored"))
+        found = shown(view.rows(self.integration, parts["given"]).predicted(), self.quantiles)
         detector: Detector | None = parts["detector"]
         if detector is None:
             return found
-        view.prediction = prediction
         score = detector.scores_of(view)
         ordered = detector.calibration_scores
         assert ordered is not None
@@ -136,3 +115,57 @@ class PredictiveModule(nn.Module):
         as_strange = num_rows - torch.searchsorted(ordered, score.contiguous())
         p_value = (1 + as_strange).double() / (num_rows + 1)
         return found | {"score": score, "p_value": p_value, "is_ood": score.double() > parts["threshold"]}
+
+
+class _Rows(View):
+    """A view whose prediction is part of the graph."""
+
+    def __init__(self, features: Tensor, posterior: Posterior, recalibration: Any, scored: Any) -> None:
+        super().__init__(features, posterior, recalibration)
+        self._scored = scored
+
+    def rows(self, integration: Integration, given: dict[str, Any]) -> Rows:
+        """The rows at the constants of an integration."""
+        outputs = Points(given["outputs"], given["moving"]).on(self.outputs)
+        return Rows(outputs, self.posterior, given["noise"], integration, self.recalibration)
+
+    @cached_property
+    def prediction(self) -> Prediction:
+        """At the points of the default integration."""
+        return self.rows(QuasiMonteCarlo(), self._scored).predicted()
+
+
+def _what_outputs_need(posterior: Posterior) -> tuple[Posterior, dict[str, Any]]:
+    """A posterior without what predictions do not need, and those of its fields that hold tensors."""
+    state: dict[str, Any] = {"frame": posterior.frame}
+    if isinstance(posterior, GaussianPosterior):
+        example = posterior.outputs(posterior.frame.center[None])
+        is_coupled = posterior.latents.coupling is not None and hasattr(example, "given")
+        # outputs need the weights, and the noise where outputs depend on it
+        state["latents"] = posterior.latents.first(posterior.global_sites.num_noise if is_coupled else 0)
+    elif isinstance(posterior, DrawsPosterior):
+        state["draws"] = {name: posterior.draws[name] for name in ("weight", "bias") if name in posterior.draws}
+    else:
+        parts = {name: value for name, value in posterior.__getstate__().items() if name != "layer"}
+        state |= {name: value for name, value in parts.items() if name not in ("target_shape", "num_outputs")}
+    return posterior, state
+
+
+def _constants(posterior: Posterior, integration: Integration) -> dict[str, Any]:
+    """Points and draws of the noise, as ``predict`` would take them."""
+    points = Points.of(posterior, integration.num_points, integration.seed)
+    noise = posterior.noise(integration.num_points, integration.seed)
+    by_row = {name: value[:, None] for name, value in noise.items()}
+    return {"outputs": points.outputs, "moving": points.noise, "noise": by_row}
+
+
+def _of_numbers(detector: Detector) -> Detector:
+    """The detector, if it can be written down."""
+    try:
+        pack(detector, {}, "detector")
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"export: expected a detector that is made of numbers, got {detector.score!r} ({error}); export "
+            "fit.with_detector(None), or calibrate a detector with a score of bll.ood"
+        ) from error
+    return replace(detector)
