@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from numbers import Integral
-from typing import Any
+from typing import Any, Self
 
 import torch
 from jaxtyping import Float
@@ -32,6 +32,11 @@ from bll_pyro.scope import generator, own_modes
 from bll_pyro.summary import Summary
 
 Draws = dict[str, Tensor]
+
+
+def may_reuse_memory() -> bool:
+    """Whether the design matrix may lie in memory that the next call overwrites: not for gradients, and not in a graph."""
+    return not torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,6 +94,14 @@ class Posterior(Summary, ABC):
     @abstractmethod
     def noise(self, num_draws: int, seed: int = 0) -> Draws:
         """Draws of the likelihood's noise parameters, ``{site: [S, *event]}``; empty where there are none."""
+
+    def constants(self) -> dict[str, Any]:
+        """What the outputs are made of: the tensors of a graph that predicts. :meth:`at` puts them, or others of their kind, back."""
+        return {"frame": self.frame}
+
+    def at(self, constants: dict[str, Any]) -> Self:
+        """The same posterior for its outputs alone, with given :meth:`constants`."""
+        return replace(self, **constants)
 
     @own_modes()
     def as_prior(self) -> PosteriorPrior:
@@ -152,8 +165,7 @@ class GaussianPosterior(Posterior):
 
     def outputs(self, features: Float[Tensor, "N D"]) -> OutputGaussian | OutputCoupled:
         """Gaussian outputs in closed form; given the noise where posterior and likelihood make them depend on it."""
-        traced = torch.compiler.is_compiling()  # memory that is used again has no place in a graph
-        design = self.frame.design(features, reuse_memory=not torch.is_grad_enabled() and not traced)
+        design = self.frame.design(features, reuse_memory=may_reuse_memory())
         if self.latents.coupling is None or not self.layer.likelihood.noise_moves_outputs:
             return self._marginal.outputs(design)
         latents = self.latents.first(self.global_sites.num_noise)
@@ -161,6 +173,12 @@ class GaussianPosterior(Posterior):
         return OutputCoupled(
             latents.weights.outputs(design), torch.einsum("np,kpu->nku", design, latents.coupling)
         )
+
+    def constants(self) -> dict[str, Any]:
+        """The weights, and of the global unknowns the noise where outputs depend on it."""
+        is_coupled = self.latents.coupling is not None and self.layer.likelihood.noise_moves_outputs
+        num_noise = self.global_sites.num_noise if is_coupled else 0
+        return {"frame": self.frame, "latents": self.latents.first(num_noise)}
 
     @own_modes()
     def noise(self, num_draws: int, seed: int = 0) -> Draws:
@@ -232,6 +250,10 @@ class DrawsPosterior(Posterior):
     def outputs(self, features: Float[Tensor, "N D"]) -> OutputDraws:
         """Outputs of every stored draw; pass the rows in chunks, since the result is ``[S, N, K]``."""
         return OutputDraws(self.draw_outputs(self.draws, features))
+
+    def constants(self) -> dict[str, Any]:
+        """The draws of the weights."""
+        return {"frame": self.frame, "draws": {k: v for k, v in self.draws.items() if k in ("weight", "bias")}}
 
     def noise(self, num_draws: int, seed: int = 0) -> Draws:
         """Noise of every stored draw, in the order of the outputs."""

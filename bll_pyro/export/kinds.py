@@ -96,7 +96,7 @@ def values(rows: Rows) -> Prediction:
     if isinstance(rows.recalibration, NoiseFactor):
         likelihood, outputs, noise = likelihood.with_noise_times(rows.recalibration.factor, outputs, noise)
     if likelihood.is_count:
-        outputs, noise = _double(outputs), {name: value.double() for name, value in noise.items()}
+        outputs, noise = outputs.double(), {name: value.double() for name, value in noise.items()}
     frame = rows.posterior.frame
     mixture = Mixture(
         outputs, likelihood, noise, frame.target_center, frame.target_scale, rows.integration

@@ -20,7 +20,7 @@ from bll_pyro.checks import share
 from bll_pyro.export.kinds import Rows, kind_of, shown
 from bll_pyro.export.points import Points
 from bll_pyro.ood import Detector, View
-from bll_pyro.posterior import DrawsPosterior, GaussianPosterior, Posterior
+from bll_pyro.posterior import Posterior
 from bll_pyro.prediction import Integration, Probit, QuasiMonteCarlo
 from bll_pyro.prediction.base import Prediction
 from bll_pyro.prediction.probit import refusal
@@ -83,8 +83,8 @@ class PredictiveModule(nn.Module):
             shared = [*fit.backbone.parameters(), *fit.backbone.buffers()]
             self.backbone = copy.deepcopy(fit.backbone, {id(tensor): tensor for tensor in shared}).eval()
         self.integration, self.quantiles, self.recalibration = integration, quantiles, fit.recalibration
-        self._posterior, state = _what_outputs_need(fit.posterior)
-        parts: dict[str, Any] = {"state": state, "detector": None}
+        self._posterior = fit.posterior
+        parts: dict[str, Any] = {"state": fit.posterior.constants(), "detector": None}
         parts["given"] = _constants(self._posterior, integration)
         if fit.detector is not None:
             # scores take the default integration, as in the calibration
@@ -102,7 +102,7 @@ class PredictiveModule(nn.Module):
         features = inputs if self.backbone is None else self.backbone(inputs)
         tensors = {path: getattr(self, name) for path, name in self._names.items()}
         parts = {name: unpack(plain, tensors) for name, plain in self._plain.items()}
-        posterior = replace(self._posterior, **parts["state"])
+        posterior = self._posterior.at(parts["state"])
         view = _Rows(features, posterior, self.recalibration, parts.get("scored"))
         found = shown(view.rows(self.integration, parts["given"]).predicted(), self.quantiles)
         detector: Detector | None = parts["detector"]
@@ -133,22 +133,6 @@ class _Rows(View):
     def prediction(self) -> Prediction:
         """At the points of the default integration."""
         return self.rows(QuasiMonteCarlo(), self._scored).predicted()
-
-
-def _what_outputs_need(posterior: Posterior) -> tuple[Posterior, dict[str, Any]]:
-    """A posterior without what predictions do not need, and those of its fields that hold tensors."""
-    state: dict[str, Any] = {"frame": posterior.frame}
-    if isinstance(posterior, GaussianPosterior):
-        example = posterior.outputs(posterior.frame.center[None])
-        is_coupled = posterior.latents.coupling is not None and hasattr(example, "given")
-        # outputs need the weights, and the noise where outputs depend on it
-        state["latents"] = posterior.latents.first(posterior.global_sites.num_noise if is_coupled else 0)
-    elif isinstance(posterior, DrawsPosterior):
-        state["draws"] = {name: posterior.draws[name] for name in ("weight", "bias") if name in posterior.draws}
-    else:
-        parts = {name: value for name, value in posterior.__getstate__().items() if name != "layer"}
-        state |= {name: value for name, value in parts.items() if name not in ("target_shape", "num_outputs")}
-    return posterior, state
 
 
 def _constants(posterior: Posterior, integration: Integration) -> dict[str, Any]:

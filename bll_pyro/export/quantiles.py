@@ -1,4 +1,4 @@
-r"""Quantiles of a mixture by a fixed number of steps, for graphs, which cannot ask whether they are done.
+r"""Quantiles of a mixture for graphs: between bounds that always hold.
 
 A quantile lies within one-sided Chebyshev bounds (Cantelli) of every distribution with mean :math:`\mu` and variance :math:`\sigma^2`,
 
@@ -21,7 +21,6 @@ from torch import Tensor
 from bll_pyro.prediction.values import ValuePrediction
 
 NUM_HALVINGS = 18
-NUM_COUNT_HALVINGS = 40  # of counts with a standard deviation up to 1e11
 
 Distribution = Callable[[Tensor], Tensor]
 
@@ -53,11 +52,15 @@ def root(
     cdf: Distribution, q: Float[Tensor, "Q 1 1"], lower: Float[Tensor, "Q N T"], upper: Float[Tensor, "Q N T"]
 ) -> Float[Tensor, "Q N T"]:
     """The real number between two others at which a distribution function is ``q``."""
-    width = upper - lower
-    for _ in range(NUM_HALVINGS):
-        width = width / 2
-        middle = lower + width
-        lower = torch.where(cdf(middle) < q, middle, lower)
+
+    def more(step: Tensor, lower: Tensor, width: Tensor) -> Tensor:
+        return step < NUM_HALVINGS
+
+    def halved(step: Tensor, lower: Tensor, width: Tensor) -> tuple[Tensor, ...]:
+        middle = lower + width / 2
+        return step + 1, torch.where(cdf(middle) < q, middle, lower), width / 2
+
+    _, lower, width = repeated(more, halved, (torch.zeros((), dtype=torch.int64), lower, upper - lower))
     low, high = cdf(lower), cdf(lower + width)
     share = (q - low) / (high - low).clamp_min(torch.finfo(low.dtype).tiny)
     return lower + share.clamp(0, 1) * width
@@ -67,9 +70,28 @@ def whole_root(
     cdf: Distribution, q: Float[Tensor, "Q 1 1"], lower: Float[Tensor, "Q N T"], upper: Float[Tensor, "Q N T"]
 ) -> Float[Tensor, "Q N T"]:
     """The least whole number between two others at which a distribution function reaches ``q``."""
-    lower, upper = (lower.floor() - 1).clamp_min(-1.0), upper.ceil()
-    for _ in range(NUM_COUNT_HALVINGS):  # F is below q at the lower end, and not at the upper one
+
+    def more(lower: Tensor, upper: Tensor) -> Tensor:
+        return (upper - lower).amax() > 1.0
+
+    def halved(lower: Tensor, upper: Tensor) -> tuple[Tensor, ...]:
         middle = ((lower + upper) / 2).floor()
         below = cdf(middle) < q
-        lower, upper = torch.where(below, middle, lower), torch.where(below, upper, middle)
-    return upper
+        return torch.where(below, middle, lower), torch.where(below, upper, middle)
+
+    # F is below q at the lower end, and not at the upper one
+    return repeated(more, halved, ((lower.floor() - 1).clamp_min(-1.0), upper.ceil()))[1]
+
+
+def repeated(
+    more: Callable[..., Tensor], step: Callable[..., tuple[Tensor, ...]], state: tuple[Tensor, ...]
+) -> tuple[Tensor, ...]:
+    """``step`` while there is ``more``: a loop in a graph too."""
+    if torch.compiler.is_compiling():
+        from torch._higher_order_ops.while_loop import while_loop
+
+        found: tuple[Tensor, ...] = while_loop(more, step, tuple(value.clone() for value in state))
+        return found
+    while bool(more(*state)):
+        state = step(*state)
+    return state

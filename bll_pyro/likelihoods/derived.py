@@ -184,8 +184,10 @@ class Marginal(dist.TorchDistribution):
 
     def _inside(self, value: Tensor) -> tuple[Tensor, Tensor]:
         """Values moved into the support, where the distribution is defined, and whether they were inside."""
-        lower, upper = (torch.as_tensor(end).to(value) for end in (self.lower, self.upper))
-        return torch.minimum(torch.maximum(value, lower), upper), (value >= lower) & (value <= upper)
+        lower, upper = (
+            end.to(value) if isinstance(end, Tensor) else end for end in (self.lower, self.upper)
+        )
+        return value.clamp(min=lower).clamp(max=upper), (value >= lower) & (value <= upper)
 
     @staticmethod
     def _own(known: Callable[[], Tensor]) -> Tensor | None:

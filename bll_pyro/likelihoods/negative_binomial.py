@@ -13,6 +13,7 @@ from torch import Tensor
 from bll_pyro.checks import is_number
 from bll_pyro.likelihoods.base import TargetShape
 from bll_pyro.likelihoods.counts import Counts, exposed
+from bll_pyro.likelihoods.special import negative_binomial_cdf
 
 
 class NegativeBinomialCounts(dist.NegativeBinomial):
@@ -20,6 +21,8 @@ class NegativeBinomialCounts(dist.NegativeBinomial):
 
     def cdf(self, value: Float[Tensor, " *#S"]) -> Float[Tensor, " *#S"]:
         """``P(Y <= value) = I_(1-p)(concentration, floor(value) + 1)``, by SciPy: torch has no incomplete beta."""
+        if torch.compiler.is_compiling():  # a graph has torch's arithmetic only
+            return negative_binomial_cdf(value, self.total_count, self.logits)
         from scipy.special import betainc
 
         count = value.floor()

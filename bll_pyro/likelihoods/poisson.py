@@ -11,6 +11,7 @@ from torch import Tensor
 
 from bll_pyro.gaussian import OutputGaussian
 from bll_pyro.likelihoods.counts import Counts, exposed
+from bll_pyro.likelihoods.special import poisson_cdf
 
 
 class PoissonCounts(dist.Poisson):
@@ -18,6 +19,8 @@ class PoissonCounts(dist.Poisson):
 
     def cdf(self, value: Float[Tensor, " *#S"]) -> Float[Tensor, " *#S"]:
         """``P(Y <= value)``: the regularised upper incomplete gamma function."""
+        if torch.compiler.is_compiling():  # a graph has torch's arithmetic only
+            return poisson_cdf(value, self.rate)
         count = value.floor()
         tail = torch.special.gammaincc(
             count.clamp_min(0) + 1, self.rate.expand(torch.broadcast_shapes(count.shape, self.rate.shape))

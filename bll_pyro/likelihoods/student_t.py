@@ -15,6 +15,7 @@ from torch.distributions import constraints
 from bll_pyro.checks import is_number
 from bll_pyro.gaussian import Outputs
 from bll_pyro.likelihoods.base import Likelihood, TargetShape, scale_site
+from bll_pyro.likelihoods.special import student_t_cdf
 from bll_pyro.likelihoods.targets import check_varying, float_targets
 
 
@@ -23,9 +24,11 @@ class StudentTValues(dist.StudentT):
 
     def cdf(self, value: Float[Tensor, " *#S"]) -> Float[Tensor, " *#S"]:
         """Distribution function, by SciPy: torch has none."""
+        whitened = (value - self.loc) / self.scale
+        if torch.compiler.is_compiling():  # a graph has torch's arithmetic only
+            return student_t_cdf(whitened, self.df)
         from scipy.special import stdtr
 
-        whitened = (value - self.loc) / self.scale
         probs = stdtr(self.df.expand(whitened.shape).cpu().numpy(), whitened.cpu().numpy())
         return torch.as_tensor(probs, dtype=whitened.dtype, device=whitened.device)
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Self
 
 import torch
 from jaxtyping import Float
@@ -20,7 +20,7 @@ from bll_pyro.inference.exact.noises import (
     NoiseTreatment,
     elementwise,
 )
-from bll_pyro.posterior import Draws, Posterior
+from bll_pyro.posterior import Draws, Posterior, may_reuse_memory
 from bll_pyro.scope import generator, own_modes
 
 
@@ -102,14 +102,27 @@ class NoiseMixturePosterior(Posterior):
 
     def outputs(self, features: Float[Tensor, "N D"]) -> OutputMixture:
         """Outputs given the noise in closed form, one component for each of its values."""
-        design = self.frame.design(features, reuse_memory=not torch.is_grad_enabled())
-        weights = self._component_weights
-        given = weights.outputs(design)
+        design = self.frame.design(features, reuse_memory=may_reuse_memory())
+        given = self._component_weights.outputs(design)
         assert given.scale is not None
-        shape = (len(self.components.noise), self.num_outputs, len(design))
+        shares, noise = self._shares_and_noise
+        shape = (len(noise), self.num_outputs, design.shape[0])
         loc, scale = (value.mT.reshape(shape).mT for value in (given.loc, given.scale))
-        share = self.components.weights(self.model, self.prior_scale)
-        return OutputMixture(self._own(share), loc, scale, self._own(self.components.noise))
+        return OutputMixture(shares, loc, scale, noise)
+
+    def constants(self) -> dict[str, Any]:
+        """The components, which are found once."""
+        return {
+            "frame": self.frame,
+            "_component_weights": self._component_weights,
+            "_shares_and_noise": self._shares_and_noise,
+        }
+
+    def at(self, constants: dict[str, Any]) -> Self:
+        """The components take the place of those that would be computed."""
+        found = replace(self, frame=constants["frame"])
+        found.__dict__.update({name: value for name, value in constants.items() if name != "frame"})
+        return found
 
     def noise(self, num_draws: int, seed: int = 0) -> Draws:
         """Quasi-random draws of the noise scale, equally weighted."""
@@ -132,6 +145,12 @@ class NoiseMixturePosterior(Posterior):
     def noise_posterior(self) -> NoisePosterior:
         """Density of the noise scale."""
         return NoisePosterior.of(self.model, self.prior_scale, self.noise_prior, self.components)
+
+    @cached_property
+    def _shares_and_noise(self) -> tuple[Float[Tensor, "M T"], Float[Tensor, "M T"]]:
+        """Weights of the components, and their noise."""
+        shares = self.components.weights(self.model, self.prior_scale)
+        return self._own(shares), self._own(self.components.noise)
 
     @cached_property
     def _component_weights(self) -> Any:
