@@ -42,13 +42,15 @@ from bll_pyro.inference import Trace
 from bll_pyro.inference.exact.linear_gaussian import LinearGaussian
 from bll_pyro.inference.exact.statistics import SufficientStatistics
 from bll_pyro.posterior import Posterior
+from bll_pyro.runtime.loading import GRAPH, MANIFEST
 
 FORMAT, VERSION = "bll_pyro.fit", 1
-MANIFEST = "manifest.json"
 NUM_READS = 100  # how often a reader begins anew where writers keep replacing the fit
 
 
-def save_parts(path: str | Path, parts: dict[str, Any], backbone: nn.Module | None) -> None:
+def save_parts(
+    path: str | Path, parts: dict[str, Any], backbone: nn.Module | None, graph: bytes | None = None
+) -> None:
     """Write the parts of a fit into the folder ``path``, in place of an earlier fit there.
 
     Raises ValueError, and changes nothing, if the folder holds something else than a saved fit, or the backbone has state
@@ -72,7 +74,7 @@ def save_parts(path: str | Path, parts: dict[str, Any], backbone: nn.Module | No
             body["extra_state"] = pack(extra, tensors, "extra_state")
     _earlier_files(folder)  # before anything is made
     with only_writer(folder):
-        _write(folder, body, files)
+        _write(folder, body, files, graph)
 
 
 def load_parts(
@@ -168,7 +170,9 @@ def _rebuild(saved: Any, given: nn.Module | None, folder: Path) -> nn.Module:
     )
 
 
-def _write(folder: Path, body: dict[str, Any], files: dict[str, dict[str, Tensor]]) -> None:
+def _write(
+    folder: Path, body: dict[str, Any], files: dict[str, dict[str, Tensor]], graph: bytes | None
+) -> None:
     """Write complete files beside their place, move them there, the manifest last, and delete those of the earlier fit."""
     ours = _earlier_files(folder)
     for left in folder.glob(f"{SCRATCH}*"):  # of a writer that was killed
@@ -177,6 +181,10 @@ def _write(folder: Path, body: dict[str, Any], files: dict[str, dict[str, Tensor
     try:
         with scratch_folder(folder) as scratch:
             body["files"] = {name: _write_tensors(scratch, name, content) for name, content in files.items()}
+            if graph is not None:
+                (scratch / GRAPH).write_bytes(graph)
+                digest = tensorfile.sha256(scratch / GRAPH)
+                body["files"][GRAPH] = _named(scratch / GRAPH, digest, ".onnx")
             body["sha256"] = _body_hash(body)
             with (scratch / MANIFEST).open("wb") as file:
                 file.write(json.dumps(body, indent=1).encode())
@@ -229,7 +237,11 @@ def _named_files(manifest: Path) -> set[str]:
 def _write_tensors(scratch: Path, name: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
     written = scratch / name
     digest = tensorfile.write_tensors(written, {key: torch_tensor(value) for key, value in tensors.items()})
-    final = written.rename(scratch / f"{name}-{digest[:16]}.safetensors")
+    return _named(written, digest, ".safetensors")
+
+
+def _named(written: Path, digest: str, suffix: str) -> dict[str, Any]:
+    final = written.rename(written.with_name(f"{written.name}-{digest[:16]}{suffix}"))
     return {"file": final.name, "bytes": final.stat().st_size, "sha256": digest}
 
 
@@ -264,7 +276,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"load: expected a saved fit in {folder}, got no {MANIFEST} there; {remedy}")
     try:
-        body = json.loads(path.read_text())
+        body = json.loads(text := path.read_text())
         complete = isinstance(body, dict) and body.get("format") == FORMAT and "files" in body
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(
@@ -276,7 +288,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         raise ValueError(
             f"load: expected format version <= {VERSION}, got {body['version']}; update bll_pyro to read this fit"
         )
-    if body.get("sha256") != _body_hash(body):
+    if body.get("sha256") != _body_hash(body) or text != json.dumps(body, indent=1):
         raise ValueError(f"load: expected the manifest as it was written, got an altered {path}; {remedy}")
     return body
 

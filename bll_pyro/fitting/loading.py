@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import nn
 
-from bll_pyro import archive
+from bll_pyro import archive, artefact
 from bll_pyro.features.recorded import Recorded
 from bll_pyro.fitting.result import Fit
 from bll_pyro.scope import own_modes
@@ -19,7 +19,7 @@ def load(path: str | Path, *, backbone: nn.Module | None = None, head_only: bool
     Parameters
     ----------
     path
-        The folder.
+        The folder, or the one file ``.bll``.
     backbone
         A module of the same architecture as the saved backbone, to be filled with the saved weights. Those of timm and
         transformers are rebuilt by themselves; other code is never stored, so other modules have to be given.
@@ -31,6 +31,7 @@ def load(path: str | Path, *, backbone: nn.Module | None = None, head_only: bool
     ValueError
         When a file is missing, cut or altered, or the backbone does not fit.
     """
-    parts = archive.load_parts(path, backbone=backbone, head_only=head_only)
+    with artefact.opened(path) as folder:
+        parts = archive.load_parts(folder, backbone=backbone, head_only=head_only)
     network = parts.get("backbone")
     return Fit(**parts, recorded=None if network is None else Recorded(network))

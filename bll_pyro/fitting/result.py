@@ -12,7 +12,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from bll_pyro import archive, priors
+from bll_pyro import archive, artefact, priors
 from bll_pyro.declaration import written
 from bll_pyro.features.columns import NO_COLUMNS, Columns, bundled
 from bll_pyro.features.data import read
@@ -183,13 +183,34 @@ class Fit(Summary):
         return to_datatree(self, inputs, targets, **options)
 
     @own_modes()
-    def save(self, path: str | Path) -> None:
-        """Write the fit into a folder (safetensors and JSON, no pickle, no training rows); see :func:`bll_pyro.load`."""
+    def save(self, path: str | Path, *, graph: bool = False, inputs: Any = None) -> None:
+        """Write the fit (safetensors and JSON, no pickle, no training rows); see :func:`bll_pyro.load`.
+
+        Parameters
+        ----------
+        path
+            One file, where the name ends in ``.bll``; else a folder.
+        graph
+            Whether the graph of :meth:`export` goes along, for :func:`bll_pyro.runtime.load`, which needs onnxruntime alone.
+        inputs
+            For the graph of a fit with a backbone: a few rows, as in :meth:`export`.
+        """
         names = ("layer", "posterior", "inference", "trace", "seed", "num_rows", "recalibration", "detector")
         parts = {name: getattr(self, name) for name in names}
         if self.feature_names is not None:  # so that earlier versions read all other fits
             parts["feature_names"] = self.feature_names
-        archive.save_parts(path, parts, self.backbone)
+        made = None
+        if graph:
+            from bll_pyro.export import graph_bytes
+
+            made = graph_bytes(self, inputs=inputs)
+        artefact.save(path, parts, self.backbone, made)
+
+    def export(self, path: str | Path, **options: Any) -> None:
+        """Write the prediction as one graph, ``.onnx`` or ``.pt2``; see :func:`bll_pyro.export.write_graph`."""
+        from bll_pyro.export import write_graph
+
+        write_graph(self, path, **options)
 
     def update(self, data: Any) -> Self:
         """The fit of the earlier rows and of new ``data`` (exact inference): equal to one fit on all rows.

@@ -87,18 +87,24 @@ def _predictor(graph: Path | bytes, threads: int | None) -> Predictor:
     data = graph if isinstance(graph, bytes) else graph.read_bytes()
     name = "the graph" if isinstance(graph, bytes) else str(graph)
     seal.check_graph(data, name)
+    metadata = _metadata(data, name)
+    outside = metadata.get("external")  # weights of more than 2 GB lie beside it
+    if outside is not None:
+        assert isinstance(graph, Path)
+        seal.check_file(graph.with_name(Path(outside["file"]).name), outside["sha256"], outside["bytes"])
     try:
         import onnxruntime
     except ImportError as error:
         raise ImportError(
-            'bll_pyro.runtime: expected onnxruntime, which is not installed: pip install "bll-pyro[onnx]", or onnxruntime alone'
+            "bll_pyro.runtime: expected onnxruntime, which is not installed: pip install onnxruntime"
         ) from error
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     if threads is not None:
         options.intra_op_num_threads = threads
-    session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-    metadata = _metadata(session.get_modelmeta().custom_metadata_map, name)
+    session = onnxruntime.InferenceSession(
+        data if outside is None else str(graph), options, providers=["CPUExecutionProvider"]
+    )
     names = [output.name for output in session.get_outputs()]
     (given,) = (one.name for one in session.get_inputs())
 
@@ -108,8 +114,9 @@ def _predictor(graph: Path | bytes, threads: int | None) -> Predictor:
     return Predictor(run, metadata)
 
 
-def _metadata(found: dict[str, str], name: str) -> dict[str, Any]:
-    metadata: dict[str, Any] = json.loads(found[METADATA])
+def _metadata(data: bytes, name: str) -> dict[str, Any]:
+    """What a graph says of itself, read before anything is made of it."""
+    metadata: dict[str, Any] = json.loads(seal.note(data, METADATA))
     if metadata["version"] > VERSION:
         raise ValueError(
             f"load: expected a graph of format {VERSION} or earlier in {name}, got {metadata['version']}; update bll_pyro"

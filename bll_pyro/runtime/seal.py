@@ -66,6 +66,18 @@ def check_file(path: Path, sha256: str, num_bytes: int) -> None:
     _compare(digest, sha256.encode(), str(path))
 
 
+def note(data: bytes, key: str) -> bytes:
+    """The text that the metadata of an ONNX model (protobuf) have under a key."""
+    mark = b"\n" + bytes([len(key)]) + key.encode() + b"\x12"
+    place = data.rindex(mark) + len(mark)
+    length = shift = 0
+    while True:  # a number in groups of seven bits
+        byte = data[place]
+        place, length, shift = place + 1, length | (byte & 127) << shift, shift + 7
+        if byte < 128:
+            return data[place : place + length]
+
+
 def _place(data: bytes, name: str) -> int:
     """Where the sha256 stands."""
     if data.count(_MARK) != 1:

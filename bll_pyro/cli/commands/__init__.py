@@ -24,6 +24,7 @@ COMMANDS = (
     "compare",
     "report",
     "check",
+    "export",
     "schema",
 )
 
