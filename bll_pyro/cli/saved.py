@@ -141,7 +141,7 @@ class SavedModel:
 
 
 def load_model(path: str | Path) -> SavedModel:
-    """The model in the folder of a run, or of a fit that was saved by itself.
+    """The model in the folder of a run, or of a fit that was saved by itself, also as one file.
 
     Raises
     ------
@@ -155,6 +155,8 @@ def load_model(path: str | Path) -> SavedModel:
         raise UsageError(
             f"expected the folder of a run or of a saved fit, got {folder}, which does not exist"
         )
+    if folder.is_file():
+        return SavedModel(bll.load(folder))
     if folder.name == run_folder.MODEL and (folder.parent / run_folder.RECORD).is_file():
         folder = folder.parent
     if not (folder / run_folder.RECORD).is_file():

@@ -76,6 +76,10 @@ def write_graph(
         raise ValueError(
             f"export: expected a name that ends in .onnx or .pt2, got {target.name}; .bll is fit.save(path, graph=True)"
         )
+    if target.suffix == ".onnx" and dtype == "bfloat16":
+        raise ValueError(
+            "export(dtype='bfloat16'): expected float32 or float16 for .onnx, since onnxruntime has no bfloat16 on a CPU; or .pt2"
+        )
     module, rows = _prepared(fit, inputs, quantiles, integration, dtype)
     with only_writer(target.parent, f".{target.name}.lock"), scratch_folder(target.parent) as scratch:
         made = scratch / target.name
@@ -121,8 +125,8 @@ def _prepared(
             "export: expected inputs=..., a few rows that the backbone takes, got none: only they tell the shape of an input; "
             "or export fit.head, which takes features"
         )
-    given = to_tensor(inputs, "inputs")
-    return module, given[torch.arange(TRACED_ROWS) % len(given)]
+    given = to_tensor(inputs, "inputs")  # whose numbers go nowhere
+    return module, given.new_zeros(TRACED_ROWS, *given.shape[1:])
 
 
 class _Narrow(nn.Module):

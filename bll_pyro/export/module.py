@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from bll_pyro.archive import pack, unpack
 from bll_pyro.checks import share
 from bll_pyro.export.kinds import Rows, kind_of, shown
 from bll_pyro.export.points import Points
 from bll_pyro.ood import Detector, View
+from bll_pyro.packing import pack, unpack
 from bll_pyro.posterior import Posterior
 from bll_pyro.prediction import Integration, Probit, QuasiMonteCarlo
 from bll_pyro.prediction.base import Prediction

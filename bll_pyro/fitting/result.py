@@ -12,7 +12,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from bll_pyro import archive, artefact, priors
+from bll_pyro import artefact, packing, priors
 from bll_pyro.declaration import written
 from bll_pyro.features.columns import NO_COLUMNS, Columns, bundled
 from bll_pyro.features.data import read
@@ -174,7 +174,7 @@ class Fit(Summary):
     def fingerprint(self) -> str:
         """sha256 of posterior and recalibration: what was calibrated on this fit is for this fit alone."""
         alone = None if self.recalibration is None else self.recalibration.alone
-        return archive.fingerprint([self.posterior, alone])
+        return packing.fingerprint([self.posterior, alone])
 
     def to_datatree(self, inputs: Any, targets: Any = None, **options: Any) -> xarray.DataTree:
         """Draws, log likelihood and data as an ``xarray.DataTree`` for ArviZ; see :func:`bll_pyro.datatree.to_datatree`."""

@@ -52,8 +52,8 @@ def export_command(
     saved = load_model(model)
     rows = None
     if saved.fit.backbone is not None:
-        _, blocks = saved.stream(saved.source(inputs or "run:test", {}), 3)
-        rows = next(iter(blocks))[1]
+        opened, numbers = saved.rows(inputs or "run:test", {}, need_targets=False)
+        rows = opened.inputs_of(numbers[:1])
     saved.fit.export(out, inputs=rows, quantiles=tuple(quantile), dtype=dtype)
     size = user_path(out).stat().st_size
     console.result(f"{out}: {size:,} bytes", {"path": str(out), "bytes": size})
