@@ -35,6 +35,7 @@ NAMES = (
     "tables",
     "recommend",
     "compare_command",
+    "deployed",
 )
 
 

@@ -37,6 +37,7 @@ ALONE = (
     "bayesianize",
     "recommend",
     "compare_command",
+    "deployed",
 )  # about one fit beside another of ours
 
 

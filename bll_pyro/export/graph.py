@@ -148,7 +148,16 @@ def _names(module: PredictiveModule, rows: Tensor) -> list[str]:
 
 
 def _traced(module: PredictiveModule, rows: Tensor) -> torch.export.ExportedProgram:
-    return torch.export.export(module, (rows,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
+    try:
+        return torch.export.export(module, (rows,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
+    except TypeError:  # of this library
+        raise
+    except Exception as error:  # torch raises what the code that it traces makes of it
+        raise TypeError(
+            f"export: expected a backbone, a likelihood and a score in torch operations alone, got one that torch.export cannot "
+            f"trace ({str(error).strip().splitlines()[0]}); leave out quantiles=() or the detector, export fit.head, or serve the "
+            "fit itself: bll.load(path).predict"
+        ) from error
 
 
 def _described(fit: Fit, module: PredictiveModule, rows: Tensor, names: list[str]) -> dict[str, Any]:

@@ -88,6 +88,7 @@ def repeated(
 ) -> tuple[Tensor, ...]:
     """``step`` while there is ``more``: a loop in a graph too."""
     if torch.compiler.is_compiling():
+        step(*state)  # what cannot be traced says so here, in its own words; it leaves nothing in the graph
         from torch._higher_order_ops.while_loop import while_loop
 
         found: tuple[Tensor, ...] = while_loop(more, step, tuple(value.clone() for value in state))

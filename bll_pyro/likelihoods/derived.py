@@ -200,6 +200,11 @@ class Marginal(dist.TorchDistribution):
     @cached_property
     def _draws(self) -> Tensor:
         """Seeded draws ``[M, ..., N, T]``."""
+        if torch.compiler.is_compiling():
+            raise TypeError(
+                f"export: expected a distribution that knows its mean, variance and distribution function, got {self.known}, of "
+                "which they are taken from draws; define them in torch operations, or leave out what needs them: quantiles=()"
+            )
         num_components = self.batch_shape[:-2].numel()
         with isolated(0), torch.no_grad():
             return self.sample((max(LEAST_DRAWS, -(-NUM_DRAWS // num_components)),))
