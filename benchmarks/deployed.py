@@ -8,6 +8,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,12 @@ def _network(report: Report, options: Options, folder: Path) -> None:
     fit = bll.fit(_layer(10), (images[:-20], labels[:-20]), backbone, bll.SVI(num_epochs=2))
     fit = fit.with_detector(bll.ood.Detector(ALARM, 0.1).calibrate(fit, images[-20:]))
     graphs = {
-        PLAIN: _plain(nn.Sequential(fit.backbone, nn.Linear(fit.posterior.frame.num_features, 10)), images[:3], folder, options),
+        PLAIN: _plain(
+            nn.Sequential(fit.backbone, nn.Linear(fit.posterior.frame.num_features, 10)),
+            images[:3],
+            folder,
+            options,
+        ),
         "probabilities, uncertainties and verdict": _graph(fit, folder, options, inputs=images[:1]),
     }
     _table(report, options, "ResNet-18, 10 classes", graphs, images.numpy(), OF_NETWORK, "verdict")
@@ -74,7 +80,9 @@ def _head(report: Report, options: Options, folder: Path) -> None:
     }
     graphs = {PLAIN: _plain(nn.Linear(num_features, num_classes), rows[:3], folder, options)}
     for name, guide in guides.items():
-        fit = bll.fit(_layer(num_classes), (rows, labels), inference=bll.SVI(guide=guide, num_epochs=1, batch_size=500))
+        fit = bll.fit(
+            _layer(num_classes), (rows, labels), inference=bll.SVI(guide=guide, num_epochs=1, batch_size=500)
+        )
         graphs[f"{name}, Probit()"] = _graph(fit, folder, options, integration=bll.Probit())
         if name == "Diagonal":
             graphs[f"{name}, 256 points"] = _graph(fit, folder, options)
@@ -98,20 +106,34 @@ def _plain(network: nn.Module, rows: torch.Tensor, folder: Path, options: Option
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         traced = torch.export.export(
-            nn.Sequential(network, nn.Softmax(-1)).eval(), (rows,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},)
+            nn.Sequential(network, nn.Softmax(-1)).eval(),
+            (rows,),
+            dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
         )
-        program = torch.onnx.export(traced, dynamo=True, verbose=False, optimize=False, input_names=["inputs"])
+        program = torch.onnx.export(
+            traced, dynamo=True, verbose=False, optimize=False, input_names=["inputs"]
+        )
     assert program is not None
     program.save(folder / "plain.onnx")
     chosen = onnxruntime.SessionOptions()
     chosen.log_severity_level, chosen.intra_op_num_threads = 3, options.num_threads
-    session = onnxruntime.InferenceSession((folder / "plain.onnx").read_bytes(), chosen, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        (folder / "plain.onnx").read_bytes(), chosen, providers=["CPUExecutionProvider"]
+    )
     description = {"inputs": {"shape": list(rows.shape[1:]), "dtype": "float32", "names": None}}
-    return runtime.Predictor(lambda given: {"probs": session.run(None, {"inputs": given})[0]}, description).predict
+    return runtime.Predictor(
+        lambda given: {"probs": session.run(None, {"inputs": given})[0]}, description
+    ).predict
 
 
 def _table(
-    report: Report, options: Options, title: str, graphs: dict[str, Predict], rows: np.ndarray, limit: float, of: str
+    report: Report,
+    options: Options,
+    title: str,
+    graphs: dict[str, Predict],
+    rows: np.ndarray,
+    limit: float,
+    of: str,
 ) -> None:
     table = Table(title, COLUMNS)
     report.tables.append(table)
@@ -119,16 +141,25 @@ def _table(
     for num_rows in (1, 64):
         part = rows[:num_rows]
         measures = {
-            name: repeated_for(lambda graph=graph: graph(part), 0.01 if options.small else 0.3) for name, graph in kept.items()
+            name: repeated_for(partial(graph, part), 0.01 if options.small else 0.3)
+            for name, graph in kept.items()
         }
         timings = interleave(measures, options.num_runs)
         for name, timing in timings.items():
             found = ratio(timing, timings[PLAIN])
             table.rows.append(
-                {"method": name, "rows": num_rows, "milliseconds": 1e3 * timing.median, "ratio": found, "seconds": timing.seconds}
+                {
+                    "method": name,
+                    "rows": num_rows,
+                    "milliseconds": 1e3 * timing.median,
+                    "ratio": found,
+                    "seconds": timing.seconds,
+                }
             )
             if of in name:
-                report.targets.append(Target(f"{title}: {name}, {num_rows} rows, over the plain network", found.median, limit))
+                report.targets.append(
+                    Target(f"{title}: {name}, {num_rows} rows, over the plain network", found.median, limit)
+                )
 
 
 def _sizes(report: Report, folder: Path) -> None:
@@ -140,6 +171,8 @@ def _sizes(report: Report, folder: Path) -> None:
         "print(time.perf_counter() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)"
     )
     for _ in range(2):  # the first run fills the disk cache
-        said = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
+        said = subprocess.run(
+            [sys.executable, "-c", code], check=True, capture_output=True, text=True
+        ).stdout.split()
     report.targets.append(Target("import of bll_pyro.runtime and onnxruntime, s", float(said[0]), 0.5))
     report.targets.append(Target("memory after that, MB", float(said[1]), 150))

@@ -96,7 +96,7 @@ class Posterior(Summary, ABC):
         """Draws of the likelihood's noise parameters, ``{site: [S, *event]}``; empty where there are none."""
 
     def constants(self) -> dict[str, Any]:
-        """What the outputs are made of: the tensors of a graph that predicts. :meth:`at` puts them, or others of their kind, back."""
+        """What the outputs are made of: the tensors of a graph. :meth:`at` puts them, or others of their kind, back."""
         return {"frame": self.frame}
 
     def at(self, constants: dict[str, Any]) -> Self:
@@ -253,7 +253,10 @@ class DrawsPosterior(Posterior):
 
     def constants(self) -> dict[str, Any]:
         """The draws of the weights."""
-        return {"frame": self.frame, "draws": {k: v for k, v in self.draws.items() if k in ("weight", "bias")}}
+        return {
+            "frame": self.frame,
+            "draws": {k: v for k, v in self.draws.items() if k in ("weight", "bias")},
+        }
 
     def noise(self, num_draws: int, seed: int = 0) -> Draws:
         """Noise of every stored draw, in the order of the outputs."""

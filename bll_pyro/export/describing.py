@@ -38,7 +38,9 @@ VERDICT = {
 }
 
 
-def described(fit: Fit, quantiles: tuple[float, ...], shape: list[int], dtype: str, names: list[str]) -> dict[str, Any]:
+def described(
+    fit: Fit, quantiles: tuple[float, ...], shape: list[int], dtype: str, names: list[str]
+) -> dict[str, Any]:
     """Plain data: classes, inputs, meaning of the outputs, versions, fingerprint."""
     kind = kind_of(fit.layer.likelihood)
     meanings = MEANINGS[kind] | VERDICT

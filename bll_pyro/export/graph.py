@@ -171,7 +171,9 @@ def _onnx(fit: Fit, module: PredictiveModule, rows: Tensor, folder: Path | None,
         import onnx
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise ImportError('export: expected onnx and onnxscript, which are not installed: pip install "bll-pyro[onnx]"') from error
+        raise ImportError(
+            'export: expected onnx and onnxscript, which are not installed: pip install "bll-pyro[onnx]"'
+        ) from error
     names, traced = _names(module, rows), _traced(module, rows)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch about its own exporter

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from bll_pyro.export.quantiles import mixture_quantiles
-from bll_pyro.gaussian import OutputMixture, Outputs
+from bll_pyro.gaussian import Outputs
 from bll_pyro.likelihoods import Likelihood
 from bll_pyro.posterior import Posterior
 from bll_pyro.prediction import Integration, NoiseFactor, PredictiveTemperature, Probit, Recalibration
@@ -98,9 +98,7 @@ def values(rows: Rows) -> Prediction:
     if likelihood.is_count:
         outputs, noise = outputs.double(), {name: value.double() for name, value in noise.items()}
     frame = rows.posterior.frame
-    mixture = Mixture(
-        outputs, likelihood, noise, frame.target_center, frame.target_scale, rows.integration
-    )
+    mixture = Mixture(outputs, likelihood, noise, frame.target_center, frame.target_scale, rows.integration)
     center, spread = mixture.center, mixture.spread
     mean, aleatoric, epistemic = likelihood.moments(**mixture.given(slice(None)))
     mean, aleatoric, epistemic = mean * spread + center, aleatoric * spread**2, epistemic * spread**2

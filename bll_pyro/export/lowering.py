@@ -23,7 +23,12 @@ def translations() -> dict[Any, Callable[..., Any]]:
 
 
 def searchsorted(
-    ordered: Any, values: Any, out_int32: bool = False, right: bool = False, side: Any = None, sorter: Any = None
+    ordered: Any,
+    values: Any,
+    out_int32: bool = False,
+    right: bool = False,
+    side: Any = None,
+    sorter: Any = None,
 ) -> Any:
     """Number of elements of ``ordered [n]`` below each value, by halving: exact, and without an array of all comparisons."""
     from onnxscript import opset20 as op
@@ -84,5 +89,11 @@ def cholesky_ex(matrix: Any, upper: bool = False, check_errors: bool = False) ->
             transposed = op.Reshape(column, op.Constant(value_ints=[0] * (len(matrix.shape) - 2) + [1, num]))
             rest = op.Sub(rest, op.Mul(column, transposed))
     factor = op.Concat(*columns, axis=-1)
-    failed = op.Cast(op.Mul(op.ReduceSum(matrix, op.Constant(value_ints=[-2, -1]), keepdims=0), op.CastLike(op.Constant(value_float=0.0), matrix)), to=6)
+    failed = op.Cast(
+        op.Mul(
+            op.ReduceSum(matrix, op.Constant(value_ints=[-2, -1]), keepdims=0),
+            op.CastLike(op.Constant(value_float=0.0), matrix),
+        ),
+        to=6,
+    )
     return factor, failed

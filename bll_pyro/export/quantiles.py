@@ -1,13 +1,14 @@
 r"""Quantiles of a mixture for graphs: between bounds that always hold.
 
-A quantile lies within one-sided Chebyshev bounds (Cantelli) of every distribution with mean :math:`\mu` and variance :math:`\sigma^2`,
+A quantile lies within one-sided Chebyshev bounds (Cantelli), for every distribution with mean :math:`\mu` and variance
+:math:`\sigma^2`,
 
 .. math::
     \mu - \sigma \sqrt{(1 - q) / q} \;\le\; F^{-1}(q) \;\le\; \mu + \sigma \sqrt{q / (1 - q)}.
 
 The bracket is halved ``NUM_HALVINGS`` times and then cut at the line through its ends. Where F is smooth over it the error is
-below rounding, and it never is more than the bracket, :math:`\sigma (\sqrt{q / (1 - q)} + \sqrt{(1 - q) / q}) / 2^{18}`. Brackets of
-counts are halved until they hold one whole number.
+below rounding, and it never is more than the bracket, :math:`\sigma (\sqrt{q / (1 - q)} + \sqrt{(1 - q) / q}) / 2^{18}`.
+Brackets of counts are halved until they hold one whole number.
 """
 
 from __future__ import annotations

@@ -184,9 +184,7 @@ class Marginal(dist.TorchDistribution):
 
     def _inside(self, value: Tensor) -> tuple[Tensor, Tensor]:
         """Values moved into the support, where the distribution is defined, and whether they were inside."""
-        lower, upper = (
-            end.to(value) if isinstance(end, Tensor) else end for end in (self.lower, self.upper)
-        )
+        lower, upper = (end.to(value) if isinstance(end, Tensor) else end for end in (self.lower, self.upper))
         return value.clamp(min=lower).clamp(max=upper), (value >= lower) & (value <= upper)
 
     @staticmethod

@@ -63,7 +63,11 @@ def negative_binomial_cdf(
     spread = spread + MARGIN / (a + b)
     lower, upper = (mean - spread).clamp_min(0.0), (mean + spread).clamp_max(1.0)
     end = torch.minimum(torch.maximum(x, lower), upper)
-    whole = integral(lambda t: ((a - 1) * t.clamp_min(TINY).log() + (b - 1) * (1 - t).clamp_min(TINY).log() + norm).exp(), lower, end)
+    whole = integral(
+        lambda t: ((a - 1) * t.clamp_min(TINY).log() + (b - 1) * (1 - t).clamp_min(TINY).log() + norm).exp(),
+        lower,
+        end,
+    )
     return torch.where(count < 0, 0.0, (raised + whole).clamp(0.0, 1.0))
 
 
@@ -72,7 +76,9 @@ def student_t_cdf(z: Float[Tensor, " *#S"], freedom: Float[Tensor, " *#S"]) -> F
     wide, nu = z.double(), freedom.double()
     end = wide / (nu + wide.square()).sqrt()
     norm = log_gamma((nu + 1) / 2) - log_gamma(nu / 2) - 0.5 * math.log(math.pi)
-    most = (WIDTH + 1) / (nu + (WIDTH + 1) ** 2).sqrt()  # beyond it large degrees of freedom have nothing left
+    most = (WIDTH + 1) / (
+        nu + (WIDTH + 1) ** 2
+    ).sqrt()  # beyond it large degrees of freedom have nothing left
     end = torch.where(nu > LARGE, torch.minimum(torch.maximum(end, -most), most), end)
     half = integral(lambda u: ((nu / 2 - 1) * (1 - u * u).log() + norm).exp(), torch.zeros_like(end), end)
     return (0.5 + half).clamp(0.0, 1.0).to(z)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import zipfile
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -37,13 +36,14 @@ def load(path: str | os.PathLike[str], *, threads: int | None = None) -> Predict
     """
     place = Path(path).expanduser()
     if not place.exists():
-        raise ValueError(f"load: expected a model, got {place}, where nothing is; pass the path of fit.export or fit.save")
+        raise ValueError(
+            f"load: expected a model, got {place}, where nothing is; pass the path of fit.export or fit.save"
+        )
+    graph: Path | bytes = place
     if place.is_dir():
         graph = _of_folder(place)
     elif zipfile.is_zipfile(place):
         graph = _of_one_file(place)
-    else:
-        graph = place
     return _predictor(graph, threads)
 
 
@@ -51,7 +51,9 @@ def _of_folder(folder: Path) -> Path:
     """The graph of a saved fit, whose sha256 the manifest has."""
     manifest = folder / MANIFEST
     if not manifest.is_file():
-        raise ValueError(f"load: expected a saved fit in {folder}, got no {MANIFEST} there; pass the path of fit.save")
+        raise ValueError(
+            f"load: expected a saved fit in {folder}, got no {MANIFEST} there; pass the path of fit.save"
+        )
     entry = _entry(manifest.read_bytes(), str(folder))
     found = folder / Path(entry["file"]).name
     seal.check_file(found, entry["sha256"], entry["bytes"])
@@ -73,7 +75,9 @@ def _entry(manifest: bytes, name: str) -> dict[str, Any]:
         body: dict[str, Any] = json.loads(manifest)
         files = body["files"]
     except (ValueError, KeyError, TypeError) as error:
-        raise seal.Altered(f"load: expected the manifest of a fit in {name}, got something else; {seal.REMEDY}") from error
+        raise seal.Altered(
+            f"load: expected the manifest of a fit in {name}, got something else; {seal.REMEDY}"
+        ) from error
     if GRAPH not in files:
         raise ValueError(
             f"load: expected a fit with a graph in {name}, got one without; save it by fit.save(path, graph=True), or take "

@@ -74,7 +74,9 @@ class Predictor:
         except ValueError as error:  # rows of different lengths
             raise ValueError(f"rows: expected an array {expected}, got rows of different lengths") from error
         if given.dtype.kind not in "fiub":
-            raise TypeError(f"rows: expected real numbers {expected}, got an array of {given.dtype}; encode them first")
+            raise TypeError(
+                f"rows: expected real numbers {expected}, got an array of {given.dtype}; encode them first"
+            )
         if given.shape[1:] != self.input_shape or given.ndim == 0:
             remedy = "pass the columns that the model was trained on, in their order"
             if given.shape == self.input_shape:

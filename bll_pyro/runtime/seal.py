@@ -87,4 +87,6 @@ def _place(data: bytes, name: str) -> int:
 
 def _compare(found: str, written: bytes, name: str) -> None:
     if found.encode() != written:
-        raise Altered(f"load: expected {name} as it was written, got other contents (sha256 differs); {REMEDY}")
+        raise Altered(
+            f"load: expected {name} as it was written, got other contents (sha256 differs); {REMEDY}"
+        )

@@ -53,24 +53,34 @@ GUIDES = {
     "flow": guides.Flow(),
     "custom": guides.Custom("AutoNormal"),
 }
-PRIORS = {"normal": priors.Normal(), "hierarchical": priors.HierarchicalNormal(), "horseshoe": priors.Horseshoe()}
+PRIORS = {
+    "normal": priors.Normal(),
+    "hierarchical": priors.HierarchicalNormal(),
+    "horseshoe": priors.Horseshoe(),
+}
 
 
 @cache
 def fit_of(target: str, guide: str = "diagonal", prior: str = "normal") -> bll.Fit:
     """A small fit; ``guide`` may name another inference."""
     likelihood, targets = TARGETS[target]
-    inference: Any = {"exact": bll.Exact(), "laplace": bll.Laplace(curvature=bll.curvatures.Full())}.get(guide)
+    inference: Any = {"exact": bll.Exact(), "laplace": bll.Laplace(curvature=bll.curvatures.Full())}.get(
+        guide
+    )
     if guide == "nuts":
         inference = bll.NUTS(num_warmup=30, num_samples=10, num_chains=1)
     elif inference is None:
         inference = bll.SVI(guide=GUIDES[guide], **QUICK)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", bll.FitWarning)
-        return bll.fit(bll.LastLayer(likelihood, PRIORS[prior]), (ROWS[:80], targets[:80]), inference=inference)
+        return bll.fit(
+            bll.LastLayer(likelihood, PRIORS[prior]), (ROWS[:80], targets[:80]), inference=inference
+        )
 
 
-def expected(fit: bll.Fit, rows: Tensor, quantiles: tuple[float, ...], integration: Any = POINTS) -> dict[str, Any]:
+def expected(
+    fit: bll.Fit, rows: Tensor, quantiles: tuple[float, ...], integration: Any = POINTS
+) -> dict[str, Any]:
     """What ``fit.predict`` says, by the names of a graph."""
     found = fit.predict(rows, integration=integration)
     names = ("probs", "mean", "scale", "total", "aleatoric", "epistemic")
@@ -89,7 +99,11 @@ def compare(found: dict[str, Any], said: dict[str, Any]) -> None:
         np.testing.assert_allclose(np.asarray(found[name]), value, rtol=1e-5, atol=1e-5 * size, err_msg=name)
 
 
-PRODUCT = [*product(TARGETS, GUIDES, PRIORS), *product(TARGETS, ["laplace"], PRIORS), *product(["known noise", "numbers"], ["exact"], ["normal"])]
+PRODUCT = [
+    *product(TARGETS, GUIDES, PRIORS),
+    *product(TARGETS, ["laplace"], PRIORS),
+    *product(["known noise", "numbers"], ["exact"], ["normal"]),
+]
 
 
 @pytest.mark.parametrize("case", PRODUCT, ids=" - ".join)
@@ -97,8 +111,7 @@ PRODUCT = [*product(TARGETS, GUIDES, PRIORS), *product(TARGETS, ["laplace"], PRI
 def test_the_module_of_a_graph_predicts_as_the_fit(case: tuple[str, str, str]) -> None:
     try:
         fit = fit_of(*case)
-    except (TypeError, ValueError) as error:  # pairs that cannot be fitted say so
-        assert "expected" in str(error)
+    except (TypeError, ValueError):  # a pair that cannot be fitted; test_contract.py reads what it says
         return
     module = as_module(fit, integration=POINTS, quantiles=(0.1, 0.9)).requires_grad_(False)
     for num in (1, 2, 7, 1000):
@@ -117,7 +130,11 @@ GRAPHS = {
     "own noise": ("own noise", "blocks"),
     "tied numbers": ("tied", "diagonal"),
 }
-SLOW_GRAPHS = {"outliers": ("outliers", "diagonal"), "count": ("count", "diagonal"), "counts": ("counts", "diagonal")}
+SLOW_GRAPHS = {
+    "outliers": ("outliers", "diagonal"),
+    "count": ("count", "diagonal"),
+    "counts": ("counts", "diagonal"),
+}
 
 
 def check_graph(fit: bll.Fit, path: Path, integration: Any = POINTS) -> runtime.Predictor:
@@ -161,7 +178,7 @@ def test_closed_forms_and_torch_graphs(tmp_path: Path) -> None:
     compare({k: v.detach().numpy() for k, v in found.items()}, expected(fit, ROWS[-7:], (), bll.Probit()))
     assert json.loads(notes[graph.NOTES])["classes"] == ["ash", "elm", "oak"]
     assert not any(row.numpy().tobytes() in path.read_bytes() for row in ROWS[:2])
-    with pytest.raises(ValueError, match="expected inputs=..., a few rows"):
+    with pytest.raises(ValueError, match=r"expected inputs=\.\.\., a few rows"):
         fit.export(tmp_path / "m.onnx")
     with pytest.raises(ValueError, match="no bfloat16 on a CPU"):
         fit.export(tmp_path / "m.onnx", inputs=ROWS[:2], dtype="bfloat16")

@@ -26,7 +26,11 @@ ASIDE = ("torch", "pyro", "arviz", "timm", "sklearn", "scipy", "pandas")
 
 @pytest.fixture(scope="module")
 def fit() -> bll.Fit:
-    plain = bll.fit(bll.LastLayer(bll.likelihoods.Categorical(3)), (ROWS[:100], LABELS[:100]), inference=bll.SVI(num_epochs=5))
+    plain = bll.fit(
+        bll.LastLayer(bll.likelihoods.Categorical(3)),
+        (ROWS[:100], LABELS[:100]),
+        inference=bll.SVI(num_epochs=5),
+    )
     return plain.with_detector(ood.Detector(ood.Leverage(), 0.1).calibrate(plain, ROWS[100:200]))
 
 
@@ -57,9 +61,19 @@ def test_what_it_says(fit: bll.Fit, folder: Path, name: str) -> None:
     for key in ("probs", "total", "aleatoric", "epistemic"):
         np.testing.assert_allclose(found[key], getattr(native, key), rtol=0, atol=1e-5)
     np.testing.assert_allclose(found["score"], native.ood.score, rtol=1e-5, atol=1e-5)
-    assert np.array_equal(found["p_value"], native.ood.p_value) and np.array_equal(found["is_ood"], native.ood.is_ood)
-    assert predictor.classes == [0, 1, 2] and predictor.input_shape == (3,) and predictor.metadata["alpha"] == 0.1
-    assert "Categorical" in repr(predictor) and predictor.quantiles == () and predictor.inputs["dtype"] == "float32"
+    assert np.array_equal(found["p_value"], native.ood.p_value) and np.array_equal(
+        found["is_ood"], native.ood.is_ood
+    )
+    assert (
+        predictor.classes == [0, 1, 2]
+        and predictor.input_shape == (3,)
+        and predictor.metadata["alpha"] == 0.1
+    )
+    assert (
+        "Categorical" in repr(predictor)
+        and predictor.quantiles == ()
+        and predictor.inputs["dtype"] == "float32"
+    )
 
 
 def test_without_torch(folder: Path) -> None:
@@ -114,7 +128,11 @@ def test_one_file(fit: bll.Fit, folder: Path, tmp_path: Path) -> None:
         with pytest.raises(Exception, match=r"."):
             Pickled.load(data)
     wide = torch.randn(60, 600, generator=generator(2))
-    large = bll.fit(bll.LastLayer(bll.likelihoods.Categorical(3)), (wide, LABELS[:60]), inference=bll.SVI(guide=bll.guides.MatrixNormal(), num_epochs=1))
+    large = bll.fit(
+        bll.LastLayer(bll.likelihoods.Categorical(3)),
+        (wide, LABELS[:60]),
+        inference=bll.SVI(guide=bll.guides.MatrixNormal(), num_epochs=1),
+    )
     large.save(tmp_path / "m.bll")
     large.save(tmp_path / "folder")
     tensors = sum(file.stat().st_size for file in (tmp_path / "folder").glob("*.safetensors"))

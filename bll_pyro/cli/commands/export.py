@@ -48,7 +48,9 @@ def export_command(
     from bll_pyro.files import user_path
 
     if user_path(out).exists() and not overwrite:
-        raise UsageError(f"--out: expected a new file, got {out}, which is there; add --overwrite, or choose another name")
+        raise UsageError(
+            f"--out: expected a new file, got {out}, which is there; add --overwrite, or choose another name"
+        )
     saved = load_model(model)
     rows = None
     if saved.fit.backbone is not None:
