@@ -167,8 +167,8 @@ def _sizes(report: Report, folder: Path) -> None:
     whole = (folder / "head.bll").stat().st_size
     report.targets.append(Target("file of a head over its tensors", whole / tensors, 1.1))
     code = (
-        "import time, resource; began = time.perf_counter(); import onnxruntime; from bll_pyro import runtime; "
-        "print(time.perf_counter() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)"
+        "import time; began = time.perf_counter(); import onnxruntime; from bll_pyro import runtime; "
+        "print(time.perf_counter() - began, int(open('/proc/self/status').read().split('VmHWM:')[1].split()[0]) / 1024)"
     )
     for _ in range(2):  # the first run fills the disk cache
         said = subprocess.run(

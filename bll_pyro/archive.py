@@ -15,7 +15,6 @@ backbone-HASH.safetensors      weights and buffers of the backbone, where there 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -32,6 +31,7 @@ from bll_pyro.features.backbones import Backbone, rebuilt
 from bll_pyro.features.state import fill, stored_state, unwrapped
 from bll_pyro.files import SCRATCH, only_writer, scratch_folder, user_path
 from bll_pyro.packing import pack, torch_tensor, unpack
+from bll_pyro.runtime import seal
 from bll_pyro.runtime.loading import GRAPH, MANIFEST
 
 FORMAT, VERSION = "bll_pyro.fit", 1
@@ -109,7 +109,7 @@ def _write(
                 (scratch / GRAPH).write_bytes(graph)
                 digest = tensorfile.sha256(scratch / GRAPH)
                 body["files"][GRAPH] = _named(scratch / GRAPH, digest, ".onnx")
-            body["sha256"] = _body_hash(body)
+            body["sha256"] = seal.body_hash(body)
             with (scratch / MANIFEST).open("wb") as file:
                 file.write(json.dumps(body, indent=1).encode())
                 file.flush()
@@ -189,11 +189,6 @@ def _read_files(
     raise failure
 
 
-def _body_hash(body: dict[str, Any]) -> str:
-    content = {key: value for key, value in body.items() if key != "sha256"}
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
 def _read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     remedy = "save the fit again, or restore the folder from a copy"
@@ -212,7 +207,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         raise ValueError(
             f"load: expected format version <= {VERSION}, got {body['version']}; update bll_pyro to read this fit"
         )
-    if body.get("sha256") != _body_hash(body) or text != json.dumps(body, indent=1):
+    if not seal.is_written(text, body):
         raise ValueError(f"load: expected the manifest as it was written, got an altered {path}; {remedy}")
     return body
 

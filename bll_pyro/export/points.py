@@ -15,9 +15,9 @@ from bll_pyro.posterior import Posterior
 
 @dataclass(frozen=True)
 class AtPoints(OutputGaussian):
-    """Gaussian outputs whose draws are at given standard normals ``points [S, R]``."""
+    """Gaussian outputs whose draws are at given standard normals ``points [S, noise_dim]``."""
 
-    points: Float[Tensor, "S R"] = field(kw_only=True)
+    points: Float[Tensor, "S _"] = field(kw_only=True)  # as many as the compact form takes
 
     def draws(self, num_points: int, seed: int = 0) -> Float[Tensor, "S N K"]:
         """The outputs at the points; ``num_points`` and ``seed`` are those of the points."""

@@ -9,7 +9,7 @@ function                     formula
 ============================ =============================================================================================
 
 Integrals are Gauss-Legendre sums over the part of the range in which the density is more than rounding. All is computed in double
-precision, and then the errors are below 1e-8 for counts, and below 1e-6 for Student's t, where they are only in the far tails of
+precision, and then the errors are below 1e-8 for counts, and below 2e-6 for Student's t, where they are only in the far tails of
 less than four degrees of freedom.
 """
 

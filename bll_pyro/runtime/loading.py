@@ -72,12 +72,17 @@ def _of_one_file(path: Path) -> bytes:
 def _entry(manifest: bytes, name: str) -> dict[str, Any]:
     """What a manifest says of the graph."""
     try:
-        body: dict[str, Any] = json.loads(manifest)
+        body: dict[str, Any] = json.loads(text := manifest.decode())
         files = body["files"]
+        whole = seal.is_written(text, body)
     except (ValueError, KeyError, TypeError) as error:
         raise seal.Altered(
             f"load: expected the manifest of a fit in {name}, got something else; {seal.REMEDY}"
         ) from error
+    if not whole:
+        raise seal.Altered(
+            f"load: expected the manifest in {name} as it was written, got an altered one; {seal.REMEDY}"
+        )
     if GRAPH not in files:
         raise ValueError(
             f"load: expected a fit with a graph in {name}, got one without; save it by fit.save(path, graph=True), or take "

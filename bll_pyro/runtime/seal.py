@@ -11,8 +11,9 @@ file        where the sha256 stands
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 LENGTH = 64  # hexadecimal characters of a sha256
 BLANK = "0" * LENGTH
@@ -64,6 +65,17 @@ def check_file(path: Path, sha256: str, num_bytes: int) -> None:
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     _compare(digest, sha256.encode(), str(path))
+
+
+def body_hash(body: dict[str, Any]) -> str:
+    """sha256 of the content of a manifest, which stands in it."""
+    content = {key: value for key, value in body.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def is_written(text: str, body: dict[str, Any]) -> bool:
+    """Whether the text of a manifest is as it was written, to the last blank."""
+    return body.get("sha256") == body_hash(body) and text == json.dumps(body, indent=1)
 
 
 def note(data: bytes, key: str) -> bytes:
