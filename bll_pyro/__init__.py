@@ -67,6 +67,7 @@ _MODULES = (
     "export",
     "sklearn",
     "loggers",
+    "runtime",
 )
 
 if TYPE_CHECKING:
@@ -81,6 +82,7 @@ if TYPE_CHECKING:
         ood,
         plots,
         priors,
+        runtime,
     )
     from bll_pyro.comparison import Stack, choose, compare, recommend
     from bll_pyro.datatree import from_pyro, prior_predictive  # type: ignore[no-redef]

@@ -38,7 +38,6 @@ def searchsorted(
     missing = op.ConstantOfShape(op.Constant(value_ints=[2**num_steps - num]))
     most = op.CastLike(op.Add(missing, op.Constant(value_float=math.inf)), ordered)
     padded = op.Concat(ordered, most, axis=0)
-    place = op.Mul(op.Cast(op.Shape(values), to=7), op.Constant(value_ints=[0]))
     place = op.Expand(op.Constant(value_ints=[0]), op.Shape(values))
     for step in reversed(range(num_steps)):
         seen = op.Gather(padded, op.Add(place, op.Constant(value_ints=[2**step - 1])))

@@ -1,6 +1,5 @@
 """Exported modules say what the fit says: probabilities, entropies, scores and p-values, through a graph in a file too."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,6 @@ from bll_pyro import ood
 from bll_pyro.gaussian import OutputCoupled
 from bll_pyro.inference.base import Inference
 from bll_pyro.likelihoods import Categorical, Likelihood, Ordinal
-from bll_pyro.posterior import DrawsPosterior
 from bll_pyro.prediction import Prediction
 from bll_pyro.scope import generator
 
@@ -72,19 +70,3 @@ def test_a_backbone_comes_along() -> None:
     fit = bll.fit(bll.LastLayer(Ordinal(NUM_CLASSES)), (inputs, labels), backbone, bll.SVI(num_epochs=5))
     found = bll.export.as_module(fit)(inputs)["probs"]
     torch.testing.assert_close(found, fit.predict(inputs).probs, rtol=0, atol=3e-6)
-
-
-def test_what_it_refuses() -> None:
-    fit = bll.fit(
-        bll.LastLayer(bll.likelihoods.Gaussian()), (FEATURES, LABELS.float()), inference=bll.Exact()
-    )
-    with pytest.raises(TypeError, match="expected the Categorical or Ordinal likelihood, got Gaussian"):
-        bll.export.as_module(fit)
-    ordered = fit_of(*CASES["ordered, a point"])
-    parts = (
-        getattr(ordered.posterior, name)
-        for name in ("layer", "frame", "target_shape", "num_outputs", "learned")
-    )
-    draws = replace(ordered, posterior=DrawsPosterior(*parts, draws=ordered.posterior.sample(4)))
-    with pytest.raises(TypeError, match="expected a Gaussian posterior, got DrawsPosterior"):
-        bll.export.as_module(draws)

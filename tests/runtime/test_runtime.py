@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from fickling.fickle import PickleDecodeError, Pickled
+from fickling.fickle import Pickled, PickleDecodeError
 
 import bll_pyro as bll
 from bll_pyro import ood, runtime
