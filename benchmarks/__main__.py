@@ -22,6 +22,7 @@ NAMES = (
     "inferences",
     "loo",
     "ood",
+    "drift",
     "bounds",
     "referee",
     "scales",

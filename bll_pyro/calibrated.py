@@ -67,16 +67,9 @@ class Calibrated(Declaration):
         An earlier file is whole until the new one is, and a save that fails leaves nothing behind.
         """
         self.check_calibrated()
-        target = user_path(path)
-        if target.is_dir():
-            raise ValueError(f"{self._name}.save: expected a file, got the folder {target}; add a file name")
         tensors: dict[str, Tensor] = {}
         plain = to_plain(self, tensors)
-        tensors = {name: value.cpu().contiguous().clone() for name, value in tensors.items()}
-        note = {"declaration": json.dumps(plain), "sha256": content_hash(plain, tensors)}
-        with only_writer(target.parent, f".{target.name}{LOCK}"), scratch_folder(target.parent) as scratch:
-            tensorfile.write_tensors(scratch / target.name, tensors, note)
-            os.replace(scratch / target.name, target)
+        write_plain(path, plain, tensors, self._name)
 
     @classmethod
     def load(cls, path: str | Path, fit: Any = None) -> Self:
@@ -87,12 +80,7 @@ class Calibrated(Declaration):
         ValueError
             If the file is missing, truncated or altered, holds another class, or belongs to another fit.
         """
-        tensors, note = tensorfile.read_tensors(user_path(path))
-        plain = json.loads(note.get("declaration", "null"))
-        if plain is None or note.get("sha256") != content_hash(plain, tensors):
-            raise ValueError(
-                f"load: expected a {cls.__name__} as it was saved, got other contents in {path}; save it again"
-            )
+        plain, tensors = read_plain(path, cls.__name__)
         made = from_plain(plain, tensors)
         if not isinstance(made, cls):
             raise ValueError(f"load: expected a {cls.__name__}, got a {type(made).__name__} in {path}")
@@ -101,6 +89,29 @@ class Calibrated(Declaration):
     @property
     def _name(self) -> str:
         return f"{self.family}.{type(self).__name__}"
+
+
+def write_plain(path: str | Path, plain: Any, tensors: dict[str, Tensor], owner: str) -> None:
+    """Write plain data and tensors as one safetensors file, in place of an earlier one, which is whole until then."""
+    target = user_path(path)
+    if target.is_dir():
+        raise ValueError(f"{owner}.save: expected a file, got the folder {target}; add a file name")
+    tensors = {name: value.cpu().contiguous().clone() for name, value in tensors.items()}
+    note = {"declaration": json.dumps(plain), "sha256": content_hash(plain, tensors)}
+    with only_writer(target.parent, f".{target.name}{LOCK}"), scratch_folder(target.parent) as scratch:
+        tensorfile.write_tensors(scratch / target.name, tensors, note)
+        os.replace(scratch / target.name, target)
+
+
+def read_plain(path: str | Path, what: str) -> tuple[Any, dict[str, Tensor]]:
+    """What :func:`write_plain` wrote; ValueError if the file is missing, truncated or altered."""
+    tensors, note = tensorfile.read_tensors(user_path(path))
+    plain = json.loads(note.get("declaration", "null"))
+    if plain is None or note.get("sha256") != content_hash(plain, tensors):
+        raise ValueError(
+            f"load: expected a {what} as it was saved, got other contents in {path}; save it again"
+        )
+    return plain, tensors
 
 
 def content_hash(plain: Any, tensors: dict[str, Tensor]) -> str:

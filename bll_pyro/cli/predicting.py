@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from bll_pyro.cli.saved import RowIds, SavedModel
 from bll_pyro.features.random_fourier import RandomFourierBackbone
 from bll_pyro.fitting import Fit
 from bll_pyro.observation import stage, unobserved
+from bll_pyro.ood import Drift
 from bll_pyro.prediction import Prediction
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 BLOCK_NUMBERS = 2**22  # features and outputs of the rows that are predicted and written at a time
 MOST_ROWS = 2**15
 ROW_ID = "row_id"
+DRIFT_NUMBERS = ("alpha", "alarm", "alarm_row", "log_value", "threshold")
 
 
 @dataclass
@@ -40,6 +42,8 @@ class Written:
         Names of the columns.
     unknown_categories
         Rows with a category that is not known, by column.
+    drift
+        Whether rows became stranger in the course of the data; None without a detector.
     """
 
     path: str
@@ -47,15 +51,32 @@ class Written:
     alarms: int | None = None
     columns: tuple[str, ...] = ()
     unknown_categories: dict[str, int] | None = None
+    drift: Drift | None = None
 
     def told(self) -> str:
         """In words."""
         alarms = "" if self.alarms is None else f", {self.alarms:,} of them unlike the known rows"
-        return f"{self.path}: {self.rows:,} rows{alarms}\ncolumns: {', '.join(self.columns)}"
+        lines = [f"{self.path}: {self.rows:,} rows{alarms}", f"columns: {', '.join(self.columns)}"]
+        if self.drift is not None:
+            lines.append(told_drift(self.drift))
+        return "\n".join(lines)
 
     def plain(self) -> dict[str, Any]:
         """As plain data."""
-        return asdict(self)
+        own = asdict(replace(self, drift=None))
+        if self.drift is not None:
+            own["drift"] = {name: getattr(self.drift, name) for name in DRIFT_NUMBERS}
+        return own
+
+
+def told_drift(drift: Drift) -> str:
+    """In words."""
+    if drift.alarm:
+        return (
+            f"drift: up to row {drift.alarm_row:,} more rows are strange than chance explains (alpha {drift.alpha:g}); "
+            "they are another kind of data, or in another order than chance"
+        )
+    return f"drift: no sign of it in {drift.rows:,} rows (alpha {drift.alpha:g})"
 
 
 def predict_rows(
@@ -66,9 +87,13 @@ def predict_rows(
     overwrite: bool = False,
     batch_size: int = 256,
     interval: float | None = None,
+    drift: Drift | None = None,
 ) -> Written:
-    """Predict all rows of some data and write them; memory does not grow with their number."""
-    summary = Written(str(out))
+    """Predict all rows of some data and write them; memory does not grow with their number.
+
+    ``drift`` watches them, in their order, where the model has a detector.
+    """
+    summary = Written(str(out), drift=None if saved.fit.detector is None else drift)
     num_rows, blocks = saved.stream(source, block_rows(saved.fit, batch_size))
     with row_file(out, overwrite) as write, stage("predict", num_rows, rows_per_step=1) as done:
         for row_ids, inputs in blocks:
@@ -79,6 +104,8 @@ def predict_rows(
             summary.rows += len(frame)
             if prediction.ood is not None:
                 summary.alarms = (summary.alarms or 0) + int(prediction.ood.is_ood.sum())
+                if drift is not None:
+                    drift.update(prediction.ood)
             summary.columns = tuple(frame.columns)
             done.advance(len(frame))
     summary.unknown_categories = dict(saved.unknown) or None

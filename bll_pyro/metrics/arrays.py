@@ -79,7 +79,7 @@ def unit(name: str, values: Values) -> Array:
             f"{name}: expected values from 0 to 1, got {low:.6g} to {high:.6g}; "
             "logits need a softmax (classes) or a sigmoid (labels) first"
         )
-    return np.clip(array, 0.0, 1.0)
+    return np.asarray(np.clip(array, 0.0, 1.0))
 
 
 def checked_class_probs(name: str, probs: Values) -> Array:

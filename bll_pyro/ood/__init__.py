@@ -2,7 +2,7 @@
 
 The threshold comes from held-out known rows (split conformal: Vovk et al. 2005; Laxhammar and Falkman 2010; Bates et al.
 2023), so that the probability of an alarm on a new known row is at most ``alpha``, for any score and without any unknown
-rows. The share of unknown rows that are detected depends on the score.
+rows. The share of unknown rows that are detected depends on the score. :class:`Drift` watches a stream of verdicts.
 """
 
 from bll_pyro.ood.base import Score, View
@@ -10,6 +10,7 @@ from bll_pyro.ood.combination import Combination
 from bll_pyro.ood.default import default_score
 from bll_pyro.ood.detector import Detector
 from bll_pyro.ood.distances import Mahalanobis, RelativeMahalanobis
+from bll_pyro.ood.drift import Drift
 from bll_pyro.ood.fisher import Fisher, HarmonicMean
 from bll_pyro.ood.length import Length
 from bll_pyro.ood.neighbours import KNearestNeighbours
@@ -21,6 +22,7 @@ from bll_pyro.prediction.verdict import Verdict
 __all__ = [
     "Combination",
     "Detector",
+    "Drift",
     "Energy",
     "Epistemic",
     "FeatureNorm",

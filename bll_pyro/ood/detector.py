@@ -173,7 +173,7 @@ class Detector(Calibrated):
         self.check_calibrated()
         assert self.calibration_scores is not None
         probs = torch.from_numpy(p_values(self.calibration_scores, scores)).to(scores.device)
-        return Verdict(scores.double() > self.threshold, probs, scores)
+        return Verdict(scores.double() > self.threshold, probs, scores, len(self.calibration_scores))
 
 
 def _scored_features(fit: Fit, inputs: Any, batch_size: int) -> Features:

@@ -29,6 +29,7 @@ _PLOTS = {
     "class_probs": "uncertainty",
     "coverage_of_intervals": "coverage",
     "decomposition": "uncertainty",
+    "drift_trace": "watching",
     "elbo_trace": "optimisation",
     "fan_chart": "fan",
     "ood_scores": "detection",
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
     from bll_pyro.plots.transform import pit_histogram as pit_histogram
     from bll_pyro.plots.uncertainty import class_probs as class_probs
     from bll_pyro.plots.uncertainty import decomposition as decomposition
+    from bll_pyro.plots.watching import drift_trace as drift_trace
     from bll_pyro.plots.weights import weights_correlation as weights_correlation
     from bll_pyro.plots.weights import weights_forest as weights_forest
 

@@ -24,11 +24,14 @@ class Verdict(Summary):
         ``a`` with probability ``a`` or less.
     score
         ``[N]``, larger is further out.
+    num_calibration
+        Number n of calibration rows of the detector: p-values are multiples of ``1 / (n + 1)``. None where it is not known.
     """
 
     is_ood: Bool[Tensor, " N"]
     p_value: Float[Tensor, " N"]
     score: Float[Tensor, " N"]
+    num_calibration: int | None = None
 
     def __len__(self) -> int:
         """Number of rows N."""
@@ -37,4 +40,6 @@ class Verdict(Summary):
     @classmethod
     def concat(cls, parts: list[Verdict]) -> Verdict:
         """Join the verdicts on several batches."""
-        return cls(*(torch.cat([getattr(p, n) for p in parts]) for n in ("is_ood", "p_value", "score")))
+        names = ("is_ood", "p_value", "score")
+        joined = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
+        return cls(**joined, num_calibration=parts[0].num_calibration)

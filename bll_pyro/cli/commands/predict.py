@@ -17,6 +17,7 @@ def predict_command(
     skip_bad: bool = False,
     batch_size: int = 256,
     interval: float | None = None,
+    drift_alpha: float = 0.01,
 ) -> None:
     """Predict every row of some data, with all uncertainties.
 
@@ -44,6 +45,9 @@ def predict_command(
         Images at a time through the backbone.
     interval
         Probability of an interval of predicted numbers, such as 0.9: columns lower and upper.
+    drift_alpha
+        Where the model has a detector: probability of an alarm of drift on rows without a change. Rows are taken in the order
+        of the data.
 
     Examples
     --------
@@ -55,13 +59,20 @@ def predict_command(
     from bll_pyro.cli.row_files import check_out
     from bll_pyro.cli.saved import load_model
     from bll_pyro.cli.usage import UsageError
+    from bll_pyro.ood import Drift
 
     check_out(out, overwrite)
     saved = load_model(model)
     if interval is not None and not 0 < interval < 1:
         raise UsageError(f"--interval: expected a probability between 0 and 1, got {interval}; 90 % is 0.9")
+    try:
+        drift = Drift(drift_alpha)
+    except ValueError as error:
+        raise UsageError(f"--drift-alpha: {error}") from error
     source = saved.source(data, overrides, skip_bad)
-    summary = predict_rows(saved, source, out, overwrite=overwrite, batch_size=batch_size, interval=interval)
+    summary = predict_rows(
+        saved, source, out, overwrite=overwrite, batch_size=batch_size, interval=interval, drift=drift
+    )
     for name, number in (summary.unknown_categories or {}).items():
         console.warning(
             f"column {name!r}: {number:,} rows have a category that the training rows did not have; it counts as none of them"
