@@ -121,7 +121,7 @@ def ours(streams: Streams) -> Alarms:
             branch = copy.deepcopy(watch)
             branch.update(after[name][number])
             rows[name].append((branch.alarm_row or math.inf) - before.shape[1])
-    return {name: (np.array(found) <= 0, np.array(found)) for name, found in rows.items()}
+    return {name: (np.array(found) <= 0, np.array(found, float)) for name, found in rows.items()}
 
 
 def jumpers(streams: Streams, online: bool) -> Alarms:
@@ -171,7 +171,7 @@ def summary(found: Alarms) -> dict[str, Any]:
         median = float(np.median(rows)) if len(rows) else math.inf
         row[f"{name}, rows"] = median if math.isfinite(median) else None
         row[f"{name}, soon"] = float((rows <= SOON).mean()) if len(rows) else None
-        row[f"{name}, rounds"] = [None if math.isinf(one) else one for one in rows]
+        row[f"{name}, rounds"] = [None if math.isinf(one) else float(one) for one in rows]
     return row
 
 

@@ -37,6 +37,16 @@ SEEDS = 2**64  # number of seeds that torch knows
 
 
 @contextmanager
+def own_python_random() -> Iterator[None]:
+    """Run a block, and put Python's random state back: clients of the network draw their waiting times from it."""
+    state = random.getstate()
+    try:
+        yield
+    finally:
+        random.setstate(state)
+
+
+@contextmanager
 def isolated(seed: int | None = None, dtype: torch.dtype | None = None) -> Iterator[None]:
     """Run a block with an empty parameter store and its own random state, and restore the caller's afterwards.
 

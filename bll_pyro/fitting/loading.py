@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import nn
 
-from bll_pyro import archive, artefact
+from bll_pyro import archive, artefact, sharing
 from bll_pyro.features.recorded import Recorded
 from bll_pyro.fitting.result import Fit
 from bll_pyro.scope import own_modes
@@ -19,7 +19,8 @@ def load(path: str | Path, *, backbone: nn.Module | None = None, head_only: bool
     Parameters
     ----------
     path
-        The folder, or the one file ``.bll``.
+        The folder, or the one file ``.bll``; or ``"hf://owner/name"`` or ``"hf://owner/name@revision"`` on the Hugging Face Hub,
+        whose client keeps a copy.
     backbone
         A module of the same architecture as the saved backbone, to be filled with the saved weights. Those of timm and
         transformers are rebuilt by themselves; other code is never stored, so other modules have to be given.
@@ -29,8 +30,12 @@ def load(path: str | Path, *, backbone: nn.Module | None = None, head_only: bool
     Raises
     ------
     ValueError
-        When a file is missing, cut or altered, or the backbone does not fit.
+        When a file is missing, cut or altered, the backbone does not fit, or the hub cannot be reached and has no copy here.
+    ModuleNotFoundError
+        For an address of the hub without the package huggingface-hub.
     """
+    if str(path).startswith(sharing.SCHEME):
+        path = sharing.downloaded(str(path), head_only=head_only)
     with artefact.opened(path) as folder:
         parts = archive.load_parts(folder, backbone=backbone, head_only=head_only)
     network = parts.get("backbone")

@@ -73,6 +73,28 @@ def test_predictions_are_those_of_the_fit(suffix: str, capsys: pytest.CaptureFix
     assert table["is_ood"].tolist() == expected.ood.is_ood.tolist()
     assert np.allclose(table["ood_p_value"], expected.ood.p_value)
     assert summary["alarms"] == int(expected.ood.is_ood.sum())
+    drift = bll.ood.Drift(0.01)
+    drift.update(expected.ood)
+    assert summary["drift"] == {
+        "alpha": 0.01,
+        "alarm": False,
+        "alarm_row": None,
+        "log_value": pytest.approx(drift.log_value),
+        "threshold": drift.threshold,
+    }
+
+
+def test_drift_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    """Rows far from all that is known, in the order of the file."""
+    frame = pd.concat([new_rows(20), new_rows(40).assign(age=9000.0, visits=9000.0)])
+    frame.to_csv("later.csv", index=False)
+    command = ["predict", "run", "later.csv", "-o", "later_p.csv", "--overwrite"]
+    assert main([*command, "--drift-alpha", "0.05"]) == 0
+    drift = bll.ood.Drift(0.05)
+    assert drift.update(by_hand(frame).ood) and drift.alarm_row > 20
+    assert f"drift: up to row {drift.alarm_row} more rows are strange" in capsys.readouterr().out
+    assert main([*command, "--drift-alpha", "1.5"]) == 2
+    assert "--drift-alpha" in capsys.readouterr().err
 
 
 def test_a_category_that_is_not_known_counts_as_none(capsys: pytest.CaptureFixture[str]) -> None:
