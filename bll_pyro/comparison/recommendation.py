@@ -185,7 +185,7 @@ def _size(
         features = compute_features(None, inputs if inputs.is_floating_point() else inputs.float())
         width = features.shape[1]
         if backbone is not None:
-            width = backbone.most_features(width, source.num_rows)
+            width = backbone.most_features(width)
         return FitSize(source.num_rows, width, num_outputs, features.element_size()), None
     with isolated(), frozen(backbone):
         compute_features(backbone, inputs)  # the first call is slower

@@ -34,7 +34,7 @@ class RandomFeatures(Declaration):
     Parameters
     ----------
     num_features
-        Number of random features, cosines and sines; no more than two for each training row are made.
+        Number of random features, cosines and sines.
     num_rows
         Most rows from which the length scales are found; of labels and yes-or-no answers a quarter of it. Time and memory grow with
         its third and second power.
@@ -52,15 +52,15 @@ class RandomFeatures(Declaration):
         count(self.num_rows, "num_rows", "random_features", least=2)
         count(self.seed, "seed", "random_features", least=0)
 
-    def most_features(self, num_columns: int, num_rows: int) -> int:
-        """Number of features at most, of a table of this size: the random ones and the columns."""
-        return 2 * min(self.num_features // 2, num_rows) + num_columns
+    def most_features(self, num_columns: int) -> int:
+        """Number of features at most, of a table of so many columns: the random ones and the columns."""
+        return 2 * (self.num_features // 2) + num_columns
 
     def features(
-        self, kernel: Kernel, center: Float[Tensor, " D"], scale: Float[Tensor, " D"], num_rows: int
+        self, kernel: Kernel, center: Float[Tensor, " D"], scale: Float[Tensor, " D"]
     ) -> RandomFourierBackbone:
         """The features of a kernel that was found in ``(x - center) / scale``."""
-        number = 0 if kernel.lengths is None else min(self.num_features // 2, num_rows)
+        number = 0 if kernel.lengths is None else self.num_features // 2
         made = FourierFeatures(len(center), number)
         made.center, made.scale = center.double(), scale.double()
         made.linear.fill_(kernel.linear)
@@ -81,7 +81,7 @@ def random_features(num_features: int = 1024, *, num_rows: int = 1024, seed: int
     Parameters
     ----------
     num_features
-        Number of random features, cosines and sines; no more than two for each training row are made.
+        Number of random features, cosines and sines.
     num_rows
         Most rows from which the length scales are found; of labels and yes-or-no answers a quarter of it.
     seed

@@ -15,7 +15,6 @@ from bll_pyro.likelihoods import Likelihood
 from bll_pyro.scope import generator
 
 CHOOSING = 4  # the form of the kernel is chosen on a quarter of the most rows that its numbers are found on,
-FEW = 128  # of a table with fewer rows on half of its own, though not on fewer than these;
 LABELS = 4  # and the evidence of labels, for which a mode is sought, takes a quarter of the rows
 MOST_LABELS = 10  # classes or labels that the lengths are found for: those that split the rows best
 
@@ -42,13 +41,8 @@ def found_from(declared: RandomFeatures, rows: TrainingData) -> RandomFourierBac
         most = -(-most // LABELS)
         found = found.first(most)
     choosing = most // (CHOOSING // 2 if are_labels else CHOOSING)
-    choosing = min(choosing, max(FEW, -(-len(found.columns) // 2)))
     kernel = kernel_of(found, max(2, choosing))
-    # a row that is repeated counts once, as one with a weight does; more rows than were looked at are no limit
-    num_different = (
-        len(torch.unique(inputs, dim=0)) if len(inputs) < declared.num_rows else rows.source.num_rows
-    )
-    return declared.features(kernel, center, scale, num_different)
+    return declared.features(kernel, center, scale)
 
 
 def _some(rows: TrainingData, declared: RandomFeatures) -> tuple[Tensor, Tensor, Columns]:

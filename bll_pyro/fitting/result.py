@@ -212,31 +212,9 @@ class Fit(Summary):
 
         write_graph(self, path, **options)
 
-    def push_to_hub(
-        self, repo: str, *, evaluation: Any = None, private: bool | None = None, token: str | None = None
-    ) -> str:
-        """Put the fit into a repository of the Hugging Face Hub, with a model card, in one commit; returns its address.
-
-        ``bll.load("hf://owner/name")`` reads it. A fit and README there are replaced, and remain in the history. A detector with
-        ``KNearestNeighbours``, as the default one, holds features of up to 5,000 training rows.
-
-        Parameters
-        ----------
-        repo
-            ``"owner/name"``; it is made where it is missing.
-        evaluation
-            Scores for the card, from :func:`bll_pyro.evaluate`.
-        private
-            Whether a new repository is; None takes the owner's setting.
-        token
-            A token that may write; None takes that of ``hf auth login`` or ``HF_TOKEN``.
-
-        Raises
-        ------
-        ValueError
-            If the hub cannot be reached or refuses, or the repository holds something else.
-        """
-        return sharing.push(self, repo, evaluation=evaluation, private=private, token=token)
+    def push_to_hub(self, repo: str, **options: Any) -> str:
+        """Put the fit into a repository of the Hugging Face Hub, with a model card; see :func:`bll_pyro.sharing.push`."""
+        return sharing.push(self, repo, **options)
 
     def update(self, data: Any) -> Self:
         """The fit of the earlier rows and of new ``data`` (exact inference): equal to one fit on all rows.

@@ -194,9 +194,9 @@ def test_random_features_are_reckoned_with(num_rows: int):
     targets = np.sin(3 * inputs[:, 0]) + 0.1 * inputs[:, 1]
     found = bll.recommend((inputs, targets), backbone)
     fit = bll.fit(found.layer, (inputs, targets), backbone, found.inference)
-    assert found.size.num_features == min(200, 2 * num_rows) + 3
+    assert found.size.num_features == 203
     # of few rows the evidence may be for the columns alone
-    assert fit.posterior.frame.num_features in ((3, 83) if num_rows == 40 else (203,))
+    assert fit.posterior.frame.num_features in ((3, 203) if num_rows == 40 else (203,))
 
 
 def test_a_backbone_is_timed_on_a_few_rows_and_left_as_it_is():

@@ -36,7 +36,7 @@ def test_products_of_features_are_the_kernel():
     expected, errors = exact(rows.numpy()), []
     for number in (64, 1024):
         kernel = Kernel(0.3, 2.0, lengths)
-        made = RandomFeatures(number).features(kernel, torch.zeros(3), torch.ones(3), 1000)
+        made = RandomFeatures(number).features(kernel, torch.zeros(3), torch.ones(3))
         features = made(rows)
         assert features.shape == (30, number + 3)
         errors.append(np.abs((features @ features.mT).numpy() - expected).max())
