@@ -70,11 +70,11 @@ class Probit:
             raise TypeError(refusal(likelihood))
         mean = outputs.mean / likelihood.temperature
         variance = outputs.variance / likelihood.temperature**2
-        probs = _softmax(mean, variance)[0]
+        probs, slope = _softmax(mean, variance)
         log_normaliser = mean.logsumexp(-1)
         for node, weight in zip(NODES, WEIGHTS, strict=True):
             log_normaliser += 0.5 * weight * (variance * _softmax(mean, node * variance)[1]).sum(-1)
-        products = mean * probs + variance * _softmax(mean, variance)[1]
+        products = mean * probs + variance * slope
         return probs, (log_normaliser - products.sum(-1)).clamp_min(0.0)
 
     def labels(
