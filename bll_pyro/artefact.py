@@ -46,7 +46,7 @@ def save(
 
 
 @contextmanager
-def opened(path: str | Path) -> Iterator[Path]:
+def as_folder(path: str | Path) -> Iterator[Path]:
     """The folder of a saved fit: a copy, for the time of the block, where it is one file.
 
     Raises

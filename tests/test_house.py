@@ -30,6 +30,7 @@ DOUBLES = {
     "Posterior": "the posterior of a fit, and the prior that is the posterior of an earlier fit",
     "StudentT": "the prior and the likelihood: the field calls both by this name",
     "Table": "a table as the data of an experiment, and what a data frame says beside its numbers",
+    "load": "bll.load reads a fit, bll.runtime.load a graph, without torch: the contract calls both by this name",
     "pit_histogram": "metrics.pit_histogram counts, plots.pit_histogram draws the counts",
     "prior_predictive": "bll.prior_predictive makes a DataTree, plots.prior_predictive draws one",
     "risk_coverage": "metrics.risk_coverage computes the curve, plots.risk_coverage draws it",

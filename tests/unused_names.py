@@ -17,6 +17,7 @@ UNUSED = {
         "cli/commands/compare.py:compare_command",
         "cli/commands/report.py:report_command",
         "cli/commands/check.py:check_command",
+        "cli/commands/export.py:export_command",
         "cli/commands/schema.py:schema_command",
     ),
     "the warnings of Python call it": ("cli/console.py:showwarning",),
@@ -41,6 +42,16 @@ UNUSED = {
     "users of scikit-learn call it: a method that estimators have": (
         "sklearn/regressor.py:partial_fit",
         "sklearn/values.py:predict_quantiles",
+    ),
+    "zipfile writes it": ("artefact.py:comment", "artefact.py:external_attr"),
+    "torch's exporter gives it by this name": (
+        "export/lowering.py:check_errors",
+        "export/lowering.py:out_int32",
+        "export/lowering.py:sorter",
+    ),
+    "onnxruntime reads it of a session's options": (
+        "runtime/loading.py:intra_op_num_threads",
+        "runtime/loading.py:log_severity_level",
     ),
     "templates of reports read it": ("reporting/blocks.py:numeric",),
     "users call it: a documented method or property of a result": (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from bll_pyro.export.kinds import kind_of
+from bll_pyro.export.kinds import prediction_kind
 from bll_pyro.runtime.loading import FORMAT, VERSION
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def described(
     fit: Fit, quantiles: tuple[float, ...], shape: list[int], dtype: str, names: list[str]
 ) -> dict[str, Any]:
     """Plain data: classes, inputs, meaning of the outputs, versions, fingerprint."""
-    kind = kind_of(fit.layer.likelihood)
+    kind = prediction_kind(fit.layer.likelihood)
     meanings = MEANINGS[kind] | VERDICT
     return {
         "format": FORMAT,

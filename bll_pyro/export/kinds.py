@@ -24,8 +24,8 @@ Found = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
-class Rows:
-    """Rows of a graph: their outputs, and all that ``predict`` would make its prediction of."""
+class GraphRows:
+    """GraphRows of a graph: their outputs, and all that ``predict`` would make its prediction of."""
 
     outputs: Outputs
     posterior: Posterior
@@ -46,15 +46,15 @@ class Rows:
 
     def predicted(self) -> Prediction:
         """The prediction, without what only its methods need."""
-        return KINDS[kind_of(self.likelihood)](self)
+        return KINDS[prediction_kind(self.likelihood)](self)
 
 
-def kind_of(likelihood: Likelihood) -> str:
+def prediction_kind(likelihood: Likelihood) -> str:
     """The kind of prediction that a likelihood has: ``classes``, ``labels`` or ``values``."""
     return "classes" if likelihood.is_discrete else "labels" if likelihood.is_binary else "values"
 
 
-def classes(rows: Rows) -> Prediction:
+def classes(rows: GraphRows) -> Prediction:
     """Probabilities ``[N, C]``, entropies ``[N]``."""
     if isinstance(rows.integration, Probit):
         mean, expected = rows.integration.classes(rows.outputs, rows.likelihood)
@@ -66,7 +66,7 @@ def classes(rows: Rows) -> Prediction:
     return decomposed(mean, expected, rows.likelihood)
 
 
-def labels(rows: Rows) -> Prediction:
+def labels(rows: GraphRows) -> Prediction:
     """Probability and entropy of each label, ``[N]`` or ``[N, T]``."""
     if isinstance(rows.integration, Probit):
         mean, expected = rows.integration.labels(rows.outputs, rows.likelihood)
@@ -89,7 +89,7 @@ def labels(rows: Rows) -> Prediction:
     )
 
 
-def values(rows: Rows) -> Prediction:
+def values(rows: GraphRows) -> Prediction:
     """Mean and variances ``[N]`` or ``[N, T]``, in the user's units."""
     likelihood, outputs, noise = rows.likelihood, rows.outputs, rows.noise
     assert not isinstance(rows.integration, Probit)
@@ -107,10 +107,10 @@ def values(rows: Rows) -> Prediction:
     return ValuePrediction(aleatoric + epistemic, aleatoric, epistemic, mean, mixture)
 
 
-KINDS: dict[str, Callable[[Rows], Prediction]] = {"classes": classes, "labels": labels, "values": values}
+KINDS: dict[str, Callable[[GraphRows], Prediction]] = {"classes": classes, "labels": labels, "values": values}
 
 
-def shown(prediction: Any, quantiles: tuple[float, ...]) -> Found:
+def graph_outputs(prediction: Any, quantiles: tuple[float, ...]) -> Found:
     """Outputs of a graph by name."""
     found: Found = {}
     if isinstance(prediction, ValuePrediction):

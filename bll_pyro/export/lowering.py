@@ -16,7 +16,7 @@ def translations() -> dict[Any, Callable[..., Any]]:
     aten = torch.ops.aten
     return {
         aten.searchsorted.Tensor: searchsorted,
-        aten.median.default: median,
+        aten.median.default: lower_median,
         aten.amax.default: amax,
         aten.linalg_cholesky_ex.default: cholesky_ex,
     }
@@ -46,7 +46,7 @@ def searchsorted(
     return op.Min(place, op.Constant(value_ints=[num]))
 
 
-def median(values: Any) -> Any:
+def lower_median(values: Any) -> Any:
     """The lower one of the middle values."""
     from onnxscript import opset20 as op
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from bll_pyro.checks import share
-from bll_pyro.export.kinds import Rows, kind_of, shown
+from bll_pyro.export.kinds import GraphRows, prediction_kind, graph_outputs
 from bll_pyro.export.points import Points
 from bll_pyro.ood import Detector, View
 from bll_pyro.packing import pack, unpack
@@ -55,7 +55,7 @@ def as_module(
         For an integration that the likelihood does not have, or a detector that is not made of numbers.
     """
     integration = QuasiMonteCarlo() if integration is None else integration
-    if isinstance(integration, Probit) and kind_of(fit.layer.likelihood) == "values":
+    if isinstance(integration, Probit) and prediction_kind(fit.layer.likelihood) == "values":
         raise TypeError(refusal(fit.layer.likelihood))
     return PredictiveModule(fit, integration, tuple(share(q, "quantiles", "export") for q in quantiles))
 
@@ -104,7 +104,7 @@ class PredictiveModule(nn.Module):
         parts = {name: unpack(plain, tensors) for name, plain in self._plain.items()}
         posterior = self._posterior.at(parts["state"])
         view = _Rows(features, posterior, self.recalibration, parts.get("scored"))
-        found = shown(view.rows(self.integration, parts["given"]).predicted(), self.quantiles)
+        found = graph_outputs(view.rows(self.integration, parts["given"]).predicted(), self.quantiles)
         detector: Detector | None = parts["detector"]
         if detector is None:
             return found
@@ -124,10 +124,10 @@ class _Rows(View):
         super().__init__(features, posterior, recalibration)
         self._scored = scored
 
-    def rows(self, integration: Integration, given: dict[str, Any]) -> Rows:
+    def rows(self, integration: Integration, given: dict[str, Any]) -> GraphRows:
         """The rows at the constants of an integration."""
         outputs = Points(given["outputs"], given["moving"]).on(self.outputs)
-        return Rows(outputs, self.posterior, given["noise"], integration, self.recalibration)
+        return GraphRows(outputs, self.posterior, given["noise"], integration, self.recalibration)
 
     @cached_property
     def prediction(self) -> Prediction:

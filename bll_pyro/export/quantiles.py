@@ -23,7 +23,7 @@ from bll_pyro.prediction.values import ValuePrediction
 
 NUM_HALVINGS = 18
 
-Distribution = Callable[[Tensor], Tensor]
+Cdf = Callable[[Tensor], Tensor]
 
 
 def mixture_quantiles(prediction: ValuePrediction, probs: tuple[float, ...]) -> Float[Tensor, "N *T Q"]:
@@ -50,7 +50,7 @@ def mixture_quantiles(prediction: ValuePrediction, probs: tuple[float, ...]) -> 
 
 
 def root(
-    cdf: Distribution, q: Float[Tensor, "Q 1 1"], lower: Float[Tensor, "Q N T"], upper: Float[Tensor, "Q N T"]
+    cdf: Cdf, q: Float[Tensor, "Q 1 1"], lower: Float[Tensor, "Q N T"], upper: Float[Tensor, "Q N T"]
 ) -> Float[Tensor, "Q N T"]:
     """The real number between two others at which a distribution function is ``q``."""
 
@@ -68,7 +68,7 @@ def root(
 
 
 def whole_root(
-    cdf: Distribution, q: Float[Tensor, "Q 1 1"], lower: Float[Tensor, "Q N T"], upper: Float[Tensor, "Q N T"]
+    cdf: Cdf, q: Float[Tensor, "Q 1 1"], lower: Float[Tensor, "Q N T"], upper: Float[Tensor, "Q N T"]
 ) -> Float[Tensor, "Q N T"]:
     """The least whole number between two others at which a distribution function reaches ``q``."""
 

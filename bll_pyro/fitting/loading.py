@@ -36,7 +36,7 @@ def load(path: str | Path, *, backbone: nn.Module | None = None, head_only: bool
     """
     if str(path).startswith(sharing.SCHEME):
         path = sharing.downloaded(str(path), head_only=head_only)
-    with artefact.opened(path) as folder:
+    with artefact.as_folder(path) as folder:
         parts = archive.load_parts(folder, backbone=backbone, head_only=head_only)
     network = parts.get("backbone")
     return Fit(**parts, recorded=None if network is None else Recorded(network))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bll_pyro.runtime import seal
-from bll_pyro.runtime.predictor import Array, Predictor
+from bll_pyro.runtime.predictor import NumpyArray, Predictor
 
 FORMAT, VERSION = "bll_pyro.graph", 1
 METADATA = "bll_pyro"  # key of the metadata of a graph
@@ -117,7 +117,7 @@ def _predictor(graph: Path | bytes, threads: int | None) -> Predictor:
     names = [output.name for output in session.get_outputs()]
     (given,) = (one.name for one in session.get_inputs())
 
-    def run(rows: Array) -> dict[str, Array]:
+    def run(rows: NumpyArray) -> dict[str, NumpyArray]:
         return dict(zip(names, session.run(names, {given: rows}), strict=True))
 
     return Predictor(run, metadata)

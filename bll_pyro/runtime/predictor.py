@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[Any]
+NumpyArray = NDArray[Any]
 
 
 class Predictor:
@@ -21,7 +21,9 @@ class Predictor:
         ``quantiles``, ``alpha``, ``likelihood``, ``fingerprint``, ``versions``.
     """
 
-    def __init__(self, run: Callable[[Array], Mapping[str, Array]], metadata: dict[str, Any]) -> None:
+    def __init__(
+        self, run: Callable[[NumpyArray], Mapping[str, NumpyArray]], metadata: dict[str, Any]
+    ) -> None:
         self._run, self.metadata = run, metadata
 
     def __repr__(self) -> str:
@@ -55,7 +57,7 @@ class Predictor:
         """Probabilities of the last axis of ``quantiles``."""
         return tuple(self.metadata["quantiles"])
 
-    def predict(self, rows: Any) -> dict[str, Array]:
+    def predict(self, rows: Any) -> dict[str, NumpyArray]:
         """Predict rows ``[N, *input_shape]``; each array of the result has N rows.
 
         Raises
@@ -67,7 +69,7 @@ class Predictor:
         """
         return dict(self._run(self._checked(rows)))
 
-    def _checked(self, rows: Any) -> Array:
+    def _checked(self, rows: Any) -> NumpyArray:
         expected = "[N" + "".join(f", {size}" for size in self.input_shape) + "]"
         try:
             given = np.asarray(rows)
