@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from bll_pyro.checks import share
-from bll_pyro.export.kinds import GraphRows, prediction_kind, graph_outputs
+from bll_pyro.export.kinds import GraphRows, graph_outputs, prediction_kind
 from bll_pyro.export.points import Points
 from bll_pyro.ood import Detector, View
 from bll_pyro.packing import pack, unpack
