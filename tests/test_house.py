@@ -17,7 +17,7 @@ from unused_names import UNUSED
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "bll_pyro"
 FILES = sorted(PACKAGE.rglob("*.py"))
-MOST_LINES, MOST_FUNCTION_LINES, MOST_DOUBLES = 300, 60, 12
+MOST_LINES, MOST_FUNCTION_LINES, MOST_DOUBLES = 300, 60, 13
 
 # Public names that two files define, each with the reason.
 DOUBLES = {
