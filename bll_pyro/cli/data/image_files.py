@@ -60,16 +60,10 @@ class ImageFiles(Dataset[Tensor]):
 
     def __getitem__(self, index: int) -> Tensor:
         from PIL import ImageOps
-        from PIL.Image import Resampling
 
         with _opened(self.files[index].read_bytes()) as opened:
             image = ImageOps.exif_transpose(opened).convert(MODES[self.channels])
-        if self.size is not None:
-            image = image.resize((self.size, self.size), Resampling.BICUBIC)
-        if self.transform is not None:
-            return self.transform(image)
-        pixels = torch.from_numpy(np.array(image, np.float32) / 255)
-        return pixels[None] if pixels.dim() == 2 else pixels.movedim(-1, 0).contiguous()
+        return prepared(image, self.size, self.transform)
 
     def for_backbone(self, backbone: nn.Module | None) -> ImageFiles:
         """The same images as a backbone takes them.
@@ -100,6 +94,20 @@ class ImageFiles(Dataset[Tensor]):
                 + f"\n{'  ...' * (len(sizes) > 5)}resize them by data.size: 224 (--data.size 224), or take a backbone that does"
             )
         return self
+
+
+def prepared(
+    image: Image.Image, size: int | None = None, transform: Callable[[Any], Tensor] | None = None
+) -> Tensor:
+    """An image, upright and of the right mode, as numbers ``[C, H, W]``."""
+    from PIL.Image import Resampling
+
+    if size is not None:
+        image = image.resize((size, size), Resampling.BICUBIC)
+    if transform is not None:
+        return transform(image)
+    pixels = torch.from_numpy(np.array(image, np.float32) / 255)
+    return pixels[None] if pixels.dim() == 2 else pixels.movedim(-1, 0).contiguous()
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,142 @@
+"""``Model``: what a service needs of a model, whatever computes it: a fit by torch, or an exported graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from bll_pyro.fitting import Fit
+
+Predicted = dict[str, np.ndarray]
+QUANTILES = (0.05, 0.5, 0.95)
+NUM_DRAWS = 200
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A model that is served.
+
+    Parameters
+    ----------
+    predict
+        From rows ``[n, *input_shape]``, float32, to arrays ``[n, ...]``: ``probs``, or ``mean``, ``scale`` and ``quantiles``;
+        ``total``, ``aleatoric`` and ``epistemic``; with a detector ``score``, ``p_value`` and ``is_ood``.
+    input_shape
+        Of a row; None for images of any size.
+    classes
+        Labels, in the order of ``probs``; None where there are none.
+    metadata
+        Plain data for ``GET /model``.
+    columns
+        Names of the columns of a row, where it has some: rows may then come as objects.
+    encode
+        From columns by name to rows, where columns are more than numbers; None takes the numbers in the order of ``columns``.
+    prepare
+        From an image to a row; None where rows are no images.
+    channels
+        Of images: 3, or 1 for grey.
+    intervals
+        From rows and a probability to ``lower`` and ``upper`` of each class over draws of the weights; None where draws
+        are not known.
+    threshold
+        Score above which a row is unlike the known ones; None without a detector.
+    """
+
+    predict: Callable[[np.ndarray], Predicted]
+    input_shape: tuple[int, ...] | None
+    classes: list[Any] | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    columns: tuple[str, ...] | None = None
+    encode: Callable[[Mapping[str, Sequence[Any]]], np.ndarray] | None = None
+    prepare: Callable[[Image.Image], np.ndarray] | None = None
+    channels: int = 3
+    intervals: Callable[[np.ndarray, float], Predicted] | None = None
+    threshold: float | None = None
+
+    def warm_up(self) -> None:
+        """Compute one row and two, so that the first request finds everything loaded; a model that cannot fails here."""
+        if self.input_shape is not None:
+            for num_rows in (1, 2):
+                self.predict(np.zeros((num_rows, *self.input_shape), np.float32))
+
+
+def load(path: str | Path) -> Model:
+    """The model in a folder of a saved fit."""
+    import bll_pyro as bll
+
+    return of_fit(bll.load(path))
+
+
+def of_fit(fit: Fit, **more: Any) -> Model:
+    """A fit, computed by torch; ``more``: fields of :class:`Model` that are known from elsewhere."""
+    likelihood, backbone = fit.layer.likelihood, fit.backbone
+    known = fit.classes
+    classes = None if known is None else known.tolist()
+    if classes is None and likelihood.is_discrete:
+        classes = list(range(_num_classes(fit)))
+    given: dict[str, Any] = {
+        "predict": lambda rows: _predicted(fit, rows),
+        "input_shape": (fit.posterior.frame.num_features,) if backbone is None else None,
+        "classes": classes,
+        "columns": fit.feature_names,
+        "threshold": None if fit.detector is None else float(fit.detector.threshold),
+        "metadata": {
+            "likelihood": type(likelihood).__name__,
+            "fingerprint": fit.fingerprint,
+            "alpha": None if fit.detector is None else fit.detector.alpha,
+            "num_training_rows": fit.num_rows,
+        },
+    }
+    if likelihood.is_discrete:
+        given["intervals"] = lambda rows, prob: _intervals(fit, rows, prob)
+    if (transform := getattr(backbone, "transform", None)) is not None:
+        shape = tuple(backbone.config["images"]["input_size"])  # type: ignore[union-attr,index]
+        given |= {
+            "input_shape": shape,
+            "channels": shape[0],
+            "prepare": lambda image: transform(image).numpy(),
+        }
+    return Model(**(given | more))
+
+
+def _num_classes(fit: Fit) -> int:
+    import torch
+
+    features = torch.zeros(1, fit.posterior.frame.num_features)
+    return int(fit.head.predict(features).probs.shape[1])  # type: ignore[attr-defined]
+
+
+def _predicted(fit: Fit, rows: np.ndarray) -> Predicted:
+    from bll_pyro.observation import unobserved
+
+    with unobserved():
+        prediction = fit.predict(rows, batch_size=len(rows))
+    found = {
+        name: getattr(prediction, name).numpy(force=True)
+        for name in ("probs", "mean", "scale", "total", "aleatoric", "epistemic")
+        if hasattr(prediction, name)
+    }
+    if "mean" in found:
+        ends = [prediction.quantile(q).numpy(force=True) for q in QUANTILES]  # type: ignore[attr-defined]
+        found["quantiles"] = np.stack(ends, -1)
+    if prediction.ood is not None:
+        for name in ("score", "p_value", "is_ood"):
+            found[name] = getattr(prediction.ood, name).numpy(force=True)
+    return found
+
+
+def _intervals(fit: Fit, rows: np.ndarray, prob: float) -> Predicted:
+    """Equal-tailed intervals of the class probabilities over draws of the weights."""
+    from bll_pyro.observation import unobserved
+
+    with unobserved():
+        draws = fit.draw(rows, NUM_DRAWS, batch_size=len(rows)).double().numpy(force=True)
+    lower, upper = np.quantile(draws, [(1 - prob) / 2, (1 + prob) / 2], axis=0)
+    return {"lower": lower, "upper": upper}
