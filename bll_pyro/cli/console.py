@@ -12,7 +12,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,12 +43,11 @@ class Console:
     @contextmanager
     def watching(self) -> Iterator[None]:
         """In the block, warnings are messages of the command, and a quiet one shows no progress."""
-        from bll_pyro.observation import observe
 
         def show(message: Warning | str, *_: Any, **__: Any) -> None:
             self.warning(str(message))
 
-        with warnings.catch_warnings(), observe(progress=False if self.quiet else None):
+        with warnings.catch_warnings(), _without_progress() if self.quiet else nullcontext():
             for category in (UserWarning, RuntimeWarning):
                 warnings.simplefilter("always", category)
             warnings.showwarning = show
@@ -85,6 +84,12 @@ class Console:
     def _tell(self, text: str) -> None:
         for listener in self.listeners:
             listener(text)
+
+
+def _without_progress() -> AbstractContextManager[None]:
+    from bll_pyro.observation import observe  # loads torch, which the parent of a service does without
+
+    return observe(progress=False)
 
 
 def has_colours() -> bool:

@@ -65,7 +65,7 @@ def _decoded(content: bytes, mode: str, most_pixels: int, number: int) -> Image.
     except Exception as error:  # the readers of PIL raise errors of many types on bytes that lie
         raise Problem(
             422,
-            f"image {number}: expected an image ({', '.join(FORMATS)}), got bytes that cannot be read as one: they are cut, damaged, "
+            f"image {number}: expected an image ({', '.join(FORMATS)}), got bytes that cannot be read as one: cut, damaged, "
             "or something else",
             image=number,
         ) from error

@@ -54,5 +54,5 @@ def configuration(level: str) -> dict[str, Any]:
         "handlers": {
             "lines": {"class": "logging.StreamHandler", "formatter": "lines", "stream": "ext://sys.stderr"}
         },
-        "loggers": {name: logger for name in (LOGGER, "uvicorn", "py.warnings")},
+        "loggers": dict.fromkeys((LOGGER, "uvicorn", "py.warnings"), logger),
     }

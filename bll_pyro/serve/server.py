@@ -8,6 +8,7 @@ closed, so no request is lost. On SIGTERM the workers take no further connection
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import shutil
 import signal
@@ -24,7 +25,7 @@ import uvicorn
 from fastapi import FastAPI
 from prometheus_client.multiprocess import mark_process_dead
 from uvicorn.config import STARTUP_FAILURE
-from uvicorn.supervisors import Multiprocess
+from uvicorn.supervisors.multiprocess import Multiprocess, Process
 
 from bll_pyro.checks import count, positive
 from bll_pyro.serve.app import application
@@ -34,7 +35,6 @@ from bll_pyro.serve.service import Loader
 from bll_pyro.serve.settings import Settings
 
 LOOK_SECONDS = 0.25  # between looks at the counter and at the parent
-HEALTH_SECONDS = 60  # that a worker may be silent, while it imports torch for one
 LEVELS = ("debug", "info", "warning", "error")
 SPAWN = get_context("spawn")
 
@@ -130,13 +130,20 @@ class _Parent(Multiprocess):
             self.counter.value += 1
 
     def keep_subprocess_alive(self) -> None:
-        before = list(self.processes)
-        super().keep_subprocess_alive()
-        for process in before:
-            if process not in self.processes:
-                mark_process_dead(process.pid)
-                tell("worker died", 40, pid=process.pid, exit_code=process.exitcode)
-            self.failed |= process.exitcode == STARTUP_FAILURE
+        """Replace workers that have ended. None is asked whether it lives: one that imports torch would not answer for long."""
+        for place, process in enumerate(self.processes):
+            if self.should_exit.is_set() or process.process.is_alive():
+                continue
+            process.join()
+            assert process.pid is not None
+            mark_process_dead(process.pid)
+            tell("worker died", logging.ERROR, pid=process.pid, exit_code=process.exitcode)
+            if process.exitcode == STARTUP_FAILURE:  # it would fail the same way again
+                self.failed = True
+                self.should_exit.set()
+                return
+            self.processes[place] = Process(self.config, self.sockets)
+            self.processes[place].start()
 
 
 def serve(models: Mapping[str, Loader], settings: Settings, binding: Binding) -> None:
@@ -176,7 +183,6 @@ def serve(models: Mapping[str, Loader], settings: Settings, binding: Binding) ->
         proxy_headers=False,
         server_header=False,
         timeout_graceful_shutdown=max(1, round(binding.grace)),
-        timeout_worker_healthcheck=HEALTH_SECONDS,
         ssl_certfile=binding.certificate,
         ssl_keyfile=binding.private_key,
         log_config=configuration(binding.log_level),

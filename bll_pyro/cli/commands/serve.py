@@ -97,12 +97,10 @@ def serve_command(
         raise UsageError(
             f"bll serve needs the extra serve, and {error.name} is not there: pip install 'bll-pyro[serve]'"
         ) from error
-    from functools import partial
-
-    from bll_pyro.cli.serving import load_served, named
+    from bll_pyro.cli.serving import named
     from bll_pyro.serve import Binding, Settings, serve
 
-    folders = named(models)
+    loaders = named(models)
     try:
         settings = Settings(
             batch_rows=batch_rows,
@@ -124,4 +122,4 @@ def serve_command(
         console.warning(
             f"everyone who reaches {host}:{port} is served: set BLL_API_KEY or --api-key-file to ask for a key"
         )
-    serve({name: partial(load_served, path) for name, path in folders.items()}, settings, binding)
+    serve(loaders, settings, binding)
