@@ -43,7 +43,7 @@ class Model:
     channels
         Of images: 3, or 1 for grey.
     intervals
-        From rows and a probability to ``lower`` and ``upper`` of each class over draws of the weights; None where draws
+        From rows and a probability to ``lower`` and ``upper`` ends of ``probs`` over draws of the weights; None where draws
         are not known.
     threshold
         Score above which a row is unlike the known ones; None without a detector.
@@ -94,7 +94,7 @@ def of_fit(fit: Fit, **more: Any) -> Model:
             "num_training_rows": fit.num_rows,
         },
     }
-    if likelihood.is_discrete:
+    if likelihood.is_discrete or likelihood.is_binary:
         given["intervals"] = lambda rows, prob: _intervals(fit, rows, prob)
     if (transform := getattr(backbone, "transform", None)) is not None:
         shape = tuple(backbone.config["images"]["input_size"])  # type: ignore[union-attr,index]
