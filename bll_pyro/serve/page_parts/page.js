@@ -8,6 +8,7 @@ const short = value => {
   return size !== 0 && (size < 1e-3 || size >= 1e5) ? value.toExponential(2) : value.toFixed(size < 10 ? 3 : 1);
 };
 const percent = value => (100 * value).toFixed(1) + " %";
+const width = value => 100 * Math.min(1, Math.max(0, value)) + "%"; // of CSS
 
 function fail(text) {
   at("problem").textContent = text;
@@ -114,13 +115,13 @@ function element(name, text, style = {}) {
   return made;
 }
 
-function bar(name, from, value, low, high, text, more) {
-  const line = element("li", null), track = element("div", null), width = percent(Math.max(0, value - from)), told = element("span", text);
+function bar(name, filled, value, low, high, text, more) {
+  const line = element("li", null), track = element("div", null), told = element("span", text);
   track.className = "bar";
   track.setAttribute("aria-hidden", "true");
-  if (from === 0) track.append(element("i", null, { width }));
-  if (low !== null) track.append(element("b", null, { left: percent(low), width: percent(Math.max(0, high - low)) }));
-  track.append(element("u", null, { left: percent(value) }));
+  if (filled) track.append(element("i", null, { width: width(value) }));
+  if (low !== null) track.append(element("b", null, { left: width(low), width: width(high - low) }));
+  track.append(element("u", null, { left: width(value) }));
   if (more) told.append(" ", element("small", more));
   line.append(element("span", name), track, told);
   return line;
@@ -138,7 +139,7 @@ function showClasses(row) {
   const order = probs.map((_, k) => k).sort((a, b) => probs[b] - probs[a]);
   at("values").textContent = "Probability of each class";
   at("bars").replaceChildren(...order.slice(0, MOST_CLASSES).map(k => bar(
-    names ? names[k] : k, 0, probs[k], low ? low[k] : null, low ? high[k] : null, percent(probs[k]),
+    names ? names[k] : k, true, probs[k], low ? low[k] : null, low ? high[k] : null, percent(probs[k]),
     low ? (100 * low[k]).toFixed(0) + "–" + (100 * high[k]).toFixed(0) : "")));
   const left = order.length - MOST_CLASSES;
   at("reading").textContent = (low ? "Lines: where 90 % of the draws of the weights put the probability. " : "") + (left > 0 ? left + " classes with less are not shown." : "");
@@ -155,7 +156,7 @@ function showValues(row) {
   at("bars").replaceChildren(...means.map((mean, k) => {
     const low = ends[k][0], high = ends[k][ends[k].length - 1], room = 0.25 * (high - low) || 1;
     const place = value => (value - low + room) / (high - low + 2 * room);
-    return bar(means.length > 1 ? "target " + k : "target", -1, place(mean), place(low), place(high), short(mean), short(low) + " – " + short(high));
+    return bar(means.length > 1 ? "target " + k : "target", false, place(mean), place(low), place(high), short(mean), short(low) + " – " + short(high));
   }));
   at("reading").textContent = "";
   at("label").textContent = means.map(short).join(", ");
@@ -171,7 +172,7 @@ function showVerdict(row) {
   if (!known) return;
   const score = given.score[row], alpha = model.metadata.alpha || 0.05, away = score - model.threshold;
   at("distance").textContent = `score ${short(score)}, ${short(Math.abs(away))} ${away > 0 ? "above" : "below"} the threshold ${short(model.threshold)}`;
-  const p = given.p_value[row], place = value => percent(Math.min(1, Math.log(Math.max(value, LEAST_P)) / Math.log(LEAST_P)));
+  const p = given.p_value[row], place = value => width(Math.log(Math.max(value, LEAST_P)) / Math.log(LEAST_P));
   at("mark").style.left = place(p);
   at("limit").style.left = at("alarm").style.left = place(alpha);
   at("odds").textContent = `p-value ${short(p)}: so large a score, or a larger one, has a known row with this probability; the alarm is at ${short(alpha)}.`;
@@ -180,8 +181,8 @@ function showVerdict(row) {
 function showParts(row) {
   const sum = name => [].concat(given[name][row]).reduce((a, b) => a + b, 0);
   const [aleatoric, epistemic] = [sum("aleatoric"), sum("epistemic")], total = aleatoric + epistemic;
-  at("aleatoric").style.width = percent(total ? aleatoric / total : 0);
-  at("epistemic").style.width = percent(total ? epistemic / total : 0);
+  at("aleatoric").style.width = width(total ? aleatoric / total : 0);
+  at("epistemic").style.width = width(total ? epistemic / total : 0);
   const unit = given.probs ? " nats" : "";
   const parts = [["aleatoric", aleatoric], ["epistemic", epistemic]].map(([name, value]) => {
     const part = element("div", null);
