@@ -54,5 +54,8 @@ def configuration(level: str) -> dict[str, Any]:
         "handlers": {
             "lines": {"class": "logging.StreamHandler", "formatter": "lines", "stream": "ext://sys.stderr"}
         },
-        "loggers": dict.fromkeys((LOGGER, "uvicorn", "py.warnings"), logger),
+        "loggers": {
+            **dict.fromkeys((LOGGER, "uvicorn", "py.warnings"), logger),
+            "python_multipart": {"level": "CRITICAL"},  # it quotes forms that are damaged
+        },
     }
