@@ -64,7 +64,9 @@ def light(seconds: float = 0.0) -> Model:
         time.sleep(seconds)
         return softmax_of(given)
 
-    return Model(predict, (WIDTH,), ["ant", "bee", "cat"], {"kind": "light"}, threshold=2.2)
+    return Model(
+        predict, (WIDTH,), ["ant", "bee", "cat"], {"kind": "light"}, has_detector=True, threshold=2.2
+    )
 
 
 def npy(array: np.ndarray) -> bytes:
@@ -152,5 +154,7 @@ class Client:
                 parts.append(message.get("body", b""))
 
         await self.app(scope, receive, answer)
-        named = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in started["headers"]}
+        named = {
+            name.decode("latin-1").lower(): value.decode("latin-1") for name, value in started["headers"]
+        }
         return Answer(started["status"], named, b"".join(parts))

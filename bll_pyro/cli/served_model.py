@@ -16,7 +16,7 @@ from bll_pyro.cli.data.images import ImageFolder
 from bll_pyro.cli.data.tables import Table
 from bll_pyro.cli.saved import load_model
 from bll_pyro.cli.usage import UsageError
-from bll_pyro.serve import Model, of_fit
+from bll_pyro.serve import Model, load, of_fit
 
 
 def load_served(path: Path) -> Model:
@@ -29,6 +29,8 @@ def load_served(path: Path) -> Model:
     ValueError
         If a file of it is damaged.
     """
+    if path.suffix == ".onnx":
+        return load(path)
     saved = load_model(path)
     backbone = saved.fit.backbone
     if hasattr(backbone, "tokenizer"):

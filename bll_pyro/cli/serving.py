@@ -20,7 +20,7 @@ class Folder:
     Parameters
     ----------
     path
-        Of a run or of a saved fit.
+        Of a run or of a saved fit, or of a graph (``.onnx``).
     """
 
     path: Path

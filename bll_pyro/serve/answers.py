@@ -41,7 +41,7 @@ def description(served: Served) -> dict[str, Any]:
         "columns": None if model.columns is None else list(model.columns),
         "takes_images": model.prepare is not None,
         "has_intervals": model.intervals is not None,
-        "has_detector": model.threshold is not None,
+        "has_detector": model.has_detector,
         "threshold": model.threshold,
         "loaded_at": served.loaded_at,
         "metadata": dict(model.metadata),

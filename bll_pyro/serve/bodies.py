@@ -160,7 +160,9 @@ def rows_of_arrow(body: bytes, model: Model, most_rows: int) -> np.ndarray:
             table = pa.Table.from_batches(batches, stream.schema)
     except Problem:
         raise
-    except Exception as error:  # bytes that lie are refused in many ways, also by what reads their flat buffers here
+    except (
+        Exception
+    ) as error:  # bytes that lie are refused in many ways, also by what reads their flat buffers here
         raise Problem(400, "expected an Arrow stream, got a body that is none or is damaged") from error
     if not table.num_rows or not table.num_columns:
         raise Problem(422, "expected a table of one row or more, got an empty one")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,10 +14,12 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from bll_pyro.fitting import Fit
+    from bll_pyro.runtime import Predictor
 
 Predicted = dict[str, np.ndarray]
 QUANTILES = (0.05, 0.5, 0.95)
 NUM_DRAWS = 200
+THREADS_VARIABLE = "OMP_NUM_THREADS"  # of torch, and here of onnxruntime, too
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,8 +48,9 @@ class Model:
     intervals
         From rows and a probability to ``lower`` and ``upper`` ends of ``probs`` over draws of the weights; None where draws
         are not known.
-    threshold
-        Score above which a row is unlike the known ones; None without a detector.
+    has_detector, threshold, num_calibration
+        Whether there is a verdict on rows; of its detector, where they are known, the score above which a row is unlike the
+        known ones, and the number of calibration rows, without which there is no watch for drift.
     """
 
     predict: Callable[[np.ndarray], Predicted]
@@ -58,7 +62,9 @@ class Model:
     prepare: Callable[[Image.Image], np.ndarray] | None = None
     channels: int = 3
     intervals: Callable[[np.ndarray, float], Predicted] | None = None
+    has_detector: bool = False
     threshold: float | None = None
+    num_calibration: int | None = None
 
     def warm_up(self) -> None:
         """Compute one row and two, so that the first request finds everything loaded; a model that cannot fails here."""
@@ -68,10 +74,30 @@ class Model:
 
 
 def load(path: str | Path) -> Model:
-    """The model in a folder of a saved fit."""
+    """The model in a graph (``.onnx``), which needs onnxruntime and no torch, or in the folder of a saved fit."""
+    if Path(path).suffix == ".onnx":
+        from bll_pyro.runtime import load as load_graph
+
+        return of_graph(load_graph(path, threads=int(os.environ.get(THREADS_VARIABLE, 0)) or None))
     import bll_pyro as bll
 
     return of_fit(bll.load(path))
+
+
+def of_graph(predictor: Predictor) -> Model:
+    """An exported graph, computed by onnxruntime."""
+    told = predictor.metadata
+    names = predictor.inputs.get("names")
+    return Model(
+        predictor.predict,
+        predictor.input_shape,
+        predictor.classes,
+        {name: told[name] for name in ("likelihood", "fingerprint", "alpha", "quantiles") if name in told},
+        columns=None if names is None else tuple(names),
+        has_detector="p_value" in predictor.outputs,
+        threshold=told.get("threshold"),
+        num_calibration=told.get("num_calibration"),
+    )
 
 
 def of_fit(fit: Fit, **more: Any) -> Model:
@@ -86,7 +112,6 @@ def of_fit(fit: Fit, **more: Any) -> Model:
         "input_shape": (fit.posterior.frame.num_features,) if backbone is None else None,
         "classes": classes,
         "columns": fit.feature_names,
-        "threshold": None if fit.detector is None else float(fit.detector.threshold),
         "metadata": {
             "likelihood": type(likelihood).__name__,
             "fingerprint": fit.fingerprint,
@@ -94,6 +119,12 @@ def of_fit(fit: Fit, **more: Any) -> Model:
             "num_training_rows": fit.num_rows,
         },
     }
+    if fit.detector is not None and fit.detector.calibration_scores is not None:
+        given |= {
+            "has_detector": True,
+            "threshold": float(fit.detector.threshold),
+            "num_calibration": len(fit.detector.calibration_scores),
+        }
     if likelihood.is_discrete or likelihood.is_binary:
         given["intervals"] = lambda rows, prob: _intervals(fit, rows, prob)
     if (transform := getattr(backbone, "transform", None)) is not None:

@@ -77,7 +77,12 @@ def test_several_models_by_name(client: Client) -> None:
     assert client.get("/model").json()["name"] == "digits"
     told = client.get("/models/light").json()
     assert told["classes"] == ["ant", "bee", "cat"] and told["input_shape"] == [WIDTH]
-    for path in ("/models/none/predict", "/models/../predict", "/models/../../etc/passwd", "/models/%2e%2e/predict"):
+    for path in (
+        "/models/none/predict",
+        "/models/../predict",
+        "/models/../../etc/passwd",
+        "/models/%2e%2e/predict",
+    ):
         problem(client.post(path, {"rows": [[0] * WIDTH]}), 404)
     problem(client.get("/predict"), 405)
     problem(client.get("/nowhere"), 404, "/openapi.json")
@@ -225,7 +230,9 @@ def test_a_full_queue_is_told() -> None:
         problem(found[1], 503, "40 rows")
 
 
-def test_an_error_of_the_model_is_answered_and_logged_without_its_text(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_error_of_the_model_is_answered_and_logged_without_its_text(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     def breaks(given: np.ndarray) -> dict[str, np.ndarray]:
         if given[0, 0] > 0:
             raise RuntimeError(f"secret {given[0, 0]}")
@@ -366,6 +373,8 @@ def test_other_hosts_are_told_nothing(client: Client) -> None:
     answer = client.post("/predict", {"rows": [[0.0] * WIDTH]}, {**JSON, "origin": "https://evil.example"})
     assert not [name for name in answer.headers if name.startswith("access-control")]
     assert answer.headers["x-content-type-options"] == "nosniff"
-    (preflight,) = client.together(client.send("OPTIONS", "/predict", {"origin": "https://evil.example"}, [b""]))
+    (preflight,) = client.together(
+        client.send("OPTIONS", "/predict", {"origin": "https://evil.example"}, [b""])
+    )
     problem(preflight, 405)
     assert not [name for name in preflight.headers if name.startswith("access-control")]

@@ -107,9 +107,7 @@ def test_an_error_is_of_the_request_at_fault(executor: ThreadPoolExecutor) -> No
     async def run() -> list[object]:
         batcher = Batcher(Counting(0.005), executor, 100, 1000)
         given = [numbered(2), numbered(3), -1 - numbered(1), numbered(4)]
-        return list(
-            await asyncio.gather(*(batcher.submit(rows) for rows in given), return_exceptions=True)
-        )
+        return list(await asyncio.gather(*(batcher.submit(rows) for rows in given), return_exceptions=True))
 
     found = asyncio.run(run())
     assert [isinstance(one, ValueError) for one in found] == [False, False, True, False]
@@ -156,6 +154,8 @@ def test_rows_of_two_shapes_are_computed_apart(executor: ThreadPoolExecutor) -> 
     async def run() -> list[dict[str, np.ndarray]]:
         batcher = Batcher(compute, executor, 100, 1000)
         wide = np.ones((3, 5), np.float32)
-        return list(await asyncio.gather(*(batcher.submit(r) for r in (numbered(2), wide, numbered(1), wide))))
+        return list(
+            await asyncio.gather(*(batcher.submit(r) for r in (numbered(2), wide, numbered(1), wide)))
+        )
 
     assert [found["twice"].shape for found in asyncio.run(run())] == [(2, 2), (3, 5), (1, 2), (3, 5)]

@@ -175,7 +175,11 @@ def test_wrong_arrow(client: Client) -> None:
         (good[:-200], 400, ""),
         (stream_of(table, "zstd"), 422, "without compression"),
         (stream_of(table, "lz4"), 422, "without compression"),
-        (stream_of(table.set_column(0, "a", table["a"].cast("string").dictionary_encode()), "zstd"), 422, "without"),
+        (
+            stream_of(table.set_column(0, "a", table["a"].cast("string").dictionary_encode()), "zstd"),
+            422,
+            "without",
+        ),
         (stream_of(bomb, "zstd", 10**6), 422, "without compression"),
         (stream_of(bomb, chunk=10**6), 413, "1,000 rows"),
         (stream_of(many), 422, "null"),
@@ -192,10 +196,21 @@ def test_wrong_arrow(client: Client) -> None:
 
 
 def test_content_types(client: Client) -> None:
-    for kind in ("", "text/plain", "application/octet-stream", "application/x-www-form-urlencoded", "a" * 1000):
+    for kind in (
+        "",
+        "text/plain",
+        "application/octet-stream",
+        "application/x-www-form-urlencoded",
+        "a" * 1000,
+    ):
         answer = client.post("/predict", {"rows": [[0] * 4]}, {"content-type": kind})
         assert answer.status == 415 and "application/json" in answer.json()["detail"]
-    assert client.post("/predict", {"rows": [[0] * 4]}, {"content-type": "Application/JSON; charset=utf-8"}).status == 200
+    assert (
+        client.post(
+            "/predict", {"rows": [[0] * 4]}, {"content-type": "Application/JSON; charset=utf-8"}
+        ).status
+        == 200
+    )
     for kind in ("image/png", "multipart/form-data; boundary=x"):
         form = b'--x\r\nContent-Disposition: form-data; name="a"; filename="b"\r\n\r\nx\r\n--x--\r\n'
         answer = client.post("/predict", form, {"content-type": kind})
@@ -207,7 +222,9 @@ def test_large_bodies_are_read_beside_other_requests() -> None:
     given = rows(20_000)
     body = [json.dumps({"rows": given.tolist()}).encode()]
     order: list[str] = []
-    with Client(application({"m": light}, Settings(environment={}, request_rows=20_000, queued_rows=20_000))) as client:
+    with Client(
+        application({"m": light}, Settings(environment={}, request_rows=20_000, queued_rows=20_000))
+    ) as client:
 
         async def large() -> None:
             answer = await client.send("POST", "/predict", JSON, list(body))

@@ -149,7 +149,9 @@ def test_images_that_lie(client: Client) -> None:
     assert "several" in client.post("/models/colour/predict", mixed, FORM).json()["detail"]
 
 
-@pytest.mark.filterwarnings("ignore:Exception ignored.*SpooledTemporaryFile")  # starlette leaves one that is cut to Python
+@pytest.mark.filterwarnings(
+    "ignore:Exception ignored.*SpooledTemporaryFile"
+)  # starlette leaves one that is cut to Python
 def test_wrong_forms(client: Client) -> None:
     good = form(encoded(pictures(1)[0]))
     fields = b'--edge\r\nContent-Disposition: form-data; name="a"\r\n\r\nx\r\n'
@@ -161,7 +163,12 @@ def test_wrong_forms(client: Client) -> None:
         (fields * 11 + b"--edge--\r\n", FORM),
         (fields + b"--edge--\r\n", FORM),
         (b"--edge\r\n\r\nx\r\n--edge--\r\n", FORM),
-        (b'--edge\r\nContent-Disposition: form-data; name="a"\r\n\r\n' + b"x" * 2_000_000 + b"\r\n--edge--\r\n", FORM),
+        (
+            b'--edge\r\nContent-Disposition: form-data; name="a"\r\n\r\n'
+            + b"x" * 2_000_000
+            + b"\r\n--edge--\r\n",
+            FORM,
+        ),
     ):
         answer = client.post("/predict", body, headers)
         assert 400 <= answer.status < 500, (body[:60], answer)

@@ -46,8 +46,14 @@ def seeds() -> list[tuple[str, dict[str, str], bytes]]:
     for kind in ("PNG", "JPEG", "GIF", "WEBP", "BMP"):
         content = io.BytesIO()
         picture.save(content, kind)
-        found.append(("/models/colours/predict", {"content-type": f"image/{kind.lower()}"}, content.getvalue()))
-    form = b'--x\r\nContent-Disposition: form-data; name="i"; filename="i"\r\n\r\n' + found[-5][2] + b"\r\n--x--\r\n"
+        found.append(
+            ("/models/colours/predict", {"content-type": f"image/{kind.lower()}"}, content.getvalue())
+        )
+    form = (
+        b'--x\r\nContent-Disposition: form-data; name="i"; filename="i"\r\n\r\n'
+        + found[-5][2]
+        + b"\r\n--x--\r\n"
+    )
     found.append(("/models/colours/predict", {"content-type": "multipart/form-data; boundary=x"}, form))
     return found
 
@@ -81,8 +87,30 @@ def worded(body: bytearray, random: np.random.Generator) -> None:
     body[start:start] = WORDS[random.integers(len(WORDS))]
 
 
-WORDS = [b"NaN", b"null", b"1e999", b"[", b"]", b"{", b"}", b'"', b"true", b"-", b",", b"\x00", b"\xff\xff\xff\xff", b"9" * 400]
-MUTATIONS: list[Callable[[bytearray, np.random.Generator], None]] = [flipped, cut, taken_out, doubled, filled, worded]
+WORDS = [
+    b"NaN",
+    b"null",
+    b"1e999",
+    b"[",
+    b"]",
+    b"{",
+    b"}",
+    b'"',
+    b"true",
+    b"-",
+    b",",
+    b"\x00",
+    b"\xff\xff\xff\xff",
+    b"9" * 400,
+]
+MUTATIONS: list[Callable[[bytearray, np.random.Generator], None]] = [
+    flipped,
+    cut,
+    taken_out,
+    doubled,
+    filled,
+    worded,
+]
 
 
 @pytest.mark.slow
@@ -142,11 +170,16 @@ def test_requests_by_the_description() -> None:
         for operation in operations:
             modes = schemathesis.GenerationMode
             for mode in (modes.POSITIVE, modes.NEGATIVE):
+
                 @limits
                 @given(case=operation.as_strategy(generation_mode=mode))
                 def call(case: Any) -> None:
                     sent = case.as_transport_kwargs(base_url="http://service")
-                    answer = client.post(*prepared(sent)) if case.method == "POST" else client.get(*prepared(sent)[:1])
+                    answer = (
+                        client.post(*prepared(sent))
+                        if case.method == "POST"
+                        else client.get(*prepared(sent)[:1])
+                    )
                     seen[answer.status] += 1
                     assert answer.status < 500, (sent, answer)
 

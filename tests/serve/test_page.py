@@ -29,7 +29,15 @@ def looking() -> Model:
         found = softmax_of(np.concatenate([5 * given.mean((2, 3)), np.zeros((len(given), 1), np.float32)], 1))
         return found
 
-    return Model(predict, (3, 4, 4), ["red", "green", "blue"], {"alpha": 0.1}, prepare=prepare, threshold=2.2)
+    return Model(
+        predict,
+        (3, 4, 4),
+        ["red", "green", "blue"],
+        {"alpha": 0.1},
+        prepare=prepare,
+        has_detector=True,
+        threshold=2.2,
+    )
 
 
 @dataclass
@@ -44,7 +52,10 @@ class Served:
         page = self.browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
         page.on("console", lambda message: self.messages.append(message.text))
         page.on("pageerror", lambda error: self.messages.append(str(error)))
-        page.on("request", lambda request: self.messages.append(request.url) if self.foreign(request.url) else None)
+        page.on(
+            "request",
+            lambda request: self.messages.append(request.url) if self.foreign(request.url) else None,
+        )
         page.set_default_timeout(10_000)
         page.goto(self.url + path)
         page.locator("#about", has_text="·").wait_for()
@@ -217,7 +228,9 @@ def test_a_key_is_asked_for_when_it_is_needed(service: Served) -> None:
         page.locator("#key").fill(KEY)
         page.get_by_role("button", name="Use key").click()
         page.locator("#drop").wait_for()
-        page.locator("#file").set_input_files({"name": "../../x.png", "mimeType": "image/png", "buffer": picture((0, 255, 0))})
+        page.locator("#file").set_input_files(
+            {"name": "../../x.png", "mimeType": "image/png", "buffer": picture((0, 255, 0))}
+        )
         page.locator("#result").wait_for()
         assert "green" in page.locator("#label").inner_text()
         page.close()

@@ -43,7 +43,7 @@ def serve_command(
     Parameters
     ----------
     models
-        Folders of runs or of saved fits, each as FOLDER or NAME=FOLDER. The first one is that of /predict.
+        Folders of runs or of saved fits, or graphs (.onnx), each as PATH or NAME=PATH. The first one is that of /predict.
     host
         Address to listen at; 0.0.0.0 for all of the machine.
     port

@@ -171,7 +171,8 @@ function showVerdict(row) {
   at("distance").textContent = "";
   if (!known) return;
   const score = given.score[row], alpha = model.metadata.alpha || 0.05, away = score - model.threshold;
-  at("distance").textContent = `score ${short(score)}, ${short(Math.abs(away))} ${away > 0 ? "above" : "below"} the threshold ${short(model.threshold)}`;
+  if (model.threshold === null) at("distance").textContent = `score ${short(score)}`;
+  else at("distance").textContent = `score ${short(score)}, ${short(Math.abs(away))} ${away > 0 ? "above" : "below"} the threshold ${short(model.threshold)}`;
   const p = given.p_value[row], place = value => width(Math.log(Math.max(value, LEAST_P)) / Math.log(LEAST_P));
   at("mark").style.left = place(p);
   at("limit").style.left = at("alarm").style.left = place(alpha);
