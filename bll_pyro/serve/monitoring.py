@@ -50,8 +50,8 @@ class Monitor:
         )
         self.reloads = Counter("bll_reloads", "Reloads of a model.", ("model", "outcome"), registry=own)
         self.drift = Gauge(
-            "bll_drift_value",
-            "Evidence of drift: the largest of the workers.",
+            "bll_drift_log_value",
+            "Logarithm of the evidence of drift: the largest of the workers.",
             model,
             registry=own,
             multiprocess_mode="livemax",
@@ -75,6 +75,11 @@ class Monitor:
         self.epistemic.labels(name).inc(max(float(outputs["epistemic"].sum()), 0.0))
         if "is_ood" in outputs:
             self.alarms.labels(name).inc(int(outputs["is_ood"].sum()))
+
+    def watched(self, name: str, log_value: float, alarm: bool) -> None:
+        """Set what is known of drift."""
+        self.drift.labels(name).set(log_value)
+        self.drifted.labels(name).set(int(alarm))
 
     def text(self) -> bytes:
         """All numbers, of all workers."""

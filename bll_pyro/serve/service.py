@@ -9,7 +9,8 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,6 +20,9 @@ from bll_pyro.serve.models import NUM_DRAWS, Model
 from bll_pyro.serve.monitoring import Monitor
 from bll_pyro.serve.problems import Problem, busy
 from bll_pyro.serve.settings import Settings
+
+if TYPE_CHECKING:
+    from bll_pyro.ood import Drift
 
 Loader = Callable[[], Model]
 DRAWN_NUMBERS = 2**22  # draws x rows x classes of intervals at a time
@@ -63,6 +67,7 @@ class Service:
         self.served: dict[str, Served] = {}
         self._computing = {name: ThreadPoolExecutor(1, f"bll-{name}") for name in self.loaders}
         self.reading = ThreadPoolExecutor(min(8, os.cpu_count() or 1), "bll-read")  # bodies and images
+        self._watches: dict[str, tuple[tuple[str, int], Drift]] = {}
         self._reloading = asyncio.Lock()
 
     async def start(self) -> None:
@@ -108,7 +113,8 @@ class Service:
         began = time.perf_counter()
         model = await asyncio.to_thread(loaded)
         tell("model", model=name, seconds=round(time.perf_counter() - began, 3), **_known(model.metadata))
-        batches = self._batcher(name, model.predict, self.settings.batch_rows)
+        await asyncio.to_thread(self._begin_watch, name, model)
+        batches = self._batcher(name, partial(self._watched, name, model), self.settings.batch_rows)
         batches.observe = self.monitor.batch_rows.labels(name).observe
         return Served(name, model, batches)
 
@@ -151,7 +157,7 @@ class Service:
         finally:
             queued.dec(len(rows))
         _check_finite(outputs)
-        self._watch(served, outputs)
+        self.monitor.predicted(served.name, outputs)
         return outputs
 
     def _intervals(self, served: Served, prob: float) -> Batcher:
@@ -169,9 +175,28 @@ class Service:
             )
         return served.interval_batches[prob]
 
-    def _watch(self, served: Served, outputs: Outputs) -> None:
-        """Count what was predicted; the p-values of the detector tell of drift here."""
-        self.monitor.predicted(served.name, outputs)
+    def _begin_watch(self, name: str, model: Model) -> None:
+        """Watch for drift, with the evidence so far if the model is the same as before."""
+        if model.num_calibration is None:
+            self._watches.pop(name, None)
+            return
+        known = (str(model.metadata.get("fingerprint")), model.num_calibration)
+        if name not in self._watches or self._watches[name][0] != known:
+            from bll_pyro.ood import Drift
+
+            self._watches[name] = (known, Drift(self.settings.alpha, model.num_calibration))
+            self.monitor.watched(name, 0.0, False)
+
+    def _watched(self, name: str, model: Model, rows: np.ndarray) -> Outputs:
+        """Predict a batch, in its thread; the p-values of the detector tell of drift."""
+        outputs = model.predict(rows)
+        if name in self._watches and "p_value" in outputs:
+            _, watch = self._watches[name]
+            before = watch.alarm
+            if watch.update(outputs["p_value"]) and not before:
+                tell("drift", logging.WARNING, model=name, num_rows=watch.rows)
+            self.monitor.watched(name, watch.log_value, watch.alarm)
+        return outputs
 
 
 def _known(metadata: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from service_cases import JSON, NPY, WIDTH, Answer, Client, fit, light, npy, rows, softmax_of
 
-from bll_pyro.serve import Model, Settings, application, of_fit
+from bll_pyro.serve import Model, Settings, application, of_fit, of_graph
 
 KEY, OTHER = "k" * 20, "second-key-of-the-file"
 OPEN = Settings(environment={})
@@ -88,7 +88,7 @@ def test_several_models_by_name(client: Client) -> None:
     problem(client.get("/nowhere"), 404, "/openapi.json")
 
 
-@pytest.mark.parametrize("kind", ["values", "targets", "counts", "labels", "multilabel"])
+@pytest.mark.parametrize("kind", ["targets", "labels", "multilabel"])
 def test_other_likelihoods(kind: str) -> None:
     """Numbers have quantiles, labels of 0 and 1 have one probability each."""
     import torch
@@ -98,13 +98,11 @@ def test_other_likelihoods(kind: str) -> None:
     x = torch.from_numpy(rows(60))
     y = x[:, 0] + 0.1 * torch.from_numpy(rows(60, 1))[:, 0]
     likelihood, targets = {
-        "values": (bll.likelihoods.Gaussian(), y),
         "targets": (bll.likelihoods.Gaussian(), torch.stack([y, -y], 1)),
-        "counts": (bll.likelihoods.Poisson(), y.exp().round()),
         "labels": (bll.likelihoods.Bernoulli(), (y > 0).long()),
         "multilabel": (bll.likelihoods.Bernoulli(), torch.stack([y > 0, y > 1], 1).long()),
     }[kind]
-    inference = bll.Exact() if kind in ("values", "targets") else bll.Laplace()
+    inference = bll.Exact() if kind == "targets" else bll.Laplace()
     made = bll.fit(bll.LastLayer(likelihood), (x, targets), inference=inference)
     expected = made.predict(x[:3])
     with Client(application({"m": lambda: of_fit(made)}, OPEN)) as client:
@@ -336,6 +334,46 @@ def test_numbers_for_prometheus() -> None:
     assert found["bll_requests_total", "/models/{name}/predict", "404"] == 1
     assert found["bll_queued_rows", "m"] == 0 and found["bll_requests_running",] == 1
     assert found["bll_batch_rows_sum", "m"] == 8
+
+
+def test_drift_is_watched_and_its_evidence_survives_a_reload(caplog: pytest.LogCaptureFixture) -> None:
+    """Rows as in the calibration raise no alarm; strange ones do, and the alarm stays."""
+    many = rows(4000, 5)
+    is_ood = fit().predict(many).ood.p_value.numpy() < 0.3
+
+    def number(client: Client, name: str) -> float:
+        (line,) = re.findall(
+            rf'^bll_drift_{name}{{model="m"}} (.*)$', client.get("/metrics").body.decode(), re.MULTILINE
+        )
+        return float(line)
+
+    with Client(application({"m": lambda: of_fit(fit())}, OPEN)) as client:
+        assert number(client, "alarm") == 0
+        assert client.post("/predict", npy(many[:1000]), NPY).status == 200
+        assert number(client, "alarm") == 0 and number(client, "log_value") < 5
+        with caplog.at_level(logging.WARNING, "bll_pyro.serve"):
+            client.post("/predict", npy(many[is_ood]), NPY)
+        value = number(client, "log_value")
+        assert number(client, "alarm") == 1 and value > 5
+        assert [record.message for record in caplog.records] == ["drift"]
+        client.loop.run_until_complete(client.app.state.service.reload())
+        assert number(client, "alarm") == 1 and number(client, "log_value") == value
+
+
+def test_a_graph_is_a_model() -> None:
+    """What :mod:`bll_pyro.runtime` loads; its own tests compare it with the fit."""
+    from bll_pyro.runtime import Predictor
+
+    told = {
+        "classes": ["ant", "bee", "cat"], "inputs": {"shape": [WIDTH], "dtype": "float32", "names": list("abcd")},
+        "outputs": dict.fromkeys(softmax_of(rows(1)), ""), "likelihood": "Categorical", "fingerprint": "f", "alpha": 0.1,
+    }  # fmt: skip
+    with Client(application({"m": lambda: of_graph(Predictor(softmax_of, told))}, OPEN)) as client:
+        found = client.post("/predict", {"rows": [dict.fromkeys("dcba", 0.5)]}).json()
+        assert found["probs"] == softmax_of(np.full((1, WIDTH), 0.5, np.float32))["probs"].tolist()
+        described = client.get("/model").json()
+        assert described["columns"] == list("abcd") and described["has_detector"]
+        assert described["metadata"]["fingerprint"] == "f" and not described["has_intervals"]
 
 
 def test_logs_are_json_with_ids_and_without_inputs(capsys: pytest.CaptureFixture) -> None:

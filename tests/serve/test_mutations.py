@@ -198,4 +198,4 @@ def prepared(sent: dict[str, Any]) -> tuple[str, bytes, dict[str, str]]:
         given["content"] = given.pop("data")
     request = httpx.Request(**given)
     path = request.url.raw_path.decode()
-    return path, request.read(), {name: value for name, value in request.headers.items()}
+    return path, request.read(), dict(request.headers.items())

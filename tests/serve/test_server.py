@@ -178,7 +178,7 @@ def test_nothing_is_lost_that_need_not_be(running: Running) -> None:
     assert running.process.returncode == 0, running.log.read_text()[-2000:]
     assert not load.wrong and load.broken  # no one is there at the end
     events = running.events("request")
-    answered = {name for name in load.answered}
+    answered = set(load.answered)
     logged = {event["request_id"] for event in events[-len(answered) :]}
     assert {event["status"] for event in events} == {200} and logged == answered
     assert not list(Path(running.log.parent).glob("bll-serve-*"))
