@@ -19,6 +19,7 @@ NAMES = (
     "import_time",
     "first_fit",
     "cuda",
+    "service",
     "inferences",
     "loo",
     "ood",
