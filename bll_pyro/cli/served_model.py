@@ -17,10 +17,11 @@ from bll_pyro.cli.data.tables import Table
 from bll_pyro.cli.saved import load_model
 from bll_pyro.cli.usage import UsageError
 from bll_pyro.serve import Model, load, of_fit
+from bll_pyro.serve.models import holds_graph
 
 
 def load_served(path: Path) -> Model:
-    """The model in a folder, as a service takes it.
+    """The model at a path, as a service takes it.
 
     Raises
     ------
@@ -29,7 +30,7 @@ def load_served(path: Path) -> Model:
     ValueError
         If a file of it is damaged.
     """
-    if path.suffix == ".onnx":
+    if path.is_file() or holds_graph(path):
         return load(path)
     saved = load_model(path)
     backbone = saved.fit.backbone

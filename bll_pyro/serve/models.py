@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from bll_pyro.runtime.loading import GRAPH, MANIFEST
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -74,14 +78,30 @@ class Model:
 
 
 def load(path: str | Path) -> Model:
-    """The model in a graph (``.onnx``), which needs onnxruntime and no torch, or in the folder of a saved fit."""
-    if Path(path).suffix == ".onnx":
+    """The model in a graph (``.onnx``) or a saved fit; onnxruntime computes it if there is a graph, else torch."""
+    if holds_graph(path):
         from bll_pyro.runtime import load as load_graph
 
         return of_graph(load_graph(path, threads=int(os.environ.get(THREADS_VARIABLE, 0)) or None))
     import bll_pyro as bll
 
     return of_fit(bll.load(path))
+
+
+def holds_graph(path: str | Path) -> bool:
+    """Whether a file or folder is a graph, or a saved fit with one."""
+    place = Path(path)
+    if place.suffix == ".onnx":
+        return True
+    try:
+        if place.is_dir():
+            manifest = (place / MANIFEST).read_bytes()
+        else:
+            with zipfile.ZipFile(place) as archive:
+                manifest = archive.read(MANIFEST)
+        return GRAPH in json.loads(manifest)["files"]
+    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile):  # what loads it says what is wrong
+        return False
 
 
 def of_graph(predictor: Predictor) -> Model:
