@@ -4,8 +4,10 @@ locust is the load generator; it has a core of its own where there are two, and 
 that asks for one row after the other.
 """
 
-import csv
 import importlib.util
+import itertools
+import json
+import math
 import os
 import socket
 import subprocess
@@ -31,6 +33,13 @@ RIVALS = ("bare FastAPI route", "LitServe")
 OURS, ONE_BY_ONE = "bll serve", "bll serve, a request at a time"
 SERVERS = (OURS, ONE_BY_ONE, *RIVALS)
 START_SECONDS = 120
+NOTHING = {
+    "response_times": {},
+    "num_requests": 0,
+    "num_failures": 0,
+    "start_time": 0.0,
+    "last_request_timestamp": 1.0,
+}
 
 
 def write_graph(path: Path, wide: int | None) -> None:
@@ -43,7 +52,9 @@ def write_graph(path: Path, wide: int | None) -> None:
     network = None
     if wide is not None:
         sizes = [WIDTH, wide, wide, wide]
-        parts = [part for a, b in zip(sizes, sizes[1:]) for part in (torch.nn.Linear(a, b), torch.nn.ReLU())]
+        parts = [
+            part for a, b in itertools.pairwise(sizes) for part in (torch.nn.Linear(a, b), torch.nn.ReLU())
+        ]
         network = torch.nn.Sequential(*parts)
     layer = bll.LastLayer(bll.likelihoods.Categorical(CLASSES))
     inference = bll.Laplace(curvature=bll.curvatures.Diagonal())
@@ -56,7 +67,7 @@ def command(server: str, graph: Path, port: int) -> list[str]:
     """What starts a server."""
     if server in RIVALS:
         name = "bare" if server == RIVALS[0] else "litserve"
-        return [sys.executable, "-m", "benchmarks.service_rivals", name, str(graph), str(port)]
+        return [sys.executable, "-m", f"benchmarks.service_{name}", str(graph), str(port)]
     batch = ["--batch-rows", "1"] if server == ONE_BY_ONE else []
     return [
         sys.executable,
@@ -131,7 +142,7 @@ def resident_bytes(pid: int) -> int:
 
 @dataclass(frozen=True)
 class Seen:
-    """What locust saw: requests a second, seconds, failures; and bytes after a fifth of the time and at the end."""
+    """What locust saw: requests a second, milliseconds, failures; and bytes after a fifth of the time and at the end."""
 
     rate: float
     median: float
@@ -143,25 +154,32 @@ class Seen:
 
 def load(port: int, pid: int, connections: int, seconds: int, cores: set[int]) -> Seen:
     """Ask for some seconds."""
-    with tempfile.TemporaryDirectory() as folder:
-        generator = subprocess.Popen(
-            [
-                sys.executable, "-m", "locust", "-f", "benchmarks/service_load.py", "--headless", "-u", str(connections),
-                "-r", str(connections), "-t", f"{seconds}s", "--host", f"http://127.0.0.1:{port}", "--csv", f"{folder}/seen",
-                "--only-summary", "--loglevel", "ERROR",
-            ],
-            cwd=ROOT, env={**os.environ, "BLL_BENCH_WIDTH": str(WIDTH)}, stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL, preexec_fn=lambda: os.sched_setaffinity(0, cores),
-        )  # fmt: skip
-        time.sleep(seconds / 5 + 2)
-        first = resident_bytes(pid)
-        time.sleep(max(0.0, 0.7 * seconds - 1))
-        last = resident_bytes(pid)
-        generator.wait(seconds + 60)
-        with open(f"{folder}/seen_stats.csv") as file:
-            (row,) = [row for row in csv.DictReader(file) if row["Name"] == "Aggregated"]
-    number = {name: float(row[name]) for name in ("Requests/s", "50%", "99%", "Failure Count")}
-    return Seen(number["Requests/s"], number["50%"], number["99%"], int(number["Failure Count"]), first, last)
+    generator = subprocess.Popen(
+        [
+            sys.executable, "-m", "locust", "-f", "benchmarks/service_load.py", "--headless", "-u", str(connections),
+            "-r", str(connections), "-t", f"{seconds}s", "--host", f"http://127.0.0.1:{port}", "--json", "--loglevel", "ERROR",
+        ],
+        cwd=ROOT, env={**os.environ, "BLL_BENCH_WIDTH": str(WIDTH)}, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+        preexec_fn=lambda: os.sched_setaffinity(0, cores), text=True,
+    )  # fmt: skip
+    time.sleep(seconds / 5 + 2)
+    first = resident_bytes(pid)
+    time.sleep(max(0.0, 0.7 * seconds - 1))
+    last = resident_bytes(pid)
+    said, _ = generator.communicate(timeout=seconds + 120)
+    found, *_ = json.loads(said) or [NOTHING]
+    times = sorted((float(key), number) for key, number in found["response_times"].items())
+    number, took = found["num_requests"], found["last_request_timestamp"] - found["start_time"]
+
+    def quantile(q: float) -> float:
+        counted = 0
+        for value, times_seen in times:
+            counted += times_seen
+            if counted >= q * number:
+                return value
+        return math.nan
+
+    return Seen(number / took, quantile(0.5), quantile(0.99), found["num_failures"], first, last)
 
 
 def run(options: Options) -> Report:
@@ -179,7 +197,7 @@ def run(options: Options) -> Report:
         return report
     available = sorted(os.sched_getaffinity(0))
     ours, other = {available[0]}, {available[-1]}
-    seconds = 2 if options.small else 60
+    seconds = 5 if options.small else 60
     found: dict[tuple[str, str, int], Seen] = {}
     models = {"head of 512 features": None, "three layers of 2,048 and a head": 64 if options.small else 2048}
     with tempfile.TemporaryDirectory() as folder:

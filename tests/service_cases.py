@@ -12,7 +12,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from bll_pyro.serve import Model
+from bll_pyro.serve import ServedModel
 
 WIDTH, NUM_CLASSES = 4, 3
 JSON = {"content-type": "application/json"}
@@ -57,14 +57,14 @@ def softmax_of(rows: np.ndarray) -> dict[str, np.ndarray]:
     }
 
 
-def light(seconds: float = 0.0) -> Model:
+def light(seconds: float = 0.0) -> ServedModel:
     """A model that loads at once; a batch takes it so many seconds."""
 
     def predict(given: np.ndarray) -> dict[str, np.ndarray]:
         time.sleep(seconds)
         return softmax_of(given)
 
-    return Model(
+    return ServedModel(
         predict, (WIDTH,), ["ant", "bee", "cat"], {"kind": "light"}, has_detector=True, threshold=2.2
     )
 

@@ -16,11 +16,11 @@ from bll_pyro.cli.data.images import ImageFolder
 from bll_pyro.cli.data.tables import Table
 from bll_pyro.cli.saved import load_model
 from bll_pyro.cli.usage import UsageError
-from bll_pyro.serve import Model, load, of_fit
+from bll_pyro.serve import ServedModel, of_fit, open_model
 from bll_pyro.serve.models import holds_graph
 
 
-def load_served(path: Path) -> Model:
+def load_served(path: Path) -> ServedModel:
     """The model at a path, as a service takes it.
 
     Raises
@@ -31,7 +31,7 @@ def load_served(path: Path) -> Model:
         If a file of it is damaged.
     """
     if path.is_file() or holds_graph(path):
-        return load(path)
+        return open_model(path)
     saved = load_model(path)
     backbone = saved.fit.backbone
     if hasattr(backbone, "tokenizer"):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from bll_pyro.cli.usage import UsageError
 
 if TYPE_CHECKING:
-    from bll_pyro.serve import Model
+    from bll_pyro.serve import ServedModel
 
 
 @dataclass(frozen=True)
@@ -25,14 +25,14 @@ class Folder:
 
     path: Path
 
-    def __call__(self) -> Model:
+    def __call__(self) -> ServedModel:
         """The model."""
         from bll_pyro.cli.served_model import load_served
 
         return load_served(self.path)
 
 
-def named(models: Sequence[str]) -> dict[str, Folder]:
+def folders_by_name(models: Sequence[str]) -> dict[str, Folder]:
     """Folders by the name of their model: ``NAME=FOLDER``, or the name of the folder.
 
     Raises

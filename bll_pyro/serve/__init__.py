@@ -4,8 +4,17 @@ It needs the extra ``bll-pyro[serve]``.
 """
 
 from bll_pyro.serve.app import application
-from bll_pyro.serve.models import Model, load, of_fit, of_graph
+from bll_pyro.serve.models import ServedModel, of_fit, of_graph, open_model
 from bll_pyro.serve.server import Binding, serve
-from bll_pyro.serve.settings import Settings
+from bll_pyro.serve.settings import ServiceSettings
 
-__all__ = ["Binding", "Model", "Settings", "application", "load", "of_fit", "of_graph", "serve"]
+__all__ = [
+    "Binding",
+    "ServedModel",
+    "ServiceSettings",
+    "application",
+    "of_fit",
+    "of_graph",
+    "open_model",
+    "serve",
+]

@@ -6,20 +6,19 @@ from typing import Any
 
 import numpy as np
 
-from bll_pyro.serve.batching import Outputs
-from bll_pyro.serve.models import Model
-from bll_pyro.serve.service import Served
+from bll_pyro.serve.models import Predicted, ServedModel
+from bll_pyro.serve.service import Entry
 
 
-def answer(served: Served, outputs: Outputs) -> dict[str, Any]:
+def answer(served: Entry, outputs: Predicted) -> dict[str, Any]:
     """A prediction as plain data: ``label`` where there are probabilities, then the outputs as lists, one entry a row."""
     found: dict[str, Any] = {"model": served.name, "num_rows": len(outputs["total"])}
     if "probs" in outputs:
-        found["label"] = labels(served.model, outputs["probs"])
+        found["label"] = most_probable(served.model, outputs["probs"])
     return found | {name: values.tolist() for name, values in outputs.items()}
 
 
-def labels(model: Model, probs: np.ndarray) -> list[Any]:
+def most_probable(model: ServedModel, probs: np.ndarray) -> list[Any]:
     """The most probable label of each row: of classes ``[n, C]``, or the more probable value of labels ``[n]``, ``[n, T]``."""
     classes = model.classes
     if classes is not None and probs.ndim == 2 and probs.shape[1] == len(classes):
@@ -30,7 +29,7 @@ def labels(model: Model, probs: np.ndarray) -> list[Any]:
     return list(values.tolist())
 
 
-def description(served: Served) -> dict[str, Any]:
+def description(served: Entry) -> dict[str, Any]:
     """What ``GET /model`` tells."""
     model = served.model
     shape = model.input_shape

@@ -14,16 +14,16 @@ from starlette.exceptions import HTTPException
 
 from bll_pyro import __version__
 from bll_pyro.serve.answers import answer, description
-from bll_pyro.serve.batching import Outputs
 from bll_pyro.serve.bodies import ARROW, JSON, NPY, rows_of_arrow, rows_of_json, rows_of_npy
 from bll_pyro.serve.gate import Gate
 from bll_pyro.serve.images import row_of_image
 from bll_pyro.serve.keys import Keys
+from bll_pyro.serve.models import Predicted
 from bll_pyro.serve.openapi import PREDICT, documented
 from bll_pyro.serve.page import HEADERS, page
 from bll_pyro.serve.problems import Problem, answer_http_error, answer_problem
-from bll_pyro.serve.service import Loader, Served, Service
-from bll_pyro.serve.settings import Settings
+from bll_pyro.serve.service import Entry, ModelLoader, Service
+from bll_pyro.serve.settings import ServiceSettings
 
 READERS = {JSON: rows_of_json, NPY: rows_of_npy, ARROW: rows_of_arrow}
 IMAGES = ("image/png", "image/jpeg", "image/webp", "image/gif", "image/bmp")
@@ -33,13 +33,14 @@ IMAGES_AT_ONCE = 32
 MOST_FIELDS = 10  # of a form, beside its files
 
 
-def application(models: Mapping[str, Loader], settings: Settings | None = None) -> FastAPI:
+def application(models: Mapping[str, ModelLoader], settings: ServiceSettings | None = None) -> FastAPI:
     """The service as an ASGI application, for any server.
 
     Parameters
     ----------
     models
-        Functions without arguments that load a :class:`Model`, by name, such as ``functools.partial(load, "flowers")``.
+        Functions without arguments that load a :class:`ServedModel`, by name, such as
+        ``functools.partial(open_model, "flowers.onnx")``.
     settings
         Limits; None takes the defaults.
 
@@ -52,7 +53,7 @@ def application(models: Mapping[str, Loader], settings: Settings | None = None) 
         raise ValueError(
             f"application: expected models by names of letters, digits, - and _, got {', '.join(map(repr, models)) or 'none'}"
         )
-    settings = settings or Settings()
+    settings = settings or ServiceSettings()
     service = Service(models, settings)
 
     @asynccontextmanager
@@ -145,7 +146,7 @@ class Paths:
         """A page to try it."""
         return Response(page(), media_type="text/html", headers=HEADERS)
 
-    async def _rows(self, request: Request, kind: str, served: Served) -> np.ndarray:
+    async def _rows(self, request: Request, kind: str, served: Entry) -> np.ndarray:
         body, most = await request.body(), self.service.settings.request_rows
         if len(body) <= READ_AT_ONCE:
             return READERS[kind](body, served.model, most)
@@ -163,7 +164,7 @@ class Paths:
                 raise Problem(422, "expected a form with one image file or more, got none")
             return [await file.read() for file in files]
 
-    async def _images(self, served: Served, contents: list[bytes], interval: float | None) -> Outputs:
+    async def _images(self, served: Entry, contents: list[bytes], interval: float | None) -> Predicted:
         """Predict images some at a time, so that few of them are decoded together."""
         if served.model.prepare is None:
             raise Problem(

@@ -15,9 +15,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from bll_pyro.serve.models import Predicted
 from bll_pyro.serve.problems import busy
-
-Outputs = dict[str, np.ndarray]
 
 
 @dataclass(eq=False)
@@ -25,7 +24,7 @@ class _Part:
     """Rows of one request, and its outputs when they are there."""
 
     rows: np.ndarray
-    outputs: asyncio.Future[Outputs]
+    outputs: asyncio.Future[Predicted]
 
 
 @dataclass(eq=False)
@@ -46,7 +45,7 @@ class Batcher:
         Called with the number of rows of each batch.
     """
 
-    compute: Callable[[np.ndarray], Outputs]
+    compute: Callable[[np.ndarray], Predicted]
     executor: Executor
     max_rows: int
     max_queued: int
@@ -58,7 +57,7 @@ class Batcher:
     _arrived: asyncio.Event = field(default_factory=asyncio.Event, init=False)
     _seconds_per_row: float = field(default=1e-3, init=False)  # a running average
 
-    async def submit(self, rows: np.ndarray) -> Outputs:
+    async def submit(self, rows: np.ndarray) -> Predicted:
         """The outputs of rows ``[n, ...]``, ``n >= 1``.
 
         Raises
@@ -82,7 +81,7 @@ class Batcher:
             return found[0]
         return {name: np.concatenate([part[name] for part in found]) for name in found[0]}
 
-    async def _part(self, rows: np.ndarray) -> Outputs:
+    async def _part(self, rows: np.ndarray) -> Predicted:
         loop = asyncio.get_running_loop()
         part = _Part(rows, loop.create_future())
         self._waiting.append(part)
@@ -157,12 +156,12 @@ class Batcher:
         loop.call_soon_threadsafe(_deliver, found)
 
 
-def _deliver(found: list[tuple[asyncio.Future[Outputs], Outputs]]) -> None:
+def _deliver(found: list[tuple[asyncio.Future[Predicted], Predicted]]) -> None:
     for future, outputs in found:
         if not future.done():
             future.set_result(outputs)
 
 
-def _fail(future: asyncio.Future[Outputs], error: Exception) -> None:
+def _fail(future: asyncio.Future[Predicted], error: Exception) -> None:
     if not future.done():
         future.set_exception(error)

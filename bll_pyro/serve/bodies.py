@@ -16,7 +16,7 @@ import numpy as np
 from pydantic import Field, TypeAdapter, ValidationError
 from pydantic_core import from_json
 
-from bll_pyro.serve.models import Model
+from bll_pyro.serve.models import ServedModel
 from bll_pyro.serve.problems import Problem
 
 JSON, NPY, ARROW = "application/json", "application/x-npy", "application/vnd.apache.arrow.stream"
@@ -29,7 +29,7 @@ COMPRESSED = (
 )
 
 
-def rows_of_json(body: bytes, model: Model, most_rows: int) -> np.ndarray:
+def rows_of_json(body: bytes, model: ServedModel, most_rows: int) -> np.ndarray:
     """Rows of ``{"rows": [[...], ...]}``, or of objects, ``{"rows": [{"age": 40, ...}, ...]}``, for a model with columns."""
     try:
         given = from_json(body, allow_inf_nan=False, cache_strings="none")
@@ -87,7 +87,7 @@ def _columns(rows: Sequence[Any]) -> dict[str, list[Any]]:
     return {name: [row[name] for row in rows] for name in names}
 
 
-def rows_of_columns(columns: Mapping[str, Sequence[Any]], model: Model) -> np.ndarray:
+def rows_of_columns(columns: Mapping[str, Sequence[Any]], model: ServedModel) -> np.ndarray:
     """Rows of columns by name, in any order."""
     if model.columns is None:
         raise Problem(
@@ -116,7 +116,7 @@ def rows_of_columns(columns: Mapping[str, Sequence[Any]], model: Model) -> np.nd
     return _ready(numbers, model)
 
 
-def rows_of_npy(body: bytes, model: Model, most_rows: int) -> np.ndarray:
+def rows_of_npy(body: bytes, model: ServedModel, most_rows: int) -> np.ndarray:
     """Rows of an array as ``np.save`` writes it; objects and records are refused."""
     stream = io.BytesIO(body)
     try:
@@ -141,7 +141,7 @@ def rows_of_npy(body: bytes, model: Model, most_rows: int) -> np.ndarray:
     return _ready(array, model)
 
 
-def rows_of_arrow(body: bytes, model: Model, most_rows: int) -> np.ndarray:
+def rows_of_arrow(body: bytes, model: ServedModel, most_rows: int) -> np.ndarray:
     """Rows of an Arrow stream: columns by name if the model knows names, else in their order."""
     try:
         import pyarrow as pa
@@ -228,7 +228,7 @@ def _check_number(num_rows: int, most_rows: int) -> None:
         )
 
 
-def _ready(rows: np.ndarray, model: Model) -> np.ndarray:
+def _ready(rows: np.ndarray, model: ServedModel) -> np.ndarray:
     """Rows of the right shape, finite, float32."""
     wanted = model.input_shape
     if wanted is not None and rows.shape[1:] != wanted:

@@ -19,7 +19,7 @@ from bll_pyro.serve.keys import Keys
 from bll_pyro.serve.logs import tell, where
 from bll_pyro.serve.monitoring import Monitor
 from bll_pyro.serve.problems import Problem, busy
-from bll_pyro.serve.settings import Settings
+from bll_pyro.serve.settings import ServiceSettings
 
 OPEN = ("/", "/healthz", "/readyz")  # paths that need no key
 ALWAYS = (*OPEN, "/metrics")  # paths that are answered however much there is to do
@@ -67,7 +67,7 @@ class Gate:
         Limits, keys that are taken, and where requests are counted.
     """
 
-    def __init__(self, app: ASGIApp, settings: Settings, keys: Keys, monitor: Monitor) -> None:
+    def __init__(self, app: ASGIApp, settings: ServiceSettings, keys: Keys, monitor: Monitor) -> None:
         self.app, self.settings, self.keys, self.monitor = app, settings, keys, monitor
         self.num_running, self.num_bytes = 0, 0
 

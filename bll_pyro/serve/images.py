@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bll_pyro.serve.models import Model
+from bll_pyro.serve.models import ServedModel
 from bll_pyro.serve.problems import Problem
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 MODES = {1: "L", 3: "RGB"}  # of PIL, by the number of channels
 
 
-def row_of_image(content: bytes, model: Model, most_pixels: int, number: int = 0) -> np.ndarray:
+def row_of_image(content: bytes, model: ServedModel, most_pixels: int, number: int = 0) -> np.ndarray:
     """The row of an image; ``number`` is its place in the request.
 
     Raises

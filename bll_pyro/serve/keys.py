@@ -6,7 +6,7 @@ import hashlib
 import hmac
 from dataclasses import dataclass
 
-from bll_pyro.serve.settings import KEY_VARIABLE, Settings
+from bll_pyro.serve.settings import KEY_VARIABLE, ServiceSettings
 
 SHORTEST = 16  # characters of a key
 
@@ -24,7 +24,7 @@ class Keys:
     digests: tuple[bytes, ...] = ()
 
     @classmethod
-    def read(cls, settings: Settings) -> Keys:
+    def read(cls, settings: ServiceSettings) -> Keys:
         """The keys that the settings name.
 
         Raises

@@ -1,4 +1,4 @@
-"""``Model``: what a service needs of a model, whatever computes it: a fit by torch, or an exported graph."""
+"""``ServedModel``: what a service needs of a model, whatever computes it: a fit by torch, or an exported graph."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ THREADS_VARIABLE = "OMP_NUM_THREADS"  # of torch, and here of onnxruntime, too
 
 
 @dataclass(frozen=True, eq=False)
-class Model:
+class ServedModel:
     """A model that is served.
 
     Parameters
@@ -77,7 +77,7 @@ class Model:
                 self.predict(np.zeros((num_rows, *self.input_shape), np.float32))
 
 
-def load(path: str | Path) -> Model:
+def open_model(path: str | Path) -> ServedModel:
     """The model in a graph (``.onnx``) or a saved fit; onnxruntime computes it if there is a graph, else torch."""
     if holds_graph(path):
         from bll_pyro.runtime import load as load_graph
@@ -104,11 +104,11 @@ def holds_graph(path: str | Path) -> bool:
         return False
 
 
-def of_graph(predictor: Predictor) -> Model:
+def of_graph(predictor: Predictor) -> ServedModel:
     """An exported graph, computed by onnxruntime."""
     told = predictor.metadata
     names = predictor.inputs.get("names")
-    return Model(
+    return ServedModel(
         predictor.predict,
         predictor.input_shape,
         predictor.classes,
@@ -120,8 +120,8 @@ def of_graph(predictor: Predictor) -> Model:
     )
 
 
-def of_fit(fit: Fit, **more: Any) -> Model:
-    """A fit, computed by torch; ``more``: fields of :class:`Model` that are known from elsewhere."""
+def of_fit(fit: Fit, **more: Any) -> ServedModel:
+    """A fit, computed by torch; ``more``: fields of :class:`ServedModel` that are known from elsewhere."""
     likelihood, backbone = fit.layer.likelihood, fit.backbone
     known = fit.classes
     classes = None if known is None else known.tolist()
@@ -154,7 +154,7 @@ def of_fit(fit: Fit, **more: Any) -> Model:
             "channels": shape[0],
             "prepare": lambda image: transform(image).numpy(),
         }
-    return Model(**(given | more))
+    return ServedModel(**(given | more))
 
 
 def _num_classes(fit: Fit) -> int:

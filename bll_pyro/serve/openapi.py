@@ -11,7 +11,7 @@ from bll_pyro.serve.problems import MEDIA_TYPE
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-    from bll_pyro.serve.models import Model
+    from bll_pyro.serve.models import ServedModel
     from bll_pyro.serve.service import Service
 
 NUMBERS = {"type": "array", "items": {"type": "number"}}
@@ -115,7 +115,7 @@ def _answer_of(path: str) -> dict[str, Any]:
     return {"description": "Done", "content": {"application/json": {"schema": schema}}}
 
 
-def _body(model: Model | None) -> dict[str, Any]:
+def _body(model: ServedModel | None) -> dict[str, Any]:
     """The body of a prediction, in all its forms, with an example row of the model."""
     schema: dict[str, Any] = {"type": "array", "minItems": 1}
     examples: dict[str, Any] = {}

@@ -31,8 +31,8 @@ from bll_pyro.checks import count, positive
 from bll_pyro.serve.app import application
 from bll_pyro.serve.logs import configuration, tell
 from bll_pyro.serve.monitoring import FOLDER_VARIABLE
-from bll_pyro.serve.service import Loader
-from bll_pyro.serve.settings import Settings
+from bll_pyro.serve.service import ModelLoader
+from bll_pyro.serve.settings import ServiceSettings
 
 LOOK_SECONDS = 0.25  # between looks at the counter and at the parent
 LEVELS = ("debug", "info", "warning", "error")
@@ -84,8 +84,8 @@ class Binding:
 class _Worker:
     """Makes the application in a worker; goes there by pickle."""
 
-    models: Mapping[str, Loader]
-    settings: Settings
+    models: Mapping[str, ModelLoader]
+    settings: ServiceSettings
     counter: Any  # how often to reload, shared with the parent
     parent: int
     threads: int
@@ -146,7 +146,7 @@ class _Parent(Multiprocess):
             self.processes[place].start()
 
 
-def serve(models: Mapping[str, Loader], settings: Settings, binding: Binding) -> None:
+def serve(models: Mapping[str, ModelLoader], settings: ServiceSettings, binding: Binding) -> None:
     """Serve until SIGTERM or SIGINT.
 
     Parameters

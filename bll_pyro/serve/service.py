@@ -14,22 +14,22 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bll_pyro.serve.batching import Batcher, Outputs
+from bll_pyro.serve.batching import Batcher
 from bll_pyro.serve.logs import tell, where
-from bll_pyro.serve.models import NUM_DRAWS, Model
+from bll_pyro.serve.models import NUM_DRAWS, Predicted, ServedModel
 from bll_pyro.serve.monitoring import Monitor
 from bll_pyro.serve.problems import Problem, busy
-from bll_pyro.serve.settings import Settings
+from bll_pyro.serve.settings import ServiceSettings
 
 if TYPE_CHECKING:
     from bll_pyro.ood import Drift
 
-Loader = Callable[[], Model]
+ModelLoader = Callable[[], ServedModel]
 DRAWN_NUMBERS = 2**22  # draws x rows x classes of intervals at a time
 
 
 @dataclass(frozen=True, eq=False)
-class Served:
+class Entry:
     """A model that was loaded, with its queues. A request keeps the one that it began with, also through a reload.
 
     Parameters
@@ -45,7 +45,7 @@ class Served:
     """
 
     name: str
-    model: Model
+    model: ServedModel
     batches: Batcher
     interval_batches: dict[float, Batcher] = field(default_factory=dict)
     loaded_at: float = field(default_factory=time.time)
@@ -62,9 +62,9 @@ class Service:
         Limits.
     """
 
-    def __init__(self, loaders: Mapping[str, Loader], settings: Settings) -> None:
+    def __init__(self, loaders: Mapping[str, ModelLoader], settings: ServiceSettings) -> None:
         self.loaders, self.settings, self.monitor = dict(loaders), settings, Monitor()
-        self.served: dict[str, Served] = {}
+        self.served: dict[str, Entry] = {}
         self._computing = {name: ThreadPoolExecutor(1, f"bll-{name}") for name in self.loaders}
         self.reading = ThreadPoolExecutor(min(8, os.cpu_count() or 1), "bll-read")  # bodies and images
         self._watches: dict[str, tuple[tuple[str, int], Drift]] = {}
@@ -102,10 +102,10 @@ class Service:
                     tell("reload", model=name)
         return is_done
 
-    async def _load(self, name: str) -> Served:
+    async def _load(self, name: str) -> Entry:
         """Load in a thread of its own, so that the model that is there goes on."""
 
-        def loaded() -> Model:
+        def loaded() -> ServedModel:
             model = self.loaders[name]()
             model.warm_up()
             return model
@@ -116,13 +116,13 @@ class Service:
         await asyncio.to_thread(self._begin_watch, name, model)
         batches = self._batcher(name, partial(self._watched, name, model), self.settings.batch_rows)
         batches.observe = self.monitor.batch_rows.labels(name).observe
-        return Served(name, model, batches)
+        return Entry(name, model, batches)
 
-    def _batcher(self, name: str, compute: Callable[[np.ndarray], Outputs], max_rows: int) -> Batcher:
+    def _batcher(self, name: str, compute: Callable[[np.ndarray], Predicted], max_rows: int) -> Batcher:
         given = self.settings
         return Batcher(compute, self._computing[name], max_rows, given.queued_rows, given.batch_delay)
 
-    def find(self, name: str | None) -> Served:
+    def find(self, name: str | None) -> Entry:
         """A model by name; None is the first.
 
         Raises
@@ -138,7 +138,7 @@ class Service:
             raise busy("expected a model that is loaded, got one that is being loaded; come again later", 2)
         return self.served[name]
 
-    async def predict(self, served: Served, rows: np.ndarray, interval: float | None = None) -> Outputs:
+    async def predict(self, served: Entry, rows: np.ndarray, interval: float | None = None) -> Predicted:
         """Predict rows that were checked; ``interval``: with ``lower`` and ``upper`` ends of class probabilities.
 
         Raises
@@ -160,7 +160,7 @@ class Service:
         self.monitor.predicted(served.name, outputs)
         return outputs
 
-    def _intervals(self, served: Served, prob: float) -> Batcher:
+    def _intervals(self, served: Entry, prob: float) -> Batcher:
         """The queue of intervals of one probability."""
         intervals = served.model.intervals
         if intervals is None:
@@ -175,7 +175,7 @@ class Service:
             )
         return served.interval_batches[prob]
 
-    def _begin_watch(self, name: str, model: Model) -> None:
+    def _begin_watch(self, name: str, model: ServedModel) -> None:
         """Watch for drift, with the evidence so far if the model is the same as before."""
         if model.num_calibration is None:
             self._watches.pop(name, None)
@@ -187,7 +187,7 @@ class Service:
             self._watches[name] = (known, Drift(self.settings.alpha, model.num_calibration))
             self.monitor.watched(name, 0.0, False)
 
-    def _watched(self, name: str, model: Model, rows: np.ndarray) -> Outputs:
+    def _watched(self, name: str, model: ServedModel, rows: np.ndarray) -> Predicted:
         """Predict a batch, in its thread; the p-values of the detector tell of drift."""
         outputs = model.predict(rows)
         if name in self._watches and "p_value" in outputs:
@@ -203,7 +203,7 @@ def _known(metadata: Mapping[str, Any]) -> dict[str, Any]:
     return {"fingerprint": metadata["fingerprint"]} if "fingerprint" in metadata else {}
 
 
-def _check_finite(outputs: Outputs) -> None:
+def _check_finite(outputs: Predicted) -> None:
     for values in outputs.values():
         if values.dtype.kind == "f" and not np.isfinite(values).all():
             row = int((~np.isfinite(values.reshape(len(values), -1)).all(1)).argmax())

@@ -1,4 +1,4 @@
-"""``Settings``: the limits of a service, in one place."""
+"""``ServiceSettings``: the limits of a service, in one place."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MIB = 2**20
 
 
 @dataclass(frozen=True)
-class Settings:
+class ServiceSettings:
     """Limits and switches of a service; the defaults suit one machine behind a proxy.
 
     Parameters
@@ -61,18 +61,18 @@ class Settings:
             "image_pixels",
             "concurrency",
         ):
-            count(getattr(self, name), name, "Settings")
+            count(getattr(self, name), name, "ServiceSettings")
         for name in ("time_limit", "body_time_limit"):
-            positive(getattr(self, name), name, "Settings")
+            positive(getattr(self, name), name, "ServiceSettings")
         if not 0 <= self.batch_delay < 10:
             raise ValueError(
-                f"Settings(batch_delay=...): expected seconds from 0 to 10, got {self.batch_delay}; 2 ms are 0.002"
+                f"ServiceSettings(batch_delay=...): expected seconds from 0 to 10, got {self.batch_delay}; 2 ms are 0.002"
             )
-        share(self.alpha, "alpha", "Settings")
+        share(self.alpha, "alpha", "ServiceSettings")
         if self.queued_rows < self.request_rows:
             raise ValueError(
-                f"Settings(queued_rows=...): expected at least request_rows, {self.request_rows:,}, got {self.queued_rows:,}: "
-                "a request of so many rows would never be taken"
+                f"ServiceSettings(queued_rows=...): expected at least request_rows, {self.request_rows:,}, "
+                f"got {self.queued_rows:,}: a request of so many rows would never be taken"
             )
 
     @property

@@ -16,9 +16,9 @@ from service_cases import ARROW, Client, fit, rows
 import bll_pyro as bll
 from bll_pyro.cli import main
 from bll_pyro.cli.served_model import load_served
-from bll_pyro.cli.serving import named
+from bll_pyro.cli.serving import folders_by_name
 from bll_pyro.cli.usage import UsageError
-from bll_pyro.serve import Settings, application
+from bll_pyro.serve import ServiceSettings, application
 from bll_pyro.serve.models import holds_graph
 
 
@@ -40,7 +40,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def client(folder: Path) -> Iterator[Client]:
     models = {kind: (lambda kind=kind: load_served(folder / kind / "run")) for kind in ("csv", "images")}
-    with Client(application(models, Settings(environment={}))) as made:
+    with Client(application(models, ServiceSettings(environment={}))) as made:
         yield made
 
 
@@ -126,7 +126,7 @@ def test_a_fit_that_is_one_file(tmp_path: Path) -> None:
 def test_names_of_models(tmp_path: Path) -> None:
     for name in ("a", "b c", "run/model"):
         (tmp_path / name).mkdir(parents=True)
-    found = named(
+    found = folders_by_name(
         [str(tmp_path / "a"), str(tmp_path / "b c"), str(tmp_path / "run" / "model"), f"x-1={tmp_path}/a"]
     )
     assert list(found) == ["a", "b_c", "run", "x-1"] and found["x-1"].path == tmp_path / "a"
@@ -136,7 +136,7 @@ def test_names_of_models(tmp_path: Path) -> None:
         ([f"a={tmp_path}", f"a={tmp_path}"], "different names"),
     ):
         with pytest.raises(UsageError, match=message):
-            named(given)
+            folders_by_name(given)
 
 
 def test_wrong_use_of_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

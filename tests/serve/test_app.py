@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from service_cases import JSON, NPY, WIDTH, Answer, Client, fit, light, npy, rows, softmax_of
 
-from bll_pyro.serve import Model, Settings, application, of_fit, of_graph
+from bll_pyro.serve import ServedModel, ServiceSettings, application, of_fit, of_graph
 
 KEY, OTHER = "k" * 20, "second-key-of-the-file"
-OPEN = Settings(environment={})
+OPEN = ServiceSettings(environment={})
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +122,7 @@ def test_other_likelihoods(kind: str) -> None:
 # ---- keys
 
 
-def locked(tmp_path: Path) -> Settings:
+def locked(tmp_path: Path) -> ServiceSettings:
     (tmp_path / "keys").write_text(f"# of the laboratory\n{OTHER}\n")
     return replace(OPEN, environment={"BLL_API_KEY": KEY}, key_file=tmp_path / "keys")
 
@@ -236,7 +236,7 @@ def test_an_error_of_the_model_is_answered_and_logged_without_its_text(
             raise RuntimeError(f"secret {given[0, 0]}")
         return softmax_of(given)
 
-    with Client(application({"m": lambda: Model(breaks, (WIDTH,))}, OPEN)) as client:
+    with Client(application({"m": lambda: ServedModel(breaks, (WIDTH,))}, OPEN)) as client:
         with caplog.at_level(logging.INFO, "bll_pyro.serve"):
             answer = client.post("/predict", {"rows": [[77.25] * WIDTH]})
         problem(answer, 500)
@@ -253,7 +253,7 @@ def test_predictions_that_are_not_finite_are_refused() -> None:
         found["total"][given[:, 0] > 1e20] = np.nan
         return found
 
-    with Client(application({"m": lambda: Model(overflows, (WIDTH,))}, OPEN)) as client:
+    with Client(application({"m": lambda: ServedModel(overflows, (WIDTH,))}, OPEN)) as client:
         given = rows(3)
         given[1, 0] = 1e30
         assert problem(client.post("/predict", npy(given), NPY), 422, "row 1")["row"] == 1
@@ -265,7 +265,7 @@ def test_predictions_that_are_not_finite_are_refused() -> None:
 def test_reload_takes_over_between_requests_and_keeps_the_old_model_if_the_new_one_is_broken() -> None:
     number = 0
 
-    def load() -> Model:
+    def load() -> ServedModel:
         nonlocal number
         number += 1
         if number == 3:
@@ -275,7 +275,7 @@ def test_reload_takes_over_between_requests_and_keeps_the_old_model_if_the_new_o
         def predict(given: np.ndarray) -> dict[str, np.ndarray]:
             return {**softmax_of(given), "score": np.full(len(given), float(own))}
 
-        return Model(predict, (WIDTH if own < 4 else WIDTH + 1,))
+        return ServedModel(predict, (WIDTH if own < 4 else WIDTH + 1,))
 
     with Client(application({"m": load}, OPEN)) as client:
         service = client.app.state.service
@@ -306,7 +306,7 @@ def test_a_model_that_cannot_predict_does_not_start() -> None:
         raise RuntimeError("no such operator")
 
     with pytest.raises(RuntimeError, match="no such operator"):
-        Client(application({"m": lambda: Model(broken, (WIDTH,))}, OPEN)).__enter__()
+        Client(application({"m": lambda: ServedModel(broken, (WIDTH,))}, OPEN)).__enter__()
     for names in ({}, {"../x": light}, {"": light}):
         with pytest.raises(ValueError, match="expected models by names"):
             application(names, OPEN)

@@ -10,19 +10,19 @@ import numpy as np
 import pytest
 from service_cases import ARROW, JSON, NPY, WIDTH, Client, light, npy, rows, softmax_of
 
-from bll_pyro.serve import Model, Settings, application
+from bll_pyro.serve import ServedModel, ServiceSettings, application
 
 NAMES = ("a", "b", "c", "d")
 
 
-def named() -> Model:
-    return Model(softmax_of, (WIDTH,), columns=NAMES)
+def named() -> ServedModel:
+    return ServedModel(softmax_of, (WIDTH,), columns=NAMES)
 
 
 @pytest.fixture(scope="module")
 def client() -> Iterator[Client]:
     models = {"plain": light, "named": named}
-    with Client(application(models, Settings(environment={}, request_rows=1000))) as made:
+    with Client(application(models, ServiceSettings(environment={}, request_rows=1000))) as made:
         yield made
 
 
@@ -223,7 +223,7 @@ def test_large_bodies_are_read_beside_other_requests() -> None:
     body = [json.dumps({"rows": given.tolist()}).encode()]
     order: list[str] = []
     with Client(
-        application({"m": light}, Settings(environment={}, request_rows=20_000, queued_rows=20_000))
+        application({"m": light}, ServiceSettings(environment={}, request_rows=20_000, queued_rows=20_000))
     ) as client:
 
         async def large() -> None:

@@ -12,7 +12,7 @@ import torch
 from service_cases import Client, softmax_of
 
 import bll_pyro as bll
-from bll_pyro.serve import Model, Settings, application, of_fit
+from bll_pyro.serve import ServedModel, ServiceSettings, application, of_fit
 
 PNG = {"content-type": "image/png"}
 FORM = {"content-type": "multipart/form-data; boundary=edge"}
@@ -52,19 +52,19 @@ def image(array: np.ndarray) -> Any:
     return Image.fromarray(array)
 
 
-def mean_colour() -> Model:
+def mean_colour() -> ServedModel:
     def prepare(given: Any) -> np.ndarray:
         return np.asarray(given, np.float32).transpose(2, 0, 1) / 255
 
     def predict(rows: np.ndarray) -> dict[str, np.ndarray]:
         return softmax_of(rows.mean((2, 3)))
 
-    return Model(predict, None, ["r", "g", "b"], prepare=prepare)
+    return ServedModel(predict, None, ["r", "g", "b"], prepare=prepare)
 
 
 @pytest.fixture(scope="module")
 def client(fit: Any) -> Iterator[Client]:
-    settings = Settings(environment={}, image_pixels=PIXELS)
+    settings = ServiceSettings(environment={}, image_pixels=PIXELS)
     with Client(application({"net": lambda: of_fit(fit), "colour": mean_colour}, settings)) as made:
         yield made
 

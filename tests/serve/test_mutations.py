@@ -11,19 +11,19 @@ import numpy as np
 import pytest
 from service_cases import ARROW, JSON, NPY, WIDTH, Client, light, npy, rows, softmax_of
 
-from bll_pyro.serve import Model, Settings, application
+from bll_pyro.serve import ServedModel, ServiceSettings, application
 
 NUMBER = 10_000
 
 
-def colours() -> Model:
+def colours() -> ServedModel:
     def prepare(given: Any) -> np.ndarray:
         return np.asarray(given.resize((2, 2)), np.float32).transpose(2, 0, 1)
 
     def predict(given: np.ndarray) -> dict[str, np.ndarray]:
         return softmax_of(given.mean((2, 3)) / 255)
 
-    return Model(predict, (3, 2, 2), prepare=prepare)
+    return ServedModel(predict, (3, 2, 2), prepare=prepare)
 
 
 def seeds() -> list[tuple[str, dict[str, str], bytes]]:
@@ -116,8 +116,8 @@ MUTATIONS: list[Callable[[bytearray, np.random.Generator], None]] = [
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of PIL, on odd metadata; in a service they are lines of the log
 def test_mutated_bodies_and_images() -> None:
-    named = Model(softmax_of, (WIDTH,), columns=tuple("abcd"))
-    settings = Settings(environment={}, image_pixels=10**6)
+    named = ServedModel(softmax_of, (WIDTH,), columns=tuple("abcd"))
+    settings = ServiceSettings(environment={}, image_pixels=10**6)
     good, random, counts = seeds(), np.random.default_rng(0), Counter[tuple[str, int]]()
     models = {"light": light, "named": lambda: named, "colours": colours}
     with Client(application(models, settings)) as client:
@@ -158,7 +158,7 @@ def test_requests_by_the_description() -> None:
     from hypothesis.errors import Unsatisfiable
 
     seen: Counter[int] = Counter()
-    with Client(application({"m": light}, Settings(environment={}))) as client:
+    with Client(application({"m": light}, ServiceSettings(environment={}))) as client:
         document = client.get("/openapi.json").json()
         schema = schemathesis.openapi.from_dict(document)
         operations = [result.ok() for result in schema.get_all_operations()]

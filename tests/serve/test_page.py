@@ -12,14 +12,14 @@ import pytest
 from browser import chromium
 from service_cases import fit, rows, softmax_of
 
-from bll_pyro.serve import Model, Settings, application, of_fit
+from bll_pyro.serve import ServedModel, ServiceSettings, application, of_fit
 
 pytestmark = pytest.mark.browser
 KEY = "a-key-of-the-tests"
 SERIOUS = ("serious", "critical")
 
 
-def looking() -> Model:
+def looking() -> ServedModel:
     """Images: how red, green and blue they are."""
 
     def prepare(image: Any) -> np.ndarray:
@@ -29,7 +29,7 @@ def looking() -> Model:
         found = softmax_of(np.concatenate([5 * given.mean((2, 3)), np.zeros((len(given), 1), np.float32)], 1))
         return found
 
-    return Model(
+    return ServedModel(
         predict,
         (3, 4, 4),
         ["red", "green", "blue"],
@@ -70,7 +70,7 @@ def service() -> Iterator[Served]:
     import uvicorn
 
     loaders = {"digits": lambda: of_fit(fit()), "colours": looking}
-    app = application(loaders, Settings(environment={}))
+    app = application(loaders, ServiceSettings(environment={}))
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", lifespan="on"))
     thread = threading.Thread(target=server.run)
     thread.start()
@@ -212,7 +212,7 @@ def test_a_key_is_asked_for_when_it_is_needed(service: Served) -> None:
     """A second service, behind a key: the same page asks for it."""
     import uvicorn
 
-    app = application({"colours": looking}, Settings(environment={"BLL_API_KEY": KEY}))
+    app = application({"colours": looking}, ServiceSettings(environment={"BLL_API_KEY": KEY}))
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", lifespan="on"))
     thread = threading.Thread(target=server.run)
     thread.start()

@@ -23,12 +23,12 @@ PROGRAM = """
 import sys
 from functools import partial
 from service_cases import light
-from bll_pyro.serve import Binding, Settings, serve
+from bll_pyro.serve import Binding, ServiceSettings, serve
 if __name__ == "__main__":
     import logging.config
     from bll_pyro.serve.logs import configuration
     logging.config.dictConfig(configuration("info"))
-    serve({"m": partial(light, 0.01)}, Settings(), Binding(port=int(sys.argv[1]), workers=2, grace=20))
+    serve({"m": partial(light, 0.01)}, ServiceSettings(), Binding(port=int(sys.argv[1]), workers=2, grace=20))
 """
 BODY = json.dumps({"rows": [[0.5] * WIDTH]})
 CLIENTS = 6

@@ -97,12 +97,12 @@ def serve_command(
         raise UsageError(
             f"bll serve needs the extra serve, and {error.name} is not there: pip install 'bll-pyro[serve]'"
         ) from error
-    from bll_pyro.cli.serving import named
-    from bll_pyro.serve import Binding, Settings, serve
+    from bll_pyro.cli.serving import folders_by_name
+    from bll_pyro.serve import Binding, ServiceSettings, serve
 
-    loaders = named(models)
+    loaders = folders_by_name(models)
     try:
-        settings = Settings(
+        settings = ServiceSettings(
             batch_rows=batch_rows,
             batch_delay=batch_delay,
             queued_rows=queued_rows,
