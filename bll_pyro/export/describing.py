@@ -52,7 +52,8 @@ def described(
         "inputs": {"shape": shape, "dtype": dtype, "names": _input_names(fit)},
         "outputs": {name: meanings[name] for name in names},
         "quantiles": list(quantiles) if "quantiles" in names else [],
-        "alpha": None if fit.detector is None else fit.detector.alpha,
+        **_detector(fit),
+        "images": _images(fit),
         "likelihood": type(fit.layer.likelihood).__name__,
         "fingerprint": fit.fingerprint,
         "versions": {name: version(name) for name in ("bll-pyro", "torch", "pyro-ppl", "onnx", "onnxscript")},
@@ -67,6 +68,21 @@ def _classes(fit: Fit) -> list[Any] | None:
     if likelihood.is_discrete:
         return list(range(likelihood.num_classes))  # type: ignore[attr-defined]
     return [0, 1] if likelihood.is_binary else None
+
+
+def _detector(fit: Fit) -> dict[str, Any]:
+    """The rate of false alarms of the detector, its threshold, and its number of calibration rows; None without one."""
+    detector = fit.detector
+    scores = None if detector is None else detector.calibration_scores
+    if detector is None or scores is None:
+        return {"alpha": None, "threshold": None, "num_calibration": None}
+    return {"alpha": detector.alpha, "threshold": float(detector.threshold), "num_calibration": len(scores)}
+
+
+def _images(fit: Fit) -> dict[str, Any] | None:
+    """How images become rows, in the words of timm, where the backbone knows it."""
+    config = getattr(fit.backbone, "config", None)
+    return config.get("images") if isinstance(config, dict) else None
 
 
 def _input_names(fit: Fit) -> list[str] | None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bll_pyro.runtime.loading import GRAPH, MANIFEST
+from bll_pyro.serve.preparing import preparation
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -114,6 +115,8 @@ def of_graph(predictor: Predictor) -> ServedModel:
         predictor.classes,
         {name: told[name] for name in ("likelihood", "fingerprint", "alpha", "quantiles") if name in told},
         columns=None if names is None else tuple(names),
+        prepare=preparation(told.get("images")),
+        channels=predictor.input_shape[0] if len(predictor.input_shape) == 3 else 3,
         has_detector="p_value" in predictor.outputs,
         threshold=told.get("threshold"),
         num_calibration=told.get("num_calibration"),

@@ -13,6 +13,7 @@ from service_cases import Client, softmax_of
 
 import bll_pyro as bll
 from bll_pyro.serve import ServedModel, ServiceSettings, application, of_fit
+from bll_pyro.serve.preparing import preparation
 
 PNG = {"content-type": "image/png"}
 FORM = {"content-type": "multipart/form-data; boundary=edge"}
@@ -84,6 +85,26 @@ def test_images_become_the_rows_of_the_backbone(client: Client, fit: Any) -> Non
     np.testing.assert_allclose(arrays.json()["probs"], expected, atol=1e-5)
     told = client.get("/model").json()
     assert told["takes_images"] and told["input_shape"] == list(fit.backbone.config["images"]["input_size"])
+
+
+@pytest.mark.parametrize("mode", ["center", "squash"])
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+def test_images_of_graphs_are_prepared_as_by_timm(mode: str, interpolation: str) -> None:
+    """Of every shape, larger and smaller than the model's."""
+    from timm.data import create_transform
+
+    images = {
+        "input_size": (3, 32, 32), "interpolation": interpolation, "mean": (0.5, 0.4, 0.3), "std": (0.2, 0.25, 0.3),
+        "crop_pct": 0.875, "crop_mode": mode,
+    }  # fmt: skip
+    prepare, transform = preparation(images), create_transform(**images, is_training=False)
+    assert prepare is not None
+    random = np.random.default_rng(0)
+    for shape in ((32, 32), (36, 36), (20, 20), (51, 100), (100, 51), (37, 36), (7, 90), (33, 45)):
+        picture = image(random.integers(0, 256, (*shape, 3), dtype=np.uint8))
+        np.testing.assert_allclose(prepare(picture), transform(picture).numpy(), atol=1e-6)
+    for other in (None, {}, {**images, "crop_mode": "border"}, {**images, "input_size": (3, 32, 48)}):
+        assert preparation(other) is None
 
 
 def test_kinds_of_images(client: Client) -> None:
