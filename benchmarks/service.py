@@ -30,16 +30,10 @@ ROOT = Path(__file__).resolve().parents[1]
 CONNECTIONS = (8, 64)
 CLASSES, WIDTH = 10, 512
 RIVALS = ("bare FastAPI route", "LitServe")
-OURS, ONE_BY_ONE = "bll serve", "bll serve, a request at a time"
+OURS, ONE_BY_ONE = "bll_pyro", "bll_pyro, a request at a time"
 SERVERS = (OURS, ONE_BY_ONE, *RIVALS)
 START_SECONDS = 120
-NOTHING = {
-    "response_times": {},
-    "num_requests": 0,
-    "num_failures": 0,
-    "start_time": 0.0,
-    "last_request_timestamp": 1.0,
-}
+NOTHING = {"response_times": {}, "num_requests": 0, "num_failures": 0}
 
 
 def write_graph(path: Path, wide: int | None) -> None:
@@ -169,7 +163,7 @@ def load(port: int, pid: int, connections: int, seconds: int, cores: set[int]) -
     said, _ = generator.communicate(timeout=seconds + 120)
     found, *_ = json.loads(said) or [NOTHING]
     times = sorted((float(key), number) for key, number in found["response_times"].items())
-    number, took = found["num_requests"], found["last_request_timestamp"] - found["start_time"]
+    number = found["num_requests"]
 
     def quantile(q: float) -> float:
         counted = 0
@@ -179,7 +173,7 @@ def load(port: int, pid: int, connections: int, seconds: int, cores: set[int]) -
                 return value
         return math.nan
 
-    return Seen(number / took, quantile(0.5), quantile(0.99), found["num_failures"], first, last)
+    return Seen(number / seconds, quantile(0.5), quantile(0.99), found["num_failures"], first, last)
 
 
 def run(options: Options) -> Report:
@@ -192,23 +186,28 @@ def run(options: Options) -> Report:
     report = Report("service", "Service", [table])
     missing = [name for name in ("locust", "litserve") if importlib.util.find_spec(name) is None]
     if missing:
-        report.notes.append(f"Left out: {', '.join(missing)} not installed (benchmarks/requirements.txt).")
+        report.notes.append(
+            f"skipped or in part: {', '.join(missing)} not installed (benchmarks/requirements.txt)."
+        )
     if "locust" in missing:
         return report
     available = sorted(os.sched_getaffinity(0))
     ours, other = {available[0]}, {available[-1]}
     seconds = 5 if options.small else 60
     found: dict[tuple[str, str, int], Seen] = {}
-    models = {"head of 512 features": None, "three layers of 2,048 and a head": 64 if options.small else 2048}
+    models = {"head of 512 features": None, "three layers of 2,048 and a head": 2048}
+    servers, numbers = SERVERS, CONNECTIONS
+    if options.small:
+        models, servers, numbers = dict([*models.items()][:1]), (OURS, RIVALS[0]), CONNECTIONS[:1]
     with tempfile.TemporaryDirectory() as folder:
         for model, wide in models.items():
             graph = Path(folder) / f"{wide}.onnx"
             write_graph(graph, wide)
-            for server in SERVERS:
+            for server in servers:
                 if (server == RIVALS[1] and "litserve" in missing) or not options.keeps(server):
                     continue
                 with running(server, graph, ours) as (port, pid):
-                    for connections in CONNECTIONS:
+                    for connections in numbers:
                         seen = load(port, pid, connections, seconds, other)
                         found[model, server, connections] = seen
                         growth = seen.last_bytes / max(seen.first_bytes, 1)
