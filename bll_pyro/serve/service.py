@@ -177,7 +177,7 @@ class Service:
 
     def _begin_watch(self, name: str, model: ServedModel) -> None:
         """Watch for drift, with the evidence so far if the model is the same as before."""
-        if model.num_calibration is None:
+        if model.num_calibration is None or self.settings.alpha == 0:
             self._watches.pop(name, None)
             return
         known = (str(model.metadata.get("fingerprint")), model.num_calibration)

@@ -33,7 +33,7 @@ class ServiceSettings:
     time_limit, body_time_limit
         Seconds for a request (504), and for the arrival of its body (408).
     alpha
-        Probability, over the whole life of the service, that the alarm of drift rises without any drift.
+        Probability, over the whole life of the service, that the alarm of drift rises without any drift; 0 watches for none.
     key_file
         File of API keys, one a line; with the one of the variable ``BLL_API_KEY`` they are those that are taken. None and no
         variable: everyone is served.
@@ -68,7 +68,8 @@ class ServiceSettings:
             raise ValueError(
                 f"ServiceSettings(batch_delay=...): expected seconds from 0 to 10, got {self.batch_delay}; 2 ms are 0.002"
             )
-        share(self.alpha, "alpha", "ServiceSettings")
+        if self.alpha != 0:
+            share(self.alpha, "alpha", "ServiceSettings", "0 watches for no drift")
         if self.queued_rows < self.request_rows:
             raise ValueError(
                 f"ServiceSettings(queued_rows=...): expected at least request_rows, {self.request_rows:,}, "

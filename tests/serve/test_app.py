@@ -360,6 +360,12 @@ def test_drift_is_watched_and_its_evidence_survives_a_reload(caplog: pytest.LogC
         assert number(client, "alarm") == 1 and number(client, "log_value") == value
 
 
+def test_drift_is_not_watched_at_alpha_0() -> None:
+    with Client(application({"m": lambda: of_fit(fit())}, replace(OPEN, alpha=0.0))) as client:
+        assert client.post("/predict", npy(rows(50)), NPY).status == 200
+        assert b"bll_drift_alarm{" not in client.get("/metrics").body
+
+
 def test_a_graph_is_a_model() -> None:
     """What :mod:`bll_pyro.runtime` loads; its own tests compare it with the fit."""
     from bll_pyro.runtime import Predictor

@@ -77,7 +77,7 @@ def serve_command(
     grace
         Seconds that requests have to end after SIGTERM.
     drift_alpha
-        Probability that the alarm of drift ever rises without drift.
+        Probability that the alarm of drift ever rises without drift; 0 watches for none.
     log_level
         Level of the log: info has a line for every request, warning only trouble.
 
