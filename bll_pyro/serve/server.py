@@ -29,6 +29,7 @@ from uvicorn.supervisors.multiprocess import Multiprocess, Process
 
 from bll_pyro.checks import count, positive
 from bll_pyro.serve.app import application
+from bll_pyro.serve.keys import Keys
 from bll_pyro.serve.logs import configuration, tell
 from bll_pyro.serve.monitoring import FOLDER_VARIABLE
 from bll_pyro.serve.service import ModelLoader
@@ -87,6 +88,7 @@ class _Worker:
     models: Mapping[str, ModelLoader]
     settings: ServiceSettings
     counter: Any  # how often to reload, shared with the parent
+    started: Any  # how many workers have started so far, shared with it, too
     parent: int
     threads: int
 
@@ -100,6 +102,8 @@ class _Worker:
         async def watched(given: FastAPI) -> AsyncIterator[Any]:
             seen = self.counter.value  # before the models are loaded: a reload in between is done again
             async with inner(given) as state:
+                with self.started.get_lock():
+                    self.started.value += 1
                 watch = asyncio.create_task(self._watch(given, seen))
                 yield state
                 watch.cancel()
@@ -123,6 +127,7 @@ class _Parent(Multiprocess):
     """uvicorn's parent, but for what SIGHUP does and for the numbers of dead workers."""
 
     counter: Any
+    started: Any
     failed = False
 
     def handle_hup(self) -> None:
@@ -138,7 +143,10 @@ class _Parent(Multiprocess):
             assert process.pid is not None
             mark_process_dead(process.pid)
             tell("worker died", logging.ERROR, pid=process.pid, exit_code=process.exitcode)
-            if process.exitcode == STARTUP_FAILURE:  # it would fail the same way again
+            never_started = (
+                not self.started.value and (process.exitcode or 0) > 0
+            )  # of a signal it is negative
+            if never_started or process.exitcode == STARTUP_FAILURE:  # it would fail the same way again
                 self.failed = True
                 self.should_exit.set()
                 return
@@ -160,15 +168,19 @@ def serve(models: Mapping[str, ModelLoader], settings: ServiceSettings, binding:
     ------
     RuntimeError
         If a worker cannot start; its message is in the log.
+    ValueError
+        If a key is too short, or the file of keys has none.
     OSError
         If the address is in use, or a file of TLS cannot be read.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    counter = SPAWN.Value("q", 0)
+    counter, started = SPAWN.Value("q", 0), SPAWN.Value("q", 0)
+    Keys.read(settings)  # a wrong one is told here, and not by each worker
     worker = _Worker(
         models,
         replace(settings, alpha=settings.alpha / binding.workers),
         counter,
+        started,
         os.getpid(),
         max(1, cores // binding.workers),
     )
@@ -197,7 +209,7 @@ def serve(models: Mapping[str, ModelLoader], settings: ServiceSettings, binding:
         address = "{}:{}".format(*bound.getsockname()[:2])
         tell("listening", address=address, workers=binding.workers, tls=binding.certificate is not None)
         parent = _Parent(config, [bound])
-        parent.counter = counter
+        parent.counter, parent.started = counter, started
         parent.run()
         bound.close()
     finally:

@@ -79,7 +79,11 @@ class Service:
             That of the first loader that fails.
         """
         for name in self.loaders:
-            self.served[name] = await self._load(name)
+            try:
+                self.served[name] = await self._load(name)
+            except Exception as error:
+                tell("model failed", logging.ERROR, model=name, message=str(error)[:500])
+                raise
 
     async def stop(self) -> None:
         """Let the threads go."""

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from service_cases import JSON, NUM_CLASSES, WIDTH
+from service_cases import JSON, NUM_CLASSES, WIDTH, light
 
-from bll_pyro.serve import Binding
+from bll_pyro.serve import Binding, ServiceSettings, serve
 
 TESTS = Path(__file__).resolve().parent.parent
 PROGRAM = """
@@ -182,6 +182,25 @@ def test_nothing_is_lost_that_need_not_be(running: Running) -> None:
     logged = {event["request_id"] for event in events[-len(answered) :]}
     assert {event["status"] for event in events} == {200} and logged == answered
     assert not list(Path(running.log.parent).glob("bll-serve-*"))
+
+
+@pytest.mark.slow
+def test_a_service_whose_workers_cannot_start_ends(tmp_path: Path) -> None:
+    """Here for a certificate that is none, which only a worker finds out; it is not started again and again."""
+    (tmp_path / "a.pem").write_text("no certificate")
+    program = PROGRAM.replace("grace=20", "certificate=Path(sys.argv[2]), private_key=Path(sys.argv[2])")
+    (tmp_path / "program.py").write_text("from pathlib import Path\n" + program)
+    paths = os.pathsep.join([str(TESTS.parent), str(TESTS), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "program.py"), "0", str(tmp_path / "a.pem")],
+        env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 1 and "RuntimeError: expected workers that start" in done.stderr
+
+
+def test_a_wrong_key_is_told_before_anything_starts() -> None:
+    with pytest.raises(ValueError, match="16 letters"):
+        serve({"m": light}, ServiceSettings(environment={"BLL_API_KEY": "short"}), Binding())
 
 
 @pytest.mark.parametrize(
