@@ -42,7 +42,7 @@ class Batcher:
     delay
         Seconds to wait for as many requests as the batch before held.
     observe
-        Called with the number of rows of each batch.
+        Called with the number of rows of each batch, in the thread.
     """
 
     compute: Callable[[np.ndarray], Predicted]
@@ -102,7 +102,6 @@ class Batcher:
                 await loop.run_in_executor(self.executor, self._compute, batch, loop)
                 num_rows = sum(len(part.rows) for part in batch)
                 self._seconds_per_row += 0.1 * ((loop.time() - began) / num_rows - self._seconds_per_row)
-                self.observe(num_rows)
                 await asyncio.sleep(0)  # outputs reach their requests, whose next parts then wait
 
     async def _more(self, num_parts: int) -> None:
@@ -141,6 +140,7 @@ class Batcher:
         try:
             rows = batch[0].rows if len(batch) == 1 else np.concatenate([part.rows for part in batch])
             outputs = self.compute(rows)
+            self.observe(len(rows))  # before anyone has an answer, who might look at the numbers
         except Exception as error:  # it belongs to a request, and is raised there
             if len(batch) == 1:
                 loop.call_soon_threadsafe(_fail, batch[0].outputs, error)
