@@ -21,7 +21,7 @@ LEARN_ROWS = 1000  # test rows from which the detector learns its score; the oth
 CALIBRATION = (200, 1000, 5000)
 SHARES = {"no change": 0.0, "5 % unknown": 0.05, "20 % unknown": 0.2, "all unknown": 1.0}
 SOON = 500  # rows within which a change should be seen
-OURS, PLAIN, ONLINE = "bll.ood.Drift", "simple jumper", "simple jumper, online p-values"
+OURS, PLAIN, ONLINE = "bll_pyro, ood.Drift", "simple jumper", "simple jumper, online p-values"
 JUMP = 0.01
 NOTES = [
     f"{NUM_STREAMS} streams of {NUM_ROWS:,} rows at alpha = {ALPHA}. Known rows are the Fashion-MNIST test rows (the default "
@@ -180,7 +180,7 @@ def run(options: Options) -> Report:
     from scipy.stats import binom
 
     report = Report("drift", "A watch over the p-values of a stream", notes=NOTES)
-    columns = {"watch": "watch", "n": "calibration rows", "false": "streams with a false alarm"}
+    columns = {"method": "watch", "n": "calibration rows", "false": "streams with a false alarm"}
     for name in list(SHARES)[1:]:
         columns |= {f"{name}, rows": f"{name}: rows until the alarm", f"{name}, soon": f"seen within {SOON}"}
     table = Table("Alarms", columns)
@@ -189,10 +189,10 @@ def run(options: Options) -> Report:
         streams = Streams(known, unknown, num_calibration, options)
         for name, watch in WATCHES.items():
             if options.keeps(name):
-                table.rows.append({"watch": name, "n": num_calibration} | summary(watch(streams)))
+                table.rows.append({"method": name, "n": num_calibration} | summary(watch(streams)))
                 print(f"drift: {name}, {num_calibration} calibration rows", file=sys.stderr, flush=True)
     report.tables.append(table)
-    own = [row for row in table.rows if row["watch"] == OURS]
+    own = [row for row in table.rows if row["method"] == OURS]
     allowed = float(binom.ppf(0.975, streams.num, ALPHA)) / streams.num
     report.targets += [
         Target(

@@ -22,7 +22,7 @@ from bll_pyro.files import only_writer, scratch_folder, user_path
 from bll_pyro.prediction import Integration
 from bll_pyro.runtime import seal
 from bll_pyro.runtime.loading import METADATA
-from bll_pyro.scope import own_modes
+from bll_pyro.scope import own_modes, without_validation
 
 if TYPE_CHECKING:
     from bll_pyro.fitting import Fit
@@ -35,6 +35,7 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 
 
 @own_modes()
+@without_validation()  # which tracing would switch off for good
 def write_graph(
     fit: Fit,
     path: str | Path,
@@ -96,6 +97,7 @@ def write_graph(
 
 
 @own_modes()
+@without_validation()
 def graph_bytes(fit: Fit, *, inputs: Any = None) -> bytes:
     """The sealed ONNX graph of a fit, for a saved fit to hold; ValueError beyond 2 GB."""
     module, rows = _prepared(fit, inputs, QUANTILES, None, "float32")

@@ -57,7 +57,7 @@ def root(
     def more(step: Tensor, lower: Tensor, width: Tensor) -> Tensor:
         return step < NUM_HALVINGS
 
-    def halved(step: Tensor, lower: Tensor, width: Tensor) -> tuple[Tensor, ...]:
+    def halved(step: Tensor, lower: Tensor, width: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         middle = lower + width / 2
         return step + 1, torch.where(cdf(middle) < q, middle, lower), width / 2
 
@@ -75,7 +75,7 @@ def whole_root(
     def more(lower: Tensor, upper: Tensor) -> Tensor:
         return (upper - lower).amax() > 1.0
 
-    def halved(lower: Tensor, upper: Tensor) -> tuple[Tensor, ...]:
+    def halved(lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
         middle = ((lower + upper) / 2).floor()
         below = cdf(middle) < q
         return torch.where(below, middle, lower), torch.where(below, upper, middle)

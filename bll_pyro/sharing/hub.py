@@ -101,7 +101,6 @@ def _client(owner: str) -> Any:
 @contextmanager
 def _told(repo: str, owner: str) -> Iterator[None]:
     """Errors of the client in our words: what is missing, and what to do."""
-    import httpx
     from huggingface_hub import constants, errors
 
     log_in = "log in with `hf auth login`, or set HF_TOKEN"
@@ -124,7 +123,7 @@ def _told(repo: str, owner: str) -> Iterator[None]:
         raise ValueError(
             f"{owner}: expected {where} to do what was asked, got status {status}: {str(error).splitlines()[0]}; {remedy}"
         ) from error
-    except (OSError, httpx.HTTPError) as error:
+    except (OSError, errors.HTTPError) as error:
         raise ValueError(
             f"{owner}: expected to reach {where}, got {type(error).__name__}: {error}; check the network and HF_HUB_OFFLINE, or "
             "use a folder that fit.save wrote"

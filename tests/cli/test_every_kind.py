@@ -25,11 +25,11 @@ def test_every_kind_of_data(tmp_path: Path, kinds: tuple[str, ...]) -> None:
 
 
 def commands_of_readme(name: str) -> str:
-    """The lines of README's section on the command line that are about one file, without the comparison."""
+    """The lines of README's section on the command line that are about one file, without the comparison and the service."""
     section = (ROOT / "README.md").read_text().partition("## From the command line")[2]
     block = section.partition("```bash\n")[2].partition("```")[0]
     (part,) = (part for part in block.split("\n\n") if name in part)
-    return "\n".join(line for line in part.splitlines() if not line.startswith("bll compare"))
+    return "\n".join(line for line in part.splitlines() if not line.startswith(("bll compare", "bll serve")))
 
 
 @pytest.mark.slow

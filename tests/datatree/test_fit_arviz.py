@@ -161,7 +161,7 @@ def test_prior_sensitivity(fitted):
 def test_loo_pit(fitted):
     values = az.loo_pit(fitted[2])["y"]
     assert values.size == fitted[1][1].numel()
-    assert float(values.min()) >= 0 and float(values.max()) <= 1
+    assert float(values.min()) >= 0 and float(values.max()) <= 1 + 1e-12  # sums of weights round
 
 
 PLOTS = {

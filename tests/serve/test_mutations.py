@@ -190,12 +190,12 @@ def test_requests_by_the_description() -> None:
 
 def prepared(sent: dict[str, Any]) -> tuple[str, bytes, dict[str, str]]:
     """A request of schemathesis as path, body and headers."""
-    import httpx
+    import httpx2
 
     known = ("method", "url", "params", "headers", "json", "data", "content", "files", "cookies")
     given = {name: value for name, value in sent.items() if name in known and value is not None}
     if isinstance(given.get("data"), bytes | str):
         given["content"] = given.pop("data")
-    request = httpx.Request(**given)
+    request = httpx2.Request(**given)
     path = request.url.raw_path.decode()
     return path, request.read(), dict(request.headers.items())
