@@ -142,10 +142,11 @@ def check_graph(fit: bll.Fit, path: Path, integration: Any = POINTS) -> runtime.
     for num in (1, 2, 7, 1000):
         said = expected(fit, ROWS[-num:], (0.1, 0.9), integration)
         compare(predictor.predict(ROWS[-num:].numpy()), said)
-    assert list(predictor.outputs) == list(said)
+    assert set(predictor.outputs) == set(said)
     return predictor
 
 
+@pytest.mark.unchecked  # torch traces loops, and no checks in them
 @pytest.mark.parametrize("name", GRAPHS)
 @pytest.mark.thinned(8)
 def test_onnx_and_fit_agree(name: str, tmp_path: Path) -> None:
@@ -158,6 +159,7 @@ def test_onnx_and_fit_agree(name: str, tmp_path: Path) -> None:
     assert predictor.quantiles == ((0.1, 0.9) if "quantiles" in predictor.outputs else ())
 
 
+@pytest.mark.unchecked  # torch traces loops, and no checks in them
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SLOW_GRAPHS)
 def test_onnx_and_fit_agree_where_graphs_are_long(name: str, tmp_path: Path) -> None:
