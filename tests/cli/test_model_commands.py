@@ -183,3 +183,19 @@ def test_data_that_were_changed_since_are_noticed(
     finally:
         path.write_text(before)
     assert said in capsys.readouterr().err
+
+
+def test_export_writes_the_graph_of_a_saved_fit(capsys: pytest.CaptureFixture[str]) -> None:
+    """The options of other commands hold here; a file that is there stays, and its place is named."""
+    found = json_of(capsys, "export", "alone", "-o", "alone.onnx")
+    assert found == {"path": "alone.onnx", "bytes": Path("alone.onnx").stat().st_size}
+    rows = np.load("test.npz")["x"]
+    said = bll.load("alone").predict(rows)
+    answered = bll.runtime.load("alone.onnx").predict(rows.astype(np.float32))
+    np.testing.assert_allclose(answered["probs"], said.probs.numpy(), atol=1e-5)
+    before = Path("alone.onnx").read_bytes()
+    assert main(["export", "alone", "-o", "alone.onnx"]) == 2
+    assert "--overwrite" in capsys.readouterr().err and Path("alone.onnx").read_bytes() == before
+    assert main(["export", "alone", "-o", "alone.txt"]) in (1, 2)
+    assert "expected a name that ends in .onnx or .pt2, got alone.txt" in capsys.readouterr().err
+    assert not Path("alone.txt").exists()

@@ -11,7 +11,7 @@ from bll_pyro.cli.console import Console
 def export_command(
     model: Path,
     console: Console,
-    out: Path,
+    out: Path = Path("model.onnx"),
     inputs: str | None = None,
     quantile: Sequence[float] = (0.05, 0.5, 0.95),
     dtype: str = "float32",
