@@ -114,7 +114,7 @@ def test_the_module_of_a_graph_predicts_as_the_fit(case: tuple[str, str, str]) -
     except (TypeError, ValueError):  # a pair that cannot be fitted; test_contract.py reads what it says
         return
     module = as_module(fit, integration=POINTS, quantiles=(0.1, 0.9)).requires_grad_(False)
-    for num in (1, 2, 7, 1000):
+    for num in (1, 150):  # graphs have batches of more sizes below
         said = expected(fit, ROWS[-num:], (0.1, 0.9))
         compare({name: value.numpy() for name, value in module(ROWS[-num:]).items()}, said)
 

@@ -62,6 +62,7 @@ def test_correlated_columns(name: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.thinned(12)
 @pytest.mark.parametrize("name", INFERENCES)
 @pytest.mark.parametrize("condition", [10.0, 1e2, 1e3, 1e4])
 def test_correlated_columns_of_many_sets(name: str, condition: float) -> None:
