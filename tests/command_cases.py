@@ -2,9 +2,11 @@
 
 import json
 import os
+import subprocess
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 import pandas as pd
@@ -118,18 +120,26 @@ def chain(given: str) -> tuple[list[str], ...]:
     )
 
 
-def all_commands(folder: str, kinds: tuple[str, ...]) -> None:
-    """Run the chain of each kind of data, in a process of its own; what goes wrong is its exit code."""
+def exit_code_of(arguments: list[str], out: TextIO) -> int:
+    """Of a command: called in this process, or with ``BLL_WHOLE=1`` the program ``bll``, which starts in four seconds."""
+    if "BLL_WHOLE" in os.environ:
+        program = Path(sys.executable).with_name("bll")
+        return subprocess.run([program, *arguments], stdout=out, check=False).returncode
     from bll_pyro.cli import main
 
+    with redirect_stdout(out):
+        return main(arguments)
+
+
+def all_commands(folder: str, kinds: tuple[str, ...]) -> None:
+    """Run the chain of each kind of data, in a process of its own; what goes wrong is its exit code."""
     for kind in kinds:
         place = Path(folder, kind)
         place.mkdir()
         os.chdir(place)
-        sys.path.insert(0, str(place))
         for arguments in chain(write_data(place, kind)[1]):
-            with Path(f"{arguments[0]}.txt").open("w") as out, redirect_stdout(out):
-                code = main(arguments)
+            with Path(f"{arguments[0]}.txt").open("w") as out:
+                code = exit_code_of(arguments, out)
             if code:
                 sys.exit(code)
 

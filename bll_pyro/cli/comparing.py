@@ -18,7 +18,8 @@ from bll_pyro.cli import run_folder
 from bll_pyro.cli.backbones import make_backbone
 from bll_pyro.cli.console import Console
 from bll_pyro.cli.data.base import Opened
-from bll_pyro.cli.experiment import Draft, importable
+from bll_pyro.cli.experiment import Draft
+from bll_pyro.cli.importing import importable
 from bll_pyro.cli.job import Job, Machine
 from bll_pyro.cli.overrides import overridden
 from bll_pyro.cli.running import run_job
@@ -102,7 +103,8 @@ def jobs_of(drafts: Mapping[str, Draft]) -> dict[str, Job]:
     for name, draft in drafts.items():
         source = declared[name].data
         if source not in opened:
-            opened[source] = source.open()
+            with importable(draft.document.folder):
+                opened[source] = source.open()
         jobs[name] = Job.of(draft, opened[source])
     return jobs
 

@@ -15,10 +15,12 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from bll_pyro.cli.commands import COMMANDS, command
 from bll_pyro.cli.console import Console
+from bll_pyro.cli.importing import importable
 from bll_pyro.cli.options import CONSOLE, OVERRIDES, make_parser
 from bll_pyro.cli.overrides import set_apart
 from bll_pyro.cli.usage import UsageError
@@ -50,7 +52,7 @@ def _run(name: str, chosen: dict[str, Any], overrides: dict[str, str], console: 
     run = command(name)
     try:
         given = {OVERRIDES: overrides, CONSOLE: console}
-        with console.watching():
+        with console.watching(), importable(Path.cwd()):
             run.function(**chosen, **{name: value for name, value in given.items() if run.takes(name)})
     except KeyboardInterrupt:
         console.error("interrupted", kind="")

@@ -8,9 +8,7 @@ filled in once they are open.
 from __future__ import annotations
 
 import copy
-import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -24,6 +22,7 @@ from bll_pyro.cli.data.base import DataSource, Opened
 from bll_pyro.cli.data.resolve import DATA_SUFFIXES, resolve
 from bll_pyro.cli.data.splits import Splits
 from bll_pyro.cli.data.tables import Table
+from bll_pyro.cli.importing import importable
 from bll_pyro.cli.overrides import overridden
 from bll_pyro.cli.run_folder import EXPERIMENT
 from bll_pyro.cli.usage import UsageError
@@ -177,17 +176,6 @@ def read_document(path: Path, overrides: Mapping[str, str] | None = None) -> Doc
             f"{path.stem or 'experiment'}.yaml, and give its name:\n{line.rstrip()}{remedy}"
         )
     return overridden(read_yaml(path), overrides or {})
-
-
-@contextmanager
-def importable(folder: Path) -> Iterator[None]:
-    """Modules in a folder can be imported in the block, before others of their name."""
-    before = list(sys.path)
-    sys.path.insert(0, str(folder))
-    try:
-        yield
-    finally:
-        sys.path[:] = before
 
 
 def _filled(plain: dict[str, Any], likelihood: str, classes: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,8 +15,9 @@ import bll_pyro as bll
 from bll_pyro.cli import run_folder
 from bll_pyro.cli.backbones import TrainedNetwork, make_backbone
 from bll_pyro.cli.console import Console
-from bll_pyro.cli.experiment import Draft, importable
+from bll_pyro.cli.experiment import Draft
 from bll_pyro.cli.figures import metrics_of, write_tree
+from bll_pyro.cli.importing import importable
 from bll_pyro.cli.job import Job, Machine
 from bll_pyro.cli.telling import told
 from bll_pyro.declaration import written
@@ -40,7 +41,9 @@ def run_draft(
     declared = draft.check()
     if not print_config:
         run_folder.check_free(user_path(path), overwrite)
-    job = Job.of(draft, declared.data.open())
+    with importable(draft.document.folder):
+        opened = declared.data.open()
+    job = Job.of(draft, opened)
     if print_config:
         print(job.experiment.to_yaml(), end="")
         return

@@ -25,7 +25,8 @@ from bll_pyro.cli.data.images import ImageFolder
 from bll_pyro.cli.data.record import DataRecord, encoded, for_backbone
 from bll_pyro.cli.data.resolve import resolve
 from bll_pyro.cli.data.tables import Table, streamed
-from bll_pyro.cli.experiment import Experiment, importable, read_draft
+from bll_pyro.cli.experiment import Experiment, read_draft
+from bll_pyro.cli.importing import importable
 from bll_pyro.cli.members import FieldKind
 from bll_pyro.cli.overrides import overridden
 from bll_pyro.cli.usage import UsageError, nearest

@@ -1,5 +1,6 @@
 """Experiments: YAML to objects and back for every member of every family, and every mistake with its line and exit code."""
 
+import sys
 from pathlib import Path
 from textwrap import dedent
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import pyro.distributions as dist
 import pytest
 import torch
+from command_cases import EXPERIMENT, ROWS
 from guide_cases import guides_for
 from prior_cases import PRIORS
 
@@ -15,7 +17,8 @@ from bll_pyro import criteria, curvatures, guides, likelihoods, noises, ood, pri
 from bll_pyro.cli import data, main
 from bll_pyro.cli.backbones import Timm, TrainedNetwork, Transformers, make_backbone
 from bll_pyro.cli.building import Builder
-from bll_pyro.cli.experiment import Experiment, importable, read_draft
+from bll_pyro.cli.experiment import Experiment, read_draft
+from bll_pyro.cli.importing import importable
 from bll_pyro.cli.members import FieldKind, load_families, members
 from bll_pyro.cli.overrides import KEYS, overridden, set_apart
 from bll_pyro.cli.usage import UsageError
@@ -418,4 +421,24 @@ def test_sys_path_is_restored_after_an_error(tmp_path: Path) -> None:
         assert sys.path == [str(tmp_path), *before]
     with pytest.raises(KeyError), importable(tmp_path):
         raise KeyError
+    assert sys.path == before
+
+
+def test_a_function_beside_the_yaml_or_in_the_present_folder_gives_the_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a line on ``sys.path``; and what was there is there afterwards."""
+    before = list(sys.path)
+    yaml, present = tmp_path / "yaml", tmp_path / "present"
+    for number, folder in enumerate((yaml, present)):
+        folder.mkdir()
+        (folder / f"given_rows_{number}.py").write_text(ROWS)
+    monkeypatch.chdir(present)
+    for number in range(2):
+        text = EXPERIMENT.format(
+            data=f'Function, function: "given_rows_{number}:rows"', more="layer: {likelihood: Categorical}"
+        )
+        (yaml / "e.yaml").write_text(text)
+        assert main(["fit", str(yaml / "e.yaml"), "-o", f"run_{number}", "--no-tree", "--quiet"]) == 0
+    assert main(["evaluate", "run_1", "run:test", "--quiet"]) == 0
     assert sys.path == before
