@@ -6,8 +6,8 @@ that is only of the archive. The file is complete before it takes the place of a
 
 from __future__ import annotations
 
-import hashlib
 import os
+import shutil
 import tempfile
 import zipfile
 from collections.abc import Iterator
@@ -63,8 +63,7 @@ def as_folder(path: str | Path) -> Iterator[Path]:
         with zipfile.ZipFile(file) as whole:
             for name in whole.namelist():
                 with whole.open(name) as member, (Path(folder) / Path(name).name).open("wb") as copy:
-                    while block := member.read(seal.BLOCK):
-                        copy.write(block)
+                    shutil.copyfileobj(member, copy, seal.BLOCK)
         yield Path(folder)
 
 
@@ -76,16 +75,11 @@ def _join(folder: Path, made: Path) -> None:
             info = zipfile.ZipInfo(name, FIRST_DATE)
             info.external_attr = 0o644 << 16
             with whole.open(info, "w", force_zip64=True) as member, (folder / name).open("rb") as file:
-                while block := file.read(seal.BLOCK):
-                    member.write(block)
+                shutil.copyfileobj(file, member, seal.BLOCK)
         whole.comment = seal.BLANK.encode()
     with made.open("r+b") as file:
-        digest, left = hashlib.sha256(), made.stat().st_size - seal.LENGTH
-        while left:
-            block = file.read(min(seal.BLOCK, left))
-            digest.update(block)
-            left -= len(block)
+        digest = seal.hash_before_end(file)
         file.seek(-seal.LENGTH, os.SEEK_END)
-        file.write(digest.hexdigest().encode())
+        file.write(digest.encode())
         file.flush()
         os.fsync(file.fileno())

@@ -7,13 +7,13 @@ import json
 import os
 import warnings
 from collections.abc import Sequence
-from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from bll_pyro import tensorfile
 from bll_pyro.export.describing import described
 from bll_pyro.export.lowering import translations
 from bll_pyro.export.module import QUANTILES, PredictiveModule, as_module
@@ -199,11 +199,8 @@ def _onnx(fit: Fit, module: PredictiveModule, rows: Tensor, folder: Path | None,
         )
     outside = f"{name}.data"
     program.save(folder / name, external_data=True)
-    digest = sha256()
-    with (folder / outside).open("rb") as file:
-        while block := file.read(seal.BLOCK):
-            digest.update(block)
-    entry = {"file": outside, "bytes": (folder / outside).stat().st_size, "sha256": digest.hexdigest()}
+    digest = tensorfile.sha256(folder / outside)
+    entry = {"file": outside, "bytes": (folder / outside).stat().st_size, "sha256": digest}
     return _sealed(onnx.load(folder / name, load_external_data=False), metadata | {"external": entry})
 
 

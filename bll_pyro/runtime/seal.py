@@ -46,12 +46,18 @@ def check_graph(data: bytes, name: str) -> None:
 
 def check_end(file: BinaryIO, name: str) -> None:
     """Raise :class:`Altered` unless the last bytes of a file are the sha256 of all others; the file is read in blocks."""
+    found = hash_before_end(file)
+    _compare(found, file.read(), name)
+
+
+def hash_before_end(file: BinaryIO) -> str:
+    """sha256 of all bytes but the last ``LENGTH``, where the file then stands."""
     size = file.seek(0, 2) - LENGTH
     file.seek(0)
     digest = hashlib.sha256()
     while (left := size - file.tell()) > 0:
         digest.update(file.read(min(BLOCK, left)))
-    _compare(digest.hexdigest(), file.read(), name)
+    return digest.hexdigest()
 
 
 def check_file(path: Path, sha256: str, num_bytes: int) -> None:

@@ -32,7 +32,29 @@ def push(
     private: bool | None = None,
     token: str | None = None,
 ) -> str:
-    """Put a fit and its model card into a repository; see :meth:`bll_pyro.fitting.Fit.push_to_hub`."""
+    """Put a fit and its model card into a repository, in one commit; returns its address.
+
+    ``bll.load("hf://owner/name")`` reads it. A fit and README there are replaced, and remain in the history. A detector with
+    ``KNearestNeighbours``, as the default one, holds features of up to 5,000 training rows.
+
+    Parameters
+    ----------
+    fit
+        The fit.
+    repo
+        ``"owner/name"``; it is made where it is missing.
+    evaluation
+        Scores for the card, from :func:`bll_pyro.evaluate`.
+    private
+        Whether a new repository is; None takes the owner's setting.
+    token
+        A token that may write; None takes that of ``hf auth login`` or ``HF_TOKEN``.
+
+    Raises
+    ------
+    ValueError
+        If the hub cannot be reached or refuses, or the repository holds something else.
+    """
     address = _address(f"{SCHEME}{repo}", "push_to_hub", f'"owner/name", got {repo!r}')
     if address["revision"]:
         raise ValueError(f'push_to_hub: expected "owner/name", got {repo!r} with a revision; leave it out')
