@@ -48,7 +48,7 @@ class Experiment(Declaration):
         Where the rows come from.
     layer
         Prior and likelihood. In a YAML the likelihood, and its number of classes, may be left to the data: ``Categorical`` for
-        classes, ``Gaussian`` for values.
+        classes with names, ``Gaussian`` for real values. Whole numbers need one.
     splits
         Shares of the rows for calibration and test.
     backbone
@@ -136,8 +136,15 @@ class Draft:
         return self._built("Categorical", {"num_classes": 2})
 
     def experiment(self, opened: Opened) -> Experiment:
-        """The experiment on data that are open."""
-        return self._built(*_suited_to(opened))
+        """The experiment on data that are open; without a likelihood for whole numbers, a UsageError asks for one."""
+        likelihood, classes = _suited_to(opened)
+        if likelihood is None and not _has_likelihood(self.document.plain):
+            raise UsageError(
+                "expected a likelihood for targets that are whole numbers, which can be classes, counts or values, got none; "
+                "write one of\n  layer: {likelihood: Categorical}\n  layer: {likelihood: NegativeBinomial}\n"
+                "  layer: {likelihood: Gaussian}"
+            )
+        return self._built(likelihood or "Gaussian", classes)
 
     def _built(self, likelihood: str, classes: Mapping[str, Any]) -> Experiment:
         plain = self.document.plain
@@ -195,12 +202,18 @@ def _filled(plain: dict[str, Any], likelihood: str, classes: Mapping[str, Any]) 
     return filled
 
 
-def _suited_to(opened: Opened) -> tuple[str, Mapping[str, Any]]:
-    """The likelihood of targets, and fields for their classes: classes if they have names, else values."""
+def _has_likelihood(plain: Any) -> bool:
+    layer = plain.get("layer") if isinstance(plain, dict) else None
+    return isinstance(layer, dict) and bool(layer.get("likelihood"))
+
+
+def _suited_to(opened: Opened) -> tuple[str | None, Mapping[str, Any]]:
+    """The likelihood of targets, and fields for their classes: classes if they have names, none for whole numbers, else values."""
     if opened.targets is None:
         raise UsageError("expected data with targets, got inputs alone; name the targets in data:")
     if opened.classes is not None:
         return "Categorical", {"classes": list(opened.classes)}
     targets = np.asarray(opened.targets)
-    is_counted = np.issubdtype(targets.dtype, np.integer) and targets.size > 0
-    return "Gaussian", {"num_classes": int(targets.max()) + 1} if is_counted else {}
+    if np.issubdtype(targets.dtype, np.integer) and targets.size > 0:
+        return None, {"num_classes": int(targets.max()) + 1}
+    return "Gaussian", {}

@@ -5,6 +5,7 @@ from pathlib import Path
 from textwrap import dedent
 from typing import Any
 
+import numpy as np
 import pyro.distributions as dist
 import pytest
 import torch
@@ -189,6 +190,17 @@ def test_the_likelihood_is_left_to_the_data(
 ) -> None:
     draft = read_draft(write(f"data: {{class: BuiltIn, name: {name}}}\nlayer: {{prior: Horseshoe}}\n"))
     assert draft.experiment(draft.check().data.open()).layer == bll.LastLayer(likelihood, priors.Horseshoe())
+
+
+def test_whole_numbers_need_a_likelihood(write: Any, capsys: pytest.CaptureFixture) -> None:
+    rows = np.arange(40)
+    np.savez("counts.npz", inputs=rows[:, None] / 40.0, targets=rows % 3)
+    write("data: {class: Arrays, path: counts.npz}\n")
+    assert main(["fit", "exp.yaml"]) == 2
+    assert "expected a likelihood for targets that are whole numbers" in capsys.readouterr().err
+    assert sorted(one.name for one in Path().iterdir()) == ["counts.npz", "exp.yaml"], "nothing was begun"
+    draft = read_draft(write("data: {class: Arrays, path: counts.npz}\nlayer: {likelihood: Categorical}\n"))
+    assert draft.experiment(draft.check().data.open()).layer.likelihood == likelihoods.Categorical(3)
 
 
 def test_print_config_writes_the_file_back(write: Any, capsys: pytest.CaptureFixture) -> None:
