@@ -152,12 +152,14 @@ def test_compare_takes_psis_and_output_space_together(fitted):
     assert float(table["elpd_diff"].astype(float).abs().max()) <= 3
 
 
+@pytest.mark.thinned(4)
 def test_prior_sensitivity(fitted):
     table = az.psense_summary(fitted[2])
     assert {"prior", "likelihood"} <= set(table.columns)
     assert bool((table["likelihood"] >= 0).all())
 
 
+@pytest.mark.thinned(4)
 def test_loo_pit(fitted):
     values = az.loo_pit(fitted[2])["y"]
     assert values.size == fitted[1][1].numel()
@@ -180,6 +182,7 @@ def test_plots(fitted, plot):
     assert drawn.viz.children or drawn.viz.data_vars
 
 
+@pytest.mark.thinned(4)
 def test_plot_ppc_pit(fitted):
     """Of several targets ArviZ wants one."""
     tree = fitted[2]
@@ -188,6 +191,7 @@ def test_plot_ppc_pit(fitted):
     assert drawn.viz.children or drawn.viz.data_vars
 
 
+@pytest.mark.thinned(4)
 def test_plot_of_influence(fitted):
     fit, data, _ = fitted
     drawn = az.plot_khat(bll.loo(fit, data))
