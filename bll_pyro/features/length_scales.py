@@ -12,26 +12,20 @@ The form is chosen on few rows, and its numbers are then found on more of them.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from bll_pyro.features.kernel_evidence import GaussianEvidence, KernelEvidence, LabelEvidence
 from bll_pyro.optimizers import InverseHessian, minimise
 
 BIAS_VARIANCE = 100.0
-JITTER = 1e-6  # variance of the noise at least, in squares of the targets' scale
 SPREAD = 3.0  # standard deviation of the prior of each log: a factor of 20
 TOLERANCE = 0.3  # nats of evidence that a further step would gain
 NUM_STEPS, HISTORY = 60, 20
 ROWS_PER_COLUMN = 4  # fewest rows for each length that is found
-NEWTON_STEPS, SMALL_STEP = 30, 1e-4
-
-KernelEvidence = Callable[
-    [Tensor, Tensor], Tensor
-]  # of a kernel [n, n] and a log noise scale: minus the log evidence, nats
 
 
 @dataclass(frozen=True)
@@ -177,99 +171,3 @@ class Search:
         self.logs, self.num_rows = logs.detach(), len(rows.columns)
         self.loss = float(found.value) + float(log_prior().detach())
         return self
-
-
-@dataclass(frozen=True)
-class GaussianEvidence:
-    r"""Independent noise of one scale s: ``-log N(Y; 0, K + s^2 W^-1)`` for each of the T columns.
-
-    A row of weight w counts as w rows with the same target.
-    """
-
-    responses: Tensor
-    weight: Tensor
-
-    def __call__(self, kernel: Tensor, log_noise: Tensor) -> Tensor:
-        """Its value, differentiable in both."""
-        value: Tensor = GaussianLoss.apply(kernel, log_noise, self.responses, self.weight)
-        return value
-
-
-class GaussianLoss(torch.autograd.Function):
-    """Minus the log density of responses ``[n, T]`` with weights ``[n]``."""
-
-    @staticmethod
-    def forward(ctx: Any, kernel: Tensor, log_noise: Tensor, responses: Tensor, weight: Tensor) -> Tensor:
-        """The value; what the gradient needs is made with it, since it shares the factor."""
-        variance, num = (2 * log_noise).exp() + JITTER, responses.shape[1]
-        whole = kernel.clone()
-        whole.diagonal().add_(variance / weight)
-        factor, failed = torch.linalg.cholesky_ex(whole)
-        if bool(failed):
-            ctx.save_for_backward(torch.full_like(kernel, torch.nan), torch.full_like(log_noise, torch.nan))
-            return torch.full_like(log_noise, torch.nan)
-        inverse = torch.cholesky_inverse(factor)
-        solved = inverse @ responses
-        value = 0.5 * (responses * solved).sum() + num * factor.diagonal().log().sum()
-        value = value + 0.5 * num * weight.sum() * math.log(2 * math.pi)
-        repeated = 0.5 * (weight - 1).sum() * variance.log() + 0.5 * weight.log().sum()
-        # in the kernel it is (T K^-1 - K^-1 Y Y' K^-1) / 2
-        slope = inverse.addmm_(solved, solved.mT, beta=0.5 * num, alpha=-0.5)
-        in_variance = (slope.diagonal() / weight).sum() + 0.5 * num * (weight - 1).sum() / variance
-        ctx.save_for_backward(slope, in_variance * 2 * (variance - JITTER))
-        return value + num * repeated
-
-    @staticmethod
-    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        """The gradients in the kernel and in the log of the noise scale."""
-        in_kernel, in_noise = ctx.saved_tensors
-        if float(slopes[0]) == 1.0:  # as in a loss: spare a pass over the matrix
-            return in_kernel, in_noise, None, None
-        return slopes[0] * in_kernel, slopes[0] * in_noise, None, None
-
-
-@dataclass
-class LabelEvidence:
-    """Laplace's approximation for labels 0 and 1, each of T by itself (Rasmussen and Williams 2006, 3.4 and 5.5.1)."""
-
-    responses: Tensor
-    weight: Tensor
-    mode: Tensor | None = None
-
-    def __call__(self, kernel: Tensor, log_noise: Tensor) -> Tensor:
-        """Its value; one step of Newton's method that gradients pass through carries how the mode moves with the kernel."""
-        labels = self.responses.mT
-        outputs = torch.zeros_like(labels) if self.mode is None else self.mode
-        with torch.no_grad():
-            for _ in range(NEWTON_STEPS):
-                moved, _ = self._step(kernel, outputs, labels)
-                change, outputs = float((moved - outputs).abs().max()), moved
-                if not change >= SMALL_STEP:
-                    break
-        self.mode = outputs if bool(outputs.isfinite().all()) else None
-        outputs, solved = self._step(kernel, outputs, labels)
-        log_prob = (self.weight * (labels * outputs - torch.nn.functional.softplus(outputs))).sum()
-        factor = self._factor(kernel, self._curvature(outputs))
-        log_det = factor.diagonal(dim1=-2, dim2=-1).log().sum()
-        return 0.5 * (outputs * solved).sum() - log_prob + log_det + 0 * log_noise
-
-    def _step(self, kernel: Tensor, outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """The mode of the quadratic approximation at ``outputs [T, n]``, and ``K^-1`` times it."""
-        curvature = self._curvature(outputs)
-        shift = curvature * outputs + self.weight * (labels - torch.sigmoid(outputs))
-        root = curvature.sqrt()
-        factor = self._factor(kernel, curvature)
-        inner = torch.cholesky_solve((root * (shift @ kernel))[..., None], factor)[..., 0]
-        solved = shift - root * inner
-        return solved @ kernel, solved
-
-    def _curvature(self, outputs: Tensor) -> Tensor:
-        curvature = self.weight * torch.sigmoid(outputs) * torch.sigmoid(-outputs)
-        return curvature.clamp_min(torch.finfo(curvature.dtype).tiny)  # its root has a slope
-
-    def _factor(self, kernel: Tensor, curvature: Tensor) -> Tensor:
-        """Cholesky factor of ``I + W^1/2 K W^1/2``; NaN where a step of the search went too far for one."""
-        root = curvature.sqrt()
-        inner = root[..., None] * kernel * root[..., None, :] + torch.eye(len(kernel), dtype=kernel.dtype)
-        factor, failed = torch.linalg.cholesky_ex(inner)
-        return factor * torch.where(failed > 0, torch.nan, 1.0)[..., None, None]

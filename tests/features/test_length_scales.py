@@ -7,15 +7,8 @@ from scipy.stats import multivariate_normal
 from sklearn.gaussian_process import GaussianProcessClassifier
 from sklearn.gaussian_process.kernels import RBF, ConstantKernel
 
-from bll_pyro.features.length_scales import (
-    BIAS_VARIANCE,
-    JITTER,
-    Form,
-    GaussianEvidence,
-    KernelRows,
-    LabelEvidence,
-    kernel_of,
-)
+from bll_pyro.features.kernel_evidence import JITTER, GaussianEvidence, LabelEvidence
+from bll_pyro.features.length_scales import BIAS_VARIANCE, Form, KernelRows, kernel_of
 
 RANDOM = np.random.default_rng(0)
 COLUMNS = torch.from_numpy(RANDOM.normal(size=(40, 3)))
