@@ -17,7 +17,6 @@ from bll_pyro.inference.exact.gaussian_prior import condition
 from bll_pyro.inference.exact.linear_gaussian import LinearGaussian
 from bll_pyro.inference.exact.noise_mixture import NoiseMixturePosterior
 from bll_pyro.inference.exact.noises import (
-    Components,
     Conjugate,
     Integrated,
     NoisePrior,
@@ -26,7 +25,7 @@ from bll_pyro.inference.exact.noises import (
     elementwise,
     is_positive,
 )
-from bll_pyro.inference.exact.one_dimension import maximize
+from bll_pyro.inference.exact.one_dimension import Nodes, maximize
 from bll_pyro.inference.exact.statistics import SufficientStatistics
 from bll_pyro.inference.rows import DesignRows, values_of, weight_of
 from bll_pyro.layer import LastLayer
@@ -234,14 +233,18 @@ class PriorScale:
         if self.prior.scale is not None:
             return torch.full((num,), float(self.prior.scale), dtype=torch.float64), {}
         path: list[tuple[Tensor, Tensor]] = []
-        last: Components | None = None
+        scanned: tuple[Tensor, Nodes] | None = None
 
         def log_evidence(log_scale: Tensor) -> Tensor:
-            nonlocal last
+            nonlocal scanned
             scale = log_scale.exp().expand(*log_scale.shape[:-1], num)
-            components = self.noise.components(model, scale, self.noise_prior, last)
-            if log_scale.dim() == 1:  # a step of the search, and the next one is near
-                last = components
+            near = None
+            if scanned is not None:  # the rule of the nearest prior scale of the scan
+                index = (scanned[0] - scale.detach().log()).abs().argmin(0)
+                near = scanned[1][index * num + torch.arange(num)]
+            components = self.noise.components(model, scale, self.noise_prior, near)
+            if near is None and components.nodes is not None:
+                scanned = scale.detach().log(), components.nodes
             value = components.log_evidence(model, scale)
             value = value if self.prior.per_output else value.sum(-1, keepdim=True)
             steps = log_scale.detach().exp(), value.detach()

@@ -41,11 +41,11 @@ class NoiseTreatment(Declaration):
 
     @abstractmethod
     def components(
-        self, model: LinearGaussian, prior_scale: Tensor, prior: NoisePrior, near: Components | None = None
+        self, model: LinearGaussian, prior_scale: Tensor, prior: NoisePrior, near: Nodes | None = None
     ) -> Components:
         """Noise values and weights that represent the noise posterior, given the prior scale ``[..., T]`` of the weights.
 
-        ``near`` are those of a prior scale that may be near, where the search for them can begin.
+        ``near`` is the quadrature rule of a prior scale that may be near, for a search: it is moved, and not checked again.
         """
 
     def prior(self, declared: dist.Distribution) -> NoisePrior:
@@ -129,7 +129,7 @@ class Integrated(NoiseTreatment):
     """
 
     def components(
-        self, model: LinearGaussian, prior_scale: Tensor, prior: NoisePrior, near: Components | None = None
+        self, model: LinearGaussian, prior_scale: Tensor, prior: NoisePrior, near: Nodes | None = None
     ) -> Components:
         """Nodes of the trapezoid rule."""
         detached = prior_scale.detach()
@@ -138,7 +138,7 @@ class Integrated(NoiseTreatment):
             u = u.view(-1, *detached.shape)
             return (prior.log_density(u) + model.log_evidence(prior.noise(u), detached)).flatten(1)
 
-        nodes = quadrature(log_joint, detached.numel(), near=None if near is None else near.nodes)
+        nodes = quadrature(log_joint, detached.numel(), near=near)
         u, log_step = (value.view(-1, *detached.shape) for value in nodes.points())
         return Components(prior.noise(u), prior.log_density(u) + log_step, nodes)
 
@@ -184,7 +184,7 @@ class Maximized(NoiseTreatment):
     """
 
     def components(
-        self, model: LinearGaussian, prior_scale: Tensor, prior: NoisePrior, near: Components | None = None
+        self, model: LinearGaussian, prior_scale: Tensor, prior: NoisePrior, near: Nodes | None = None
     ) -> Components:
         """One value."""
         detached = prior_scale.detach()
@@ -206,7 +206,7 @@ class _Known(NoiseTreatment):
     scale: tuple[float, ...]
 
     def components(
-        self, model: LinearGaussian, prior_scale: Tensor, prior: NoisePrior, near: Components | None = None
+        self, model: LinearGaussian, prior_scale: Tensor, prior: NoisePrior, near: Nodes | None = None
     ) -> Components:
         """The known value."""
         noise = torch.tensor(self.scale, dtype=torch.float64).expand_as(prior_scale)[None]

@@ -18,7 +18,7 @@ TAIL_NATS = 40.0  # log density below the maximum at which a density is cut off:
 NUM_NODES = 17  # quadrature nodes in the first rule
 MAX_NODES = 2049  # quadrature nodes at which the refinement stops
 MAX_STEPS = 100  # most iterations in one search
-TOLERANCE = 1e-9  # relative change of an argument at which the search stops: what is left is of higher order, below 1e-12
+TOLERANCE = 1e-11  # relative change of an argument at which the search stops
 MAX_ERROR = 1e-11  # largest change of the log of an integral, in nats, between a rule and its refinement
 
 
@@ -34,48 +34,60 @@ class Maximum:
 def maximize(function: Callable[[Tensor], Tensor], lower: Tensor, upper: Tensor) -> Maximum:
     """Maximise n independent smooth functions of one number each, ``[..., n] -> [..., n]``, on ``[lower, upper]``.
 
-    A scan brackets the maximum. Within the bracket the zero of the derivative is found by false position with the
-    Illinois rule (superlinear, always bracketed): the argument is then accurate to rounding, where comparing function
-    values would give only the square root of that.
+    A scan of values and derivatives brackets the maximum, and the cubic through both ends of the bracket tells about where it is.
+    From there the zero of the derivative is found by false position with the Illinois rule (superlinear, always bracketed): the
+    argument is then accurate to rounding, where comparing function values would give only the square root of that.
     """
-    with torch.no_grad():
-        grid = spaced(lower, upper, NUM_SCAN)
-        values = function(grid).nan_to_num(nan=-math.inf)
+    grid = spaced(lower, upper, NUM_SCAN)
+    values, grads = value_and_derivative(function, grid)
+    values = values.nan_to_num(nan=-math.inf)
     best = values.argmax(0)
-    a = grid.gather(0, (best - 1).clamp_min(0)[None])[0]
-    b = grid.gather(0, (best + 1).clamp_max(NUM_SCAN - 1)[None])[0]
-    grad_a, grad_b = derivative(function, torch.stack([a, b]))
-    at_lower, at_upper = (best == 0) & (grad_a <= 0), (best == NUM_SCAN - 1) & (grad_b >= 0)
-    point, was_rising = (a + b) / 2, torch.zeros_like(best, dtype=torch.bool)
+    rising = grads.gather(0, best[None])[0] > 0
+    at_lower, at_upper = (best == 0) & ~rising, (best == NUM_SCAN - 1) & rising
+    left = (best - (~rising).long()).clamp(0, NUM_SCAN - 2)
+    (a, b), (value_a, value_b), (grad_a, grad_b) = (
+        (part.gather(0, left[None])[0], part.gather(0, left[None] + 1)[0]) for part in (grid, values, grads)
+    )
+    point, was_rising = top_of_cubic(a, b, value_a, value_b, grad_a, grad_b), torch.zeros_like(rising)
     for _ in range(MAX_STEPS):
-        secant = (a * grad_b - b * grad_a) / (grad_b - grad_a)
-        # the secant leaves the bracket where the derivative has the same sign at both ends, or is 0: bisect there
-        inside = (secant > a) & (secant < b)
-        proposal = torch.where(inside, secant, (a + b) / 2)
-        grad_c = derivative(function, proposal)
-        change, point = (proposal - point).abs(), proposal
-        rising = grad_c > 0
+        grad = value_and_derivative(function, point)[1]
+        rising = grad > 0
         # Illinois rule: halve the derivative at an end that is kept twice, so that this end moves next
         kept_twice = rising == was_rising
         grad_a, grad_b = (
-            torch.where(rising, grad_c, torch.where(kept_twice, grad_a * 0.5, grad_a)),
-            torch.where(rising, torch.where(kept_twice, grad_b * 0.5, grad_b), grad_c),
+            torch.where(rising, grad, torch.where(kept_twice, grad_a * 0.5, grad_a)),
+            torch.where(rising, torch.where(kept_twice, grad_b * 0.5, grad_b), grad),
         )
         was_rising = rising
         a, b = torch.where(rising, point, a), torch.where(rising, b, point)
-        converged = (change < TOLERANCE * (1 + point.abs())) | (grad_c == 0)
-        if bool((converged | at_lower | at_upper).all()):
+        secant = (a * grad_b - b * grad_a) / (grad_b - grad_a)
+        # the secant leaves the bracket where the derivative has the same sign at both ends: bisect there
+        proposal = torch.where((secant >= a) & (secant <= b), secant, (a + b) / 2)
+        change, point = (proposal - point).abs(), torch.where(grad == 0, point, proposal)
+        if bool(((change < TOLERANCE * (1 + point.abs())) | (grad == 0) | at_lower | at_upper).all()):
             break
     point = torch.where(at_lower, lower, torch.where(at_upper, upper, point))
     return Maximum(point, at_lower, at_upper)
 
 
-def derivative(function: Callable[[Tensor], Tensor], point: Tensor) -> Tensor:
-    """Derivatives ``[..., n]`` of n independent functions."""
+def top_of_cubic(
+    a: Tensor, b: Tensor, value_a: Tensor, value_b: Tensor, grad_a: Tensor, grad_b: Tensor
+) -> Tensor:
+    """The maximum of the cubic with these values and derivatives at a and b; the middle where it has none between them."""
+    width = b - a
+    chord = 3 * (value_b - value_a) / width - grad_a - grad_b
+    root = (chord.square() - grad_a * grad_b).sqrt()
+    share = 1 - (root - grad_b - chord) / (grad_a - grad_b + 2 * root)
+    return a + width * torch.where((share > 0) & (share < 1), share, 0.5)
+
+
+def value_and_derivative(function: Callable[[Tensor], Tensor], point: Tensor) -> tuple[Tensor, Tensor]:
+    """Values and derivatives ``[..., n]`` of n independent functions."""
     with torch.enable_grad():
         argument = point.detach().requires_grad_()
-        (result,) = torch.autograd.grad(function(argument).sum(), argument)
-    return result
+        values = function(argument)
+        (slopes,) = torch.autograd.grad(values.sum(), argument)
+    return values.detach(), slopes
 
 
 @dataclass(frozen=True)
@@ -104,6 +116,11 @@ class Nodes:
         log_step = ((self.high - self.low) / (self.num - 1)).log()
         return self.center + self.width * x.sinh(), self.width.log() + x.cosh().log() + log_step
 
+    def __getitem__(self, index: Tensor) -> Nodes:
+        """The rules of some of the densities."""
+        parts = (self.center, self.width, self.low, self.high)
+        return Nodes(*(part[index] for part in parts), self.num, self.error)
+
 
 @torch.no_grad()
 def quadrature(
@@ -117,20 +134,21 @@ def quadrature(
 
     The trapezoid rule converges faster than any power of the step for smooth densities that vanish at both ends
     (Trefethen and Weideman 2014). The range is narrowed to where the log density is within 40 nats of its maximum, and
-    the number of nodes is doubled until the logs of the integrals change by less than 1e-11. ``near`` are nodes of densities that
-    may be alike: the search begins there.
+    the number of nodes is doubled until the logs of the integrals change by less than 1e-11. ``near`` is a rule for densities that
+    may be alike: where it is found to be, it is moved, with twice as many nodes and no further look at its error.
     """
-    nodes = None if near is None else _moved(log_density, near)
-    if nodes is None:
-        start = torch.zeros(num, dtype=torch.float64)
-        low, high = start + lower, start + upper
-        for _ in range(MAX_STEPS):
-            new_low, new_high, *_ = _support(log_density, low, high)
-            converged = bool((new_high - new_low > 0.5 * (high - low)).all())
-            low, high = new_low, new_high
-            if converged:
-                break
-        nodes = Nodes.over(low, high, *_peak(log_density, low, high), NUM_NODES)
+    moved = None if near is None else _moved(log_density, near)
+    if moved is not None:
+        return moved
+    start = torch.zeros(num, dtype=torch.float64)
+    low, high = start + lower, start + upper
+    for _ in range(MAX_STEPS):
+        new_low, new_high, *_ = _support(log_density, low, high)
+        converged = bool((new_high - new_low > 0.5 * (high - low)).all())
+        low, high = new_low, new_high
+        if converged:
+            break
+    nodes = Nodes.over(low, high, *_peak(log_density, low, high), NUM_NODES)
     integral = _integral(log_density, nodes)
     while True:
         finer = replace(nodes, num=2 * nodes.num - 1)
@@ -163,7 +181,7 @@ def _moved(log_density: Callable[[Tensor], Tensor], near: Nodes) -> Nodes | None
     low, high, mode, is_inside = _support(log_density, low - margin, high + margin)
     if not bool(is_inside.all()):
         return None
-    return Nodes.over(low, high, mode, near.width, near.num)
+    return replace(Nodes.over(low, high, mode, near.width, 2 * near.num - 1), error=near.error)
 
 
 def _peak(log_density: Callable[[Tensor], Tensor], low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
