@@ -166,7 +166,7 @@ class Exact(Inference):
         likelihood, prior, frame = layer.likelihood, layer.prior, rows.frame
         assert isinstance(likelihood, Gaussian)
         num_outputs = len(sums.target_mean)
-        trace = Trace(statistics={"sums": sums})
+        trace = Trace(statistics={"sums": replace(sums, root=None)})
         if isinstance(prior, PosteriorPrior):
             assert likelihood.known_noise is not None
             weights, log_evidence = condition(prior.weights, sums, likelihood.known_noise, layer.bias)

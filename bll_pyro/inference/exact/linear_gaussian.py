@@ -86,12 +86,13 @@ class LinearGaussian(Summary):
         mean = sums.target_mean - loc @ sums.feature_mean
         cross = sums.cross.mT - loc @ sums.gram
         square = sums.square - ((sums.cross.mT + cross) * loc).sum(-1)
-        gram, total = sums.gram, square + num_rows * mean.square()
+        gram, root, total = sums.gram, sums.root, square + num_rows * mean.square()
         if bias_scale is None:
             gram = gram + num_rows * torch.outer(sums.feature_mean, sums.feature_mean)
+            root = None if root is None else torch.cat([root, math.sqrt(num_rows) * sums.feature_mean[None]])
             cross = cross + num_rows * torch.outer(mean, sums.feature_mean)
             square = total
-        values, rotation = torch.linalg.eigh(gram)
+        values, rotation = torch.linalg.eigh(gram) if root is None else eigenvectors_of_rows(root)
         cross = cross @ rotation
         nonzero = values > torch.finfo(values.dtype).eps * len(values) * values[-1]
         # the rank is at most the number of rows, so the other eigenvalues are rounding errors
@@ -191,3 +192,20 @@ class LinearGaussian(Summary):
         square = noise.square()
         factor = square if self.relative else torch.ones_like(square)
         return square, prior_scale.square() * factor, self.bias_scale**2 * factor
+
+
+def eigenvectors_of_rows(root: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues ``[D]``, ascending, and eigenvectors ``[D, D]`` of ``H'H`` for few rows H ``[N, D]``, N <= D.
+
+    With ``H' = Q [R; 0]``, Q orthogonal and R ``[N, N]``, they are those of ``RR'``, turned by Q; the others are 0.
+    """
+    num_rows, num_columns = root.shape
+    reflectors, factors = torch.geqrf(root.mT)
+    triangle = reflectors[:num_rows].triu()
+    values, inner = torch.linalg.eigh(triangle @ triangle.mT)
+    turned = torch.zeros(num_columns, num_columns, dtype=root.dtype, device=root.device)
+    turned[:num_rows, -num_rows:] = inner
+    turned[num_rows:, :-num_rows].fill_diagonal_(1.0)
+    return torch.cat([values.new_zeros(num_columns - num_rows), values]), torch.ormqr(
+        reflectors, factors, turned
+    )

@@ -118,8 +118,8 @@ class Nodes:
 
     def __getitem__(self, index: Tensor) -> Nodes:
         """The rules of some of the densities."""
-        parts = (self.center, self.width, self.low, self.high)
-        return Nodes(*(part[index] for part in parts), self.num, self.error)
+        parts = self.center[index], self.width[index], self.low[index], self.high[index]
+        return Nodes(*parts, self.num, self.error)
 
 
 @torch.no_grad()

@@ -33,7 +33,8 @@ class SufficientStatistics(Summary):
     ``sum yc^2``    ``square``, of each centred target          ``[T]``
     =============== =========================================== ==========
 
-    ``a + b`` are the statistics of the rows of both.
+    ``a + b`` are the statistics of the rows of both. ``root [N, D]`` has the product ``root' root = gram``; it is kept where one
+    block holds all rows and there are at most half as many as columns, since a decomposition is then cheaper.
     """
 
     num_rows: int
@@ -43,6 +44,7 @@ class SufficientStatistics(Summary):
     gram: Tensor
     cross: Tensor
     square: Tensor
+    root: Tensor | None = None
 
     @classmethod
     def of(cls, features: Tensor, targets: Tensor, weight: Tensor | None = None) -> Self:
@@ -79,7 +81,8 @@ class SufficientStatistics(Summary):
                 h, y = root * (h - feature_mean), root * (y - target_mean)
             if total is None:
                 sums = (h.mT @ h, h.mT @ y, y.square().sum(0))
-                total = cls(len(h), count, feature_mean, target_mean, *sums)
+                few = h if 2 * len(h) <= h.shape[1] else None
+                total = cls(len(h), count, feature_mean, target_mean, *sums, few)
                 continue
             _check_widths(total, features.shape[1], targets.shape[1])
             total.gram.addmm_(h.mT, h)
