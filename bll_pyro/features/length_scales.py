@@ -130,7 +130,7 @@ def kernel_of(rows: KernelRows, num_choosing: int) -> Kernel:
     )
     best: Search | None = None
     for num_lengths in [0, *([1, *each] if varies else [])]:
-        tried = Search(Form(num_columns, num_lengths)).on(few)
+        tried = Search(Form(num_columns, num_lengths), best).on(few)
         if best is not None and best.loss - tried.loss <= len(tried.logs) - len(best.logs):
             break
         best = tried
@@ -148,10 +148,16 @@ class Search:
     ----------
     form
         Which logs there are.
+    before
+        The search for a smaller form. A length for each column begins at the length that was found for all: from there the search
+        ends at a higher evidence than from its own start.
     """
 
-    def __init__(self, form: Form) -> None:
+    def __init__(self, form: Form, before: Search | None = None) -> None:
         self.form, self.logs, self.loss = form, form.start(), math.inf  # minus the log evidence
+        if before is not None and before.form.num_lengths:
+            shared, length = before.logs.split([3, 1])
+            self.logs = torch.cat([shared, length.expand(form.num_lengths)])
         self.curvature, self.num_rows = InverseHessian(HISTORY), 0
 
     def on(self, rows: KernelRows) -> Search:
