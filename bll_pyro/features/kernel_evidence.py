@@ -43,13 +43,15 @@ class GaussianLoss(torch.autograd.Function):
         variance, num = (2 * log_noise).exp() + JITTER, responses.shape[1]
         whole = kernel.clone()
         whole.diagonal().add_(variance / weight)
-        factor, failed = torch.linalg.cholesky_ex(whole)
+        matrix = whole.mT  # symmetric; by columns, as LAPACK has it, factored and inverted in place
+        _, failed = torch.linalg.cholesky_ex(matrix, out=(matrix, torch.empty((), dtype=torch.int32)))
         if bool(failed):
             ctx.save_for_backward(torch.full_like(kernel, torch.nan), torch.full_like(log_noise, torch.nan))
             return torch.full_like(log_noise, torch.nan)
-        inverse = torch.cholesky_inverse(factor)
+        log_det = whole.diagonal().log().sum()
+        inverse = torch.cholesky_inverse(matrix, out=matrix)
         solved = inverse @ responses
-        value = 0.5 * (responses * solved).sum() + num * factor.diagonal().log().sum()
+        value = 0.5 * (responses * solved).sum() + num * log_det
         value = value + 0.5 * num * weight.sum() * math.log(2 * math.pi)
         repeated = 0.5 * (weight - 1).sum() * variance.log() + 0.5 * weight.log().sum()
         # in the kernel it is (T K^-1 - K^-1 Y Y' K^-1) / 2

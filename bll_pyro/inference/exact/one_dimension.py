@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 NUM_SCAN = 21  # grid points in the scan for a maximum
-NUM_ZOOM = 65  # grid points in each scan for the support of a density
+NUM_ZOOM = 33  # grid points in each scan for the support of a density
 TAIL_NATS = 40.0  # log density below the maximum at which a density is cut off: below float64's rounding
 NUM_NODES = 17  # quadrature nodes in the first rule
 MAX_NODES = 2049  # quadrature nodes at which the refinement stops
