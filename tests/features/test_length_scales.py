@@ -8,7 +8,7 @@ from sklearn.gaussian_process import GaussianProcessClassifier
 from sklearn.gaussian_process.kernels import RBF, ConstantKernel
 
 from bll_pyro.features.kernel_evidence import JITTER, GaussianEvidence, LabelEvidence
-from bll_pyro.features.length_scales import BIAS_VARIANCE, Form, KernelRows, kernel_of
+from bll_pyro.features.length_scales import BIAS_VARIANCE, Form, KernelRows, Search, kernel_of
 
 RANDOM = np.random.default_rng(0)
 COLUMNS = torch.from_numpy(RANDOM.normal(size=(40, 3)))
@@ -97,3 +97,16 @@ def test_wide_tables_have_one_length():
     found = kernel_of(rows_of(x, np.sin(x.mean(1, keepdims=True) * 6)), 60)
     assert found.lengths is None or bool((found.lengths == found.lengths[0]).all())
     assert kernel_of(rows_of(np.zeros((5, 2)), np.zeros((5, 1))), 5).lengths is None  # constant columns
+
+
+def test_lengths_of_columns_begin_at_the_length_of_all():
+    found = Search(Form(3, 1)).on(rows_of(COLUMNS, VALUES))
+    start = Search(Form(3, 3), found).logs
+    torch.testing.assert_close(Form(3, 3).kernel(start, COLUMNS), Form(3, 1).kernel(found.logs, COLUMNS))
+
+
+def test_a_kernel_that_cannot_be_factored_has_no_evidence():
+    kernel = -torch.eye(40, dtype=torch.float64)
+    for evidence, responses in ((GaussianEvidence, VALUES), (LabelEvidence, LABELS)):
+        scale = 1.0 if evidence is GaussianEvidence else 100.0
+        assert bool(evidence(responses, ONES)(scale * kernel, LOGS[1]).isnan())
