@@ -206,9 +206,11 @@ def scale_by_column(moments: Moments, features: FeatureRows, weight: Tensor | No
     """
     weights = moments.mean.new_ones(len(features)) if weight is None else weight.to(moments.mean)
     rows = next(evenly_spaced(len(features), NUM_TYPICAL_ROWS, NUM_TYPICAL_ROWS))
-    values, order = features[rows].sort(0)
-    reached = weights[rows][order].cumsum(0)
-    median = values.gather(0, (reached >= reached[-1] / 2).int().argmax(0, keepdim=True)).double()
+    median = (
+        features[rows].median(0).values.double()
+        if weight is None
+        else _weighted_median(features[rows], weights[rows])
+    )
     scale = moments.variance.sqrt()
     near = torch.where(moments.constant, 1.0, scale / 3)
     away = torch.zeros_like(scale)
@@ -216,6 +218,13 @@ def scale_by_column(moments: Moments, features: FeatureRows, weight: Tensor | No
         away += weights[part] @ ((features[part].double() - median) / near).square_().clamp_max_(1.0)
     share = (2 * away / weights.sum()).clamp_max(1.0)
     return torch.where(moments.constant, torch.inf, scale / share)
+
+
+def _weighted_median(values: Tensor, weight: Tensor) -> Tensor:
+    """The lowest value of each column that half of the weight reaches ``[D]``; with equal weights it is ``torch.median``."""
+    values, order = values.sort(0)
+    reached = weight[order].cumsum(0)
+    return values.gather(0, (reached >= reached[-1] / 2).int().argmax(0, keepdim=True))[0].double()
 
 
 def principal_axes(features: FeatureRows, frame: Frame, weight: Tensor | None = None) -> Tensor:
