@@ -27,6 +27,7 @@ def scores() -> dict[str, Any]:
         "RelativeMahalanobis": ood.RelativeMahalanobis(),
         "RelativeMahalanobis, raw": ood.RelativeMahalanobis(normalize=False),
         "KNearestNeighbours": ood.KNearestNeighbours(),
+        "NearestGroup": ood.NearestGroup(),
         "ViM": ood.ViM(),
         "FeatureNorm": ood.FeatureNorm(),
         "Length": ood.Length(),

@@ -12,6 +12,7 @@ from bll_pyro.ood.detector import Detector
 from bll_pyro.ood.distances import Mahalanobis, RelativeMahalanobis
 from bll_pyro.ood.drift import Drift
 from bll_pyro.ood.fisher import Fisher, HarmonicMean
+from bll_pyro.ood.groups import NearestGroup
 from bll_pyro.ood.length import Length
 from bll_pyro.ood.neighbours import KNearestNeighbours
 from bll_pyro.ood.pytorch_ood import PytorchOOD
@@ -33,6 +34,7 @@ __all__ = [
     "Leverage",
     "Mahalanobis",
     "MaxProbability",
+    "NearestGroup",
     "PredictiveEntropy",
     "PytorchOOD",
     "RelativeMahalanobis",

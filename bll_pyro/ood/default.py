@@ -6,8 +6,8 @@ from bll_pyro.likelihoods import Categorical
 from bll_pyro.ood.base import Score, View
 from bll_pyro.ood.distances import Mahalanobis
 from bll_pyro.ood.fisher import Fisher, HarmonicMean
+from bll_pyro.ood.groups import NearestGroup
 from bll_pyro.ood.length import Length
-from bll_pyro.ood.neighbours import KNearestNeighbours
 from bll_pyro.ood.scores import Energy, Epistemic, Leverage, PredictiveEntropy
 from bll_pyro.ood.virtual_logit import ViM
 
@@ -23,7 +23,7 @@ def default_score(view: View) -> Fisher | HarmonicMean:
     score                          for                    what it sees
     ============================== ====================== =======================================================
     Mahalanobis                    every fit              directions that no class has
-    KNearestNeighbours             every fit              directions away from every training row
+    NearestGroup                   every fit              directions away from every training row
     Length                         every fit              features that are longer or shorter than those of training
     Leverage                       posteriors that spread directions in which the weights are uncertain
     ViM                            ``Categorical``        parts of the features that training rows hardly use
@@ -38,7 +38,7 @@ def default_score(view: View) -> Fisher | HarmonicMean:
     """
     spreads = bool((view.outputs.variance > 0).any())  # a point estimate (MAP) does not
     has_classes = isinstance(view.posterior.layer.likelihood, Categorical)
-    of_features: list[Score] = [Mahalanobis(), KNearestNeighbours(), Length()]
+    of_features: list[Score] = [Mahalanobis(), NearestGroup(), Length()]
     if spreads:
         of_features.append(Leverage())
     if has_classes and view.features.shape[1] > 1:  # a single feature has no part that is hardly used

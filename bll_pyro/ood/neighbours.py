@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bll_pyro.checks import count, switch
+from bll_pyro.declaration import LATER
 from bll_pyro.ood.base import Score, View
 from bll_pyro.ood.coordinates import row_coordinates
 from bll_pyro.posterior import Posterior
@@ -22,6 +23,9 @@ BLOCK = 1024  # stored rows that are compared at a time: a block of distances is
 @dataclass(frozen=True, eq=False)
 class KNearestNeighbours(Score):
     """Distance to the k-th nearest training row (Sun et al. 2022).
+
+    The rows are kept, and so are saved and exported with the detector: their directions where ``normalize`` is on, else all of
+    them. :class:`NearestGroup` keeps means instead.
 
     Parameters
     ----------
@@ -41,7 +45,7 @@ class KNearestNeighbours(Score):
     normalize: bool = True
     most_rows: int = 5000
     seed: int = 0
-    rows: Tensor | None = field(default=None, repr=False)
+    rows: Tensor | None = field(default=None, metadata=LATER)  # shown, since they are saved
 
     def __post_init__(self) -> None:
         count(self.k, "k", "KNearestNeighbours")

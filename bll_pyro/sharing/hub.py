@@ -35,7 +35,7 @@ def push(
     """Put a fit and its model card into a repository, in one commit; returns its address.
 
     ``bll.load("hf://owner/name")`` reads it. A fit and README there are replaced, and remain in the history. A detector with
-    ``KNearestNeighbours``, as the default one, holds features of up to 5,000 training rows.
+    ``KNearestNeighbours`` holds features of up to 5,000 training rows; the default one holds means of ten rows or more.
 
     Parameters
     ----------

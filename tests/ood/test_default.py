@@ -10,6 +10,7 @@ from scipy.stats import betabinom, binom
 
 import bll_pyro as bll
 from bll_pyro import ood
+from bll_pyro.ood.coordinates import row_coordinates
 from bll_pyro.ood.detector import score_rows
 from bll_pyro.scope import generator
 
@@ -26,7 +27,7 @@ KINDS = {
     "values": (bll.likelihoods.Gaussian(), SIGNAL),
     "counts": (bll.likelihoods.Poisson(), torch.poisson(SIGNAL.clamp_max(3).exp(), generator=generator(5))),
 }
-NAMES = ["Mahalanobis", "KNearestNeighbours", "Length", "Leverage"]
+NAMES = ["Mahalanobis", "NearestGroup", "Length", "Leverage"]
 OF_PREDICTIONS = ["Energy", "PredictiveEntropy", "Epistemic"]
 SHORT = bll.SVI(num_epochs=30)
 
@@ -95,7 +96,8 @@ def test_which_rows_serve_for_what(fit, train) -> None:
     assert bool(torch.isin(reference, parts).all())
     everything = score_rows(fit, without.score, fit.features(FEATURES[KNOWN]))
     others = everything[~torch.isin(parts, reference)]
-    assert bool(torch.isin(without.calibration_scores, others).all())
+    # the rounding of products depends on how many rows are in them
+    assert float((without.calibration_scores[:, None] - others).abs().amin(1).max()) < 1e-5
     explicit = ood.Detector(ood.Epistemic()).calibrate(fit, FEATURES[KNOWN])
     assert explicit.split is None and len(explicit.calibration_scores) == 400
     again = ood.Detector(alpha=0.1).calibrate(fit, FEATURES[KNOWN])
@@ -176,8 +178,13 @@ def test_carried_by_predict_save_load_and_export(fit, train, tmp_path: Path) -> 
     detector = ood.Detector().calibrate(fit, FEATURES[KNOWN], train=train)
     watched, rows = fit.with_detector(detector), torch.cat([FEATURES[NEW][:100], UNKNOWN])
     before = detector.detect(rows)
-    assert "KNearestNeighbours()" in str(watched)
+    assert "NearestGroup()" in str(watched)
     watched.save(tmp_path / "model")
+    watched.save(tmp_path / "model.bll")
+    files = [tmp_path / "model.bll", *(tmp_path / "model").iterdir()]
+    written = b"".join(file.read_bytes() for file in files)
+    for used in (train[0], row_coordinates(fit.posterior, train[0], normalize=True)):
+        assert not any(row[:2].numpy().tobytes() in written for row in used)
     again = bll.load(tmp_path / "model")
     detector.save(tmp_path / "detector")
     alone = ood.Detector.load(tmp_path / "detector", again)

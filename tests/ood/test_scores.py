@@ -13,6 +13,7 @@ from bll_pyro import ood
 from bll_pyro.ood.base import View
 from bll_pyro.ood.coordinates import row_coordinates
 from bll_pyro.ood.fisher import surprise
+from bll_pyro.ood.groups import groups as groups_of
 
 GENERATOR = torch.Generator().manual_seed(0)
 FEATURES = torch.randn(300, 5, generator=GENERATOR) @ torch.randn(5, 5, generator=GENERATOR)
@@ -138,6 +139,7 @@ def test_nearest_neighbours_against_scipy(fit, view, k, normalize, monkeypatch):
 def test_nearest_neighbours_keep_some_rows(fit, view):
     score = fitted(ood.KNearestNeighbours(most_rows=50, seed=3), fit)
     assert score.rows.shape == (50, 5)
+    assert "rows=tensor[50, 5]" in repr(score) and "tensor" not in repr(ood.KNearestNeighbours())
     assert torch.equal(score.rows, fitted(ood.KNearestNeighbours(most_rows=50, seed=3), fit).rows)
     assert not torch.equal(score.rows, fitted(ood.KNearestNeighbours(most_rows=50, seed=4), fit).rows)
     own = unit_length(fit, FEATURES)
@@ -146,6 +148,32 @@ def test_nearest_neighbours_keep_some_rows(fit, view):
     assert bool((score.of(view) >= fitted(ood.KNearestNeighbours(), fit).of(view) - 1e-5).all())
     with pytest.raises(ValueError, match=r"expected at least k = 400 training rows, got 300"):
         fitted(ood.KNearestNeighbours(400), fit)
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_nearest_group_against_scipy(fit, view, normalize):
+    train, new = (COORDINATES[normalize](fit, rows) for rows in (FEATURES, NEW))
+    parts = groups_of(torch.from_numpy(train), 10)
+    assert sorted(torch.cat(parts).tolist()) == list(range(300))
+    assert {len(part) for part in parts} <= set(range(10, 20))
+    means = np.stack([train[part].mean(0) for part in parts])
+    score = fitted(ood.NearestGroup(normalize=normalize), fit)
+    np.testing.assert_allclose(score.of(view), cdist(new, means).min(1), rtol=1e-3, atol=1e-3)
+    own = cdist(score.means.double().numpy(), train).min(1)
+    assert own.min() > 1e-3  # no mean is a row
+    # groups are of rows that lie together
+    spread = np.mean([train[part].var(0).sum() for part in parts])
+    assert spread < 0.5 * train.var(0).sum()
+
+
+def test_nearest_group_uses_some_rows(fit):
+    score = ood.NearestGroup(5, most_rows=50, seed=3)
+    found = fitted(score, fit).means
+    assert 5 <= len(found) <= 10
+    assert torch.equal(found, fitted(score, fit).means)
+    assert not torch.equal(found, fitted(replace(score, seed=4), fit).means)
+    with pytest.raises(ValueError, match=r"expected at least size = 400 training rows, got 300"):
+        fitted(ood.NearestGroup(400), fit)
 
 
 @pytest.mark.parametrize("num_principal", [None, 3])
@@ -231,6 +259,7 @@ def test_a_score_that_says_nothing_moves_no_rank(fit, view):
         ood.Mahalanobis(),
         ood.RelativeMahalanobis(),
         ood.KNearestNeighbours(),
+        ood.NearestGroup(),
         ood.Length(),
         ood.Leverage(),
         ood.ViM(),
@@ -245,7 +274,15 @@ def test_rows_of_zeros_have_a_score(fit, score):
 
 
 @pytest.mark.parametrize(
-    "score", [ood.Mahalanobis(), ood.KNearestNeighbours(), ood.Length(), ood.Leverage(), ood.ViM()]
+    "score",
+    [
+        ood.Mahalanobis(),
+        ood.KNearestNeighbours(),
+        ood.NearestGroup(),
+        ood.Length(),
+        ood.Leverage(),
+        ood.ViM(),
+    ],
 )
 def test_units_of_a_table_do_not_matter(fit, view, score):
     units = torch.tensor([1e3, 1.0, 1e-3, 7.0, 0.1])
@@ -372,6 +409,10 @@ def test_declarations_that_make_no_sense():
         ood.KNearestNeighbours(0)
     with pytest.raises(ValueError, match="keep at least k rows"):
         ood.KNearestNeighbours(10, most_rows=5)
+    with pytest.raises(
+        ValueError, match=r"expected a whole number >= 2, got 1; a group of one row is that row"
+    ):
+        ood.NearestGroup(1)
     with pytest.raises(TypeError, match=r"Leverage\(normalize=...\): expected True or False, got 2"):
         ood.Leverage(normalize=2)
     with pytest.raises(ValueError, match="a positive number for each of the 2 scores"):
