@@ -10,7 +10,7 @@ from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
 import bll_pyro as bll
-from bll_pyro.prediction.recalibration import NoiseFactor, PredictiveTemperature, averaged
+from bll_pyro.prediction.recalibration import NoiseFactor, PredictiveTemperature, averaged, averaged_parts
 from bll_pyro.scope import isolated
 
 GENERATOR = torch.Generator().manual_seed(2)
@@ -109,9 +109,12 @@ def test_the_tempered_decomposition_belongs_to_one_joint_distribution(temperatur
     )
     given = joint / draws[..., None]
     expected = (draws * -(given * np.log(given)).sum(-1)).sum(0)
-    probs, found = averaged(torch.from_numpy(conditional), temperature)
-    np.testing.assert_allclose(probs, classes, rtol=1e-9)
-    np.testing.assert_allclose(found, expected, rtol=1e-9)
+    for probs, found in (
+        averaged(torch.from_numpy(conditional), temperature),
+        averaged_parts(torch.from_numpy(conditional).log().split(4), temperature),
+    ):
+        np.testing.assert_allclose(probs, classes, rtol=1e-9)
+        np.testing.assert_allclose(found, expected, rtol=1e-9)
     # what a class tells about the draw is as before
     np.testing.assert_allclose(joint / classes, conditional / conditional.sum(0))
 

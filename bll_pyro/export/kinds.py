@@ -9,15 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bll_pyro.export.points import drawn
 from bll_pyro.export.quantiles import mixture_quantiles
 from bll_pyro.gaussian import Outputs
 from bll_pyro.likelihoods import Likelihood
 from bll_pyro.posterior import Posterior
 from bll_pyro.prediction import Integration, NoiseFactor, PredictiveTemperature, Probit, Recalibration
 from bll_pyro.prediction.base import Prediction
-from bll_pyro.prediction.classes import decomposed
+from bll_pyro.prediction.classes import decomposed, parted
 from bll_pyro.prediction.labels import LabelPrediction, label_entropy
-from bll_pyro.prediction.recalibration import averaged, tempered_parts
+from bll_pyro.prediction.recalibration import averaged, averaged_parts, tempered_parts
 from bll_pyro.prediction.values import Mixture, ValuePrediction
 
 Found = dict[str, Tensor]
@@ -57,13 +58,13 @@ def prediction_kind(likelihood: Likelihood) -> str:
 def classes(rows: GraphRows) -> Prediction:
     """Probabilities ``[N, C]``, entropies ``[N]``."""
     if isinstance(rows.integration, Probit):
-        mean, expected = rows.integration.classes(rows.outputs, rows.likelihood)
-        if rows.temperature != 1.0:
-            mean, expected = tempered_parts(mean, expected, rows.temperature)
-    else:
-        draws = rows.outputs.draws(rows.integration.num_points)
-        mean, expected = averaged(rows.likelihood.class_probs(draws, **rows.noise), rows.temperature)
-    return decomposed(mean, expected, rows.likelihood)
+        found = rows.integration.classes(rows.outputs, rows.likelihood, rows.temperature)
+        return parted(*found, rows.likelihood)
+    num_points = rows.integration.num_points
+    # noise has draws of its own for all points
+    draws = [rows.outputs.draws(num_points)] if rows.noise else drawn(rows.outputs, num_points)
+    log_probs = [rows.likelihood.class_log_probs(part, **rows.noise) for part in draws]
+    return decomposed(*averaged_parts(log_probs, rows.temperature), rows.likelihood)
 
 
 def labels(rows: GraphRows) -> Prediction:

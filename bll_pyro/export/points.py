@@ -12,6 +12,9 @@ from torch import Tensor
 from bll_pyro.gaussian import OutputCoupled, OutputDraws, OutputGaussian, Outputs, noise_points, normal_points
 from bll_pyro.posterior import Posterior
 
+NUMBERS_AT_ONCE = 2**15  # points x outputs of a row
+MOST_PARTS = 16  # each is a dozen operations of the graph
+
 
 @dataclass(frozen=True)
 class AtPoints(OutputGaussian):
@@ -54,3 +57,12 @@ class Points:
             parts = {part.name: getattr(outputs, part.name) for part in fields(outputs)}
             return AtPoints(**parts, points=self.outputs)
         return outputs
+
+
+def drawn(outputs: Outputs, num_points: int) -> list[Float[Tensor, "s N K"]]:
+    """The draws of outputs, of many outputs some at a time, so that a row's numbers stay in the cache of a core."""
+    size = max(NUMBERS_AT_ONCE // outputs.mean.shape[1], -(-num_points // MOST_PARTS))
+    if isinstance(outputs, AtPoints) and outputs.noise_dim:
+        compact = outputs.compact()
+        return [compact.at(points[:, None, :]) for points in outputs.points.split(size)]
+    return list(outputs.draws(num_points).split(size))

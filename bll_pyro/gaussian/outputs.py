@@ -102,13 +102,14 @@ class OutputGaussian(Outputs):
     @property
     def variance(self) -> Float[Tensor, "N K"]:
         """Marginal variance ``[N, K]``."""
-        total = torch.zeros_like(self.loc)
+        total = None if self.factor is None else self.factor.square().sum(-1)
         if self.scale is not None:
-            square = self.scale.square().expand_as(self.loc)
-            total = total + (square if self.mixing is None else square @ self.mixing.square().mT)
-        if self.factor is not None:
-            total = total + self.factor.square().sum(-1)
-        return total
+            square = self.scale.square()
+            if square.shape[1] < self.loc.shape[1]:
+                square = square.expand_as(self.loc)
+            square = square if self.mixing is None else square @ self.mixing.square().mT
+            total = square if total is None else total + square
+        return torch.zeros_like(self.loc) if total is None else total
 
     @property
     def covariance(self) -> Float[Tensor, "N K K"]:
@@ -138,6 +139,8 @@ class OutputGaussian(Outputs):
 
     def at(self, noise: Float[Tensor, "*S #N R"]) -> Float[Tensor, "*S N K"]:
         """Return the outputs at given standard normals ``[..., N or 1, noise_dim]``: ``[..., N, K]``."""
+        if self.scale is None and self.factor is None:
+            return self.loc.expand(*noise.shape[:-2], *self.loc.shape)
         outputs = self.loc
         if self.scale is not None:
             num_outputs = self.loc.shape[-1]
@@ -148,7 +151,7 @@ class OutputGaussian(Outputs):
             outputs = outputs + torch.einsum(
                 "nkr,...nr->...nk", self.factor, noise.expand(*noise.shape[:-2], self.loc.shape[0], -1)
             )
-        return outputs.expand(*noise.shape[:-2], *self.loc.shape)
+        return outputs
 
     def rsample(self, generator: torch.Generator | None = None) -> Float[Tensor, "N K"]:
         """Draw the outputs of all rows once, ``[N, K]``, with independent noise for each row; differentiable."""

@@ -18,13 +18,7 @@ from bll_pyro.declaration import Declaration
 from bll_pyro.gaussian import OutputGaussian, Outputs
 from bll_pyro.gaussian.information import DenseInformation, DiagonalInformation, Information
 from bll_pyro.gaussian.points import halves, joined
-from bll_pyro.likelihoods.derived import (
-    Marginal,
-    by_row,
-    mean_derivatives,
-    output_derivatives,
-    positive_part,
-)
+from bll_pyro.likelihoods.derived import Marginal, by_row, mean_derivatives, output_derivatives, positive_part
 from bll_pyro.likelihoods.targets import count_targets, float_targets, integer_targets, supported
 from bll_pyro.scope import isolated, without_validation
 
@@ -221,6 +215,10 @@ class Likelihood(Declaration):
         """Class probabilities ``[..., N, C]`` given the outputs (discrete likelihoods)."""
         law = self.law(outputs, **noise)
         return law.log_prob(law.enumerate_support(expand=False)).exp().movedim(0, -1)
+
+    def class_log_probs(self, outputs: Float[Tensor, "*#S N K"], **noise: Tensor) -> Float[Tensor, "*#S N C"]:
+        """Their logs; that of 0 is that of the smallest normal number."""
+        return self.class_probs(outputs, **noise).clamp_min(torch.finfo(outputs.dtype).tiny).log()
 
     def class_expectations(
         self, outputs: Outputs, chunks: Iterable[slice], num_points: int, seed: int = 0, **noise: Tensor

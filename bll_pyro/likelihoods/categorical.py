@@ -113,6 +113,10 @@ class Categorical(OfClasses):
         """Class probabilities ``[..., N, K]`` given the outputs."""
         return torch.softmax(outputs / self.temperature, -1)
 
+    def class_log_probs(self, outputs: Float[Tensor, "*#S N K"], **noise: Tensor) -> Float[Tensor, "*#S N K"]:
+        """Their logs, without the log of a number."""
+        return torch.log_softmax(outputs / self.temperature, -1)
+
     def class_expectations(
         self, outputs: Outputs, chunks: Iterable[slice], num_points: int, seed: int = 0, **noise: Tensor
     ) -> tuple[Float[Tensor, "N K"], Float[Tensor, " N"], Float[Tensor, " N"]]:

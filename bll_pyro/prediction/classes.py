@@ -18,7 +18,7 @@ from bll_pyro.likelihoods import Likelihood
 from bll_pyro.prediction.base import Prediction, as_targets
 from bll_pyro.prediction.integration import Integration
 from bll_pyro.prediction.probit import Probit
-from bll_pyro.prediction.recalibration import averaged, class_entropy, tempered_parts
+from bll_pyro.prediction.recalibration import averaged, class_entropy
 from bll_pyro.scope import own_modes
 
 
@@ -107,10 +107,8 @@ def predict_classes(
     """Average probabilities and entropies over the same draws, or take them in closed form; temper the average."""
     error: Tensor | None = None
     if isinstance(integration, Probit):
-        mean, expected = integration.classes(outputs, likelihood)
-        if temperature != 1.0:
-            mean, expected = tempered_parts(mean, expected, temperature)
-    elif temperature == 1.0:
+        return parted(*integration.classes(outputs, likelihood, temperature), likelihood, kind)
+    if temperature == 1.0:
         blocks = [outputs.rows(index) for index in integration.blocks(outputs)]
         mean, expected, error = joined(
             likelihood.class_expectations(
@@ -135,7 +133,18 @@ def decomposed(
     error: Float[Tensor, " N"] | None = None,
 ) -> ClassPrediction:
     """The prediction with given class probabilities ``[N, K]`` and expected entropy ``[N]``."""
-    total = class_entropy(probs)
+    return parted(probs, class_entropy(probs), expected_entropy, likelihood, kind, error)
+
+
+def parted(
+    probs: Float[Tensor, "N C"],
+    total: Float[Tensor, " N"],
+    expected_entropy: Float[Tensor, " N"],
+    likelihood: Likelihood,
+    kind: type[ClassPrediction] = ClassPrediction,
+    error: Float[Tensor, " N"] | None = None,
+) -> ClassPrediction:
+    """The same with the entropy of the probabilities, where it is known already."""
     # Jensen's inequality holds for the average over any set of draws; the clamp only removes rounding
     epistemic = (total - expected_entropy).clamp_min(0.0)
     return kind(total, total - epistemic, epistemic, probs, likelihood, error=error)

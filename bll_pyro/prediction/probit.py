@@ -7,7 +7,7 @@ on paper                                                              why
 ===================================================================== =============================================
 ``E[p_k] = s_k(1)``                                                   MacKay (1992); more classes: Gibbs (1997)
 ``E[p_k (1 - p_k)] = kappa_k s_k (1 - s_k)``                          the derivative of the line above in ``m_k``
-``E[log Z] = log Z(m) + 1/2 int_0^1 sum_k v_k E_t[p_k (1 - p_k)] dt`` heat equation; three Gauss-Legendre nodes
+``E[log Z] = log Z(m) + 1/2 int_0^1 sum_k v_k E_t[p_k (1 - p_k)] dt`` heat equation; Simpson's rule
 ``E[p_k f_k] = m_k E[p_k] + v_k E[p_k (1 - p_k)]``                    Stein's lemma
 ``E[H] = E[log Z] - sum_k E[p_k f_k]``                                the aleatoric part
 ===================================================================== =============================================
@@ -20,16 +20,19 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from bll_pyro.gaussian import Outputs
+from bll_pyro.gaussian import OutputGaussian, Outputs
 from bll_pyro.likelihoods import Bernoulli, Categorical, Likelihood
+from bll_pyro.prediction.recalibration import softmax_entropy, tempered
 
-# Gauss-Legendre on [0, 1]
-NODES = (0.5 - math.sqrt(0.15), 0.5, 0.5 + math.sqrt(0.15))
-WEIGHTS = (5 / 18, 8 / 18, 5 / 18)
+# Both ends are needed anyway, and the error of Simpson's rule is far below that of kappa.
+NODES = (0.0, 0.5, 1.0)
+# what sum_k v_k E_t[p_k (1 - p_k)] adds to E[H]: half the integral, and at the end the term of E[p_k f_k]
+WEIGHTS = (1 / 12, 4 / 12, 1 / 12 - 1)
 
 
 @dataclass(frozen=True)
@@ -63,19 +66,23 @@ class Probit:
     seed: int = 0
 
     def classes(
-        self, outputs: Outputs, likelihood: Likelihood
-    ) -> tuple[Float[Tensor, "N C"], Float[Tensor, " N"]]:
-        """``E[p]`` ``[N, K]`` and ``E[H]`` ``[N]``."""
+        self, outputs: Outputs, likelihood: Likelihood, temperature: float = 1.0
+    ) -> tuple[Float[Tensor, "N C"], Float[Tensor, " N"], Float[Tensor, " N"]]:
+        """``E[p]`` ``[N, K]``, its entropy and ``E[H]`` ``[N]``, under a predictive temperature."""
         if not isinstance(likelihood, Categorical):
             raise TypeError(refusal(likelihood))
-        mean = outputs.mean / likelihood.temperature
-        variance = outputs.variance / likelihood.temperature**2
-        probs, slope = _softmax(mean, variance)
-        log_normaliser = mean.logsumexp(-1)
-        for node, weight in zip(NODES, WEIGHTS, strict=True):
-            log_normaliser += 0.5 * weight * (variance * _softmax(mean, node * variance)[1]).sum(-1)
-        products = mean * probs + variance * slope
-        return probs, (log_normaliser - products.sum(-1)).clamp_min(0.0)
+        logits = outputs.mean / likelihood.temperature
+        is_point = isinstance(outputs, OutputGaussian) and outputs.noise_dim == 0
+        expected = None
+        if not is_point:
+            logits, expected = _averaged_softmax(logits, outputs.variance / likelihood.temperature**2)
+        probs, total = softmax_entropy(logits)
+        expected = total if expected is None else expected
+        if temperature == 1.0:
+            return probs, total, expected
+        share = (expected / total.clamp_min(torch.finfo(total.dtype).tiny)).clamp(0, 1)
+        _, total = softmax_entropy(logits / temperature)
+        return tempered(logits, probs, temperature), total, share * total
 
     def labels(
         self, outputs: Outputs, likelihood: Likelihood
@@ -84,11 +91,12 @@ class Probit:
         if not isinstance(likelihood, Bernoulli):
             raise TypeError(refusal(likelihood))
         mean, variance = outputs.mean, outputs.variance
-        probs, slope = _sigmoid(mean, variance)
-        log_normaliser = functional.softplus(mean)
+        entropy = functional.softplus(mean)
         for node, weight in zip(NODES, WEIGHTS, strict=True):
-            log_normaliser = log_normaliser + 0.5 * weight * variance * _sigmoid(mean, node * variance)[1]
-        return probs, (log_normaliser - mean * probs - variance * slope).clamp_min(0.0)
+            kappa = _kappa(variance, node)
+            probs = (kappa * mean).sigmoid()
+            entropy = entropy + weight * variance * kappa * probs * (1 - probs)
+        return probs, (entropy - mean * probs).clamp_min(0.0)
 
 
 def refusal(likelihood: Likelihood) -> str:
@@ -99,17 +107,22 @@ def refusal(likelihood: Likelihood) -> str:
     )
 
 
-def _softmax(
+def _averaged_softmax(
     mean: Float[Tensor, "N C"], variance: Float[Tensor, "N C"]
-) -> tuple[Float[Tensor, "N C"], Float[Tensor, "N C"]]:
-    kappa = (1 + math.pi / 8 * variance).rsqrt()
-    probs = (kappa * mean).softmax(-1)
-    return probs, kappa * probs * (1 - probs)
+) -> tuple[Float[Tensor, "N C"], Float[Tensor, " N"]]:
+    """Logits of ``E[p]``, and ``E[H]``."""
+    below = mean - mean.amax(-1, keepdim=True)
+    logits, probs = mean, mean.softmax(-1)
+    entropy = -probs.amax(-1).log()  # log Z of what is below the largest
+    for node, weight in zip(NODES, WEIGHTS, strict=True):
+        slope = variance
+        if node > 0:
+            kappa = _kappa(variance, node)
+            logits, slope = kappa * mean, kappa * variance
+            probs = logits.softmax(-1)
+        entropy = entropy + weight * (slope * probs * (1 - probs)).sum(-1)
+    return logits, (entropy - (below * probs).sum(-1)).clamp_min(0.0)
 
 
-def _sigmoid(
-    mean: Float[Tensor, "N T"], variance: Float[Tensor, "N T"]
-) -> tuple[Float[Tensor, "N T"], Float[Tensor, "N T"]]:
-    kappa = (1 + math.pi / 8 * variance).rsqrt()
-    probs = (kappa * mean).sigmoid()
-    return probs, kappa * probs * (1 - probs)
+def _kappa(variance: Float[Tensor, "N C"], node: float) -> Float[Tensor, "N C"]:
+    return (1 + math.pi / 8 * node * variance).rsqrt()

@@ -5,6 +5,7 @@ They change what is predicted and not the posterior: weights, tree and evidence 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Self
 
@@ -102,7 +103,15 @@ class NoiseFactor(Recalibration):
 
 def class_entropy(probs: Float[Tensor, "*S C"]) -> Float[Tensor, " *S"]:
     """Entropy in nats over the last axis."""
-    return torch.special.entr(probs).sum(-1)
+    # not by torch.special.entr, which in a graph is ten operations that look for numbers that probabilities never are
+    return -(probs * probs.clamp_min(torch.finfo(probs.dtype).tiny).log()).sum(-1)
+
+
+def softmax_entropy(logits: Float[Tensor, "*S C"]) -> tuple[Float[Tensor, "*S C"], Float[Tensor, " *S"]]:
+    """Softmax, and its entropy in nats over the last axis, with one logarithm a row: the largest probability is ``1 / Z``."""
+    probs = logits.softmax(-1)
+    below = logits - logits.amax(-1, keepdim=True)
+    return probs, -probs.amax(-1).log() - (probs * below).sum(-1)
 
 
 def averaged(
@@ -121,23 +130,53 @@ def averaged(
     log_mean = mean.clamp_min(tiny).log()
     log_joint = conditional.clamp_min(tiny).log() + (1 / temperature - 1) * log_mean
     log_weight = log_joint.logsumexp(-1, keepdim=True)
-    expected = log_weight.squeeze(-1).softmax(0) * class_entropy((log_joint - log_weight).exp())
-    probs = (log_mean / temperature).softmax(-1)
-    # probabilities that differ in the last bit may be equal after rounding: the label stays the same
-    label = mean.argmax(-1, keepdim=True)
-    most = probs.amax(-1, keepdim=True)
-    moved = torch.where(probs.argmax(-1, keepdim=True) == label, most, most * (1 + 4 * _eps(most)))
-    return probs.scatter(-1, label, moved), expected.sum(0)
+    given = log_joint - log_weight
+    expected = log_weight.squeeze(-1).softmax(0) * -(given.exp() * given).sum(-1)
+    return tempered(log_mean, mean, temperature), expected.sum(0)
+
+
+def averaged_parts(
+    log_probs: Sequence[Float[Tensor, "s *N C"]], temperature: float = 1.0
+) -> tuple[Float[Tensor, "*N C"], Float[Tensor, " *N"]]:
+    """The same from logs of the class probabilities, some draws in each part, with less arithmetic: for graphs.
+
+    With ``r(c) = p(c)^(1/T - 1)``, scaled so that ``sum_c p(c) r(c) = 1``, and ``w_s = sum_c p_s(c) r(c)``, the draw has the
+    probability ``w_s / S``, and the class given the draw ``p_s(c) r(c) / w_s``.
+    """
+    num_draws = sum(len(part) for part in log_probs)
+    mean = torch.stack([part.exp().sum(0) for part in log_probs]).sum(0) / num_draws
+    if temperature == 1.0:
+        entropies = [(part.exp() * part).sum((0, -1)) for part in log_probs]
+        return mean, -torch.stack(entropies).sum(0) / num_draws
+    tiny = torch.finfo(mean.dtype).tiny
+    log_mean = mean.clamp_min(tiny).log()
+    log_ratio = (1 / temperature - 1) * log_mean - (log_mean / temperature).logsumexp(-1, keepdim=True)
+    ratio, expected = log_ratio.exp(), torch.zeros_like(mean[..., 0])
+    for part in log_probs:
+        weighted = part.exp() * ratio
+        weight = weighted.sum(-1)
+        expected = expected + (weight * weight.clamp_min(tiny).log()).sum(0)
+        expected = expected - (weighted * (part + log_ratio)).sum((0, -1))
+    return tempered(log_mean, mean, temperature), expected / num_draws
+
+
+def tempered(
+    logits: Float[Tensor, "*N C"], probs: Float[Tensor, "*N C"], temperature: float
+) -> Float[Tensor, "*N C"]:
+    """``probs``, the softmax of ``logits``, tempered, with the same label.
+
+    Probabilities that differ in the last bit may be equal, or change places, after rounding.
+    """
+    is_most = probs == probs.amax(-1, keepdim=True)
+    found = (logits / temperature).softmax(-1)
+    return torch.where(is_most, found, found * (1 - 4 * torch.finfo(found.dtype).eps))
 
 
 def tempered_parts(
     mean: Float[Tensor, "*N C"], expected_entropy: Float[Tensor, " *N"], temperature: float
 ) -> tuple[Float[Tensor, "*N C"], Float[Tensor, " *N"]]:
     """The same where only the average and its expected entropy are known: the aleatoric share of the entropy stays as it is."""
-    probs = averaged(mean[None], temperature)[0]
-    share = (expected_entropy / class_entropy(mean).clamp_min(torch.finfo(mean.dtype).tiny)).clamp(0, 1)
+    tiny = torch.finfo(mean.dtype).tiny
+    probs = tempered(mean.clamp_min(tiny).log(), mean, temperature)
+    share = (expected_entropy / class_entropy(mean).clamp_min(tiny)).clamp(0, 1)
     return probs, share * class_entropy(probs)
-
-
-def _eps(values: Tensor) -> float:
-    return torch.finfo(values.dtype).eps

@@ -42,6 +42,19 @@ def test_temperature_divides_the_outputs() -> None:
     assert torch.allclose(one.aleatoric, two.aleatoric, atol=1e-5)
 
 
+def test_a_predictive_temperature_keeps_the_share_that_is_aleatoric() -> None:
+    given, layer = outputs(50, 5, 1.0), bll.likelihoods.Categorical(5)
+    before = predict_classes(given, layer, {}, bll.Probit())
+    after = predict_classes(given, layer, {}, bll.Probit(), temperature=2.5)
+    wanted = before.probs.double() ** 0.4
+    torch.testing.assert_close(after.probs.double(), wanted / wanted.sum(-1, keepdim=True), rtol=0, atol=1e-6)
+    torch.testing.assert_close(after.total, torch.special.entr(after.probs).sum(-1), rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        after.aleatoric / after.total, before.aleatoric / before.total, rtol=0, atol=1e-4
+    )
+    assert torch.equal(after.label, before.label)
+
+
 @pytest.mark.parametrize("spread", [0.3, 1.0, 3.0])
 def test_labels_against_quadrature(spread: float) -> None:
     """MacKay's error is below 0.02 for every mean and variance; in the entropies it is multiplied by the variance."""
