@@ -38,7 +38,7 @@ test: $(READY)
 	$(PYTEST) -n $(WORKERS) --dist worksteal
 
 check: $(READY)
-	$(PYTEST) -n $(WORKERS) --dist worksteal -m "not slow and not nuts and not sbc and not browser"
+	$(PYTEST) -n $(WORKERS) --dist worksteal -m "not slow and not nuts and not sbc and not browser and not ray"
 
 lint: $(READY)
 	$(PYTEST) -q tests/test_project.py tests/test_house.py -m "not slow"

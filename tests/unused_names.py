@@ -50,6 +50,7 @@ UNUSED = {
         "sklearn/regressor.py:partial_fit",
         "sklearn/values.py:predict_quantiles",
     ),
+    "Ray Serve calls it of each replica": ("serve/on_ray.py:check_health",),
     "zipfile writes it": ("artefact.py:comment", "artefact.py:external_attr"),
     "torch's exporter gives it by this name": (
         "export/lowering.py:check_errors",

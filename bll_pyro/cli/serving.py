@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bll_pyro.cli.usage import UsageError
 
 if TYPE_CHECKING:
-    from bll_pyro.serve import ServedModel
+    from bll_pyro.serve import ServedModel, ServiceSettings
+
+# options of the command line that are called otherwise in ServiceSettings
+SETTINGS = {
+    "max_rows": "request_rows",
+    "max_bytes": "request_bytes",
+    "max_pixels": "image_pixels",
+    "drift_alpha": "alpha",
+    "api_key_file": "key_file",
+}
 
 
 @dataclass(frozen=True)
@@ -62,3 +72,19 @@ def folders_by_name(models: Sequence[str]) -> dict[str, Folder]:
             )
         found[name] = Folder(path)
     return found
+
+
+def extra_or_usage_error(extra: str, *modules: str) -> None:
+    """UsageError with the command of pip, if a module of an extra is not there."""
+    for module in modules:
+        if find_spec(module) is None:
+            raise UsageError(
+                f"bll serve needs the extra {extra}, and {module} is not there: pip install 'bll-pyro[{extra}]'"
+            )
+
+
+def settings_of(limits: Mapping[str, Any]) -> ServiceSettings:
+    """The limits of the command line; ValueError if one cannot be."""
+    from bll_pyro.serve import ServiceSettings
+
+    return ServiceSettings(**{SETTINGS.get(name, name): value for name, value in limits.items()})

@@ -11,6 +11,7 @@ from fastapi import FastAPI, Request, Response
 from pydantic_core import to_json
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
+from starlette.types import Lifespan
 
 from bll_pyro import __version__
 from bll_pyro.serve.answers import answer, description
@@ -49,10 +50,7 @@ def application(models: Mapping[str, ModelLoader], settings: ServiceSettings | N
     ValueError
         If there is no model, a name is no word, or a key is too short.
     """
-    if not models or not all(name.replace("-", "_").isidentifier() for name in models):
-        raise ValueError(
-            f"application: expected models by names of letters, digits, - and _, got {', '.join(map(repr, models)) or 'none'}"
-        )
+    check_names(models)
     settings = settings or ServiceSettings()
     service = Service(models, settings)
 
@@ -62,6 +60,21 @@ def application(models: Mapping[str, ModelLoader], settings: ServiceSettings | N
         yield
         await service.stop()
 
+    app = paths_of(service, lifespan)
+    app.add_middleware(Gate, settings, Keys.read(settings), service.monitor)
+    return app
+
+
+def check_names(models: Mapping[str, ModelLoader]) -> None:
+    """ValueError if there is no model, or a name is no word."""
+    if not models or not all(name.replace("-", "_").isidentifier() for name in models):
+        raise ValueError(
+            f"application: expected models by names of letters, digits, - and _, got {', '.join(map(repr, models)) or 'none'}"
+        )
+
+
+def paths_of(service: Service, lifespan: Lifespan[FastAPI] | None = None) -> FastAPI:
+    """The paths of a service, without the gate before them: no key is asked for, and nothing limits a request but its rows."""
     app = FastAPI(
         title="bll serve",
         version=__version__,
@@ -71,7 +84,6 @@ def application(models: Mapping[str, ModelLoader], settings: ServiceSettings | N
         exception_handlers={Problem: answer_problem, HTTPException: answer_http_error},
     )
     app.state.service = service
-    app.add_middleware(Gate, settings, Keys.read(settings), service.monitor)
     _add_paths(app, Paths(service))
     app.openapi = lambda: documented(app, service)  # type: ignore[method-assign]
     return app

@@ -205,7 +205,7 @@ def serve(models: Mapping[str, ModelLoader], settings: ServiceSettings, binding:
     folder = tempfile.mkdtemp(prefix="bll-serve-")
     os.environ[FOLDER_VARIABLE] = folder
     try:
-        bound = _listening(binding)
+        bound = bound_to(binding)
         address = "{}:{}".format(*bound.getsockname()[:2])
         tell("listening", address=address, workers=binding.workers, tls=binding.certificate is not None)
         parent = _Parent(config, [bound])
@@ -219,7 +219,7 @@ def serve(models: Mapping[str, ModelLoader], settings: ServiceSettings, binding:
         raise RuntimeError("expected workers that start, got one that did not; the log above says why")
 
 
-def _listening(binding: Binding) -> socket.socket:
+def bound_to(binding: Binding) -> socket.socket:
     """The socket, bound; OSError says what is in the way."""
     family = socket.AF_INET6 if ":" in binding.host else socket.AF_INET
     bound = socket.socket(family, socket.SOCK_STREAM)

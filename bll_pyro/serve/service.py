@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -20,12 +20,20 @@ from bll_pyro.serve.models import NUM_DRAWS, Predicted, ServedModel
 from bll_pyro.serve.monitoring import Monitor
 from bll_pyro.serve.problems import Problem, busy
 from bll_pyro.serve.settings import ServiceSettings
-
-if TYPE_CHECKING:
-    from bll_pyro.ood import Drift
+from bll_pyro.serve.watching import Version, Watches, version_of
 
 ModelLoader = Callable[[], ServedModel]
 DRAWN_NUMBERS = 2**22  # draws x rows x classes of intervals at a time
+
+
+class WatchesLike(Protocol):
+    """What :class:`Watches` does."""
+
+    def begin(self, name: str, version: Version | None) -> None:
+        """A model was loaded."""
+
+    def update(self, name: str, p_values: np.ndarray) -> None:
+        """A batch was predicted."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,14 +68,21 @@ class Service:
         Functions that load a model, by name; the first is that of ``/predict``. They are called at the start and at each reload.
     settings
         Limits.
+    watches
+        What takes the p-values of the rows; None watches for drift in this process.
     """
 
-    def __init__(self, loaders: Mapping[str, ModelLoader], settings: ServiceSettings) -> None:
+    def __init__(
+        self,
+        loaders: Mapping[str, ModelLoader],
+        settings: ServiceSettings,
+        watches: WatchesLike | None = None,
+    ) -> None:
         self.loaders, self.settings, self.monitor = dict(loaders), settings, Monitor()
         self.served: dict[str, Entry] = {}
         self._computing = {name: ThreadPoolExecutor(1, f"bll-{name}") for name in self.loaders}
         self.reading = ThreadPoolExecutor(min(8, os.cpu_count() or 1), "bll-read")  # bodies and images
-        self._watches: dict[str, tuple[tuple[str, int], Drift]] = {}
+        self.watches = watches or Watches(settings.alpha, self.monitor)
         self._reloading = asyncio.Lock()
 
     async def start(self) -> None:
@@ -84,6 +99,19 @@ class Service:
             except Exception as error:
                 tell("model failed", logging.ERROR, model=name, message=str(error)[:500])
                 raise
+
+    async def check(self) -> None:
+        """Return when the thread of each model has taken up new work: one that hangs never does.
+
+        Raises
+        ------
+        Problem
+            503, before a model is loaded.
+        """
+        loop = asyncio.get_running_loop()
+        for name in self.loaders:
+            self.find(name)
+            await loop.run_in_executor(self._computing[name], time.perf_counter)
 
     async def stop(self) -> None:
         """Let the threads go."""
@@ -117,7 +145,7 @@ class Service:
         began = time.perf_counter()
         model = await asyncio.to_thread(loaded)
         tell("model", model=name, seconds=round(time.perf_counter() - began, 3), **_known(model.metadata))
-        await asyncio.to_thread(self._begin_watch, name, model)
+        await asyncio.to_thread(self.watches.begin, name, version_of(model))
         batches = self._batcher(name, partial(self._watched, name, model), self.settings.batch_rows)
         batches.observe = self.monitor.batch_rows.labels(name).observe
         return Entry(name, model, batches)
@@ -179,27 +207,11 @@ class Service:
             )
         return served.interval_batches[prob]
 
-    def _begin_watch(self, name: str, model: ServedModel) -> None:
-        """Watch for drift, with the evidence so far if the model is the same as before."""
-        if model.num_calibration is None or self.settings.alpha == 0:
-            self._watches.pop(name, None)
-            return
-        known = (str(model.metadata.get("fingerprint")), model.num_calibration)
-        if name not in self._watches or self._watches[name][0] != known:
-            from bll_pyro.ood import Drift
-
-            self._watches[name] = (known, Drift(self.settings.alpha, model.num_calibration))
-            self.monitor.watched(name, 0.0, False)
-
     def _watched(self, name: str, model: ServedModel, rows: np.ndarray) -> Predicted:
         """Predict a batch, in its thread; the p-values of the detector tell of drift."""
         outputs = model.predict(rows)
-        if name in self._watches and "p_value" in outputs:
-            _, watch = self._watches[name]
-            before = watch.alarm
-            if watch.update(outputs["p_value"]) and not before:
-                tell("drift", logging.WARNING, model=name, num_rows=watch.rows)
-            self.monitor.watched(name, watch.log_value, watch.alarm)
+        if "p_value" in outputs:
+            self.watches.update(name, outputs["p_value"])
         return outputs
 
 

@@ -28,6 +28,11 @@ def options(command: list[str]) -> dict[str, Any]:
     return vars(make_parser().parse_args(given))
 
 
+@pytest.fixture(autouse=True)
+def no_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("BLL_API_KEY", raising=False)
+
+
 def objects() -> list[dict[str, Any]]:
     return [one for block in blocks("yaml") for one in yaml.safe_load_all(block)]
 
@@ -57,7 +62,7 @@ def test_systemd_unit() -> None:
 
 
 def test_kubernetes_objects() -> None:
-    deployment, balancer, inference = objects()
+    deployment, balancer, inference = (one for one in objects() if "kind" in one)
     paths = {route.path for route in application({"m": light}, ServiceSettings(environment={})).routes}  # type: ignore[attr-defined]
     pod = deployment["spec"]["template"]
     assert deployment["spec"]["selector"]["matchLabels"].items() <= pod["metadata"]["labels"].items()
@@ -79,6 +84,27 @@ def test_kubernetes_objects() -> None:
     assert pod["spec"]["terminationGracePeriodSeconds"] > sleep + options(["bll", "serve", "m"])["grace"]
 
 
-@pytest.mark.parametrize("line", re.findall(r"^bll serve .*$", "\n".join(blocks("console")), re.MULTILINE))
+@pytest.mark.ray
+def test_files_of_ray(tmp_path: Path) -> None:
+    """Each is read by what reads it: the first by ``bll serve --ray``, the second by Ray Serve."""
+    from ray._common.utils import import_attr
+    from ray.serve.schema import ServeDeploySchema
+
+    own, of_ray = (one for one in objects() if "kind" not in one)
+    deployed = ServeDeploySchema.model_validate(of_ray)
+    (application,) = deployed.applications
+    (tmp_path / "flowers.onnx").touch()
+    build = import_attr(application.import_path)
+    for args in (own, application.args):
+        args["models"] = {"flowers": str(tmp_path / "flowers.onnx")}
+        front = build(args)
+    (held,) = [one for one in front._bound_deployment.init_args if type(one) is type(front)][:1]
+    names = {front._bound_deployment.name, held._bound_deployment.name}
+    assert names == {deployment.name for deployment in application.deployments}
+
+
+@pytest.mark.parametrize(
+    "line", re.findall(r"^(?:[A-Z_]+=\S+ )?(bll serve .*)$", "\n".join(blocks("console")), re.MULTILINE)
+)
 def test_command_lines(line: str) -> None:
     assert options(shlex.split(line, comments=True))["models"]

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bll_pyro.cli.console import Console
+
+if TYPE_CHECKING:
+    from bll_pyro.serve import Binding
 
 
 def serve_command(
@@ -29,6 +33,8 @@ def serve_command(
     grace: float = 30.0,
     drift_alpha: float = 0.01,
     log_level: str = "info",
+    ray: bool = False,
+    replicas: int | None = None,
 ) -> None:
     """Serve models over HTTP: predictions with all uncertainties, a page to try them, numbers for Prometheus.
 
@@ -39,6 +45,9 @@ def serve_command(
     taken and ends. Logs are lines of JSON on standard error, without inputs.
 
     Keys come from the variable BLL_API_KEY and from a file. Without any, everyone who reaches the port is served.
+
+    With --ray the same runs on Ray Serve: on the cluster of the variable RAY_ADDRESS, or on a Ray of this machine. One YAML file in
+    place of the models then has the models, limits, replicas and autoscaling.
 
     Parameters
     ----------
@@ -80,46 +89,59 @@ def serve_command(
         Probability that the alarm of drift ever rises without drift; 0 watches for none.
     log_level
         Level of the log: info has a line for every request, warning only trouble.
+    ray
+        Serve by Ray Serve.
+    replicas
+        Number of processes on Ray that hold the models; one that dies is replaced, and what it was asked is asked of another.
 
     Examples
     --------
     bll serve runs/flowers
     bll serve flowers=runs/flowers prices=runs/prices --workers 4 --port 8080
     BLL_API_KEY=$(cat key) bll serve runs/flowers --host 0.0.0.0 --tls-certificate cert.pem --tls-key key.pem
+    bll serve runs/flowers --ray --replicas 4
     curl localhost:8000/predict -H 'content-type: image/jpeg' --data-binary @photo.jpg
     """
+    from bll_pyro.cli.serving import extra_or_usage_error, folders_by_name, settings_of
     from bll_pyro.cli.usage import UsageError
 
-    try:
-        import fastapi  # noqa: F401
-        import uvicorn  # noqa: F401
-    except ImportError as error:
-        raise UsageError(
-            f"bll serve needs the extra serve, and {error.name} is not there: pip install 'bll-pyro[serve]'"
-        ) from error
-    from bll_pyro.cli.serving import folders_by_name
-    from bll_pyro.serve import Binding, ServiceSettings, serve
+    extra_or_usage_error("serve", "fastapi", "uvicorn")
+    limits = {
+        "batch_rows": batch_rows,
+        "batch_delay": batch_delay,
+        "queued_rows": queued_rows,
+        "max_rows": max_rows,
+        "max_bytes": max_bytes,
+        "max_pixels": max_pixels,
+        "concurrency": concurrency,
+        "time_limit": time_limit,
+        "body_time_limit": body_time_limit,
+        "drift_alpha": drift_alpha,
+        "api_key_file": api_key_file,
+    }
+    from bll_pyro.serve import Binding, serve
 
-    loaders = folders_by_name(models)
     try:
-        settings = ServiceSettings(
-            batch_rows=batch_rows,
-            batch_delay=batch_delay,
-            queued_rows=queued_rows,
-            request_rows=max_rows,
-            request_bytes=max_bytes,
-            image_pixels=max_pixels,
-            concurrency=concurrency,
-            time_limit=time_limit,
-            body_time_limit=body_time_limit,
-            alpha=drift_alpha,
-            key_file=api_key_file,
-        )
+        settings = settings_of(limits)
         binding = Binding(host, port, workers, grace, tls_certificate, tls_key, log_level)
     except ValueError as error:
         raise UsageError(str(error)) from error
-    if not settings.is_locked and host not in ("127.0.0.1", "::1", "localhost"):
+    if not ray:
+        if replicas is not None:
+            raise UsageError("expected --ray with --replicas, got none; processes without Ray are --workers")
+        loaders = folders_by_name(models)
+        _warn_of_an_open_door(console, settings.is_locked, binding)
+        serve(loaders, settings, binding)
+        return
+    from bll_pyro.cli.ray_options import serve_given_on_ray
+
+    serve_given_on_ray(
+        models, limits, replicas, binding, lambda locked: _warn_of_an_open_door(console, locked, binding)
+    )
+
+
+def _warn_of_an_open_door(console: Console, is_locked: bool, binding: Binding) -> None:
+    if not is_locked and binding.host not in ("127.0.0.1", "::1", "localhost"):
         console.warning(
-            f"everyone who reaches {host}:{port} is served: set BLL_API_KEY or --api-key-file to ask for a key"
+            f"everyone who reaches {binding.host}:{binding.port} is served: set BLL_API_KEY or --api-key-file to ask for a key"
         )
-    serve(loaders, settings, binding)
