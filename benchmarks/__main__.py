@@ -38,6 +38,8 @@ NAMES = (
     "recommend",
     "compare_command",
     "deployed",
+    "store_size",
+    "extraction",
 )
 
 

@@ -32,6 +32,11 @@ _ROOMS = {
     "class_weights": "features.columns",
     "Features": "features.store",
     "extract": "features.extraction",
+    "from_arrow": "features.exchange",
+    "from_parquet": "features.exchange",
+    "to_arrow": "features.exchange",
+    "to_parquet": "features.exchange",
+    "predict_store": "fitting.scoring",
     "split_last_layer": "features.splitting",
     "timm_backbone": "features.from_timm",
     "transformers_backbone": "features.from_transformers",
@@ -90,6 +95,7 @@ if TYPE_CHECKING:
     from bll_pyro.elpd import loo
     from bll_pyro.evaluation import evaluate
     from bll_pyro.features.columns import Data, class_weights
+    from bll_pyro.features.exchange import from_arrow, from_parquet, to_arrow, to_parquet
     from bll_pyro.features.extraction import extract
     from bll_pyro.features.from_timm import timm_backbone
     from bll_pyro.features.from_transformers import transformers_backbone
@@ -97,6 +103,7 @@ if TYPE_CHECKING:
     from bll_pyro.features.splitting import split_last_layer
     from bll_pyro.features.store import Features
     from bll_pyro.fitting import AUTOMATIC, ELBO, Fit, fit, fit_from_draws, load
+    from bll_pyro.fitting.scoring import predict_store
     from bll_pyro.inference import criteria, noises
     from bll_pyro.inference.base import FitWarning
     from bll_pyro.inference.exact.exact import Exact

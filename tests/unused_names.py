@@ -63,7 +63,6 @@ UNUSED = {
     ),
     "templates of reports read it": ("reporting/blocks.py:numeric",),
     "users call it: a documented method or property of a result": (
-        "features/store.py:verify",
         "priors/spike_and_slab.py:slab_probability",
     ),
 }

@@ -21,6 +21,7 @@ from bll_pyro.features.sparse import SparseSource
 from bll_pyro.features.store import Features
 from bll_pyro.features.tables import Table, split_off, table_of
 from bll_pyro.frame import as_floats
+from bll_pyro.shards.opening import MAPPED
 
 TARGET_NAMES = ("labels", "label", "targets", "target", "y")  # of entries of dictionaries, for messages
 
@@ -89,25 +90,38 @@ class FeaturesSource(InMemory):
         if generator is not None:
             drawn = permutation(self.num_rows, generator)
             order = drawn if order is None else order[drawn]
-        for start in range(0, self.num_rows, batch_size):
-            rows = slice(start, start + batch_size) if order is None else order[start : start + batch_size]
-            yield self._features[rows], None if self._targets is None else self._targets[rows]
+        if order is None:
+            start = 0
+            for features in self._features.in_order(batch_size):
+                rows = slice(start, start + len(features))
+                yield features, None if self._targets is None else self._targets[rows]
+                start = rows.stop
+            return
+        for index in order.split(batch_size):
+            yield self._features[index], None if self._targets is None else self._targets[index]
 
     def subset(self, index: Tensor) -> FeaturesSource:
         chosen = index if self._index is None else self._index[index]
         return FeaturesSource(self._features, self._targets, chosen)
 
     def _with_inputs_at(self, order: Tensor) -> TensorSource:
+        if self._features.read != MAPPED:
+            raise ValueError(
+                f"{self._features!r}: expected columns in the order of the fit, got another, which takes all rows into memory; "
+                "open the store with read='mmap', or write it with its columns in that order"
+            )
         return TensorSource(self._features.tensor()[:, order].contiguous(), self._targets, self._index)
 
     def example(self) -> Batch:
-        return next(self.batches(2))
+        first = self._index[:2] if self._index is not None else slice(0, 2)
+        return self._features[first], None if self._targets is None else self._targets[first]
 
     def with_targets(self, targets: Tensor) -> FeaturesSource:
         return FeaturesSource(self._features, targets, self._index)
 
     def tensors(self) -> Batch | None:
-        is_whole = self._features.num_shards == 1 and self._index is None
+        mapped = self._features.num_shards == 1 and self._features.read == MAPPED
+        is_whole = mapped and self._index is None
         return (self._features.tensor(), self._targets) if is_whole else None
 
 

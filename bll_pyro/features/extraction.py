@@ -6,30 +6,28 @@ import hashlib
 import json
 import shutil
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from numbers import Integral
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from bll_pyro.checks import count, message
+from bll_pyro.checks import count
 from bll_pyro.checks import device as check_device
+from bll_pyro.features.backbone_pass import Devices, run_backbone
 from bll_pyro.features.backbones import Backbone
 from bll_pyro.features.data import read
 from bll_pyro.features.fingerprint import module_fingerprint, plain_attributes
-from bll_pyro.features.forward import compute_features, frozen
 from bll_pyro.features.sources import Source
 from bll_pyro.features.state import unwrapped
 from bll_pyro.features.store import Features
 from bll_pyro.features.tables import names_after
 from bll_pyro.features.writer import MemoryWriter, ShardWriter
 from bll_pyro.files import LOCK, SCRATCH, only_writer, user_path
-from bll_pyro.observation import call, stage
+from bll_pyro.observation import call
 from bll_pyro.scope import isolated
 
 TEXT = (
@@ -56,6 +54,7 @@ def extract(
     store: str | Path | None = None,
     batch_size: int = 256,
     device: str | torch.device | None = None,
+    devices: Sequence[str | torch.device] | None = None,
     dtype: torch.dtype | None = None,
     num_workers: int = 0,
 ) -> Features:
@@ -77,10 +76,13 @@ def extract(
         Number of rows in a batch; a DataLoader has its own.
     device
         Device for the pass; the backbone is moved back afterwards. None runs it on its own device.
+    devices
+        Several devices in place of one, such as ``["cuda:0", "cuda:1"]``: batches go to them in turns, each with a copy of the
+        backbone. The features are in the order of the rows.
     dtype
-        Floating-point type of the stored features; None keeps that of the backbone's output.
+        Floating-point type of the stored features (float32, bfloat16, float16 ...); None keeps that of the backbone's output.
     num_workers
-        Number of processes that load the items of a Dataset.
+        Number of processes that load the items of a Dataset while earlier batches are computed; a DataLoader has its own.
 
     Returns
     -------
@@ -91,12 +93,23 @@ def extract(
     ------
     ValueError
         If the output is not ``[N, D]``, a feature is NaN or infinite, or the store is damaged. Nothing is kept then.
+    OSError
+        If the store cannot be written, as on a full disk.
+
+    A call with a store that was interrupted, killed, or stopped by a full disk leaves its finished shards, of up to 256 MiB: the
+    same call goes on after them, to the same store.
     """
     # datasets and loaders may draw from the global random state, which must not change for the caller
     if backbone is not None and not isinstance(backbone, nn.Module):
         raise TypeError(f"backbone: expected a torch.nn.Module or None, got {type(backbone).__name__}")
     count(num_workers, "num_workers", "extract", least=0)
     check_device(device, "extract")
+    if device is not None and devices is not None:
+        raise ValueError(
+            f"extract: expected device or devices, got both, {device} and {devices}; put all of them into devices"
+        )
+    if devices is not None and not devices:
+        raise ValueError("extract: expected at least one of devices, got none; leave devices out")
     with isolated():
         source = read(data, need_targets=False, num_workers=num_workers)
         if source is not data:
@@ -106,7 +119,7 @@ def extract(
         if source.shuffled and not source.has_targets:
             warnings.warn(UNORDERED, RuntimeWarning, stacklevel=2)
         return extract_source(
-            backbone, source, store=store, batch_size=batch_size, device=device, dtype=dtype
+            backbone, source, store=store, batch_size=batch_size, device=devices or device, dtype=dtype
         )
 
 
@@ -116,7 +129,7 @@ def extract_source(
     *,
     store: str | Path | None = None,
     batch_size: int = 256,
-    device: str | torch.device | None = None,
+    device: Devices = None,
     dtype: torch.dtype | None = None,
 ) -> Features:
     """:func:`extract` for data that has been read; random numbers come from the global state."""
@@ -128,7 +141,7 @@ def extract_source(
     names = names_after(backbone, source.feature_names)
     if store is None:
         memory = MemoryWriter(source.num_rows)
-        _run(backbone, source, memory.append, batch_size, device, dtype)
+        run_backbone(backbone, source, memory.append, batch_size, device, dtype)
         features = memory.close()
         features.shuffled, features.feature_names = source.shuffled, names
         return features
@@ -142,8 +155,13 @@ def extract_source(
                 shutil.rmtree(left, ignore_errors=True)
             if not (folder / key).exists():
                 before = _attributes(backbone)
-                with ShardWriter(folder / key, source.num_rows, key=key, feature_names=names) as writer:
-                    _run(backbone, source, writer.append, batch_size, device, dtype)
+                resumes = not source.shuffled  # else the rows of another call come in another order
+                writing = ShardWriter(
+                    folder / key, source.num_rows, key=key, feature_names=names, resume=resumes
+                )
+                with writing as writer:
+                    pass_to = (writer.append, batch_size, device, dtype, writer.num_done)
+                    run_backbone(backbone, source, *pass_to)
                     _note_records(backbone, before)
                     key = features_key(backbone, inputs_hash, dtype, names)
                     writer.close(folder / key, key)
@@ -159,7 +177,7 @@ def features_in_memory(
 ) -> Float[Tensor, "N D"]:
     """Features of all rows in one tensor, in the type of the backbone's output."""
     parts: list[Tensor] = []
-    _run(backbone, source, lambda features, _: parts.append(features), batch_size, device, None)
+    run_backbone(backbone, source, lambda features, _: parts.append(features), batch_size, device)
     whole = parts[0].new_empty(sum(map(len, parts)), parts[0].shape[1])
     end = len(whole)
     while parts:  # from the last one on: each part is let go when it has been copied
@@ -218,52 +236,3 @@ def _open(path: Path, key: str) -> Features:
             "renamed or moved: delete it and extract the features again"
         )
     return features
-
-
-def _run(
-    backbone: nn.Module | None,
-    source: Source,
-    append: Callable[[Tensor, Tensor | None], None],
-    batch_size: int,
-    device: str | torch.device | None,
-    dtype: torch.dtype | None,
-) -> None:
-    if not isinstance(batch_size, Integral) or isinstance(batch_size, bool) or batch_size < 1:
-        expected = message("batch_size", "features", "a whole number >= 1", batch_size)
-        raise ValueError(f"{expected}; 256 suits most networks")
-    row = 0
-    modes = nullcontext() if backbone is None else frozen(backbone)
-    place = nullcontext() if device is None else _moved(backbone, device)
-    with modes, place, torch.no_grad(), stage("features", source.num_rows, rows_per_step=1) as done:
-        for inputs, targets in source.batches(batch_size):
-            features = compute_features(backbone, inputs).to("cpu", dtype)
-            if not torch.isfinite(features).all():
-                _refuse(features, row, source)
-            append(features, None if targets is None else targets.cpu())
-            row += len(features)
-            done.advance(len(features))
-
-
-def _refuse(features: Tensor, first_row: int, source: Source) -> NoReturn:
-    finite = torch.isfinite(features)
-    row = first_row + int((~finite).any(1).nonzero()[0, 0])
-    order = " in the order of the DataLoader" if source.shuffled else ""
-    raise ValueError(
-        f"features: expected finite values in {features.dtype}, got {int((~finite).sum())} that are NaN or infinite, the first "
-        f"in row {row}{order}; check this input, the scale of the inputs and the backbone's weights, or use a wider dtype"
-    )
-
-
-@contextmanager
-def _moved(backbone: nn.Module | None, device: str | torch.device | None) -> Iterator[None]:
-    """Move the backbone to `device` inside the block, and back afterwards."""
-    check_device(device, "features")
-    original = None if backbone is None else next((p.device for p in backbone.parameters()), None)
-    if backbone is None or original is None or device is None or torch.device(device) == original:
-        yield
-        return
-    try:
-        backbone.to(device)
-        yield
-    finally:
-        backbone.to(original)

@@ -2,27 +2,68 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from bll_pyro.shards.shard import FileRows
+
 Index = int | np.integer | slice | Sequence[int] | np.ndarray | Tensor
 
 
 class ShardedRows:
-    """The rows of `parts`, one after the other: a number gives one row, a slice or row numbers several."""
+    """The rows of `parts`, one after the other: a number gives one row, a slice or row numbers several.
 
-    def __init__(self, parts: Sequence[Tensor]) -> None:
+    Parts are tensors, or rows of files that are read when they are asked for.
+    """
+
+    def __init__(self, parts: Sequence[Tensor | FileRows]) -> None:
         self.parts = tuple(parts)
         self._ends = list(accumulate(len(part) for part in parts))
         self.num_rows = self._ends[-1]
 
     def all(self) -> Tensor:
-        """Return all rows; those of a single part without a copy."""
-        return self.parts[0] if len(self.parts) == 1 else torch.cat(self.parts)
+        """Return all rows; those of a single tensor without a copy."""
+        return self.parts[0][:] if len(self.parts) == 1 else self.blocks([slice(0, self.num_rows)])
+
+    def between(self, start: int, stop: int) -> ShardedRows:
+        """The rows from one number to another, without a copy."""
+        pieces = []
+        for part, first, last in self._pieces(start, stop):
+            pieces.append(part[first:last] if isinstance(part, Tensor) else part.between(first, last))
+        return ShardedRows(pieces)
+
+    def blocks(self, blocks: Sequence[slice]) -> Tensor:
+        """The rows of some slices, one after the other, in one new tensor."""
+        first = self.parts[0]
+        made = torch.empty(
+            (sum(block.stop - block.start for block in blocks), *first.shape[1:]),
+            dtype=first.dtype,
+            device=first.device,
+        )
+        place = 0
+        for block in blocks:
+            for part, start, stop in self._pieces(block.start, block.stop):
+                target = made[place : place + stop - start]
+                if isinstance(part, Tensor):
+                    target.copy_(part[start:stop])
+                else:
+                    part.read_into(start, target)
+                place += stop - start
+        return made
+
+    def _pieces(self, start: int, stop: int) -> Iterator[tuple[Tensor | FileRows, int, int]]:
+        """The parts in which the rows from one number to another lie, and their numbers there."""
+        first = bisect_right(self._ends, start)
+        for part, end in zip(self.parts[first:], self._ends[first:], strict=True):
+            offset = end - len(part)
+            if offset >= stop:
+                return
+            yield part, max(start - offset, 0), min(stop - offset, len(part))
 
     def __getitem__(self, index: Index) -> Tensor:
         if isinstance(index, slice):
@@ -49,21 +90,21 @@ class ShardedRows:
         return self._gather(rows) if rows.ndim else self._gather(rows[None])[0]
 
     def _cut(self, start: int, stop: int) -> Tensor:
-        """Return rows start..stop; a view if they are in one part."""
-        pieces = []
-        for part, end in zip(self.parts, self._ends):
-            offset = end - len(part)
-            if offset < stop and start < end:
-                pieces.append(part[max(start - offset, 0) : stop - offset])
+        """Return rows start..stop; a view if they are in one tensor."""
+        pieces = list(self._pieces(start, stop))
         if not pieces:
             return self.parts[0][:0]
-        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+        if len(pieces) == 1:
+            part, first, last = pieces[0]
+            return part[first:last]
+        return self.blocks([slice(start, stop)])
 
     def _gather(self, rows: Tensor) -> Tensor:
         if len(self.parts) == 1:
             return self.parts[0].index_select(0, rows.to(self.parts[0].device))
         owner = torch.bucketize(rows, torch.tensor(self._ends), right=True)
-        result = self.parts[0].new_empty((len(rows), *self.parts[0].shape[1:]))
+        first = self.parts[0]
+        result = torch.empty((len(rows), *first.shape[1:]), dtype=first.dtype, device=first.device)
         for i in owner.unique().tolist():
             in_part = owner == i
             offset = self._ends[i] - len(self.parts[i])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
 import uuid
 from collections.abc import Sequence
@@ -14,11 +12,15 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from bll_pyro import tensorfile
-from bll_pyro.features.store import FORMAT, MANIFEST, VERSION, Features, manifest_hash
+from bll_pyro.features.store import Features
 from bll_pyro.files import SCRATCH, user_path
+from bll_pyro.shards.ids import NUMBERS
+from bll_pyro.shards.parts import RECORD, SUFFIX, PartWriter, form_of
 
-SHARD_BYTES = 2**30  # default largest size of the rows in one shard, in bytes
+SHARD_BYTES = (
+    2**28
+)  # default largest size of the rows in one shard, in bytes: what an interrupt loses at most
+UNFINISHED = ".unfinished"  # how the names of folders end that a later call goes on from
 
 
 class MemoryWriter:
@@ -42,11 +44,12 @@ class MemoryWriter:
 
 
 class ShardWriter:
-    """Writes batches of features and targets into the folder `path`, shard by shard.
+    """Writes batches of features and targets into the folder `path`, shard by shard, in the order of the rows.
 
     The shards are written to a hidden folder next to `path`, which :meth:`close` renames to `path`. Leaving the ``with``
     block before that (an error, an interrupt) deletes the hidden folder, and an earlier store at `path` is never changed.
-    At most one shard is held in memory.
+    At most one shard is held in memory. With ``resume`` the finished shards of a call that was interrupted, killed, or stopped by
+    a full disk stay: the next call for the same path goes on after them (``num_done``).
 
     Parameters
     ----------
@@ -57,9 +60,17 @@ class ShardWriter:
     key
         SHA-256 of backbone, inputs and dtype.
     shard_bytes
-        The largest size of the rows in one shard, in bytes.
+        The largest size of the rows in one shard, in bytes; None takes 256 MiB.
     feature_names
         Names of the features, if they have some.
+    resume
+        Whether to keep what is finished, and to go on from what an earlier writer of this path has left; for paths whose name
+        says what the rows are, and one writer at a time.
+
+    Attributes
+    ----------
+    num_done
+        Number of the first rows that are there already; those after them are to be appended.
     """
 
     def __init__(
@@ -68,30 +79,50 @@ class ShardWriter:
         num_rows: int,
         *,
         key: str | None = None,
-        shard_bytes: int = SHARD_BYTES,
+        shard_bytes: int | None = None,
         feature_names: Sequence[str] | None = None,
+        resume: bool = False,
     ) -> None:
         self._path = user_path(path)
         if self._path.exists():
             raise ValueError(
                 f"{self._path}: expected a new folder, got one that exists; delete it or choose another"
             )
-        self._partial = self._path.with_name(f".{self._path.name}{SCRATCH}{uuid.uuid4().hex}")
-        self._num_rows, self._key, self._shard_bytes = num_rows, key, shard_bytes
-        self._named = {} if feature_names is None else {"feature_names": list(feature_names)}
-        self._written = 0
+        mark = UNFINISHED if resume else f"{SCRATCH}{uuid.uuid4().hex}"
+        self._partial = self._path.with_name(f".{self._path.name}{mark}")
+        self._parts = PartWriter(self._partial)
+        self._num_rows, self._key, self._shard_bytes = num_rows, key, shard_bytes or SHARD_BYTES
+        self._names, self._resume, self._num_shards, self.num_done = feature_names, resume, 0, 0
         self._block: _Block | None = None
         self._form: dict[str, Any] = {}
-        self._shards: list[dict[str, Any]] = []
 
     def __enter__(self) -> Self:
-        self._partial.mkdir(parents=True)
+        self._partial.mkdir(parents=True, exist_ok=self._resume)
+        parts = self._parts.finished(verify=True)
+        for name in sorted(parts):
+            part = parts[name]
+            if name != self._name or part.first_id != self.num_done or not part.consecutive:
+                break
+            self._num_shards, self.num_done = self._num_shards + 1, self.num_done + part.num_rows
+            self._form = part.form
+        kept = sorted(parts)[: self._num_shards]
+        known = {f"{name}{suffix}" for name in kept for suffix in (SUFFIX, RECORD)}
+        for name in set(self._parts.place.names()) - known:  # cut, or not in a row with the others
+            self._parts.place.remove(name)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        shutil.rmtree(self._partial, ignore_errors=True)  # after close() there is nothing left to delete
+        # what refuses the data, or the network, would refuse them again
+        stays = self._resume and self._num_shards > 0 and not isinstance(error, (ValueError, TypeError))
+        if not stays or error is None:
+            shutil.rmtree(self._partial, ignore_errors=True)  # after close() there is nothing left to delete
+
+    @property
+    def _name(self) -> str:
+        """Name of the next shard."""
+        return f"shard-{self._num_shards:05d}"
 
     def append(self, features: Tensor, targets: Tensor | None) -> None:
         """Add a batch ``[B, D]`` with its targets ``[B]`` or ``[B, T]``."""
@@ -113,15 +144,9 @@ class ShardWriter:
         self._path, self._key = path or self._path, key or self._key
         if self._block is not None:
             self._write()
-        if self._written != self._num_rows:
-            raise ValueError(_wrong_number(self._num_rows, self._written))
-        manifest = {"format": FORMAT, "version": VERSION, "key": self._key, "num_rows": self._num_rows}
-        manifest |= {**self._form, **self._named, "shards": self._shards}
-        manifest["sha256"] = manifest_hash(manifest)
-        with (self._partial / MANIFEST).open("w", encoding="utf-8") as file:
-            json.dump(manifest, file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
+        if self.num_done != self._num_rows:
+            raise ValueError(_wrong_number(self._num_rows, self.num_done))
+        Features.commit(self._partial, key=self._key, num_rows=self._num_rows, feature_names=self._names)
         try:
             self._partial.rename(self._path)
         except OSError:
@@ -133,16 +158,10 @@ class ShardWriter:
     def _new_block(self, features: Tensor, targets: Tensor | None) -> _Block:
         row = features[0].numel() * features.element_size()
         row += 0 if targets is None else targets[:1].numel() * targets.element_size()
-        left = self._num_rows - self._written
+        left = self._num_rows - self.num_done
         if left <= 0:
-            raise ValueError(_wrong_number(self._num_rows, self._written + len(features)))
-        form: dict[str, Any] = {
-            "num_features": features.shape[1],
-            "dtype": str(features.dtype),
-            "targets": None
-            if targets is None
-            else {"dtype": str(targets.dtype), "shape": list(targets.shape[1:])},
-        }
+            raise ValueError(_wrong_number(self._num_rows, self.num_done + len(features)))
+        form = form_of(features, targets, NUMBERS)
         if self._form and form != self._form:
             raise ValueError(
                 f"features: expected rows of one form, {self._form}, got {form}; check the dataset's items"
@@ -153,19 +172,10 @@ class ShardWriter:
     def _write(self) -> None:
         assert self._block is not None
         features, targets = self._block.rows()
-        file = self._partial / f"shard-{len(self._shards):05d}.safetensors"
-        digest = tensorfile.write_tensors(
-            file, {"features": features} | ({} if targets is None else {"targets": targets})
+        self._parts.write(
+            self._name, features, targets, row_ids=range(self.num_done, self.num_done + len(features))
         )
-        self._shards.append(
-            {
-                "file": file.name,
-                "num_rows": len(features),
-                "num_bytes": file.stat().st_size,
-                "sha256": digest,
-            }
-        )
-        self._written += len(features)
+        self._num_shards, self.num_done = self._num_shards + 1, self.num_done + len(features)
         self._block = None
 
 

@@ -23,7 +23,7 @@ from bll_pyro.features.columns import Columns
 from bll_pyro.fitting.stratified import by_target, one_of_each_bin
 from bll_pyro.gaussian.factorization import NotPositiveDefinite
 from bll_pyro.inference.leave_one_out import outputs_left_out
-from bll_pyro.inference.rows import FeatureRows
+from bll_pyro.inference.rows import FeatureRows, is_streamed
 from bll_pyro.inference.training_data import TrainingData
 from bll_pyro.likelihoods import Likelihood
 from bll_pyro.likelihoods.gaussian_noise import GaussianNoise
@@ -120,6 +120,11 @@ def set_aside(
         raise TypeError(f"{reason}; leave calibration out")
     if not (is_automatic or isinstance(calibration, Real)):
         return rows, Aside(_given(rows, calibration), "held-out rows")
+    if (stored := rows.source.stored) is not None and is_streamed(stored):
+        raise ValueError(
+            f"fit(calibration={calibration}): expected rows in memory of which some can be kept, got a store that is read ahead; "
+            "fit data=store.between(10_000, len(store)) with calibration=store.between(0, 10_000)"
+        )
     index, why = _kept(rows, None if is_automatic else float(calibration), seed)
     if index is None:
         if is_automatic:

@@ -102,8 +102,9 @@ def features_of(
     saved = part.saved()
     if saved is None:
         features, targets = rows.features(backbone, store, device, batch_size)
-        whole = features.tensor() if isinstance(features, Features) else features
-        content = None if store is not None else (whole, targets)
+        content = None
+        if store is None:
+            content = (features.tensor() if isinstance(features, Features) else features), targets
         part.finish((content, [each.get_state() for each in generators], random_state()))
         return features, targets
     content, states, drawn = saved[0]

@@ -8,10 +8,19 @@ import torch
 from torch import Tensor, nn
 
 from bll_pyro.features.columns import NO_COLUMNS, Columns
+from bll_pyro.features.store import Features
 from bll_pyro.gaussian.factorization import NotPositiveDefinite
 from bll_pyro.inference import Inference, Trace
-from bll_pyro.inference.rows import DesignRows, FeatureRows
-from bll_pyro.inference.standardization import log_densities_in_user_units, make_frame
+from bll_pyro.inference.exact.raw_sums import moments_of, raw_sums, sums_in_frame
+from bll_pyro.inference.exact.statistics import SufficientStatistics
+from bll_pyro.inference.rows import DesignRows, FeatureRows, in_order, is_streamed
+from bll_pyro.inference.standardization import (
+    BATCH_SIZE,
+    Moments,
+    log_densities_in_user_units,
+    make_frame,
+    weighted_moments,
+)
 from bll_pyro.inference.training_data import TrainingData
 from bll_pyro.layer import LastLayer
 from bll_pyro.likelihoods.base import TargetShape
@@ -80,7 +89,12 @@ def fit_features(
     is_large = layer.likelihood.is_count and float(targets.max()) > LARGE_COUNT
     dtype = torch.float64 if is_wide or is_large or is_extreme else torch.float32
     with isolated(seed, dtype):
-        frame = make_frame(layer, features, targets, inference.rotates(layer), dtype, columns, is_table)
+        moments, sums = None, None
+        if isinstance(features, Features) and is_streamed(features):
+            moments, sums = first_pass(inference, features, targets, columns)
+        frame = make_frame(
+            layer, features, targets, inference.rotates(layer), dtype, columns, is_table, moments
+        )
         constants = torch.cat([frame.center, frame.scale, frame.target_center, frame.target_scale]).abs()
         constants = constants[constants.isfinite() & (constants > 0)]
         if dtype == torch.float32 and bool(((constants < SMALLEST) | (constants > 1 / SMALLEST)).any()):
@@ -89,6 +103,7 @@ def fit_features(
                 is_extreme=True,
             )  # fmt: skip
         rows = DesignRows(features, targets, frame, device or "cpu", columns)
+        rows.sums = None if sums is None else sums_in_frame(sums, frame).to(rows.device)
         held_out = None
         if validation is not None:
             held_out = DesignRows(*validation[:2], frame, device or "cpu", validation[2])
@@ -102,3 +117,20 @@ def fit_features(
             ) from error
     log_densities_in_user_units(trace, posterior.frame, rows.total_weight)
     return posterior, trace
+
+
+def first_pass(
+    inference: Inference, features: Features, targets: Tensor, columns: Columns
+) -> tuple[Moments, SufficientStatistics | None]:
+    """Moments of a store that is read ahead, and the sums where the inference needs nothing else, in one pass.
+
+    ValueError if a feature is NaN or infinite, with the row and its id.
+    """
+    sums = raw_sums(features, targets, columns) if inference.from_sums else None
+    if sums is None:
+        moments = weighted_moments(in_order(features, BATCH_SIZE), columns.weight)
+    else:
+        moments = moments_of(sums, features.dtype)
+    if not bool(torch.isfinite(moments.mean + moments.deviations).all()):
+        features.check_finite()
+    return moments, sums

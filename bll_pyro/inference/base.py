@@ -120,6 +120,7 @@ class Inference(Declaration):
     at_mode: ClassVar[bool] = (
         False  # the Gaussian is made of derivatives at its mean, and not of expectations
     )
+    from_sums: ClassVar[bool] = False  # all that is needed of the rows are their sufficient statistics
 
     @abstractmethod
     def check(self, layer: LastLayer, num_outputs: int, num_columns: int) -> None:

@@ -18,16 +18,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol, Self, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from bll_pyro.features.columns import NO_COLUMNS, Columns
+from bll_pyro.features.store import Features
 from bll_pyro.frame import Frame
 from bll_pyro.gaussian import OutputGaussian
 from bll_pyro.gaussian.information import Information, WeightedInformation
 from bll_pyro.likelihoods import Likelihood
+from bll_pyro.shards.opening import AHEAD
+
+if TYPE_CHECKING:
+    from bll_pyro.inference.exact.statistics import SufficientStatistics
 
 IN_MEMORY_BYTES = 4 * 1024**3  # a design matrix up to this size is built once
 BLOCK_ROWS = 4096  # made at once
@@ -107,6 +112,20 @@ class FeatureRows(Protocol):
     def __len__(self) -> int: ...
 
 
+def is_streamed(features: FeatureRows) -> bool:
+    """Whether rows are those of a store that is read ahead, of which nothing is held in memory whatever its size."""
+    return isinstance(features, Features) and features.read == AHEAD
+
+
+def in_order(features: FeatureRows, size: int) -> Iterator[Tensor]:
+    """Features in order, ``size`` rows at a time."""
+    if isinstance(features, Features):
+        yield from features.in_order(size)
+        return
+    for start in range(0, len(features), size):
+        yield features[start : start + size]
+
+
 class DesignRows:
     """N rows of features ``[N, D]`` and targets, read as design matrix ``[B, P]`` and standardised targets.
 
@@ -128,7 +147,9 @@ class DesignRows:
         num_bytes = len(features) * (frame.num_features + 1) * frame.center.element_size()
         design = None
         device = torch.device(device)
-        if num_bytes <= (IN_MEMORY_BYTES if device.type == "cpu" else in_device_memory(device)):
+        if not is_streamed(features) and num_bytes <= (
+            IN_MEMORY_BYTES if device.type == "cpu" else in_device_memory(device)
+        ):
             design = frame.center.new_empty(len(features), frame.num_features + int(frame.bias))
             for start in range(
                 0, len(features), BLOCK_ROWS
@@ -151,6 +172,8 @@ class DesignRows:
         self.num_columns = frame.num_features + int(frame.bias)  # P
         # how many rows all of them count for
         self.total_weight = float(self.num_rows)
+        # of these rows in this frame, where they are known already
+        self.sums: SufficientStatistics | None = None
         if isinstance(targets, WeightedTargets):
             self.total_weight = targets.columns.total_weight(self.num_rows)
 
@@ -170,19 +193,31 @@ class DesignRows:
 
     def blocks(self, size: int = 8192) -> Iterator[tuple[Tensor, Targets]]:
         """All rows in order."""
-        for start in range(0, self.num_rows, size):
-            yield self[start : start + size]
+        if self._design is not None:
+            for start in range(0, self.num_rows, size):
+                yield self[start : start + size]
+            return
+        for stored, targets in self.raw_blocks(size):
+            yield self.frame.design(stored), targets
 
     def raw_blocks(self, size: int = 8192) -> Iterator[tuple[Tensor, Targets]]:
         """All rows in order as stored features ``[B, D]`` and standardised targets."""
-        for start in range(0, self.num_rows, size):
-            rows = slice(start, start + size)
-            yield self._features[rows].to(self.device), self.targets[rows]
+        start = 0
+        for stored in in_order(self._features, size):
+            yield stored.to(self.device), self.targets[start : start + len(stored)]
+            start += len(stored)
 
     def batches(self, size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Targets]]:
-        """All rows once in random order; the last batch may be short."""
+        """All rows once in random order; the last batch may be short.
+
+        Rows of a store that are not held in memory come in the order of :meth:`bll_pyro.Features.shuffled_batches`.
+        """
         if size >= self.num_rows:
             yield self[:]
+            return
+        if self._design is None and isinstance(self._features, Features):
+            for stored, numbers in self._features.shuffled_batches(size, generator):
+                yield self.frame.design(stored.to(self.device)), self.targets[numbers.to(self.device)]
             return
         order = torch.randperm(self.num_rows, generator=generator, device=generator.device).to(self.device)
         for start in range(0, self.num_rows, size):

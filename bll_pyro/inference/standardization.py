@@ -15,7 +15,7 @@ from torch import Tensor
 from bll_pyro.features.columns import NO_COLUMNS, Columns
 from bll_pyro.frame import Frame
 from bll_pyro.inference.base import Trace
-from bll_pyro.inference.rows import FeatureRows
+from bll_pyro.inference.rows import FeatureRows, in_order
 from bll_pyro.inference.training_data import TrainingData
 from bll_pyro.layer import LastLayer
 
@@ -104,8 +104,9 @@ def make_frame(
     dtype: torch.dtype,
     columns: Columns = NO_COLUMNS,
     is_table: bool = False,
+    moments: Moments | None = None,
 ) -> Frame:
-    """Centre, scale and axes of the training rows, weighted by ``columns.weight``.
+    """Centre, scale and axes of the training rows, weighted by ``columns.weight``; ``moments`` where they are known already.
 
     ``is_table``: whether the features came as a table and not from a network, for layers that leave the choice of the scales
     to that. Constants of the features are in ``dtype``, those of the targets in the wider of ``dtype`` and their own.
@@ -116,8 +117,8 @@ def make_frame(
         return brought_frame(layer, layer.prior.frame, features.shape[1], num_targets, dtype)
     frame = Frame.identity(features.shape[1], num_targets, like, layer.bias)
     if layer.standardize:
-        parts = evenly_spaced(len(features), len(features), BATCH_SIZE)
-        moments = weighted_moments((features[rows] for rows in parts), columns.weight)
+        if moments is None:
+            moments = weighted_moments(in_order(features, BATCH_SIZE), columns.weight)
         if layer.standardize == "columns" or (is_table and layer.standardize is True):
             scale = scale_by_column(moments, features, columns.weight)
         else:
@@ -214,8 +215,12 @@ def scale_by_column(moments: Moments, features: FeatureRows, weight: Tensor | No
     scale = moments.variance.sqrt()
     near = torch.where(moments.constant, 1.0, scale / 3)
     away = torch.zeros_like(scale)
-    for part in evenly_spaced(len(features), len(features), BATCH_SIZE):
-        away += weights[part] @ ((features[part].double() - median) / near).square_().clamp_max_(1.0)
+    start = 0
+    for part in in_order(features, BATCH_SIZE):
+        away += weights[start : start + len(part)] @ (
+            ((part.double() - median) / near).square_().clamp_max_(1.0)
+        )
+        start += len(part)
     share = (2 * away / weights.sum()).clamp_max(1.0)
     return torch.where(moments.constant, torch.inf, scale / share)
 

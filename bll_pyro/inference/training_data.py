@@ -20,7 +20,7 @@ from bll_pyro.features.rows import NamedRows, parts_of
 from bll_pyro.features.sources import Source
 from bll_pyro.features.store import Features
 from bll_pyro.frame import as_floats
-from bll_pyro.inference.rows import FeatureRows
+from bll_pyro.inference.rows import FeatureRows, is_streamed
 from bll_pyro.layer import LastLayer
 from bll_pyro.likelihoods import Likelihood
 from bll_pyro.likelihoods.base import TargetShape
@@ -187,8 +187,8 @@ class TrainingData:
     def _checked_targets(self, features: Features) -> Tensor:
         """Targets that came batch by batch, once all of them are there."""
         assert features.targets is not None
-        for batch, _ in features.batches(65_536):
-            check_finite(batch, "features")
+        if not (self.trains and is_streamed(features)):  # the first pass of the fit checks them
+            features.check_finite()
         targets = self.layer.likelihood.check_targets(features.targets)
         if self.trains:
             self.layer.likelihood.check_training(targets)

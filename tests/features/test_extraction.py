@@ -11,7 +11,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from bll_pyro.features.extraction import extract
 from bll_pyro.features.from_timm import timm_backbone
-from bll_pyro.features.store import MANIFEST, Features
+from bll_pyro.features.store import Features
+from bll_pyro.shards.manifest import MANIFEST
 
 N = 21
 X = torch.randn(N, 1, 6, 6, generator=torch.Generator().manual_seed(0))

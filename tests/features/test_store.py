@@ -9,8 +9,9 @@ import processes
 import pytest
 import torch
 
-from bll_pyro.features.store import MANIFEST, Features, manifest_hash
+from bll_pyro.features.store import Features
 from bll_pyro.features.writer import MemoryWriter, ShardWriter
+from bll_pyro.shards.manifest import MANIFEST, manifest_hash
 
 N, D = 20, 3
 X = torch.randn(N, D, generator=torch.Generator().manual_seed(0))
@@ -173,7 +174,7 @@ def test_an_interrupt_leaves_nothing(tmp_path):
     def interrupted():
         with ShardWriter(tmp_path / "f", N, shard_bytes=ROW * 5) as writer:
             writer.append(X[:12], Y[:12])
-            assert len(list(tmp_path.glob(".f.partial-*/shard-*"))) == 2  # it was well under way
+            assert len(list(tmp_path.glob(".f.partial-*/shard-*.safetensors"))) == 2  # it was well under way
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -286,7 +287,7 @@ DAMAGES = {
         "altered",
     ),
     "another file": (lambda p: (p / MANIFEST).write_text("[]"), "another kind of file"),
-    "newer version": (lambda p: change_manifest(p, version=99), "version 1, got 99; use the version"),
+    "newer version": (lambda p: change_manifest(p, version=99), "version 1 or 2, got 99; use the version"),
     "shard missing": (lambda p: (p / SHARD).unlink(), f"a shard {SHARD}, got no such file"),
     "shard cut": (lambda p: cut(p / SHARD, 100), f"bytes in shard {SHARD}, got 100"),
     "shard header altered": (lambda p: flip(p / SHARD, 3), "readable shard|shape and dtype"),

@@ -14,9 +14,10 @@ from bll_pyro.cli.data.arrays import class_numbers
 from bll_pyro.cli.data.base import DataSource, Opened
 from bll_pyro.cli.usage import UsageError
 from bll_pyro.features.data import read
-from bll_pyro.features.store import MANIFEST, Features
+from bll_pyro.features.store import Features
 from bll_pyro.files import user_path
 from bll_pyro.inference.svi.imported import Imported
+from bll_pyro.shards.manifest import MANIFEST
 from bll_pyro.tensorfile import sha256
 
 

@@ -17,8 +17,8 @@ from bll_pyro.cli.data.others import FeatureStore, Function
 from bll_pyro.cli.data.table_files import CSV, PARQUET
 from bll_pyro.cli.data.tables import Table
 from bll_pyro.cli.usage import UsageError, nearest
-from bll_pyro.features.store import FORMAT, MANIFEST
 from bll_pyro.files import user_path
+from bll_pyro.shards.manifest import FORMAT, MANIFEST
 
 DATA_SUFFIXES = (*CSV, *PARQUET, *ARRAYS)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -64,6 +64,8 @@ class Exact(Inference):
     TypeError
         If ``noise`` is none of these.
     """
+
+    from_sums: ClassVar[bool] = True
 
     noise: NoiseTreatment = Integrated()
 
@@ -280,7 +282,9 @@ def _warn_without_noise(trace: Trace, model: LinearGaussian, noise: Tensor) -> N
 
 
 def sum_rows(rows: DesignRows) -> SufficientStatistics:
-    """Sums over all rows, block by block, in the frame of the rows."""
+    """Sums over all rows, block by block, in the frame of the rows; those that are known already are not summed again."""
+    if rows.sums is not None:
+        return rows.sums
     num_features = rows.frame.num_features
     size = max(MIN_BLOCK, BLOCK_NUMBERS // num_features)
     with stage("sums", rows.num_rows, rows_per_step=1) as done:

@@ -24,7 +24,15 @@ from bll_pyro.gaussian import OutputGaussian
 from bll_pyro.gaussian.information import DiagonalInformation
 from bll_pyro.inference.leave_one_out.response import diagonal_of, expected_prior_precision
 from bll_pyro.inference.leave_one_out.row_by_row import CHUNK_NUMBERS, MAX_SHARE, RowByRow
-from bll_pyro.inference.rows import DesignRows, FeatureRows, NoiseValues, Targets, log_prob, output_curvature
+from bll_pyro.inference.rows import (
+    DesignRows,
+    FeatureRows,
+    NoiseValues,
+    Targets,
+    is_streamed,
+    log_prob,
+    output_curvature,
+)
 from bll_pyro.observation import stage
 from bll_pyro.posterior import GaussianPosterior
 from bll_pyro.scope import generator
@@ -36,6 +44,7 @@ MAX_TIED_WORK = 2**31  # and largest N (K P)^2
 MAX_BLOCK_WORK = 2**35  # largest N K P^2 of the sums over rows; with more, some rows stand for all
 ROWS_PER_NUMBER = 64  # rows in these sums for each output or column that are enough
 MAX_BLOCK_NUMBERS = 2**25  # largest K P^2; with more, columns are independent too
+MOST_READ = 65_536  # rows of a store that is read ahead, each a read of its own
 NUM_POINTS, FEW_POINTS = 64, 8  # quasi-random points of the expectations
 
 
@@ -76,6 +85,8 @@ def outputs_left_out(
     num_chosen = min(num_all, MOST_ROWS, max(FEWEST_ROWS, MOST_OUTPUTS // num_outputs))
     enough = max(MOST_ROWS, ROWS_PER_NUMBER * max(num_outputs, num_columns))
     num_summed = min(num_all, enough, max(num_chosen, MAX_BLOCK_WORK // (size * num_columns)))
+    if is_streamed(features) and num_summed < num_all:
+        num_summed = min(num_summed, MOST_READ)
     index = order[:num_summed]
     if num_summed < num_all:
         features, targets, all_columns, columns = features[index], targets[index], columns, columns[index]
