@@ -40,6 +40,8 @@ NAMES = (
     "deployed",
     "store_size",
     "extraction",
+    "ranks",
+    "outputs",
 )
 
 

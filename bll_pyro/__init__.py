@@ -73,12 +73,14 @@ _MODULES = (
     "sklearn",
     "loggers",
     "runtime",
+    "distributed",
 )
 
 if TYPE_CHECKING:
     from bll_pyro import (
         conformal,
         curvatures,
+        distributed,
         export,
         guides,
         likelihoods,

@@ -14,6 +14,7 @@ from bll_pyro.checks import is_number
 from bll_pyro.classes import Labels
 from bll_pyro.features.arrays import check_finite, to_targets, to_tensor
 from bll_pyro.frame import as_floats
+from bll_pyro.ranks import Processes
 from bll_pyro.summary import Summary
 
 
@@ -89,6 +90,11 @@ class Columns(Summary):
     def total_weight(self, num_rows: int) -> float:
         """Sum of the weights, or ``num_rows`` without weights."""
         return float(num_rows) if self.weight is None else float(self.weight.double().sum())
+
+    def of_all(self, ranks: Processes) -> Columns:
+        """The columns of the rows of all ranks."""
+        columns = (None if value is None else ranks.cat(value) for value in (self.weight, self.exposure))
+        return Columns(*columns) if self else self
 
     def refused(self, owner: str, weight: str = "", exposure: str = "") -> None:
         """Raise a ValueError, with the reason, if there are weights or exposures that ``owner`` cannot use."""

@@ -45,6 +45,14 @@ def data_identity(source: Source) -> dict[str, Any]:
     return found
 
 
+def rows_identity(source: Source) -> tuple[Any, ...]:
+    """Number and hashes of rows: of all where they are in memory, or of some that are loaded or read."""
+    if source.in_memory and source.stored is None:
+        inputs, targets = source.scan()
+        return source.num_rows, inputs, None if targets is None else hash_of(targets)
+    return source.num_rows, *some_rows(source)
+
+
 def some_rows(source: Source) -> tuple[str | None, str | None]:
     """Hashes of inputs and targets of evenly spaced rows, or of the first where rows have no numbers."""
     number = min(NUM_ROWS, source.num_rows)

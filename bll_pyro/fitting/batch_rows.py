@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bll_pyro.features.columns import Columns
 from bll_pyro.frame import Frame, as_floats
-from bll_pyro.inference.rows import Targets, with_columns
+from bll_pyro.inference.row_targets import Targets, with_columns
 from bll_pyro.inference.training_data import check_exposure
 from bll_pyro.layer import LastLayer
 from bll_pyro.likelihoods import Likelihood

@@ -31,6 +31,7 @@ from bll_pyro.posterior import GaussianPosterior
 from bll_pyro.prediction import QuasiMonteCarlo, predict, predict_outputs
 from bll_pyro.prediction.base import gathered
 from bll_pyro.prediction.held_out import Caution, found_on
+from bll_pyro.ranks import ALONE, Processes
 from bll_pyro.scope import generator
 
 if TYPE_CHECKING:
@@ -155,11 +156,19 @@ def recalibrated(fit: Fit, aside: Aside, device: str | torch.device | None, batc
     return replace(fit, recalibration=found_on(prediction, given, targets, columns.weight, aside.source))
 
 
-def cross_fitted(fit: Fit, features: FeatureRows, targets: Tensor, columns: Columns, at_mode: bool) -> Fit:
+def cross_fitted(
+    fit: Fit,
+    features: FeatureRows,
+    targets: Tensor,
+    columns: Columns,
+    at_mode: bool,
+    ranks: Processes = ALONE,
+) -> Fit:
     """The fit with the temperature or noise factor of its own rows, each predicted by the fit without it.
 
     There is none unless it gains more than two standard errors of log density. A Gaussian has its noise among the unknowns,
-    counts have none to scale, and posteriors that are draws, or of a prior without a density, cannot leave out a row.
+    counts have none to scale, and posteriors that are draws, or of a prior without a density, cannot leave out a row. ``ranks``
+    share the rows.
     """
     posterior, likelihood = fit.posterior, fit.layer.likelihood
     if (
@@ -167,18 +176,18 @@ def cross_fitted(fit: Fit, features: FeatureRows, targets: Tensor, columns: Colu
         or not can_recalibrate(likelihood)
         or isinstance(likelihood, GaussianNoise)
         or not fit.layer.prior.has_density
-        or len(targets) < FEWEST_LEFT_OUT
+        or fit.num_rows < FEWEST_LEFT_OUT
     ):
         return fit
     try:
-        left = outputs_left_out(posterior, features, targets, columns, fit.seed, at_mode)
+        left = outputs_left_out(posterior, features, targets, columns, fit.seed, at_mode, ranks)
     except NotPositiveDefinite as error:
         fit.trace.notes.append(f"no recalibration was found: {error}")
         return fit
     if not bool(torch.isfinite(left.outputs.mean + left.outputs.variance).all()):
         fit.trace.notes.append("no recalibration was found: outputs of left-out rows are not finite")
         return fit
-    targets, columns = targets[left.index], columns[left.index]
+    targets, columns = left.targets, left.columns
     points = 2 ** min(8, max(5, int(math.log2(MOST_DRAWN / left.outputs.mean.numel()))))
     prediction = predict_outputs(posterior, left.outputs, QuasiMonteCarlo(points), columns.exposure)
     given = targets.reshape(len(targets), *posterior.target_shape)

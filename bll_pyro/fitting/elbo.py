@@ -19,7 +19,7 @@ from bll_pyro.fitting.result import Fit
 from bll_pyro.guides import Diagonal, Guide
 from bll_pyro.inference import SVI, Trace
 from bll_pyro.inference.own_loop import NOTE, OwnLoop
-from bll_pyro.inference.rows import weight_of
+from bll_pyro.inference.row_targets import weight_of
 from bll_pyro.inference.standardization import target_moments
 from bll_pyro.inference.svi.batch_elbo import BatchELBO, check_moving
 from bll_pyro.inference.training_data import TrainingData

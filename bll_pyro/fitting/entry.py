@@ -19,6 +19,7 @@ from bll_pyro.features.recorded import Recorded
 from bll_pyro.files import user_path
 from bll_pyro.fitting.calibration import AUTOMATIC, cross_fitted, recalibrated, set_aside
 from bll_pyro.fitting.found_features import found_from
+from bll_pyro.fitting.on_ranks import agree_on_call, same_on_all
 from bll_pyro.fitting.result import Fit
 from bll_pyro.fitting.resuming import (
     begin,
@@ -34,6 +35,7 @@ from bll_pyro.inference.base import FitWarning
 from bll_pyro.inference.training_data import TrainingData
 from bll_pyro.layer import LastLayer
 from bll_pyro.observation import call
+from bll_pyro.ranks import ALONE, Processes
 from bll_pyro.scope import isolated
 
 DEFAULT = SVI()
@@ -60,6 +62,7 @@ def fit(
     checkpoint: str | Path | None = None,
     progress: bool | None = None,
     callbacks: Iterable[Any] = (),
+    ranks: Processes | None = None,
 ) -> Fit:
     """Fit a Bayesian last layer.
 
@@ -108,31 +111,30 @@ def fit(
         Who is told of the steps: functions of a :class:`bll_pyro.Record`, or objects with some of the methods
         ``on_start(run)``, ``on_step(record)`` and ``on_end(run, error)``, such as ``bll.loggers.CSV(path)``. One that raises
         :class:`bll_pyro.StopTraining` ends the training; any other error of theirs ends the fit.
+    ranks
+        Processes that share the rows, :class:`bll_pyro.distributed.Ranks`: ``data`` are those of this process, no row is on two of
+        them, and N is their sum. The fit is that of one process on the rows of all, in the order of the ranks, and all ranks get
+        it. Whatever else is passed is the same on all ranks.
 
     Raises
     ------
     ValueError
         If the folder is of another declaration, data, seed, backbone or version, by name of what differs; if another process
-        uses it, or a file in it is damaged.
+        uses it, or a file in it is damaged. If ranks do not agree, or have the same rows, on all ranks.
     """
-    inference = DEFAULT if inference is None else inference
-    if not isinstance(layer, LastLayer):
-        raise TypeError(f"layer: expected bll.LastLayer(likelihood=...), got {type(layer).__name__}")
-    check_kinds(inference, None if isinstance(backbone, RandomFeatures) else backbone)
-    if inference.trains_backbone and isinstance(backbone, RandomFeatures):
-        raise ValueError(
-            f"expected a backbone with weights to train along, got {backbone!r}, whose numbers are found before the fit; leave "
-            "backbone_learning_rate out"
-        )
-    if inference.trains_backbone and backbone is None:
-        raise ValueError("expected a backbone to train along, got none; pass backbone=... or freeze it")
-    if device is not None:
-        check_device(device, "fit")
+    inference, ranks = DEFAULT if inference is None else inference, ALONE if ranks is None else ranks
+    check_call(layer, backbone, inference, device, ranks)
     if sample_weight is not None or exposure is not None:
         data = bundled(data, sample_weight, exposure)
     folder = None if store is None else user_path(store)
+    progress = progress if ranks.rank == 0 else False
     told = call("fit", progress=progress, callbacks=callbacks, layer=layer, inference=inference, seed=seed)
-    with told, isolated(seed), opened(None if checkpoint is None else user_path(checkpoint)) as keeper:
+    with (
+        ranks.together(),
+        told,
+        isolated(seed),
+        opened(None if checkpoint is None else user_path(checkpoint)) as keeper,
+    ):
         try:
             made = _fit(
                 layer,
@@ -146,6 +148,7 @@ def fit(
                 batch_size,
                 calibration,
                 keeper,
+                ranks,
             )
             if keeper is not None:
                 keep_finished(keeper, made)
@@ -156,6 +159,30 @@ def fit(
     for message in [*(() if joint is None else joint.messages), *made.trace.messages]:
         warnings.warn(message, FitWarning, stacklevel=2)
     return made
+
+
+def check_call(
+    layer: object,
+    backbone: object,
+    inference: Inference,
+    device: str | torch.device | None,
+    ranks: object,
+) -> None:
+    """Raise a TypeError or ValueError unless the arguments are of their kinds and go together."""
+    if not isinstance(layer, LastLayer):
+        raise TypeError(f"layer: expected bll.LastLayer(likelihood=...), got {type(layer).__name__}")
+    check_kinds(inference, None if isinstance(backbone, RandomFeatures) else backbone)
+    if inference.trains_backbone and isinstance(backbone, RandomFeatures):
+        raise ValueError(
+            f"expected a backbone with weights to train along, got {backbone!r}, whose numbers are found before the fit; leave "
+            "backbone_learning_rate out"
+        )
+    if inference.trains_backbone and backbone is None:
+        raise ValueError("expected a backbone to train along, got none; pass backbone=... or freeze it")
+    if device is not None:
+        check_device(device, "fit")
+    if not isinstance(ranks, Processes):
+        raise TypeError(f"ranks: expected bll.distributed.Ranks(), got {type(ranks).__name__}")
 
 
 def check_kinds(inference: object, backbone: object) -> None:
@@ -178,32 +205,30 @@ def _fit(
     batch_size: int,
     calibration: Any,
     keeper: Checkpoint | None,
+    ranks: Processes,
 ) -> Fit:
     """Fit what was checked: joint training where it is declared, a fit on features, and a recalibration on rows set aside."""
-    rows = TrainingData.of(layer, data)
+    numbers: dict[str, Any] = {"seed": seed, "batch_size": batch_size}
+    agree_on_call(ranks, layer, inference, declared, keeper, validation_data, calibration, **numbers)
+    rows = TrainingData.of(layer, data, ranks=ranks)
     layer, names = rows.layer, rows.source.feature_names  # with the classes that were found
     backbone = found_from(declared, rows) if isinstance(declared, RandomFeatures) else declared
     is_table = backbone is None and rows.source.stored is None
-    held_out = None
-    if validation_data is not None:
-        held_out = TrainingData.of(layer, validation_data, "validation_data", False, names)
+    held_out = validation_rows(layer, validation_data, names)
     if inference.trains_backbone:
         backbone = copied(backbone)  # the caller's network, and earlier fits that hold it, stay as they are
     common: dict[str, Any] = {"backbone": backbone, "store": folder, "feature_names": names}
     if keeper is not None:
         calibration = calibration_source(calibration, layer.likelihood)
         others = (None if held_out is None else held_out.source, calibration)
-        place = None if device is None else str(device)
-        numbers: dict[str, Any] = {"seed": seed, "device": place, "batch_size": batch_size}
-        finished = begin(keeper, layer, inference, backbone, folder, rows.source, *others, **numbers)
-        if finished is not None:
+        numbers["device"] = None if device is None else str(device)
+        if finished := begin(keeper, layer, inference, backbone, folder, rows.source, *others, **numbers):
             return finished
     rows, aside = set_aside(rows, calibration, inference.trains_backbone, seed)
     stage, earlier = inference, None  # what runs on frozen features, and the trace of what ran before it
     if inference.trains_backbone:
         posterior, trace = train_backbone(inference, layer, backbone, rows, seed, held_out, device)
-        final_stage = inference.on_features()
-        if final_stage is None:
+        if (final_stage := inference.on_features()) is None:
             made = Fit(layer, posterior, inference, trace, seed, rows.source.num_rows, **common)
             return recalibrated(made, aside, device, batch_size)
         stage, earlier = final_stage, trace
@@ -213,7 +238,8 @@ def _fit(
     if held_out is not None:
         validation = *features_of(held_out, keeper, *made_by), held_out.source.columns
     posterior, trace = fit_features(
-        layer, features, targets, stage, rows.target_shape, seed, rows.source.columns, validation, device, is_table
+        layer, features, targets, stage, rows.target_shape, seed, rows.source.columns, validation, device, is_table,
+        ranks=ranks,
     )  # fmt: skip
     if isinstance(backbone, RandomFourierBackbone):
         trace.notes.append(backbone.found)
@@ -223,7 +249,14 @@ def _fit(
     elif not rows.source.in_memory and rows.source.varies():
         trace.notes.append(ONE_PASS)
     recorded = None if backbone is None or earlier is not None else Recorded(backbone)
-    made = Fit(layer, posterior, inference, trace, seed, len(features), **common, recorded=recorded)
+    num_rows = sum(ranks.gather(len(features)))
+    made = Fit(layer, posterior, inference, trace, seed, num_rows, **common, recorded=recorded)
     if calibration is AUTOMATIC and not inference.trains_backbone:
-        return cross_fitted(made, features, targets, rows.source.columns, stage.at_mode)
-    return recalibrated(made, aside, device, batch_size)
+        crossed = cross_fitted(made, features, targets, rows.source.columns, stage.at_mode, ranks)
+        return same_on_all(ranks, crossed)
+    return same_on_all(ranks, recalibrated(made, aside, device, batch_size))
+
+
+def validation_rows(layer: LastLayer, data: Any, names: tuple[str, ...] | None) -> TrainingData | None:
+    """Validation data, read and checked; None where there are none."""
+    return None if data is None else TrainingData.of(layer, data, "validation_data", False, names)

@@ -25,6 +25,7 @@ from bll_pyro.inference.training_data import TrainingData
 from bll_pyro.layer import LastLayer
 from bll_pyro.likelihoods.base import TargetShape
 from bll_pyro.posterior import Posterior
+from bll_pyro.ranks import ALONE, Processes
 from bll_pyro.scope import isolated
 
 SMALLEST = 1e-15  # constants of the frame whose squares float32 holds, and their inverses
@@ -74,35 +75,36 @@ def fit_features(
     device: str | torch.device | None = None,
     is_table: bool = False,
     is_extreme: bool = False,
+    ranks: Processes = ALONE,
 ) -> tuple[Posterior, Trace]:
     """Fit on features ``[N, D]`` and targets as the likelihood uses them.
 
     Makes the frame of the training rows (of a table, or of features of a network), brings the declaration into its units, and
     runs the inference. It computes in float64 where the features, or the coordinates of the prior, are in float64, for large
-    counts, whose log densities have more digits than float32 holds, and for numbers whose squares float32 does not hold.
+    counts, whose log densities have more digits than float32 holds, and for numbers whose squares float32 does not hold. ``ranks``
+    share the training rows; validation rows are the same on all of them.
     """
     num_outputs, num_features = layer.likelihood.num_outputs(target_shape), features.shape[1]
     layer.prior.check((num_outputs, num_features))
     inference.check(layer, num_outputs, num_features + int(layer.bias))
     given = layer.prior.frame
     is_wide = torch.float64 in (features.dtype, None if given is None else given.center.dtype)
-    is_large = layer.likelihood.is_count and float(targets.max()) > LARGE_COUNT
+    is_large = layer.likelihood.is_count and float(ranks.largest(targets.max())) > LARGE_COUNT
     dtype = torch.float64 if is_wide or is_large or is_extreme else torch.float32
     with isolated(seed, dtype):
         moments, sums = None, None
         if isinstance(features, Features) and is_streamed(features):
             moments, sums = first_pass(inference, features, targets, columns)
-        frame = make_frame(
-            layer, features, targets, inference.rotates(layer), dtype, columns, is_table, moments
-        )
+        rotates = inference.rotates(layer)
+        frame = make_frame(layer, features, targets, rotates, dtype, columns, is_table, moments, ranks)
         constants = torch.cat([frame.center, frame.scale, frame.target_center, frame.target_scale]).abs()
         constants = constants[constants.isfinite() & (constants > 0)]
         if dtype == torch.float32 and bool(((constants < SMALLEST) | (constants > 1 / SMALLEST)).any()):
             return fit_features(
                 layer, features, targets, inference, target_shape, seed, columns, validation, device, is_table,
-                is_extreme=True,
+                is_extreme=True, ranks=ranks,
             )  # fmt: skip
-        rows = DesignRows(features, targets, frame, device or "cpu", columns)
+        rows = DesignRows(features, targets, frame, device or "cpu", columns, ranks)
         rows.sums = None if sums is None else sums_in_frame(sums, frame).to(rows.device)
         held_out = None
         if validation is not None:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from bll_pyro.gaussian.factorization import cholesky
 from bll_pyro.gaussian.points import normal_points
+from bll_pyro.ranks import row_normals
 from bll_pyro.summary import Summary
 
 
@@ -155,9 +156,7 @@ class OutputGaussian(Outputs):
 
     def rsample(self, generator: torch.Generator | None = None) -> Float[Tensor, "N K"]:
         """Draw the outputs of all rows once, ``[N, K]``, with independent noise for each row; differentiable."""
-        shape = (self.loc.shape[0], self.noise_dim)
-        noise = torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device, generator=generator)
-        return self.at(noise)
+        return self.at(row_normals(self.loc.shape[0], self.noise_dim, self.loc, generator))
 
     def mirrored(self, generator: torch.Generator | None = None) -> Float[Tensor, "_ K"]:
         """Draw the outputs of all rows once, then their mirror images at the mean: ``[2 N, K]``; a point ``[N, K]``.

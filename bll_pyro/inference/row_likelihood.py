@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from bll_pyro.gaussian.information import Information
-from bll_pyro.inference.rows import DesignRows, NoiseValues, Targets, information, log_prob
+from bll_pyro.inference.row_targets import NoiseValues, Targets, information, log_prob
+from bll_pyro.inference.rows import DesignRows
 from bll_pyro.likelihoods import Likelihood
 
 BLOCK_NUMBERS = 2**20  # numbers in one block of rows
@@ -23,7 +24,7 @@ Block = tuple[Tensor, Targets, Tensor]  # design [B, P], targets, outputs [B, K]
 class RowLikelihood:
     """``c sum_n log p(y_n | A h_n)`` for weights A ``[K, P]``, in nats.
 
-    Blocks have the dtype of the rows; sums over them are in float64.
+    Blocks have the dtype of the rows; sums over them, and over ranks, are in float64.
 
     Parameters
     ----------
@@ -56,18 +57,20 @@ class RowsAt:
         dtype = function.rows.frame.center.dtype
         self.noise = {name: value.detach().to(dtype) for name, value in noise.items()}
         self._flat = weights.to(dtype)
-        shape = (function.rows.num_rows, len(weights))
+        shape = (function.rows.num_own, len(weights))
         # one allocation for all blocks: many small ones would fragment the memory
         self._outputs = self._flat.new_empty(shape) if math.prod(shape) <= CACHE_NUMBERS else None
-        self.value, self.gradient = 0.0, torch.zeros_like(weights)
+        value, gradient = 0.0, torch.zeros_like(weights)
         for place, design, targets in self._places():
             out = None if self._outputs is None else self._outputs[place]
             outputs = torch.mm(design, self._flat.mT, out=out).requires_grad_()
             with torch.enable_grad():
                 by_row = log_prob(self.likelihood, outputs, targets, self.noise)
                 (of_outputs,) = torch.autograd.grad(by_row.sum(), outputs)
-            self.value += self.factor * float(by_row.detach().double().sum())
-            self.gradient.add_(of_outputs.mT @ design, alpha=self.factor)
+            value += self.factor * float(by_row.detach().double().sum())
+            gradient.add_(of_outputs.mT @ design, alpha=self.factor)
+        total, self.gradient = function.rows.ranks.sums(gradient.new_tensor(value), gradient)
+        self.value = float(total)
 
     def _places(self) -> Iterator[tuple[slice, Tensor, Targets]]:
         start = 0
@@ -76,12 +79,12 @@ class RowsAt:
             start += len(design)
 
     def blocks(self) -> Iterator[Block]:
-        """Design, targets and outputs of all rows."""
+        """Design, targets and outputs of all own rows."""
         for place, design, targets in self._places():
             yield design, targets, design @ self._flat.mT if self._outputs is None else self._outputs[place]
 
     def informed(self) -> Iterator[tuple[Tensor, Information]]:
-        """Design and information of all rows."""
+        """Design and information of all own rows."""
         if self._outputs is None:
             for design, targets, outputs in self.blocks():
                 yield design, information(self.likelihood, outputs, targets, self.noise)
@@ -99,7 +102,7 @@ class RowsAt:
         flat, total = vectors.to(self._flat), torch.zeros_like(vectors)
         for design, row_information in self.informed():
             total.add_(row_information.times(design @ flat.mT).mT @ design, alpha=self.factor)
-        return total
+        return self.function.rows.ranks.sums(total)[0]
 
     def hessian_times(self, vectors: Tensor) -> Tensor:
         """Negative Hessian times ``vectors [K, P]``, by automatic differentiation in the outputs."""
@@ -111,4 +114,4 @@ class RowsAt:
                 (gradient,) = torch.autograd.grad(total_log_prob, point, create_graph=True)
                 (product,) = torch.autograd.grad((gradient * (design @ flat.mT)).sum(), point)
             total.sub_(product.mT @ design, alpha=self.factor)
-        return total
+        return self.function.rows.ranks.sums(total)[0]

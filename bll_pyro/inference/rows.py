@@ -1,24 +1,11 @@
-"""Rows as an inference sees them: design matrix and targets in the frame of the fit, by blocks or random batches.
-
-Targets come with the weight and the exposure of each row, where there are any; the functions below say what a likelihood
-makes of them. With weights w and exposures e of the rows (both 1 where there are none)
-
-================================================ ==========================================
-on paper                                         in code
-================================================ ==========================================
-``w_n log p(y_n | f_n, e_n)``                    ``log_prob``
-``w_n E_q[log p(y_n | f_n, e_n)]``               ``expected_log_prob``
-``w_n L_n``                                      ``information``, ``output_curvature``
-================================================ ==========================================
-
-Targets without either are plain tensors.
-"""
+"""Rows as an inference sees them: design matrix and targets in the frame of the fit, by blocks or random batches."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Protocol, Self, runtime_checkable
+from dataclasses import replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -26,9 +13,8 @@ from torch import Tensor
 from bll_pyro.features.columns import NO_COLUMNS, Columns
 from bll_pyro.features.store import Features
 from bll_pyro.frame import Frame
-from bll_pyro.gaussian import OutputGaussian
-from bll_pyro.gaussian.information import Information, WeightedInformation
-from bll_pyro.likelihoods import Likelihood
+from bll_pyro.inference.row_targets import Targets, WeightedTargets, of_all, values_of, with_columns
+from bll_pyro.ranks import ALONE, Places, Processes
 from bll_pyro.shards.opening import AHEAD
 
 if TYPE_CHECKING:
@@ -44,57 +30,6 @@ def in_device_memory(device: torch.device) -> float:
     if device.type == "cuda":
         return max(IN_MEMORY_BYTES, DEVICE_SHARE * torch.cuda.mem_get_info(device)[0])
     return IN_MEMORY_BYTES
-
-
-NoiseValues = dict[str, Tensor]  # the likelihood's noise parameters by site name
-
-
-@dataclass(frozen=True, eq=False)
-class WeightedTargets:
-    """Targets ``values [n]`` or ``[n, T]``, and their columns; indexed and split like a tensor."""
-
-    values: Tensor
-    columns: Columns
-
-    def __len__(self) -> int:
-        return len(self.values)
-
-    def __getitem__(self, index: Tensor | slice) -> WeightedTargets:
-        return WeightedTargets(self.values[index], self.columns[index])
-
-    def index_select(self, _: int, index: Tensor) -> Self:
-        """Rows by number."""
-        return type(self)(self.values.index_select(0, index), self.columns[index])
-
-    def split(self, size: int) -> Iterator[WeightedTargets]:
-        """Parts of ``size`` rows."""
-        for start in range(0, len(self), size):
-            yield self[start : start + size]
-
-
-type Targets = Tensor | WeightedTargets
-
-
-def with_columns(values: Tensor, columns: Columns) -> Targets:
-    """Targets with their columns; the plain tensor where there are none."""
-    return WeightedTargets(values, columns) if columns else values
-
-
-def values_of(targets: Targets) -> Tensor:
-    """The targets without their columns."""
-    return targets if isinstance(targets, Tensor) else targets.values
-
-
-def weight_of(targets: Targets) -> Tensor | None:
-    """Weights ``[n]``; None where there are none."""
-    return None if isinstance(targets, Tensor) else targets.columns.weight
-
-
-def row_data(targets: Targets) -> NoiseValues:
-    """The likelihood's arguments that differ between rows: ``exposure [n]``, if there is one."""
-    if isinstance(targets, Tensor) or targets.columns.exposure is None:
-        return {}
-    return {"exposure": targets.columns.exposure}
 
 
 @runtime_checkable
@@ -129,6 +64,9 @@ def in_order(features: FeatureRows, size: int) -> Iterator[Tensor]:
 class DesignRows:
     """N rows of features ``[N, D]`` and targets, read as design matrix ``[B, P]`` and standardised targets.
 
+    ``ranks`` may share them: each has ``num_own`` of the N rows, which are numbered over all ranks. Blocks and slices are of the
+    own rows, and what is summed over rows goes through ``ranks.sums``. Rows that are taken by number come to all ranks.
+
     A design matrix that fits in memory is built once, so that a training step only gathers rows; a larger one is made
     batch by batch from the stored features. Rows with weights or exposures have them with their targets.
     """
@@ -140,6 +78,7 @@ class DesignRows:
         frame: Frame,
         device: torch.device | str = "cpu",
         columns: Columns = NO_COLUMNS,
+        ranks: Processes = ALONE,
     ) -> None:
         frame = frame.to(device)
         own = frame.targets(targets.to(device))
@@ -156,7 +95,7 @@ class DesignRows:
             ):  # in blocks: what is read again is still in the cache
                 part = slice(start, start + BLOCK_ROWS)
                 design[part] = frame.design(features[part].to(device))
-        self._set(frame, device, features, design, weighted)
+        self._set(frame, device, features, design, weighted, ranks)
 
     def _set(
         self,
@@ -165,17 +104,19 @@ class DesignRows:
         features: FeatureRows,
         design: Tensor | None,
         targets: Targets,
+        ranks: Processes = ALONE,
     ) -> None:
         self.frame, self.device, self._features = frame, device, features
         self._design, self.targets = design, targets
-        self.num_rows = len(targets)  # N
+        self.ranks, self.places = ranks, Places(ranks, len(targets))
+        self.num_rows, self.num_own = self.places.num_rows, len(targets)  # N, of all ranks
         self.num_columns = frame.num_features + int(frame.bias)  # P
         # how many rows all of them count for
         self.total_weight = float(self.num_rows)
-        # of these rows in this frame, where they are known already
+        # of the own rows in this frame, where they are known already
         self.sums: SufficientStatistics | None = None
         if isinstance(targets, WeightedTargets):
-            self.total_weight = targets.columns.total_weight(self.num_rows)
+            self.total_weight = ranks.total(targets.columns.total_weight(self.num_own))
 
     @property
     def log_scale(self) -> float:
@@ -192,100 +133,85 @@ class DesignRows:
         return self.frame.design(stored.to(self.device)), self.targets[index]
 
     def blocks(self, size: int = 8192) -> Iterator[tuple[Tensor, Targets]]:
-        """All rows in order."""
+        """All own rows in order."""
         if self._design is not None:
-            for start in range(0, self.num_rows, size):
+            for start in range(0, self.num_own, size):
                 yield self[start : start + size]
             return
         for stored, targets in self.raw_blocks(size):
             yield self.frame.design(stored), targets
 
     def raw_blocks(self, size: int = 8192) -> Iterator[tuple[Tensor, Targets]]:
-        """All rows in order as stored features ``[B, D]`` and standardised targets."""
+        """All own rows in order as stored features ``[B, D]`` and standardised targets."""
         start = 0
         for stored in in_order(self._features, size):
             yield stored.to(self.device), self.targets[start : start + len(stored)]
             start += len(stored)
 
     def batches(self, size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Targets]]:
-        """All rows once in random order; the last batch may be short.
+        """The rows of all ranks once in random order, of each batch the own ones; the last batch may be short.
 
-        Rows of a store that are not held in memory come in the order of :meth:`bll_pyro.Features.shuffled_batches`.
+        Rows of a store that are not held in memory, and that no other rank shares, come in the order of
+        :meth:`bll_pyro.Features.shuffled_batches`.
         """
         if size >= self.num_rows:
-            yield self[:]
+            yield self[self.places.of_block(0, self.num_rows, generator)]
             return
-        if self._design is None and isinstance(self._features, Features):
+        if self._design is None and isinstance(self._features, Features) and self.ranks.size == 1:
             for stored, numbers in self._features.shuffled_batches(size, generator):
                 yield self.frame.design(stored.to(self.device)), self.targets[numbers.to(self.device)]
             return
         order = torch.randperm(self.num_rows, generator=generator, device=generator.device).to(self.device)
         for start in range(0, self.num_rows, size):
-            yield self[order[start : start + size]]
+            yield self[self.places.of_batch(order[start : start + size], generator)]
+
+    def blocks_of_all(self, size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Targets, int]]:
+        """The own rows of blocks of the rows of all ranks in order, each with the number of rows of its block."""
+        for start in range(0, self.num_rows, size):
+            end = min(start + size, self.num_rows)
+            yield *self[self.places.of_block(start, end, generator)], end - start
 
     def subset(self, num_rows: int) -> DesignRows:
         """Evenly spaced rows, for warm starts and estimates."""
-        return self.take(torch.linspace(0, self.num_rows - 1, min(num_rows, self.num_rows)).round().long())
+        number = min(num_rows, self.num_rows)
+        return self.take(torch.linspace(0, self.num_rows - 1, number, dtype=torch.float64).round().long())
 
     def take(self, index: Tensor) -> DesignRows:
-        """Some rows, in memory; for their design matrix and targets only."""
-        design, targets = self[index.to(self.device)]
+        """Some rows of all ranks by number, in memory on each of them; for their design matrix and targets only."""
+        design, targets = self._taken(index.to(self.device))
         part = object.__new__(DesignRows)
         part._set(self.frame, self.device, design, design, targets)
         return part
 
     def rotated(self, rotation: Tensor) -> DesignRows:
         """The same rows with features ``h @ rotation``, ``rotation [D, R]``; for their design matrix and targets only."""
-        part = self.take(torch.arange(self.num_rows))
-        design, targets = part[:]
+        design, targets = self[:]
         num_features, frame = self.frame.num_features, self.frame
         design = torch.cat([design[:, :num_features] @ rotation, design[:, num_features:]], -1)
         own = Frame.identity(rotation.shape[1], len(frame.target_center), frame.center, frame.bias)
         own = replace(own, target_center=frame.target_center, target_scale=frame.target_scale)
-        part._set(own, self.device, design, design, targets)
+        part = object.__new__(DesignRows)
+        part._set(own, self.device, design, design, targets, self.ranks)
         return part
 
+    def gathered(self) -> DesignRows:
+        """All rows on each rank; ValueError if they are too many for that."""
+        self.places.check_memory(self.num_rows * self.num_columns * self.frame.center.element_size())
+        return self if self.ranks.size == 1 else self.take(torch.arange(self.num_rows))
 
-def log_prob(likelihood: Likelihood, outputs: Tensor, targets: Targets, noise: NoiseValues) -> Tensor:
-    """Weighted log density ``[..., n]`` in nats, given outputs ``[..., n, K]``."""
-    if isinstance(targets, Tensor):
-        return likelihood.log_prob(outputs, targets, **noise)
-    return _weighted(
-        likelihood.log_prob(outputs, targets.values, **noise, **row_data(targets)), targets.columns.weight
-    )
+    @cached_property
+    def all_targets(self) -> Targets:
+        """The targets of the rows of all ranks."""
+        return of_all(self.targets, self.ranks)
 
+    def _taken(self, index: Tensor) -> tuple[Tensor, Targets]:
+        """Design matrix and targets of the rows of all ranks with these numbers, in their order."""
 
-def expected_log_prob(
-    likelihood: Likelihood,
-    outputs: OutputGaussian,
-    targets: Targets,
-    generator: torch.Generator | None,
-    noise: NoiseValues,
-) -> Tensor:
-    """Weighted expected log density ``[n]``, nats."""
-    if isinstance(targets, Tensor):
-        return likelihood.expected_log_prob(outputs, targets, generator, **noise)
-    expected = likelihood.expected_log_prob(outputs, targets.values, generator, **noise, **row_data(targets))
-    return _weighted(expected, targets.columns.weight)
+        def read(own: Tensor) -> list[Tensor | None]:
+            design, targets = self[own]
+            columns = NO_COLUMNS if isinstance(targets, Tensor) else targets.columns
+            return [design, values_of(targets), columns.weight, columns.exposure]
 
-
-def information(likelihood: Likelihood, outputs: Tensor, targets: Targets, noise: NoiseValues) -> Information:
-    """Weighted information of each row."""
-    if isinstance(targets, Tensor):
-        return likelihood.information(outputs, targets=targets, **noise)
-    unweighted = likelihood.information(outputs, targets=targets.values, **noise, **row_data(targets))
-    weight = targets.columns.weight
-    return unweighted if weight is None else WeightedInformation(unweighted, weight)
-
-
-def output_curvature(likelihood: Likelihood, outputs: Tensor, targets: Targets, noise: NoiseValues) -> Tensor:
-    """Weighted diagonal of each row's information, ``[n, K]``."""
-    if isinstance(targets, Tensor):
-        return likelihood.output_curvature(outputs, targets=targets, **noise)
-    curvature = likelihood.output_curvature(outputs, targets=targets.values, **noise, **row_data(targets))
-    weight = targets.columns.weight
-    return curvature if weight is None else weight[:, None] * curvature
-
-
-def _weighted(rows: Tensor, weight: Tensor | None) -> Tensor:
-    return rows if weight is None else weight * rows
+        design, values, *columns = self.places.numbered(index, read)
+        assert design is not None and values is not None
+        return design, with_columns(values, Columns(*columns))

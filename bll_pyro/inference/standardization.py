@@ -18,6 +18,7 @@ from bll_pyro.inference.base import Trace
 from bll_pyro.inference.rows import FeatureRows, in_order
 from bll_pyro.inference.training_data import TrainingData
 from bll_pyro.layer import LastLayer
+from bll_pyro.ranks import ALONE, Processes
 
 # most rows from which principal axes are estimated; any rotation is valid, so a part of a large data set is enough
 NUM_AXES_ROWS = 65_536
@@ -76,6 +77,15 @@ class Moments:
         resolution = torch.finfo(self.dtype).eps if self.dtype.is_floating_point else 0.0
         return self.variance.sqrt() <= resolution * self.mean.abs()
 
+    def of_all(self, ranks: Processes) -> Moments:
+        """The moments of the rows of all ranks."""
+        if ranks.size == 1:
+            return self
+        count, mean = ranks.sums(self.mean.new_tensor(self.count), self.count * self.mean)
+        mean = mean / count
+        (deviations,) = ranks.sums(self.deviations + self.count * (self.mean - mean).square())
+        return Moments(float(count), mean, deviations, self.dtype)
+
     def __add__(self, other: Moments) -> Moments:
         if not isinstance(other, Moments):
             return NotImplemented
@@ -105,6 +115,7 @@ def make_frame(
     columns: Columns = NO_COLUMNS,
     is_table: bool = False,
     moments: Moments | None = None,
+    ranks: Processes = ALONE,
 ) -> Frame:
     """Centre, scale and axes of the training rows, weighted by ``columns.weight``; ``moments`` where they are known already.
 
@@ -119,17 +130,18 @@ def make_frame(
     if layer.standardize:
         if moments is None:
             moments = weighted_moments(in_order(features, BATCH_SIZE), columns.weight)
+        moments = moments.of_all(ranks)
         if layer.standardize == "columns" or (is_table and layer.standardize is True):
-            scale = scale_by_column(moments, features, columns.weight)
+            scale = scale_by_column(moments, features, columns.weight, ranks)
         else:
             scale = common_scale(moments)
         frame = replace(frame, center=moments.mean.to(dtype), scale=scale.to(dtype))
         if layer.likelihood.real_valued:
-            center, spread = target_scale(weighted_moments([targets], columns.weight))
+            center, spread = target_scale(weighted_moments([targets], columns.weight).of_all(ranks))
             wider = torch.promote_types(dtype, targets.dtype)
             frame = replace(frame, target_center=center.to(wider), target_scale=spread.to(wider))
     if rotates:
-        frame = replace(frame, rotation=principal_axes(features, frame, columns.weight))
+        frame = replace(frame, rotation=principal_axes(features, frame, columns.weight, ranks))
     return frame
 
 
@@ -192,7 +204,9 @@ def common_scale(moments: Moments) -> Tensor:
     return common.expand_as(moments.mean).clone()
 
 
-def scale_by_column(moments: Moments, features: FeatureRows, weight: Tensor | None) -> Tensor:
+def scale_by_column(
+    moments: Moments, features: FeatureRows, weight: Tensor | None, ranks: Processes = ALONE
+) -> Tensor:
     r"""A divisor for each feature ``[D]``, proportional to its unit: ``s_j / min(1, 2 p_j)``.
 
     Here ``s_j`` is the standard deviation, and ``p_j`` the share of rows away from the median ``m_j``, in which a row that is
@@ -206,11 +220,12 @@ def scale_by_column(moments: Moments, features: FeatureRows, weight: Tensor | No
     of the values. Constant columns are left out: their divisor is infinite.
     """
     weights = moments.mean.new_ones(len(features)) if weight is None else weight.to(moments.mean)
-    rows = next(evenly_spaced(len(features), NUM_TYPICAL_ROWS, NUM_TYPICAL_ROWS))
+    rows = next(evenly_spaced(len(features), NUM_TYPICAL_ROWS, NUM_TYPICAL_ROWS, ranks))
+    typical = ranks.cat(features[rows])
     median = (
-        features[rows].median(0).values.double()
+        typical.median(0).values.double()
         if weight is None
-        else _weighted_median(features[rows], weights[rows])
+        else _weighted_median(typical, ranks.cat(weights[rows]))
     )
     scale = moments.variance.sqrt()
     near = torch.where(moments.constant, 1.0, scale / 3)
@@ -221,7 +236,8 @@ def scale_by_column(moments: Moments, features: FeatureRows, weight: Tensor | No
             ((part.double() - median) / near).square_().clamp_max_(1.0)
         )
         start += len(part)
-    share = (2 * away / weights.sum()).clamp_max(1.0)
+    away, total = ranks.sums(away, weights.sum())
+    share = (2 * away / total).clamp_max(1.0)
     return torch.where(moments.constant, torch.inf, scale / share)
 
 
@@ -232,23 +248,32 @@ def _weighted_median(values: Tensor, weight: Tensor) -> Tensor:
     return values.gather(0, (reached >= reached[-1] / 2).int().argmax(0, keepdim=True))[0].double()
 
 
-def principal_axes(features: FeatureRows, frame: Frame, weight: Tensor | None = None) -> Tensor:
+def principal_axes(
+    features: FeatureRows, frame: Frame, weight: Tensor | None = None, ranks: Processes = ALONE
+) -> Tensor:
     """Eigenvectors ``[D, D]`` of ``H'H`` of the standardised features."""
     gram = torch.zeros(frame.num_features, frame.num_features, dtype=torch.float64)
-    for part in evenly_spaced(len(features), NUM_AXES_ROWS, BATCH_SIZE):
+    for part in evenly_spaced(len(features), NUM_AXES_ROWS, BATCH_SIZE, ranks):
         standardized = frame.standardized(features[part])
         weighted = standardized if weight is None else weight[part].to(standardized)[:, None] * standardized
         gram += (weighted.mT @ standardized).double()
     # eigh returns a column-major matrix, files hold row-major ones: the same layout gives the same bits after loading
+    (gram,) = ranks.sums(gram)
     return torch.linalg.eigh(gram).eigenvectors.to(frame.center.dtype).contiguous()
 
 
-def evenly_spaced(num_rows: int, most: int, size: int) -> Iterator[Tensor | slice]:
-    """Up to ``most`` of N row numbers in parts of ``size``; slices, which copy nothing, if all rows are taken."""
-    if num_rows <= most:
+def evenly_spaced(num_rows: int, most: int, size: int, ranks: Processes = ALONE) -> Iterator[Tensor | slice]:
+    """Up to ``most`` of N row numbers in parts of ``size``; slices, which copy nothing, if all rows are taken.
+
+    N are the rows of all ranks, of which this one has ``num_rows``, and gets the numbers of its own among them.
+    """
+    sizes = ranks.gather(num_rows)
+    if sum(sizes) <= most:
         yield from (slice(start, start + size) for start in range(0, num_rows, size))
     else:
-        yield from torch.linspace(0, num_rows - 1, most).round().long().split(size)
+        chosen = torch.linspace(0, sum(sizes) - 1, most, dtype=torch.float64).round().long()
+        chosen = chosen - sum(sizes[: ranks.rank])
+        yield from chosen[(chosen >= 0) & (chosen < num_rows)].split(size)
 
 
 def log_densities_in_user_units(trace: Trace, frame: Frame, num_rows: float) -> None:

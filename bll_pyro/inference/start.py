@@ -15,7 +15,8 @@ from torch import Tensor
 from bll_pyro.features.columns import NO_COLUMNS
 from bll_pyro.gaussian import Delta, Diagonal
 from bll_pyro.guides import Start
-from bll_pyro.inference.rows import DesignRows, log_prob, output_curvature, values_of
+from bll_pyro.inference.row_targets import log_prob, output_curvature, values_of
+from bll_pyro.inference.rows import DesignRows
 from bll_pyro.layer import LastLayer
 from bll_pyro.model import GlobalSites
 from bll_pyro.optimizers import minimise
@@ -87,7 +88,7 @@ def first_weights(layer: LastLayer, rows: DesignRows, num_outputs: int) -> Tenso
     From 0 a count in the millions is too far away: the first step is the exponential of a large number. A bias whose centre
     is given stays there.
     """
-    targets = rows.targets
+    targets = rows.all_targets
     values, columns = (
         (targets, NO_COLUMNS) if isinstance(targets, Tensor) else (targets.values, targets.columns)
     )

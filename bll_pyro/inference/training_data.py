@@ -11,11 +11,12 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from bll_pyro.classes import Labels
+from bll_pyro.classes import Classes, Labels
 from bll_pyro.features.arrays import check_finite
 from bll_pyro.features.columns import NO_COLUMNS, Columns
 from bll_pyro.features.data import read
 from bll_pyro.features.extraction import extract_source, features_in_memory
+from bll_pyro.features.identity import rows_identity
 from bll_pyro.features.rows import NamedRows, parts_of
 from bll_pyro.features.sources import Source
 from bll_pyro.features.store import Features
@@ -25,6 +26,7 @@ from bll_pyro.layer import LastLayer
 from bll_pyro.likelihoods import Likelihood
 from bll_pyro.likelihoods.base import TargetShape
 from bll_pyro.likelihoods.labels import OfClasses, numbers_for
+from bll_pyro.ranks import ALONE, Processes, agree
 
 BATCH_ROWS = 1024  # rows at a time in a pass over targets
 
@@ -48,6 +50,8 @@ class TrainingData:
         Whether a layer is fitted on the rows, so that there have to be enough different targets.
     index
         Numbers of the rows of ``whole`` that are meant; None for all.
+    ranks
+        Who shares the rows; these are the own ones.
     """
 
     source: Source
@@ -56,6 +60,7 @@ class TrainingData:
     whole: tuple[Tensor | NamedRows, Tensor] | None
     trains: bool = True
     index: Tensor | None = None
+    ranks: Processes = ALONE
 
     @classmethod
     def of(
@@ -66,16 +71,19 @@ class TrainingData:
         trains: bool = True,
         feature_names: tuple[str, ...] | None = None,
         finds_classes: bool = True,
+        ranks: Processes = ALONE,
     ) -> Self:
         """Read data in any form, and check what is in memory before any work; ``what`` names it in errors.
 
         ``feature_names``: of the rows of a fit, by which the columns of a frame are brought into order. Labels become class
         numbers here. Their classes are those of the likelihood, or, if it names none and rows that are trained on find them
-        (``finds_classes``), those that occur; the likelihood of ``layer`` then has them.
+        (``finds_classes``), those that occur, on any of the ``ranks``; the likelihood of ``layer`` then has them.
         """
         source = read(data, need_targets=True, what=what, min_rows=2).arranged(feature_names, what)
+        if ranks.size > 1:
+            agree_on_rows(source, ranks, what)
         if trains and finds_classes:
-            layer = with_classes_of(layer, source, what)
+            layer = with_classes_of(layer, source, what, ranks)
         source = numbered(source, layer.likelihood, what)
         whole = source.tensors()
         given = source.example()[1] if whole is None else whole[1]
@@ -83,14 +91,14 @@ class TrainingData:
         targets = layer.likelihood.check_targets(given)
         if whole is not None:
             if trains:
-                layer.likelihood.check_training(targets)
+                layer.likelihood.check_training(ranks.cat(targets))
             for name, part in parts_of(whole[0], f"inputs of {what}").items():
                 check_finite(part, name)
             whole = whole[0], targets
         target_shape = () if layer.likelihood.is_discrete else tuple(given.shape[1:])
         if source.columns.exposure is not None:
             check_exposure(layer, source.columns, target_shape)
-        return cls(source, layer, target_shape, whole, trains)
+        return cls(source, layer, target_shape, whole, trains, ranks=ranks)
 
     def features(
         self,
@@ -191,17 +199,55 @@ class TrainingData:
             features.check_finite()
         targets = self.layer.likelihood.check_targets(features.targets)
         if self.trains:
-            self.layer.likelihood.check_training(targets)
+            self.layer.likelihood.check_training(self.ranks.cat(targets))
         return targets
 
 
-def with_classes_of(layer: LastLayer, source: Source, what: str) -> LastLayer:
-    """The layer with the classes that occur in rows, where its likelihood takes labels and names none."""
+def agree_on_rows(source: Source, ranks: Processes, what: str) -> None:
+    """Stop on all ranks unless their rows are of one form, and no two ranks have the same ones."""
+    inputs, targets = source.example()
+    same = {
+        f"inputs of {what}": {
+            name: f"{part.dtype} {list(part.shape[1:])}" for name, part in parts_of(inputs, "inputs").items()
+        }
+        if isinstance(inputs, (Tensor, NamedRows))
+        else type(inputs).__name__,
+        f"targets of {what}": None if targets is None else f"{targets.dtype} {list(targets.shape[1:])}",
+        f"names of the columns of {what}": source.feature_names,
+        f"sample_weight of {what}": source.columns.weight is not None,
+        f"exposure of {what}": None if source.columns.exposure is None else source.columns.exposure.shape[1],
+    }
+    identity = rows_identity(source)
+    agree(ranks, same, {f"{what}": None if None in identity else identity})
+
+
+def with_classes_of(layer: LastLayer, source: Source, what: str, ranks: Processes = ALONE) -> LastLayer:
+    """The layer with the classes that occur in the rows of all ranks, where its likelihood takes labels and names none."""
     likelihood, labels = layer.likelihood, source.labels()
-    if not isinstance(likelihood, OfClasses) or labels is None:
+    if not isinstance(likelihood, OfClasses):
+        return layer
+    if ranks.size > 1:
+        labels = labels_of_all(labels, ranks, what)
+    if labels is None:
         return layer
     found = likelihood.with_classes_of(labels, f"targets of {what}")
     return layer if found is likelihood else replace(layer, likelihood=found)
+
+
+def labels_of_all(labels: Tensor | Labels | None, ranks: Processes, what: str) -> Tensor | Labels | None:
+    """The different labels of all ranks; ValueError where ranks have labels of different kinds or orders."""
+    kind = "none"
+    if isinstance(labels, Labels):
+        kind = f"labels in the order {labels.classes}" if labels.classes.is_ordered else "labels"
+    elif labels is not None:
+        kind = f"numbers {labels.dtype} of {labels.dim()} axes"
+    agree(ranks, {f"kind of targets of {what}": kind}, {})
+    if isinstance(labels, Tensor):
+        return ranks.cat(labels.unique()).unique() if labels.dim() == 1 else labels
+    if labels is None or labels.classes.is_ordered:
+        return labels
+    found = tuple(sorted({label for some in ranks.gather(labels.classes.labels) for label in some}))
+    return Labels(torch.arange(len(found)), Classes(found))
 
 
 def numbered(source: Source, likelihood: Likelihood, what: str) -> Source:

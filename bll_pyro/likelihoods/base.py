@@ -127,11 +127,11 @@ class Likelihood(Declaration):
         2015). In a pair the linear part of the log likelihood cancels, which has most of the variance.
         """
         draws = outputs.mirrored(generator)
-        num_draws = len(draws) // len(outputs.loc)
+        num_draws = 2 if outputs.noise_dim else 1
         if "exposure" in noise:
             noise = {**noise, "exposure": torch.cat([noise["exposure"]] * num_draws)}
         log_probs = self.log_prob(draws, torch.cat([targets] * num_draws), **noise)
-        return log_probs.view(num_draws, -1).mean(0)
+        return log_probs.view(num_draws, len(targets)).mean(0)
 
     def components(
         self, outputs: Outputs, num_points: int, seed: int = 0, **noise: Tensor

@@ -325,3 +325,16 @@ def test_tensors_that_are_no_features(features):
 def test_targets_that_do_not_fit(targets):
     with pytest.raises(ValueError, match="one entry for each of 20 rows"):
         Features.from_tensors(X, targets)
+
+
+def test_rows_between_two_numbers():
+    x, y = torch.arange(20.0).reshape(10, 2), torch.arange(10)
+    store = Features([(x[:3], y[:3]), (x[3:4], y[3:4]), (x[4:], y[4:])])
+    for start, stop in ((0, 10), (2, 5), (3, 4), (9, 10)):
+        for features in (store.between(start, stop), store.with_targets(y).between(start, stop)):
+            assert torch.equal(features.tensor(), x[start:stop])
+            assert torch.equal(features.targets, y[start:stop])
+    assert store.with_targets(None).between(1, 3).targets is None
+    for start, stop in ((-1, 2), (3, 3), (0, 11)):
+        with pytest.raises(ValueError, match="between"):
+            store.between(start, stop)

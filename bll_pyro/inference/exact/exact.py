@@ -27,7 +27,8 @@ from bll_pyro.inference.exact.noises import (
 )
 from bll_pyro.inference.exact.one_dimension import Nodes, maximize
 from bll_pyro.inference.exact.statistics import SufficientStatistics
-from bll_pyro.inference.rows import DesignRows, values_of, weight_of
+from bll_pyro.inference.row_targets import values_of, weight_of
+from bll_pyro.inference.rows import DesignRows
 from bll_pyro.layer import LastLayer
 from bll_pyro.likelihoods import Gaussian, MultivariateGaussian
 from bll_pyro.likelihoods.base import TargetShape
@@ -284,7 +285,7 @@ def _warn_without_noise(trace: Trace, model: LinearGaussian, noise: Tensor) -> N
 def sum_rows(rows: DesignRows) -> SufficientStatistics:
     """Sums over all rows, block by block, in the frame of the rows; those that are known already are not summed again."""
     if rows.sums is not None:
-        return rows.sums
+        return rows.sums.of_all(rows.ranks)
     num_features = rows.frame.num_features
     size = max(MIN_BLOCK, BLOCK_NUMBERS // num_features)
     with stage("sums", rows.num_rows, rows_per_step=1) as done:
@@ -294,7 +295,7 @@ def sum_rows(rows: DesignRows) -> SufficientStatistics:
                 yield design[:, :num_features], values_of(y), weight_of(y)
                 done.advance(len(design))
 
-        return SufficientStatistics.of_blocks(parts())
+        return SufficientStatistics.of_blocks(parts()).of_all(rows.ranks)
 
 
 def _latents(weights: gaussian.WeightGaussian, like: Tensor) -> gaussian.LatentGaussian:

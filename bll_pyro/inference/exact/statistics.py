@@ -14,6 +14,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from bll_pyro.ranks import Processes
 from bll_pyro.summary import Summary
 
 
@@ -122,6 +123,26 @@ class SufficientStatistics(Summary):
         means = self.feature_mean + share * h, self.target_mean + share * y
         sums = (*means, self.gram, self.cross, self.square)
         return type(self)(self.num_rows + num_rows, total, *sums)
+
+    def of_all(self, ranks: Processes) -> SufficientStatistics:
+        """The statistics of the rows of all ranks: each shifts its sums to the common mean, where they add up."""
+        if ranks.size == 1:
+            return self
+        like = self.gram
+        num_rows, weight, *means = ranks.sums(
+            like.new_tensor(self.num_rows),
+            like.new_tensor(self.weight),
+            self.weight * self.feature_mean,
+            self.weight * self.target_mean,
+        )
+        feature_mean, target_mean = (mean / weight for mean in means)
+        h, y = self.feature_mean - feature_mean, self.target_mean - target_mean
+        sums = ranks.sums(
+            self.gram.addr(h, h, alpha=self.weight),
+            self.cross.addr(h, y, alpha=self.weight),
+            self.square + self.weight * y.square(),
+        )
+        return SufficientStatistics(int(num_rows), float(weight), feature_mean, target_mean, *sums)
 
     def to(self, device: torch.device | str) -> SufficientStatistics:
         """The same sums on another device."""

@@ -25,7 +25,8 @@ from bll_pyro.inference.laplace.mode import Mode, conjugate_gradients, find_mode
 from bll_pyro.inference.laplace.preconditioner import preconditioners
 from bll_pyro.inference.laplace.prior_terms import PriorTerms
 from bll_pyro.inference.row_likelihood import RowLikelihood
-from bll_pyro.inference.rows import DesignRows, NoiseValues, information, log_prob
+from bll_pyro.inference.row_targets import NoiseValues, information, log_prob
+from bll_pyro.inference.rows import DesignRows
 from bll_pyro.inference.start import first_weights, median_sites
 from bll_pyro.layer import LastLayer
 from bll_pyro.likelihoods.base import TargetShape
@@ -148,6 +149,7 @@ class LaplaceEvidence:
         )
         for design, row_information in mode.rows.informed():
             self.curvature.add(sums, design, row_information)
+        sums = self.rows.ranks.sums(*sums)
         return LaplaceAt(psi, mode, self.curvature, self.curvature.finished(sums), float(log_globals))
 
     def _first(self, prior: PriorTerms, noise: NoiseValues) -> Tensor:
@@ -231,7 +233,8 @@ class LaplaceEvidence:
             of_weights.add_(first.mT @ design)
             for name, other in zip(noise, others, strict=True):
                 of_noise[name].add_(other)
-        return of_weights, of_noise
+        of_weights, *others = self.rows.ranks.sums(of_weights, *of_noise.values())
+        return of_weights, dict(zip(of_noise, others, strict=True))
 
     def _solve(self, at: LaplaceAt, right: Tensor) -> Tensor:
         """``(-Hessian)^-1 right``: the change of the mode for a change ``right`` of the gradient."""
@@ -263,7 +266,7 @@ class LaplaceEvidence:
             along = (gradient * (design @ step.to(design).mT)).sum()
             for name, part in zip(noise, torch.autograd.grad(along, tuple(noise.values())), strict=True):
                 total[name].add_(part)
-        return total
+        return dict(zip(total, self.rows.ranks.sums(*total.values()), strict=True))
 
 
 def grad(value: Tensor, argument: Tensor) -> Tensor:

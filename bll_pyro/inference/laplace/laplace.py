@@ -142,7 +142,7 @@ class Laplace(Inference):
         self._report(evidence, optimum, trace, decides=not held_out)
         if held_out:
             refit = LaplaceRefit(self, evidence, at)
-            x, path = choose_scale(self.scale_criterion, refit, rows, seed)
+            x, path = choose_scale(self.scale_criterion, refit, rows.gathered(), seed)
             trace.statistics |= path
             at = refit.at_scale(evidence, x, at)
         posterior = replace(self.posterior_at(evidence, at, trace), layer=layer)

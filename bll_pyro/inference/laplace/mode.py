@@ -17,7 +17,7 @@ from torch import Tensor
 from bll_pyro.inference.laplace.preconditioner import Preconditioner, Preconditioners
 from bll_pyro.inference.laplace.prior_terms import PriorTerms
 from bll_pyro.inference.row_likelihood import RowLikelihood, RowsAt
-from bll_pyro.inference.rows import NoiseValues
+from bll_pyro.inference.row_targets import NoiseValues
 from bll_pyro.observation import stage
 
 Product = Callable[[Tensor], Tensor]

@@ -25,7 +25,7 @@ from bll_pyro.gaussian.information import DiagonalInformation
 from bll_pyro.gaussian.precision import diagonal
 from bll_pyro.inference.laplace.prior_terms import PriorTerms
 from bll_pyro.inference.row_likelihood import RowLikelihood, RowsAt
-from bll_pyro.inference.rows import NoiseValues
+from bll_pyro.inference.row_targets import NoiseValues
 
 NUM_BLOCK_ROWS = 8192  # most rows from which blocks are computed
 MAX_BLOCK_NUMBERS = 2**25  # largest K P^2 of blocks
@@ -59,7 +59,7 @@ class BlockPreconditioner(Preconditioners):
 
     def __init__(self, function: RowLikelihood) -> None:
         rows = function.rows
-        self._is_all = rows.num_rows <= NUM_BLOCK_ROWS
+        self._is_all = rows.num_rows <= NUM_BLOCK_ROWS and rows.ranks.size == 1
         part = rows if self._is_all else rows.subset(NUM_BLOCK_ROWS)
         self._part = RowLikelihood(function.likelihood, part, function.factor * rows.num_rows / part.num_rows)
 
@@ -115,6 +115,7 @@ class ProductPreconditioner(Preconditioners):
         total = torch.zeros(shape, dtype=torch.float64, device=function.rows.device)
         for design, _ in function.blocks(1):
             total.add_(design.mT @ design if rotated else design.square().sum(0), alpha=function.factor)
+        (total,) = function.rows.ranks.sums(total)
         if not rotated:
             return cls(total, None)
         values, vectors = torch.linalg.eigh(total)
@@ -150,7 +151,11 @@ class ProductPreconditioner(Preconditioners):
 
     def _output_axes(self, rows: RowsAt) -> tuple[Tensor, Tensor | None, float]:
         """Eigenvalues ``[K]`` and eigenvectors ``[K, K]`` of the mean information, or its diagonal and None; and its sum."""
-        num_rows, num_outputs = rows.function.rows.num_rows, len(rows.weights)
+        num_rows, num_outputs, ranks = (
+            rows.function.rows.num_rows,
+            len(rows.weights),
+            rows.function.rows.ranks,
+        )
         if rows.likelihood.independent_outputs or num_outputs > MAX_ROTATED_OUTPUTS:
             level, level_sum = rows.weights.new_zeros(num_outputs), rows.weights.new_zeros(())
             for design, information in rows.informed():
@@ -158,9 +163,11 @@ class ProductPreconditioner(Preconditioners):
                 level_sum.add_(
                     information.times(design.new_ones(len(design), num_outputs)).sum().clamp_min(0)
                 )
+            level, level_sum = ranks.sums(level, level_sum)
             return level / num_rows, None, float(level_sum) / num_rows
         total = rows.weights.new_zeros(num_outputs, num_outputs)
         for _, information in rows.informed():
             total.add_(information.sum())
+        (total,) = ranks.sums(total)
         level, mixing = torch.linalg.eigh(total / num_rows)
         return level.clamp_min(0), mixing, float(level.sum()) / num_rows

@@ -10,7 +10,7 @@ from torch import Tensor
 from bll_pyro.gaussian import OutputMixture
 from bll_pyro.inference.leave_one_out.predicted import PredictedDensity
 from bll_pyro.inference.leave_one_out.row_by_row import MAX_SHARE
-from bll_pyro.inference.rows import Targets, values_of, weight_of
+from bll_pyro.inference.row_targets import Targets, values_of, weight_of
 
 
 def leave_out_of_mixture(

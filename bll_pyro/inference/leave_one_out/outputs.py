@@ -24,17 +24,11 @@ from bll_pyro.gaussian import OutputGaussian
 from bll_pyro.gaussian.information import DiagonalInformation
 from bll_pyro.inference.leave_one_out.response import diagonal_of, expected_prior_precision
 from bll_pyro.inference.leave_one_out.row_by_row import CHUNK_NUMBERS, MAX_SHARE, RowByRow
-from bll_pyro.inference.rows import (
-    DesignRows,
-    FeatureRows,
-    NoiseValues,
-    Targets,
-    is_streamed,
-    log_prob,
-    output_curvature,
-)
+from bll_pyro.inference.row_targets import NoiseValues, Targets, log_prob, output_curvature
+from bll_pyro.inference.rows import DesignRows, FeatureRows, is_streamed
 from bll_pyro.observation import stage
 from bll_pyro.posterior import GaussianPosterior
+from bll_pyro.ranks import ALONE, Places, Processes
 from bll_pyro.scope import generator
 
 MOST_ROWS, FEWEST_ROWS = 2048, 256  # rows that are left out,
@@ -50,10 +44,12 @@ NUM_POINTS, FEW_POINTS = 64, 8  # quasi-random points of the expectations
 
 @dataclass(frozen=True, eq=False)
 class LeftOut:
-    """Rows by number ``[n]``, and the outputs of each by the fit without it."""
+    """Rows by number ``[n]``, the outputs of each by the fit without it, their targets, weights and exposures."""
 
     index: Int[Tensor, " n"]
     outputs: OutputGaussian
+    targets: Tensor
+    columns: Columns
 
 
 @torch.no_grad()
@@ -64,6 +60,7 @@ def outputs_left_out(
     columns: Columns,
     seed: int,
     at_mode: bool = False,
+    ranks: Processes = ALONE,
 ) -> LeftOut:
     """Leave rows out, one at a time: all of them, or as many as are enough for one number, drawn without replacement.
 
@@ -77,8 +74,11 @@ def outputs_left_out(
         Of the rows that are drawn.
     at_mode
         Whether the posterior was made at the mode, see :class:`bll_pyro.inference.base.Inference`.
+    ranks
+        Who shares the rows; all get the same outputs.
     """
-    num_all, num_outputs, num_columns = len(targets), *posterior.latents.weights.loc.shape
+    places = Places(ranks, len(targets))
+    num_all, num_outputs, num_columns = places.num_rows, *posterior.latents.weights.loc.shape
     size = num_outputs * num_columns
     is_tied = size <= MAX_TIED_COLUMNS and num_all * size**2 <= MAX_TIED_WORK
     order = torch.randperm(num_all, generator=generator(seed))
@@ -88,11 +88,10 @@ def outputs_left_out(
     if is_streamed(features) and num_summed < num_all:
         num_summed = min(num_summed, MOST_READ)
     index = order[:num_summed]
-    if num_summed < num_all:
-        features, targets, all_columns, columns = features[index], targets[index], columns, columns[index]
-        times = all_columns.total_weight(num_all) / columns.total_weight(num_summed)
-    else:
-        index, times = torch.arange(num_all), 1.0
+    index = index if num_summed < num_all else torch.arange(num_all)
+    all_weight = ranks.total(columns.total_weight(len(targets)))
+    features, targets, columns = _taken(features, targets, columns, index, places)
+    times = all_weight / columns.total_weight(num_summed) if num_summed < num_all else 1.0
     frame = posterior.frame
     rows = DesignRows(features, targets, frame, frame.center.device, columns)
     with stage("left-out rows", rows.num_rows) as seen:
@@ -100,9 +99,28 @@ def outputs_left_out(
         if is_tied:
             kept = near.all_derivatives(rows)
             answer = near.response(posterior, rows, kept)
-            return LeftOut(index, near.outputs_without(answer, *rows[:], kept)[0])
+            return LeftOut(index, near.outputs_without(answer, *rows[:], kept)[0], targets, columns)
         chosen = order[:num_chosen].sort().values if num_summed == num_all else torch.arange(num_chosen)
-        return LeftOut(index[chosen], _one_by_one(near, posterior, rows, chosen, times))
+        outputs = _one_by_one(near, posterior, rows, chosen, times)
+        return LeftOut(index[chosen], outputs, targets[chosen], columns[chosen])
+
+
+def _taken(
+    features: FeatureRows,
+    targets: Tensor,
+    columns: Columns,
+    index: Tensor,
+    places: Places,
+) -> tuple[Tensor, Tensor, Columns]:
+    """Features, targets and columns of the rows of all ranks with these numbers."""
+
+    def read(own: Tensor) -> list[Tensor | None]:
+        some = columns[own]
+        return [features[own], targets[own], some.weight, some.exposure]
+
+    found, values, *others = places.numbered(index, read)
+    assert found is not None and values is not None
+    return found, values, Columns(*others) if columns else columns
 
 
 def _one_by_one(

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bll_pyro.gaussian import Outputs
-from bll_pyro.inference.rows import NoiseValues, Targets, row_data, values_of
+from bll_pyro.inference.row_targets import NoiseValues, Targets, row_data, values_of
 from bll_pyro.likelihoods import Likelihood
 
 

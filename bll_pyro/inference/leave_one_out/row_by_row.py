@@ -12,7 +12,8 @@ from bll_pyro.gaussian import Delta, OutputGaussian, WeightGaussian
 from bll_pyro.gaussian.factorization import cholesky
 from bll_pyro.inference.leave_one_out.predicted import PredictedDensity
 from bll_pyro.inference.leave_one_out.response import MAX_JOINT_COLUMNS, Response, has_ties, response
-from bll_pyro.inference.rows import DesignRows, NoiseValues, Targets, row_data, values_of, weight_of
+from bll_pyro.inference.row_targets import NoiseValues, Targets, row_data, values_of, weight_of
+from bll_pyro.inference.rows import DesignRows
 from bll_pyro.likelihoods import Likelihood
 from bll_pyro.observation import Stage
 from bll_pyro.posterior import GaussianPosterior

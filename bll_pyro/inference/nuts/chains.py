@@ -20,6 +20,7 @@ from bll_pyro.inference.nuts.counting import Counter, counted
 from bll_pyro.inference.nuts.density import LogDensity
 from bll_pyro.inference.nuts.recording import RecordingNUTS
 from bll_pyro.observation import stage
+from bll_pyro.ranks import ALONE, Processes
 from bll_pyro.scope import isolated, one_thread, without_validation
 
 MAX_DENSE_GLOBALS = 50  # most global unknowns that share a full mass matrix
@@ -54,17 +55,26 @@ class Chain:
 
 
 def run_chains(
-    density: LogDensity, seed: int, num_chains: int, settings: ChainSettings, num_processes: int
+    density: LogDensity,
+    seed: int,
+    num_chains: int,
+    settings: ChainSettings,
+    num_processes: int,
+    ranks: Processes = ALONE,
 ) -> list[Chain]:
-    """Run chains with seeds derived from ``seed``, in up to ``num_processes`` processes; a checkpoint keeps each that has ended."""
+    """Run chains with seeds derived from ``seed``, in up to ``num_processes`` processes; a checkpoint keeps each that has ended.
+
+    Ranks share the chains, and all get all of them.
+    """
     seeds = [int(np.random.SeedSequence((seed, index)).generate_state(1)[0]) for index in range(num_chains)]
-    parts = {each: part(f"chain-{index + 1}") for index, each in enumerate(seeds)}
+    own = seeds[ranks.rank :: ranks.size]
+    parts = {each: part(f"chain-{seeds.index(each) + 1}") for each in own}
     chains = {
         each: Chain.kept(saved[0])
         for each, one in parts.items()
         if one is not None and (saved := one.saved())
     }
-    left = [each for each in seeds if each not in chains]
+    left = [each for each in own if each not in chains]
     num_steps, num_processes = settings.num_warmup + settings.num_samples, min(num_processes, len(left))
 
     def take(found: tuple[int, Chain]) -> None:
@@ -78,7 +88,8 @@ def run_chains(
         counted(steps, len(left), settings.num_warmup, num_processes > 1) as counts,
     ):
         counts.follow(partial(run_each, density, left, settings, num_processes, counts.counters), take)
-    return [chains[each] for each in seeds]
+    found = {each: chain for some in ranks.gather(chains) for each, chain in some.items()}
+    return [found[each] for each in seeds]
 
 
 def run_each(

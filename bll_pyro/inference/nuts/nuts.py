@@ -104,6 +104,7 @@ class NUTS(Inference):
     ) -> tuple[Posterior, Trace]:
         """Approximate the posterior by a Gaussian, run chains in whitened coordinates, and check them."""
         began = time.perf_counter()
+        ranks, rows = rows.ranks, rows.gathered()  # each runs some of the chains, on all rows
         trace, frame = Trace(), rows.frame
         layer.prior.check((layer.likelihood.num_outputs(target_shape), frame.num_features))
         approximation = approximate(layer, rows, target_shape, trace)
@@ -116,7 +117,7 @@ class NUTS(Inference):
         )
         settings = ChainSettings(self.num_warmup, self.num_samples, self.target_accept, self.max_tree_depth)
         num_processes = self._num_processes(rows, trace)
-        chains = run_chains(density, seed, self.num_chains, settings, num_processes)
+        chains = run_chains(density, seed, self.num_chains, settings, num_processes, ranks)
         learned = {name: value.to(frame.center) for name, value in approximation.learned.items()}
         posterior = DrawsPosterior(layer, frame, target_shape, len(approximation.loc), learned)
         posterior = replace(posterior, draws=present(posterior, density.global_sites, chains))

@@ -22,7 +22,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from bll_pyro.gaussian.weights import LOG_TWO_PI
-from bll_pyro.inference.rows import DesignRows, NoiseValues, log_prob, values_of, weight_of
+from bll_pyro.inference.row_targets import NoiseValues, log_prob, values_of, weight_of
+from bll_pyro.inference.rows import DesignRows
 from bll_pyro.likelihoods import Categorical, Gaussian, Likelihood
 
 BLOCK_NUMBERS = 2**18  # numbers in one block of rows; its outputs fit in a processor's cache

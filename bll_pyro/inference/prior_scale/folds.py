@@ -9,7 +9,8 @@ from torch import Tensor
 
 from bll_pyro.inference.leave_one_out.leave_out import leave_one_out
 from bll_pyro.inference.prior_scale.held_out import rows_at_once, total_loss
-from bll_pyro.inference.rows import DesignRows, weight_of
+from bll_pyro.inference.row_targets import weight_of
+from bll_pyro.inference.rows import DesignRows
 from bll_pyro.posterior import GaussianPosterior
 from bll_pyro.scope import generator
 

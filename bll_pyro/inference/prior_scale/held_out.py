@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bll_pyro.gaussian import Outputs
-from bll_pyro.inference.rows import NoiseValues, Targets, row_data, values_of, weight_of
+from bll_pyro.inference.row_targets import NoiseValues, Targets, row_data, values_of, weight_of
 from bll_pyro.likelihoods import Likelihood
 from bll_pyro.posterior import Posterior
 

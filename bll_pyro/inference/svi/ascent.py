@@ -21,7 +21,8 @@ from torch import Tensor
 from bll_pyro.gaussian import Diagonal, LatentGaussian, OutputGaussian, normal_points
 from bll_pyro.guides.diagonal import DiagonalGuide
 from bll_pyro.inference.base import Trace
-from bll_pyro.inference.rows import DesignRows, expected_log_prob, log_prob, values_of
+from bll_pyro.inference.row_targets import expected_log_prob, log_prob, values_of
+from bll_pyro.inference.rows import DesignRows
 from bll_pyro.inference.svi.objective import Objective
 from bll_pyro.likelihoods import Bernoulli, Categorical
 from bll_pyro.observation import Stage, StopTraining, stage

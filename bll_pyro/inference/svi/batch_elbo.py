@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from bll_pyro.frame import Frame
 from bll_pyro.guides import GaussianGuide, Start
-from bll_pyro.inference.rows import DesignRows, Targets
+from bll_pyro.inference.row_targets import Targets
+from bll_pyro.inference.rows import DesignRows
 from bll_pyro.inference.start import median_sites
 from bll_pyro.inference.svi.objective import Objective
 from bll_pyro.layer import LastLayer

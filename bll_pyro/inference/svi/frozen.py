@@ -46,8 +46,15 @@ class FeatureTraining(Training):
         return self.rows.batches(self.batch_size, self.random)
 
     def gradient(self, *batch: Any) -> Tensor:
-        """Of the objective."""
-        return self.objective.gradient(batch[0], batch[1], self.random)
+        """Of the objective, whose mean over ranks is that of the whole batch."""
+        value, ranks = self.objective.gradient(batch[0], batch[1], self.random), self.rows.ranks
+        if ranks.size == 1:
+            return value
+        gradients = [p.grad for p in self.objective.parameters if p.grad is not None]
+        value, *summed = ranks.sums(value, *gradients)
+        for gradient, total in zip(gradients, summed, strict=True):
+            gradient.copy_(total).div_(ranks.size)
+        return value / ranks.size
 
     def attempt(self, *batch: Any) -> tuple[Tensor, Tensor, tuple[Any, ...]]:
         """The design matrix stands for the features."""

@@ -26,7 +26,8 @@ from bll_pyro.gaussian import Dense, Diagonal, OutputGaussian, flatten
 from bll_pyro.gaussian.factorization import cholesky
 from bll_pyro.gaussian.information import DenseInformation
 from bll_pyro.guides import Start
-from bll_pyro.inference.rows import DesignRows, row_data, values_of, weight_of
+from bll_pyro.inference.row_targets import row_data, values_of, weight_of
+from bll_pyro.inference.rows import DesignRows
 from bll_pyro.inference.start import NUM_START_ROWS
 from bll_pyro.layer import LastLayer
 from bll_pyro.likelihoods import Likelihood

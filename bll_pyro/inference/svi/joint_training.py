@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from bll_pyro.features.columns import NO_COLUMNS, Columns
 from bll_pyro.features.forward import compute_features, frozen, set_training
 from bll_pyro.inference.prior_scale.held_out import held_out_loss
-from bll_pyro.inference.rows import Targets, values_of, with_columns
+from bll_pyro.inference.row_targets import Targets, values_of, with_columns
 from bll_pyro.inference.svi.backbone_optimizer import Together, made_optimizer
 from bll_pyro.inference.svi.backbone_training import BackboneTraining
 from bll_pyro.inference.svi.batch_elbo import BatchELBO

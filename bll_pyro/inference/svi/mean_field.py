@@ -26,10 +26,11 @@ from torch.nn import functional
 from bll_pyro.gaussian import OutputGaussian
 from bll_pyro.gaussian.weights import LOG_TWO_PI
 from bll_pyro.guides.diagonal import DiagonalGuide
-from bll_pyro.inference.rows import Targets, expected_log_prob
+from bll_pyro.inference.row_targets import Targets, expected_log_prob
 from bll_pyro.layer import LastLayer
 from bll_pyro.model import GlobalSites
 from bll_pyro.priors import Normal
+from bll_pyro.ranks import row_normals, rows_counted
 
 
 class MeanFieldStep:
@@ -86,7 +87,7 @@ class MeanFieldStep:
         else:
             mean, variance = features @ weight.mT, squares @ weight_variance.mT
         spread = variance.clamp_min_(torch.finfo(variance.dtype).tiny).sqrt_()
-        value, gradients = self._likelihood(mean, spread, u, u_scale, len(design), targets, generator)
+        value, gradients = self._likelihood(mean, spread, u, u_scale, targets, generator)
 
         second_moment = torch.dot(weight.reshape(-1), weight.reshape(-1)) + weight_variance.sum()
         tau = self._tau(second_moment, weight.numel())
@@ -130,19 +131,18 @@ class MeanFieldStep:
         spread: Tensor,
         u: Tensor,
         u_scale: Tensor,
-        batch_size: int,
         targets: Targets,
         generator: torch.Generator | None,
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Likelihood scaled to all rows plus the noise terms, in nats, and gradients in mean, spread, u and raw u scale."""
-        likelihood = self.layer.likelihood
+        likelihood, counted = self.layer.likelihood, rows_counted(len(mean), generator)
         if likelihood.has_slope and not len(u) and isinstance(targets, Tensor):
-            noise = torch.randn(mean.shape, dtype=mean.dtype, device=mean.device, generator=generator)
+            noise = row_normals(len(mean), mean.shape[1], mean, generator)
             deviation = spread * noise
             # the antithetic pair of Likelihood.expected_log_prob
             pair = torch.stack([mean + deviation, mean - deviation])
             log_probs, gradients_of_pair = likelihood.slope(pair, targets)
-            factor = 0.5 * self.num_rows / batch_size
+            factor = 0.5 * self.num_rows / counted
             plus, minus = gradients_of_pair.mul_(factor)
             return log_probs.sum() * factor, (plus + minus, (plus - minus).mul_(noise), u, u)
         with torch.enable_grad():
@@ -160,7 +160,7 @@ class MeanFieldStep:
             rows = expected_log_prob(
                 self.layer.likelihood, outputs, targets, generator, self.global_sites.noise(values)
             )
-            total = total + rows.sum() * (self.num_rows / batch_size)
+            total = total + rows.sum() * (self.num_rows / counted)
             gradients = torch.autograd.grad(total, leaves)
         mean.requires_grad_(False)
         spread.requires_grad_(False)

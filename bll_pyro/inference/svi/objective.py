@@ -30,14 +30,15 @@ from torch import Tensor
 from bll_pyro.frame import Frame
 from bll_pyro.gaussian import LatentGaussian
 from bll_pyro.guides import GaussianGuide
-from bll_pyro.inference.rows import DesignRows, Targets, expected_log_prob, row_data, values_of, weight_of
+from bll_pyro.inference.row_targets import Targets, expected_log_prob, row_data, values_of, weight_of
+from bll_pyro.inference.rows import DesignRows
 from bll_pyro.inference.svi.guide_draws import draw_guide
 from bll_pyro.inference.svi.mean_field import MeanFieldStep
 from bll_pyro.layer import LastLayer
 from bll_pyro.likelihoods.base import TargetShape
 from bll_pyro.model import GlobalSites, Model
 from bll_pyro.posterior import DrawsPosterior, GaussianPosterior, Posterior
-from bll_pyro.scope import generator
+from bll_pyro.ranks import rows_counted
 
 NUM_GUIDE_DRAWS = 1000  # draws that stand for a guide without a closed form
 NUM_DRAWS = 8  # draws of each row for the ELBO that is reported,
@@ -145,16 +146,16 @@ class Objective:
     @torch.no_grad()
     def evaluate(self, rows: DesignRows, seed: int) -> float:
         """ELBO of all rows, averaged over eight draws of each row, or fewer where there are many rows."""
-        random = generator(seed + 1, rows.device)
+        random = rows.places.generator(seed + 1, rows.device)
         num_outputs = self.model.num_outputs
         most = min(MAX_EVALUATED // rows.num_rows, MAX_EVALUATED_OUTPUTS // (rows.num_rows * num_outputs))
         num_draws, size = max(1, min(NUM_DRAWS, most)), max(64, min(MAX_BLOCK, BLOCK_NUMBERS // num_outputs))
         total = 0.0
         for _ in range(num_draws):
-            batches = [(float(self(d, t, random)), len(d)) for d, t in rows.blocks(size)]
-            # each block estimates the whole ELBO from its rows, so blocks are averaged by their size
-            total += sum(value * num_rows for value, num_rows in batches) / rows.num_rows
-        return total / num_draws
+            # each block estimates the whole ELBO from its rows, so blocks are averaged by their size, and ranks alike
+            for design, targets, num_rows in rows.blocks_of_all(size, random):
+                total += float(self(design, targets, random)) * num_rows / rows.num_rows
+        return rows.ranks.total(total) / (rows.ranks.size * num_draws)
 
     @torch.no_grad()
     def posterior_in(self, frame: Frame, target_shape: TargetShape) -> Posterior:
@@ -212,7 +213,7 @@ def elbo(
         total = log_prior_globals if is_point else log_prior_globals + log_jacobian
     outputs = weights.outputs(design)
     fit = expected_log_prob(layer.likelihood, outputs, targets, generator, sites.noise(values)).sum()
-    total = total + fit * (num_rows / len(design))
+    total = total + fit * (num_rows / rows_counted(len(design), generator))
     total = total + layer.expected_log_prior(weights, {**learned, **sites.hyper(values)}, generator)
     return total if is_point else total + latents.entropy()
 

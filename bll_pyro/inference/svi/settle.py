@@ -21,7 +21,8 @@ from torch import Tensor
 
 from bll_pyro.gaussian import LatentGaussian, flatten, normal_points
 from bll_pyro.guides.base import LatentGaussianGuide
-from bll_pyro.inference.rows import DesignRows, log_prob
+from bll_pyro.inference.row_targets import log_prob
+from bll_pyro.inference.rows import DesignRows
 from bll_pyro.inference.svi.gaussian_start import BLOCK_NUMBERS, centred_draws, followed, prior_at, sums_at
 from bll_pyro.inference.svi.objective import Objective, all_finite, restore, snapshot
 from bll_pyro.observation import StopTraining, stage

@@ -25,7 +25,8 @@ from bll_pyro.gaussian import Delta, Diagonal, OutputGaussian
 from bll_pyro.guides import Start
 from bll_pyro.inference.prior_scale.folds import NUM_POINTS, Fold, divided
 from bll_pyro.inference.prior_scale.held_out import rows_at_once, total_loss
-from bll_pyro.inference.rows import DesignRows, NoiseValues, expected_log_prob
+from bll_pyro.inference.row_targets import NoiseValues, expected_log_prob
+from bll_pyro.inference.rows import DesignRows
 from bll_pyro.inference.svi.train import Stepper, adam
 from bll_pyro.layer import LastLayer
 from bll_pyro.observation import stage
@@ -174,6 +175,6 @@ def principal(layer: LastLayer, rows: DesignRows) -> tuple[LastLayer, DesignRows
         return layer, rows
     num_features = rows.frame.num_features
     features = torch.cat([design[:, :num_features] for design, _ in rows.blocks()]).double()
-    values, vectors = torch.linalg.eigh(features.mT @ features)
+    values, vectors = torch.linalg.eigh(rows.ranks.sums(features.mT @ features)[0])
     kept = vectors[:, values > SMALLEST_SHARE * values[-1]].to(rows.frame.center)
     return layer.rotated(kept), rows.rotated(kept)

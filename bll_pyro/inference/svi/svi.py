@@ -198,9 +198,11 @@ class SVI(Inference):
         began = time.perf_counter()
         declared, layer = layer, layer.rotated(rows.frame.rotation)
         model = Model(layer, rows.frame.num_features, target_shape).to(rows.device)
-        fit = partial(self._fit, layer, model, rows, target_shape, seed, validation)
         chosen = scale_of_point(layer, model, rows) if isinstance(self.guide, MAP) else None
         objective = self._objective(layer, model, rows, chosen)
+        if not objective.closed:  # such a guide draws weights, and sees all rows
+            rows = rows.gathered()
+        fit = partial(self._fit, layer, model, rows, target_shape, seed, validation)
         criterion = self.scale_criterion or (CrossValidation() if objective.is_point else Evidence())
         chooses = objective.chooses and criterion.applies(
             layer, rows.num_rows, model.num_outputs, rows.num_columns
@@ -209,19 +211,19 @@ class SVI(Inference):
         steps = (self.learning_rate, self.clip_norm, self.batch_size)  # what asks for steps of Adam
         ascends = adapts and steps == (None,) * 3 and not chooses and can_ascend(objective, rows)
         if ascends:
-            trace = ascend(objective, rows)
+            trace = ascend(objective, rows.gathered())
         else:
             training, trace = fit(objective)
         assert trace.elbo is not None
         if chooses and len(trace.elbo) >= MIN_STEPS and all_finite([trace.elbo]):
             random = generator(seed + 2, rows.device)
             refit = SVIRefit(training, self.guide, target_shape, len(trace.elbo), self.clip_norm, random)
-            x, path = choose_scale(criterion, refit, rows, seed)
+            x, path = choose_scale(criterion, refit, rows.gathered(), seed)
             objective = self._objective(layer, model, rows, refit.scaled(x))
             training, trace = fit(objective)
             trace.statistics |= path
         if not ascends and adapts and trace.finite and can_settle(objective, rows):
-            settled = settle(objective, rows)
+            settled = settle(objective, rows.gathered())
             if settled is not None:  # it knows better than the look at the ELBO of the steps
                 trace.converged, trace.messages = True, []
                 trace.statistics["distance"] = settled.distance
@@ -246,7 +248,7 @@ class SVI(Inference):
         batch_size = min(self.batch_size or 512, rows.num_rows)
         num_batches = -(-rows.num_rows // batch_size)
         num_epochs = self.num_epochs or max(6, -(-1500 // num_batches))
-        rate, random = self.rate(model.num_features), generator(seed, rows.device)
+        rate, random = self.rate(model.num_features), rows.places.generator(seed, rows.device)
         training = FeatureTraining(objective, rows, batch_size, rate, random)
         if validation is not None:
             held_out = validation

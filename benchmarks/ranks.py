@@ -1,0 +1,108 @@
+"""Weak scaling of fits whose rows are shared: as many rows for each process, by 1 and by 2 processes with one thread each.
+
+The time is that of the whole call of ``bll.fit``, with the checks that ranks agree. Efficiency is the time of one process with its
+rows over that of two with twice as many.
+"""
+
+import json
+import sys
+import time
+import warnings
+from statistics import median
+from typing import Any
+
+import torch
+
+import bll_pyro as bll
+from benchmarks.harness import Spread
+from benchmarks.launching import launch, say
+from benchmarks.options import Options
+from benchmarks.report import Report, Table, Target
+
+# name: rows a process, features, classes (0 for values)
+CASES = {
+    "Exact": (100_000, 256, 0),
+    "Laplace, Kronecker": (50_000, 128, 10),
+    "SVI, Diagonal": (50_000, 256, 100),
+}
+COLUMNS = {
+    "case": "fit",
+    "size": "rows a process, D, C",
+    "one": "1 process, s",
+    "two": "2 processes, s",
+    "efficiency": "efficiency",
+}
+EFFICIENCY = 0.6  # set before the measurement: two processes share the machine's memory bandwidth
+
+
+def inference_of(case: str, num_processes: int) -> Any:
+    """What is timed; batches grow with the processes, so that each has as many rows of a step."""
+    if case == "SVI, Diagonal":
+        return bll.SVI(num_epochs=3, batch_size=512 * num_processes)
+    return bll.Exact() if case == "Exact" else bll.Laplace()
+
+
+def rank_main(arguments: dict[str, Any]) -> None:
+    """Time the fits of one rank, after one that is not timed."""
+    torch.set_num_threads(1)
+    case, (num_rows, num_features, num_classes) = arguments["case"], arguments["sizes"]
+    with bll.distributed.Ranks(timeout=300) as ranks:
+        random = torch.Generator().manual_seed(ranks.rank)
+        x = torch.randn(num_rows, num_features, generator=random)
+        weights = torch.randn(num_features, max(1, num_classes), generator=torch.Generator().manual_seed(9))
+        score = x @ weights / num_features**0.5 + torch.randn(num_rows, max(1, num_classes), generator=random)
+        y = score.argmax(1) if num_classes else score[:, 0]
+        likelihood = bll.likelihoods.Categorical(num_classes) if num_classes else bll.likelihoods.Gaussian()
+        seconds = []
+        for _ in range(arguments["num_runs"] + 1):
+            ranks.gather(None)
+            began = time.perf_counter()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", bll.FitWarning)  # three passes are few
+                fit = bll.fit(
+                    bll.LastLayer(likelihood),
+                    (x, y),
+                    None,
+                    inference_of(case, ranks.size),
+                    calibration=None,
+                    ranks=ranks,
+                )
+            seconds.append(time.perf_counter() - began)
+        assert fit.num_rows == num_rows * ranks.size
+    say(seconds[1:])
+
+
+def run(options: Options) -> Report:
+    """Measure every case."""
+    report = Report(
+        "ranks", "Fits over processes: weak scaling", [Table("Rows shared by processes", COLUMNS)]
+    )
+    for case, sizes in CASES.items():
+        if not options.keeps(case):
+            continue
+        sizes = (400, 8, min(sizes[2], 4)) if options.small else sizes
+        arguments = {"case": case, "sizes": sizes, "num_runs": 1 if options.small else 3}
+        times = {number: launch("benchmarks.ranks", arguments, number)[0] for number in (1, 2)}
+        efficiency = median(times[1]) / median(times[2])
+        report.tables[0].rows.append(
+            {
+                "case": case,
+                "size": ", ".join(f"{size:,}" for size in sizes),
+                "one": Spread.of(torch.tensor(times[1]).numpy()),
+                "two": Spread.of(torch.tensor(times[2]).numpy()),
+                "efficiency": efficiency,
+            }
+        )
+        report.targets.append(
+            Target(
+                f"{case}: efficiency of two processes",
+                None if options.small else efficiency,
+                EFFICIENCY,
+                ">=",
+            )
+        )
+    return report
+
+
+if __name__ == "__main__":
+    rank_main(json.loads(sys.argv[1]))
