@@ -236,7 +236,7 @@ def _fit(
     features, targets = features_of(rows, keeper, *made_by)
     validation = None
     if held_out is not None:
-        validation = *features_of(held_out, keeper, *made_by), held_out.source.columns
+        validation = (*features_of(held_out, keeper, *made_by), held_out.source.columns)
     posterior, trace = fit_features(
         layer, features, targets, stage, rows.target_shape, seed, rows.source.columns, validation, device, is_table,
         ranks=ranks,
@@ -252,9 +252,10 @@ def _fit(
     num_rows = sum(ranks.gather(len(features)))
     made = Fit(layer, posterior, inference, trace, seed, num_rows, **common, recorded=recorded)
     if calibration is AUTOMATIC and not inference.trains_backbone:
-        crossed = cross_fitted(made, features, targets, rows.source.columns, stage.at_mode, ranks)
-        return same_on_all(ranks, crossed)
-    return same_on_all(ranks, recalibrated(made, aside, device, batch_size))
+        made = cross_fitted(made, features, targets, rows.source.columns, stage.at_mode, ranks)
+    else:
+        made = recalibrated(made, aside, device, batch_size)
+    return same_on_all(ranks, made)
 
 
 def validation_rows(layer: LastLayer, data: Any, names: tuple[str, ...] | None) -> TrainingData | None:

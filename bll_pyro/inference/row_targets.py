@@ -79,7 +79,7 @@ def row_data(targets: Targets) -> NoiseValues:
     return {"exposure": targets.columns.exposure}
 
 
-def of_all(targets: Targets, ranks: Processes) -> Targets:
+def targets_of_all(targets: Targets, ranks: Processes) -> Targets:
     """The targets of all ranks, in their order."""
     if isinstance(targets, Tensor):
         return ranks.cat(targets)

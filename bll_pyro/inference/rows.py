@@ -13,7 +13,7 @@ from torch import Tensor
 from bll_pyro.features.columns import NO_COLUMNS, Columns
 from bll_pyro.features.store import Features
 from bll_pyro.frame import Frame
-from bll_pyro.inference.row_targets import Targets, WeightedTargets, of_all, values_of, with_columns
+from bll_pyro.inference.row_targets import Targets, WeightedTargets, targets_of_all, values_of, with_columns
 from bll_pyro.ranks import ALONE, Places, Processes
 from bll_pyro.shards.opening import AHEAD
 
@@ -202,7 +202,7 @@ class DesignRows:
     @cached_property
     def all_targets(self) -> Targets:
         """The targets of the rows of all ranks."""
-        return of_all(self.targets, self.ranks)
+        return targets_of_all(self.targets, self.ranks)
 
     def _taken(self, index: Tensor) -> tuple[Tensor, Targets]:
         """Design matrix and targets of the rows of all ranks with these numbers, in their order."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -26,20 +25,16 @@ from bll_pyro.inference.exact.noises import (
     is_positive,
 )
 from bll_pyro.inference.exact.one_dimension import Nodes, maximize
-from bll_pyro.inference.exact.statistics import SufficientStatistics
-from bll_pyro.inference.row_targets import values_of, weight_of
+from bll_pyro.inference.exact.statistics import SufficientStatistics, sum_rows
 from bll_pyro.inference.rows import DesignRows
 from bll_pyro.layer import LastLayer
 from bll_pyro.likelihoods import Gaussian, MultivariateGaussian
 from bll_pyro.likelihoods.base import TargetShape
-from bll_pyro.observation import stage
 from bll_pyro.posterior import GaussianPosterior, Posterior
 from bll_pyro.priors import Normal
 from bll_pyro.priors import Posterior as PosteriorPrior
 
 MAX_BYTES = 8 * 2**30  # largest memory of the matrices, in bytes
-BLOCK_NUMBERS = 4_000_000  # numbers in one block of rows
-MIN_BLOCK = 256  # fewest rows in one block
 MIN_NOISE = 1e-5  # smallest plausible noise scale, as a multiple of the targets' scale
 # half-width of the search for the log prior scale, centred where the outputs are as large as the targets
 LOG_PRIOR_RANGE = 12.0
@@ -280,22 +275,6 @@ def _warn_without_noise(trace: Trace, model: LinearGaussian, noise: Tensor) -> N
             f"targets {noiseless.nonzero().flatten().tolist()} show no noise: look for copies of them among the "
             "features; with more features than rows use noises.Integrated(); or give noise_scale"
         )
-
-
-def sum_rows(rows: DesignRows) -> SufficientStatistics:
-    """Sums over all rows, block by block, in the frame of the rows; those that are known already are not summed again."""
-    if rows.sums is not None:
-        return rows.sums.of_all(rows.ranks)
-    num_features = rows.frame.num_features
-    size = max(MIN_BLOCK, BLOCK_NUMBERS // num_features)
-    with stage("sums", rows.num_rows, rows_per_step=1) as done:
-
-        def parts() -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
-            for design, y in rows.blocks(size):
-                yield design[:, :num_features], values_of(y), weight_of(y)
-                done.advance(len(design))
-
-        return SufficientStatistics.of_blocks(parts()).of_all(rows.ranks)
 
 
 def _latents(weights: gaussian.WeightGaussian, like: Tensor) -> gaussian.LatentGaussian:

@@ -7,15 +7,21 @@ number of rows, and statistics of parts add up to the same, in any order, up to 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Self
 
 import torch
 from torch import Tensor
 
+from bll_pyro.inference.row_targets import values_of, weight_of
+from bll_pyro.inference.rows import DesignRows
+from bll_pyro.observation import stage
 from bll_pyro.ranks import Processes
 from bll_pyro.summary import Summary
+
+BLOCK_NUMBERS = 4_000_000  # numbers in one block of rows
+MIN_BLOCK = 256  # fewest rows in one block
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,3 +171,19 @@ def _check_widths(own: SufficientStatistics, num_features: int, num_targets: int
             f"statistics: expected rows with {expected[0]} features and {expected[1]} targets, got {num_features} and "
             f"{num_targets}; only rows of one model can be added"
         )
+
+
+def sum_rows(rows: DesignRows) -> SufficientStatistics:
+    """Sums over all rows, block by block, in the frame of the rows; those that are known already are not summed again."""
+    if rows.sums is not None:
+        return rows.sums.of_all(rows.ranks)
+    num_features = rows.frame.num_features
+    size = max(MIN_BLOCK, BLOCK_NUMBERS // num_features)
+    with stage("sums", rows.num_rows, rows_per_step=1) as done:
+
+        def parts() -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+            for design, y in rows.blocks(size):
+                yield design[:, :num_features], values_of(y), weight_of(y)
+                done.advance(len(design))
+
+        return SufficientStatistics.of_blocks(parts()).of_all(rows.ranks)

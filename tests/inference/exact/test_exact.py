@@ -194,8 +194,8 @@ def test_order_and_split_of_rows_change_nothing(
     layer = bll.LastLayer(bll.likelihoods.Gaussian(), standardize=False)
     fit = bll.fit(layer, (features, targets), inference=inference)
     order = torch.randperm(300, generator=torch.Generator().manual_seed(6))
-    monkeypatch.setattr("bll_pyro.inference.exact.exact.MIN_BLOCK", 17)
-    monkeypatch.setattr("bll_pyro.inference.exact.exact.BLOCK_NUMBERS", 1)
+    monkeypatch.setattr("bll_pyro.inference.exact.statistics.MIN_BLOCK", 17)
+    monkeypatch.setattr("bll_pyro.inference.exact.statistics.BLOCK_NUMBERS", 1)
     again = bll.fit(layer, (features[order], targets[order]), inference=inference)
     assert again.log_evidence == pytest.approx(fit.log_evidence, abs=1e-10 * abs(fit.log_evidence))
     new = data(5, 6, seed=9)[0]
