@@ -234,9 +234,7 @@ def _fit(
         stage, earlier = final_stage, trace
     made_by = (backbone, folder, device, batch_size)
     features, targets = features_of(rows, keeper, *made_by)
-    validation = None
-    if held_out is not None:
-        validation = (*features_of(held_out, keeper, *made_by), held_out.source.columns)
+    validation = validation_features(held_out, keeper, *made_by)
     posterior, trace = fit_features(
         layer, features, targets, stage, rows.target_shape, seed, rows.source.columns, validation, device, is_table,
         ranks=ranks,
@@ -261,3 +259,8 @@ def _fit(
 def validation_rows(layer: LastLayer, data: Any, names: tuple[str, ...] | None) -> TrainingData | None:
     """Validation data, read and checked; None where there are none."""
     return None if data is None else TrainingData.of(layer, data, "validation_data", False, names)
+
+
+def validation_features(held_out: TrainingData | None, keeper: Checkpoint | None, *made_by: Any) -> Any:
+    """Features, targets and columns of validation rows; None where there are none."""
+    return None if held_out is None else (*features_of(held_out, keeper, *made_by), held_out.source.columns)
