@@ -15,7 +15,7 @@ PYTHON := .venv/bin/python
 help:
 	@echo "make demo     run the main job; results in runs/demo/"
 	@echo "make check    floors, style, types and all fast tests: under 3 minutes on two quiet cores"
-	@echo "make test     all checks and tests: under 20 minutes on two cores"
+	@echo "make test     all checks and tests: about half an hour on two cores"
 	@echo "make lint     floors, style, types and rules of the house only"
 	@echo "make format   put the code into the project's format"
 	@echo "make docs     build the documentation into docs/_build/"
