@@ -1,8 +1,9 @@
 """A store of features larger than the memory that a process may take: fits, predictions, and the rate of reading its files alone.
 
-The store is made in a temporary folder and deleted. Each case runs in a process of its own, whose data segment
-(``RLIMIT_DATA``: heap, private writable mappings) may not exceed 2 GiB; the store is read ahead, so that nothing of it is mapped.
-The files are dropped from the system's cache before each case. A second store of 10^7 narrow rows shows time against N.
+The store is made in a temporary folder and deleted, or in the folder of ``BLL_STORES``, where the next run finds it. Each case runs
+in a process of its own, whose data segment (``RLIMIT_DATA``: heap, private writable mappings) may not exceed 2 GiB; the store is
+read ahead, so that nothing of it is mapped. The files are dropped from the system's cache before each case. A second store of 10^7
+narrow rows shows time against N.
 """
 
 import json
@@ -11,6 +12,7 @@ import resource
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -40,6 +42,8 @@ MARGIN = 0.1
 
 def make(path: Path, num_bytes: int, num_features: int) -> bll.Features:
     """A store of Normal features with targets that are linear in them, written shard by shard."""
+    if path.exists():
+        return bll.Features.open(path)
     rows = max(num_bytes // (4 * num_features), 1)
     each = min(SHARD_ROWS_BYTES // (4 * num_features), rows)
     random = torch.Generator().manual_seed(0)
@@ -137,12 +141,12 @@ def run(options: Options) -> Report:
     report = Report("store_size", "A store of 5 GiB within 2 GiB of memory, and time against N")
     num_bytes = 4 * NUM_FEATURES * 3000 if options.small else STORE_BYTES
     sizes = [1000, 2000] if options.small else SIZES
-    with TemporaryDirectory() as folder:
-        path = Path(folder) / "store"
+    kept = None if options.small else os.environ.get("BLL_STORES")
+    with TemporaryDirectory() if kept is None else nullcontext(kept) as folder:
+        path, narrow = Path(folder) / "store", Path(folder) / "narrow"
         store = make(path, num_bytes, NUM_FEATURES)
-        report.tables.append(_larger(report, store, path, options))
-        narrow = Path(folder) / "narrow"
         make(narrow, 4 * NARROW * sizes[-1], NARROW)
+        report.tables.append(_larger(report, store, path, options))
         report.tables.append(_against_rows(report, narrow, sizes, options))
     report.notes += [
         f"RLIMIT_DATA counts heap and private writable mappings, here {LIMIT / GIB:.0f} GiB; peak is VmHWM, resident pages with "

@@ -263,6 +263,10 @@ def change_manifest(path, **changes):
     (path / MANIFEST).write_text(json.dumps(manifest))
 
 
+def shards_of(path):
+    return json.loads((path / MANIFEST).read_text())["shards"]
+
+
 def cut(path: Path, num_bytes: int):
     path.write_bytes(path.read_bytes()[:num_bytes])
 
@@ -288,6 +292,8 @@ DAMAGES = {
     ),
     "another file": (lambda p: (p / MANIFEST).write_text("[]"), "another kind of file"),
     "newer version": (lambda p: change_manifest(p, version=99), "version 1 or 2, got 99; use the version"),
+    "shard named twice": (lambda p: change_manifest(p, shards=2 * shards_of(p)), "each shard once"),
+    "shard left out": (lambda p: change_manifest(p, shards=shards_of(p)[1:]), "20 rows in all shards"),
     "shard missing": (lambda p: (p / SHARD).unlink(), f"a shard {SHARD}, got no such file"),
     "shard cut": (lambda p: cut(p / SHARD, 100), f"bytes in shard {SHARD}, got 100"),
     "shard header altered": (lambda p: flip(p / SHARD, 3), "readable shard|shape and dtype"),
@@ -303,6 +309,18 @@ def test_damage_is_seen_on_opening(tmp_path, damage):
     spoil(tmp_path / "f")
     with pytest.raises(ValueError, match=message):
         Features.open(tmp_path / "f")
+
+
+def test_a_store_of_version_one_is_read_for_ever():
+    """It was written by version 0.1.0: 20 rows in shards of 8, with targets."""
+    for read in ("mmap", "ahead"):
+        features = Features.open(Path(__file__).parent.parent / "format1" / "features", read=read)
+        assert torch.equal(features.tensor(), torch.arange(60.0).reshape(20, 3))
+        assert torch.equal(features.targets, torch.arange(20) % 4)
+        assert (features.key, features.num_shards, features.sha256) == ("k", 3, None)
+        assert features.row_ids == range(20) and features.feature_names == ("a", "b", "c")
+        assert torch.equal(features.between(7, 18)[[0, 1, 10]], features[[7, 8, 17]])
+        features.verify()
 
 
 def test_altered_contents_are_seen_by_verify(tmp_path):
