@@ -134,7 +134,8 @@ def test_verdicts_after_save_load_and_export(name, tmp_path, fit, features, dete
 
 def compare(found, before):
     for key in ("probs", "total", "aleatoric", "epistemic"):
-        torch.testing.assert_close(found[key], getattr(before, key), rtol=0, atol=1e-6)
+        # sums over the points by another formula: a few roundings of numbers near 1
+        torch.testing.assert_close(found[key], getattr(before, key), rtol=0, atol=3e-6)
     torch.testing.assert_close(found["score"], before.ood.score, rtol=1e-4, atol=1e-4)
     # hundreds of calibration rows have an epistemic part of 0 but for rounding, which may swap them; the strange ones it cannot
     torch.testing.assert_close(found["p_value"], before.ood.p_value, rtol=0, atol=0.05)
