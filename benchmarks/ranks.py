@@ -78,7 +78,7 @@ def run(options: Options) -> Report:
         "ranks", "Fits over processes: weak scaling", [Table("Rows shared by processes", COLUMNS)]
     )
     for case, sizes in CASES.items():
-        if not options.keeps(case):
+        if not options.keeps(case) or (options.small and case != "Exact"):
             continue
         sizes = (400, 8, min(sizes[2], 4)) if options.small else sizes
         arguments = {"case": case, "sizes": sizes, "num_runs": 1 if options.small else 3}

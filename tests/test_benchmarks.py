@@ -38,6 +38,8 @@ ALONE = (
     "recommend",
     "compare_command",
     "deployed",
+    "ranks",
+    "outputs",
 )  # about one fit beside another of ours
 
 
