@@ -4,6 +4,9 @@ import configparser
 import json
 import re
 import shlex
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +62,19 @@ def test_systemd_unit() -> None:
     assert str(given["api_key_file"]).endswith(f"/{credential}")
     assert "HUP" in service["ExecReload"] and int(service["TimeoutStopSec"]) > given["grace"]
     assert service["KillMode"] == "mixed"  # SIGTERM to the parent alone, which tells its workers
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not there")
+def test_systemd_takes_the_unit(tmp_path: Path) -> None:
+    (text,) = blocks("ini")
+    program = Path(sys.executable).parent / "bll"
+    (tmp_path / "flowers.service").write_text(text.replace("/opt/bll/bin/bll", str(program)))
+    done = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", str(tmp_path / "flowers.service")],
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 def test_kubernetes_objects() -> None:
