@@ -215,32 +215,43 @@ class ShardTraining:
 
     def gradient(self, design: Tensor, labels: Tensor) -> Tensor:
         """Put the gradients of ``-ELBO / N`` of a batch ``[B, P]`` into the weights; return the ELBO estimate, nats."""
-        num_draws, squares = (1 if self.raw is None else 2), design.square()
-        outputs = design.new_empty(num_draws, len(design), len(self.loc))
-        variance = None if self.raw is None else torch.empty_like(outputs[0])
-        for block, random in self.blocks():
-            mean = design @ self.loc[block].mT
-            if self.raw is None or variance is None:
-                outputs[0, :, block] = mean
-                continue
-            spread = squares @ functional.softplus(self.raw[block]).square_().mT
-            variance[:, block] = spread.clamp_min_(torch.finfo(spread.dtype).tiny)
-            deviation = torch.randn(mean.shape, generator=random).mul_(spread.sqrt_())
-            outputs[0, :, block], outputs[1, :, block] = mean + deviation, mean - deviation
-        largest = self.ranks.largest(outputs.amax(-1))
-        place = labels - self.first
-        own = ((place >= 0) & (place < len(self.loc))).nonzero().squeeze(1)
-        target = torch.zeros_like(largest)
-        target[:, own] = outputs[:, own, place[own]]
-        total = sum((outputs[..., block] - largest[..., None]).exp_().sum(-1) for block, _ in self.blocks())
-        assert isinstance(total, Tensor)
-        total, target, moments = self.ranks.sums(total, target, self.moments())
+        squares = design.square()
+        found = [self.drawn(block, random, design, squares) for block, random in self.blocks()]
+        own_largest = torch.stack([outputs.amax(-1) for outputs, _ in found]).amax(0)
+        place, target = labels - self.first, torch.zeros_like(own_largest)
+        for (block, _), (outputs, _) in zip(self.blocks(), found, strict=True):
+            rows = ((place >= block.start) & (place < block.stop)).nonzero().squeeze(1)
+            target[:, rows] = outputs[:, rows, place[rows] - block.start]
+        largest = self.ranks.largest(own_largest)
+        own_total = torch.stack([o.sub_(own_largest[..., None]).exp_().sum(-1) for o, _ in found]).sum(0)
+        total, target, moments = self.ranks.sums(
+            own_total * (own_largest - largest).exp(), target, self.moments()
+        )
         if self.learns:
             self.tau = math.sqrt(max(float(moments[0]) / (self.num_classes * (design.shape[1] - 1)), 1e-30))
-        normaliser = largest + total.log()
-        self.move_towards(outputs, variance, normaliser, own, place[own], design, squares)
+        normaliser, precision = largest + total.log(), self.precision() / self.num_rows
+        for (block, _), (outputs, ratio) in zip(self.blocks(), found, strict=True):
+            probs = outputs.mul_((own_largest - normaliser).exp_()[..., None])
+            of_mean = probs.sum(0)
+            rows = ((place >= block.start) & (place < block.stop)).nonzero().squeeze(1)
+            of_mean[rows, place[rows] - block.start] -= len(probs)
+            of_variance = None if ratio is None else ratio.mul_(probs[0] - probs[1])
+            self.put(block, of_mean, of_variance, design, squares, precision)
         fit = (target - normaliser).mean(0).sum() * (self.num_rows / len(design))
         return fit + self.without_rows(moments)
+
+    def drawn(
+        self, block: slice, random: torch.Generator, design: Tensor, squares: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """Outputs ``[2, B, b]`` of a block at a pair of draws, and the draw over its deviation; of a point ``[1, B, b]``."""
+        mean = design @ self.loc[block].mT
+        if self.raw is None:
+            return mean[None], None
+        spread = squares @ functional.softplus(self.raw[block]).square_().mT
+        spread = spread.clamp_min_(torch.finfo(spread.dtype).tiny).sqrt_()
+        noise = torch.randn(mean.shape, generator=random)
+        deviation = spread * noise
+        return torch.stack([mean + deviation, mean - deviation]), noise.div_(spread)
 
     def moments(self) -> Tensor:
         """Second moments of the own weights and biases, and the log of all standard deviations, each summed, ``[3]``."""
@@ -265,33 +276,25 @@ class ShardTraining:
             return total.float()
         return (total + moments[2] + 0.5 * (1 + LOG_TWO_PI) * (num_weights + self.num_classes)).float()
 
-    def move_towards(
+    def put(
         self,
-        outputs: Tensor,
-        variance: Tensor | None,
-        normaliser: Tensor,
-        own: Tensor,
-        place: Tensor,
+        block: slice,
+        of_mean: Tensor,
+        of_variance: Tensor | None,
         design: Tensor,
         squares: Tensor,
+        precision: Tensor,
     ) -> None:
-        """Gradients of the weights from the outputs, which are overwritten, block by block."""
+        """Put the gradients of the weights of a block from those of its outputs ``[B, b]``, before the division by B."""
         assert self.loc.grad is not None
-        share, precision = 1 / (len(outputs) * len(design)), self.precision() / self.num_rows
-        for block, _ in self.blocks():
-            some = outputs[..., block]
-            deviation = None if variance is None else (some[0] - some[1]).div_(2).div_(variance[:, block])
-            probs = some.sub_(normaliser[..., None]).exp_()
-            of_mean = probs.sum(0)
-            inside = (place >= block.start) & (place < block.stop)
-            of_mean[own[inside], place[inside] - block.start] -= len(outputs)
-            gradient = self.loc.grad[block]
-            torch.mm(of_mean.mul_(share).mT, design, out=gradient)
-            gradient.addcmul_(self.loc[block], precision)
-            if deviation is None or self.raw is None:
-                continue
-            of_raw = self.raw.grad[block]  # type: ignore[index]
-            torch.mm(deviation.mul_(probs[0] - probs[1]).mul_(share).mT, squares, out=of_raw)
-            scale = functional.softplus(self.raw[block])
-            of_raw.add_(precision).mul_(scale).sub_(scale.reciprocal_(), alpha=1 / self.num_rows)
-            torch.ops.aten.softplus_backward(of_raw, self.raw[block], 1.0, 20.0, grad_input=of_raw)
+        share = 1 / (len(design) * (1 if of_variance is None else 2))
+        gradient = self.loc.grad[block]
+        torch.mm(of_mean.mul_(share).mT, design, out=gradient)
+        gradient.addcmul_(self.loc[block], precision)
+        if of_variance is None or self.raw is None or self.raw.grad is None:
+            return
+        of_raw = self.raw.grad[block]
+        torch.mm(of_variance.mul_(share).mT, squares, out=of_raw)
+        scale = functional.softplus(self.raw[block])
+        of_raw.add_(precision).mul_(scale).sub_(scale.reciprocal_(), alpha=1 / self.num_rows)
+        torch.ops.aten.softplus_backward(of_raw, self.raw[block], 1.0, 20.0, grad_input=of_raw)
