@@ -64,3 +64,17 @@ def test_commands_exist() -> None:
     assert {"demo", "test", "docs"} <= targets
     assert not [target for target in targets if not re.search(rf"^{target}:", makefile, re.MULTILINE)]
     assert set(re.findall(r"`bll ([a-z]+)", README)) <= set(COMMANDS)
+
+
+def test_the_chinese_page_is_in_step() -> None:
+    """Same code, same numbers in tables, and all links of README.md, in the same order of sections."""
+    chinese = (ROOT / "README.zh-CN.md").read_text()
+
+    def parts(text: str, pattern: str) -> list[str]:
+        return re.findall(pattern, text, re.MULTILINE | re.DOTALL)
+
+    for pattern in (r"^```.*?^```$", r"(?<=\| )[\d.]+ \([\d.–]+\)|(?<=\| )–"):
+        assert parts(README, pattern) == parts(chinese, pattern) != []
+    links = r"\]\(([^)\s]+)\)"
+    assert set(parts(README, links)) - {"README.zh-CN.md"} == set(parts(chinese, links)) - {"README.md"}
+    assert len(parts(README, r"^## ")) == len(parts(chinese, r"^## "))
