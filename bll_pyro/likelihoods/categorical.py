@@ -19,6 +19,7 @@ from bll_pyro.gaussian.information import SoftmaxInformation
 from bll_pyro.gaussian.points import joined
 from bll_pyro.gaussian.softmax_moments import (
     BITS,
+    MAX_LOG_ODDS,
     independent_softmax_moments,
     log_mean_softmax,
     softmax_moments,
@@ -114,8 +115,9 @@ class Categorical(OfClasses):
         return torch.softmax(outputs / self.temperature, -1)
 
     def class_log_probs(self, outputs: Float[Tensor, "*#S N K"], **noise: Tensor) -> Float[Tensor, "*#S N K"]:
-        """Their logs, without the log of a number."""
-        return torch.log_softmax(outputs / self.temperature, -1)
+        """Their logs, without the log of a number, from -80 on."""
+        # below are numbers that no sum shows and that are a hundred times slower than others
+        return torch.log_softmax(outputs / self.temperature, -1).clamp_min(-MAX_LOG_ODDS)
 
     def class_expectations(
         self, outputs: Outputs, chunks: Iterable[slice], num_points: int, seed: int = 0, **noise: Tensor
