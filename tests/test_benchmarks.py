@@ -40,6 +40,8 @@ ALONE = (
     "deployed",
     "ranks",
     "outputs",
+    "extraction",
+    "store_size",
 )  # about one fit beside another of ours
 
 
