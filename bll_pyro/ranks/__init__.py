@@ -2,7 +2,8 @@
 
 from bll_pyro.ranks.agreement import agree
 from bll_pyro.ranks.draws import RowGenerator, row_normals, rows_counted
-from bll_pyro.ranks.group import RankError, Ranks
+from bll_pyro.ranks.group import RankError as RankError  # public as bll_pyro.distributed.RankError
+from bll_pyro.ranks.group import Ranks as Ranks
 from bll_pyro.ranks.places import Places
 from bll_pyro.ranks.processes import ALONE, Processes
 
@@ -10,8 +11,6 @@ __all__ = [
     "ALONE",
     "Places",
     "Processes",
-    "RankError",
-    "Ranks",
     "RowGenerator",
     "agree",
     "row_normals",
