@@ -20,7 +20,6 @@ COLUMNS = {
     "peak": "peak of a process, GiB",
     "step": "s a step of 128 rows",
     "predicted": "rows predicted a second",
-    "accuracy": "accuracy on new rows",
 }
 LIMIT_GIB = 2.0  # of each process
 NUM_PROCESSES = 2
@@ -33,7 +32,8 @@ def rank_main(arguments: dict[str, Any]) -> None:
     """Fit and predict on one rank."""
     torch.set_num_threads(1)
     num_classes, num_features, num_rows, num_predicted = arguments["sizes"]
-    guide = bll.guides.MAP() if arguments["guide"] == "MAP" else bll.guides.Diagonal()
+    is_point = arguments["guide"] == "MAP"
+    guide, scale = (bll.guides.MAP(), 0.25) if is_point else (bll.guides.Diagonal(), None)
     random = torch.Generator().manual_seed(0)
     seen = torch.randperm(num_classes, generator=random)[:SEEN]
     centers = torch.randn(SEEN, num_features, generator=random)
@@ -42,14 +42,14 @@ def rank_main(arguments: dict[str, Any]) -> None:
         which = torch.randint(SEEN, (number,), generator=random)
         return centers[which] + torch.randn(number, num_features, generator=random), seen[which]
 
-    data, (x, y) = rows(num_rows), rows(num_predicted)
+    data, x = rows(num_rows), rows(num_predicted)[0]
     with bll.distributed.Ranks(timeout=300) as ranks:
         before, began = peak_bytes(), time.perf_counter()
         layer = bll.distributed.fit_outputs(
-            data, num_classes, ranks, guide=guide, prior_scale=1.0, num_epochs=1
+            data, num_classes, ranks, guide=guide, prior_scale=scale, num_epochs=1
         )
         fitted = time.perf_counter()
-        predicted = layer.predict(x)
+        layer.predict(x)
         seconds = time.perf_counter() - fitted
         say(
             {
@@ -57,7 +57,6 @@ def rank_main(arguments: dict[str, Any]) -> None:
                 "peak": peak_bytes() / GIB,
                 "step": (fitted - began) / len(layer.elbo),
                 "predicted": num_predicted / seconds,
-                "accuracy": float((predicted.label[:, 0] == y).float().mean()),
             }
         )
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 BLOCK = (
     1024  # classes that are computed together, and draw from one generator: on any number of ranks the same
 )
+LEAST = -60.0  # of an output less the largest one
 MANIFEST, FORMAT = "outputs.json", "bll_pyro.outputs 1"
 
 
@@ -129,6 +130,11 @@ def classes_of_rank(num_classes: int, ranks: Processes) -> slice:
         )
     start, end = (BLOCK * (num_blocks * (ranks.rank + at) // ranks.size) for at in (0, 1))
     return slice(start, min(end, num_classes))
+
+
+def lowered_by(outputs: Float[Tensor, "*S b"], largest: Float[Tensor, "*S"]) -> Float[Tensor, "*S b"]:
+    """Outputs less the largest ones, in place, and at least -60: what is smaller changes nothing, and denormal numbers are slow."""
+    return outputs.sub_(largest[..., None]).clamp_min_(LEAST)
 
 
 def _manifest(folder: Path) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from bll_pyro.checks import count
-from bll_pyro.distributed.outputs.layer import BLOCK, OutputShards
+from bll_pyro.distributed.outputs.layer import BLOCK, OutputShards, lowered_by
 from bll_pyro.features.arrays import to_targets
 from bll_pyro.features.data import read
 from bll_pyro.scope import generator
@@ -112,7 +112,7 @@ def _rows(
     largest = ranks.largest(largest)
     total, inner = torch.zeros_like(largest), torch.zeros_like(largest)
     for _, outputs in _outputs(shards, design, num_draws, seed):
-        shifted = outputs.sub_(largest[..., None])
+        shifted = lowered_by(outputs, largest)
         weights = shifted.exp()
         total += weights.sum(-1)
         inner += weights.mul_(shifted).sum(-1)
@@ -122,7 +122,7 @@ def _rows(
     entropy, of_label = design.new_zeros(num_rows), design.new_zeros(num_rows)
     probs, label = design.new_zeros(num_rows, 0), torch.zeros(num_rows, 0, dtype=torch.int64)
     for first, outputs in _outputs(shards, design, num_draws, seed):
-        mean = outputs.sub_(normaliser[..., None]).exp_().mean(0)
+        mean = lowered_by(outputs, normaliser).exp_().mean(0)
         entropy += torch.special.entr(mean).sum(-1)
         if labels is not None:
             inside = ((labels >= first) & (labels < first + mean.shape[1])).nonzero().squeeze(1)

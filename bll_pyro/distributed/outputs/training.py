@@ -26,14 +26,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from bll_pyro.checks import count, positive, positive_or_none
-from bll_pyro.distributed.outputs.layer import BLOCK, OutputShards, classes_of_rank
+from bll_pyro.distributed.outputs.layer import BLOCK, OutputShards, classes_of_rank, lowered_by
 from bll_pyro.features.data import read
 from bll_pyro.features.identity import rows_identity
 from bll_pyro.gaussian.weights import LOG_TWO_PI
 from bll_pyro.guides import MAP, Diagonal, Guide
 from bll_pyro.inference.rows import FeatureRows
 from bll_pyro.inference.standardization import BATCH_SIZE, common_scale, evenly_spaced, weighted_moments
-from bll_pyro.inference.svi.svi import SVI
+from bll_pyro.inference.svi.svi import OUTPUT_SCALE, SVI
 from bll_pyro.inference.svi.train import Stepper, adam
 from bll_pyro.inference.training_data import numbered
 from bll_pyro.likelihoods import Categorical
@@ -85,14 +85,12 @@ def fit_outputs(
     ValueError
         If ranks have different rows or arguments, or there are fewer than 1,024 classes for a rank.
     """
-    guide = Diagonal() if guide is None else guide
-    if not isinstance(guide, (Diagonal, MAP)):
+    if not isinstance(guide, (Diagonal, MAP, type(None))):
         raise TypeError(f"fit_outputs(guide=...): expected guides.Diagonal() or guides.MAP(), got {guide!r}")
     is_point = isinstance(guide, MAP)
     count(num_classes, "num_classes", "fit_outputs", 2)
     count(batch_size, "batch_size", "fit_outputs")
-    if num_epochs is not None:
-        count(num_epochs, "num_epochs", "fit_outputs")
+    count(1 if num_epochs is None else num_epochs, "num_epochs", "fit_outputs")
     positive(bias_scale, "bias_scale", "fit_outputs")
     for name, number in (("prior_scale", prior_scale), ("learning_rate", learning_rate)):
         positive_or_none(number, name, "fit_outputs")
@@ -156,6 +154,8 @@ class ShardTraining:
         own = classes_of_rank(num_classes, ranks)
         self.first, number = own.start, own.stop - own.start
         self.learns, self.tau, self.bias_scale = prior_scale is None, prior_scale or 1.0, bias_scale
+        if self.learns:  # as in SVI
+            self.tau = min(1.0, OUTPUT_SCALE / num_features**0.5)
         frequency = (torch.bincount(labels, minlength=num_classes)[own] + PRIOR_COUNT).float()
         frequency /= self.num_rows + PRIOR_COUNT * num_classes
         self.loc = torch.zeros(number, num_features + 1)
@@ -223,10 +223,10 @@ class ShardTraining:
             rows = ((place >= block.start) & (place < block.stop)).nonzero().squeeze(1)
             target[:, rows] = outputs[:, rows, place[rows] - block.start]
         largest = self.ranks.largest(own_largest)
-        own_total = torch.stack([o.sub_(own_largest[..., None]).exp_().sum(-1) for o, _ in found]).sum(0)
-        total, target, moments = self.ranks.sums(
-            own_total * (own_largest - largest).exp(), target, self.moments()
-        )
+        parts = [lowered_by(outputs, own_largest).exp_().sum(-1) for outputs, _ in found]
+        own_total = torch.stack(parts).sum(0)
+        own_total *= (own_largest - largest).exp()
+        total, target, moments = self.ranks.sums(own_total, target, self.moments())
         if self.learns:
             self.tau = math.sqrt(max(float(moments[0]) / (self.num_classes * (design.shape[1] - 1)), 1e-30))
         normaliser, precision = largest + total.log(), self.precision() / self.num_rows
