@@ -53,7 +53,7 @@ def pytest_unconfigure() -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Mark what ``thinned`` leaves out of the fast tests; the longest tests first, then the slow ones.
 
-    Of the slow cases of a thinned product every fifth is run, always the same ones, and all with ``BLL_WHOLE=1``. With short
+    Of the slow cases of a thinned product every tenth is run, always the same ones, and all with ``BLL_WHOLE=1``. With short
     tests at the end the workers finish together.
     """
     counts: Counter[str] = Counter()
@@ -65,7 +65,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             case = item.nodeid.partition("[")[0]
             if counts[case] % thinned.args[0]:
                 item.add_marker(pytest.mark.slow)
-                kept = counts[case] % 5 == 1 or "BLL_WHOLE" in os.environ
+                kept = counts[case] % 10 == 1 or "BLL_WHOLE" in os.environ
             counts[case] += 1
         (run if kept else left_out).append(item)
     if left_out:

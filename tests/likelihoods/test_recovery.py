@@ -108,6 +108,7 @@ CASES: list[tuple[lk.Likelihood, Callable[[Tensor, torch.Generator], Tensor], di
 @pytest.mark.slow
 @pytest.mark.unchecked  # run-time checks of annotations take ten times as long as these fits
 @pytest.mark.parametrize(("likelihood", "simulate", "truth"), CASES, ids=[c[1].__name__ for c in CASES])
+@pytest.mark.thinned(4)
 def test_parameters_lie_in_their_intervals(
     likelihood: lk.Likelihood,
     simulate: Callable[[Tensor, torch.Generator], Tensor],

@@ -57,6 +57,7 @@ def null_size(contrast: Tensor, relevant: Tensor) -> float:
     [priors.Horseshoe(), priors.Horseshoe(num_relevant=5), priors.SpikeAndSlab(), priors.StudentT()],
     ids=["horseshoe", "horseshoe, 5 relevant", "spike and slab", "student-t"],
 )
+@pytest.mark.thinned(4)
 def test_sparse_signal(prior: priors.Prior, classes: bool, seed: int) -> None:
     relevant = data(classes, seed)[2]
     held_out, contrast, _ = fitted(prior, classes, seed)

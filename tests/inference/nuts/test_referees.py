@@ -117,6 +117,7 @@ HYPER = {"HierarchicalNormal": "tau", "Horseshoe": "tau", "SpikeAndSlab": "slab_
         "SpikeAndSlab",
     ],
 )
+@pytest.mark.thinned(3)
 def test_scale_mixtures(name: str) -> None:
     """Orthogonal features and known noise: given the variances the posterior is in closed form, one weight at a time.
 

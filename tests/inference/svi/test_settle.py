@@ -115,6 +115,7 @@ def sum_at_the_optimum(x: np.ndarray, y: np.ndarray) -> float:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("num_positive", [2, 20, 200])
+@pytest.mark.thinned(3)
 def test_rare_labels(num_positive: int) -> None:
     """By all defaults the sum of the probabilities is that of the optimum, whatever is in which batch.
 
