@@ -59,7 +59,7 @@ class Points:
         return outputs
 
 
-def drawn(outputs: Outputs, num_points: int) -> list[Float[Tensor, "s N K"]]:
+def drawn(outputs: Outputs, num_points: int) -> list[Float[Tensor, "_ N K"]]:
     """The draws of outputs, of many outputs some at a time, so that a row's numbers stay in the cache of a core."""
     size = max(NUMBERS_AT_ONCE // outputs.mean.shape[1], -(-num_points // MOST_PARTS))
     if isinstance(outputs, AtPoints) and outputs.noise_dim:

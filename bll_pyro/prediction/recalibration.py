@@ -136,7 +136,7 @@ def averaged(
 
 
 def averaged_parts(
-    log_probs: Sequence[Float[Tensor, "s *N C"]], temperature: float = 1.0
+    log_probs: Sequence[Float[Tensor, "_ *N C"]], temperature: float = 1.0
 ) -> tuple[Float[Tensor, "*N C"], Float[Tensor, " *N"]]:
     """The same from logs of the class probabilities, some draws in each part, with less arithmetic: for graphs.
 
