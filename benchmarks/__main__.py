@@ -42,6 +42,7 @@ NAMES = (
     "extraction",
     "ranks",
     "outputs",
+    "capacity",
 )
 
 

@@ -1,16 +1,19 @@
 """Weak scaling of fits whose rows are shared: as many rows for each process, by 1 and by 2 processes with one thread each.
 
 The time is that of the whole call of ``bll.fit``, with the checks that ranks agree. Efficiency is the time of one process with its
-rows over that of two with twice as many.
+rows over that of two with twice as many. What the machine itself loses when both of its cores work shows in two processes at once
+that fit their rows each alone.
 """
 
 import json
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 import bll_pyro as bll
@@ -29,8 +32,10 @@ COLUMNS = {
     "case": "fit",
     "size": "rows a process, D, C",
     "one": "1 process, s",
+    "apart": "2 at once, each alone, s",
     "two": "2 processes, s",
     "efficiency": "efficiency",
+    "shared": "over 2 at once",
 }
 EFFICIENCY = 0.6  # set before the measurement: two processes share the machine's memory bandwidth
 
@@ -53,23 +58,36 @@ def rank_main(arguments: dict[str, Any]) -> None:
         score = x @ weights / num_features**0.5 + torch.randn(num_rows, max(1, num_classes), generator=random)
         y = score.argmax(1) if num_classes else score[:, 0]
         likelihood = bll.likelihoods.Categorical(num_classes) if num_classes else bll.likelihoods.Gaussian()
-        seconds = []
+        layer, found = bll.LastLayer(likelihood), Times([], [])
         for _ in range(arguments["num_runs"] + 1):
-            ranks.gather(None)
-            began = time.perf_counter()
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", bll.FitWarning)  # three passes are few
-                fit = bll.fit(
-                    bll.LastLayer(likelihood),
-                    (x, y),
-                    None,
-                    inference_of(case, ranks.size),
-                    calibration=None,
-                    ranks=ranks,
-                )
-            seconds.append(time.perf_counter() - began)
-        assert fit.num_rows == num_rows * ranks.size
-    say(seconds[1:])
+            found.alone.append(
+                timed(lambda: bll.fit(layer, (x, y), None, inference_of(case, 1), calibration=None), ranks)
+            )
+            found.shared.append(timed(lambda: fitted_with(ranks, layer, (x, y), case), ranks))
+    say([found.alone[1:], found.shared[1:]])
+
+
+class Times(NamedTuple):
+    """Seconds of fits of own rows alone, and of fits whose rows are shared, both in all processes at once."""
+
+    alone: list[float]
+    shared: list[float]
+
+
+def timed(fit: Callable[[], object], ranks: bll.distributed.Ranks) -> float:
+    """Seconds of a fit that all processes begin at once."""
+    ranks.gather(None)
+    began = time.perf_counter()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", bll.FitWarning)  # three passes are few
+        fit()
+    return time.perf_counter() - began
+
+
+def fitted_with(ranks: bll.distributed.Ranks, layer: bll.LastLayer, rows: Any, case: str) -> None:
+    """Fit the rows of all processes."""
+    fit = bll.fit(layer, rows, None, inference_of(case, ranks.size), calibration=None, ranks=ranks)
+    assert fit.num_rows == len(rows[0]) * ranks.size
 
 
 def run(options: Options) -> Report:
@@ -82,15 +100,17 @@ def run(options: Options) -> Report:
             continue
         sizes = (400, 8, min(sizes[2], 4)) if options.small else sizes
         arguments = {"case": case, "sizes": sizes, "num_runs": 1 if options.small else 3}
-        times = {number: launch("benchmarks.ranks", arguments, number)[0] for number in (1, 2)}
-        efficiency = median(times[1]) / median(times[2])
+        one, two = (Times(*launch("benchmarks.ranks", arguments, number)[0]) for number in (1, 2))
+        efficiency = median(one.shared) / median(two.shared)
         report.tables[0].rows.append(
             {
                 "case": case,
                 "size": ", ".join(f"{size:,}" for size in sizes),
-                "one": Spread.of(torch.tensor(times[1]).numpy()),
-                "two": Spread.of(torch.tensor(times[2]).numpy()),
+                "one": Spread.of(np.array(one.shared)),
+                "apart": Spread.of(np.array(two.alone)),
+                "two": Spread.of(np.array(two.shared)),
                 "efficiency": efficiency,
+                "shared": median(two.alone) / median(two.shared),
             }
         )
         report.targets.append(

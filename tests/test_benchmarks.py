@@ -42,6 +42,7 @@ ALONE = (
     "outputs",
     "extraction",
     "store_size",
+    "capacity",
 )  # about one fit beside another of ours
 
 

@@ -7,6 +7,7 @@ again: the same call goes on where an earlier one was stopped.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,7 @@ def predict_store(
     path: str | Path,
     *,
     interval: float | None = 0.9,
+    columns: Sequence[str] | None = None,
     rows_per_part: int = ROWS_PER_PART,
     **options: Any,
 ) -> list[str]:
@@ -50,6 +52,8 @@ def predict_store(
         A folder, or a URL that fsspec knows: new, or of a call that was stopped.
     interval
         Probability of the intervals; None leaves them out.
+    columns
+        Names of the columns to keep beside ``row_id``; None keeps all, with a probability of each class.
     rows_per_part
         Rows of a file.
     options
@@ -69,7 +73,11 @@ def predict_store(
             f"{'with a backbone' if fit.backbone is not None else 'without'}; extract the inputs, and use fit.head"
         )
     place = place_of(path)
-    _begin(place, fit, features, interval, rows_per_part)
+    kept = None if columns is None else list(columns)
+    fit.predict(next(iter(features.between(0, 1).in_order(1))), **options).to_pandas(
+        interval, columns
+    )  # or ValueError
+    _begin(place, fit, features, interval, kept, rows_per_part)
     width = fit.posterior.frame.num_features + fit.posterior.num_outputs
     size = min(max(BLOCK_NUMBERS // width, 1), rows_per_part)
     starts = range(0, features.num_rows, rows_per_part)
@@ -81,19 +89,27 @@ def predict_store(
                 done.skip(len(part))
                 continue
             with place.writing(name) as file, unobserved():
-                _write(fit, part, file, interval, size, options)
+                _write(fit, part, file, interval, kept, size, options)
             done.advance(len(part))
     place.write(DONE, json.dumps({"num_rows": features.num_rows, "parts": names}).encode())
     return names
 
 
-def _begin(place: Place, fit: Fit, features: Features, interval: float | None, rows_per_part: int) -> None:
+def _begin(
+    place: Place,
+    fit: Fit,
+    features: Features,
+    interval: float | None,
+    columns: list[str] | None,
+    rows_per_part: int,
+) -> None:
     """Note what the folder is of, or check that it is of that."""
     own = {
         "fit": fit.fingerprint,
         "store": features.sha256 or features.key,
         "num_rows": features.num_rows,
         "interval": interval,
+        "columns": columns,
         "rows_per_part": rows_per_part,
     }
     names = place.names()
@@ -112,7 +128,13 @@ def _begin(place: Place, fit: Fit, features: Features, interval: float | None, r
 
 
 def _write(
-    fit: Fit, part: Features, file: Path, interval: float | None, size: int, options: dict[str, Any]
+    fit: Fit,
+    part: Features,
+    file: Path,
+    interval: float | None,
+    columns: list[str] | None,
+    size: int,
+    options: dict[str, Any],
 ) -> None:
     try:
         import pyarrow as pa
@@ -124,7 +146,7 @@ def _write(
     ids, start, writer = np.asarray(part.row_ids), 0, None
     try:
         for rows in part.in_order(size):
-            frame = fit.predict(rows, **options).to_pandas(interval).reset_index(drop=True)
+            frame = fit.predict(rows, **options).to_pandas(interval, columns).reset_index(drop=True)
             frame.insert(0, ROW_ID, ids[start : start + len(rows)])
             table = pa.Table.from_pandas(frame, preserve_index=False)
             writer = writer or parquet.ParquetWriter(file, table.schema)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 PARTS = ("total", "aleatoric", "epistemic")
 JOINED_AT_ONCE = 32
+MOST_NAMES = 12  # in an error
 MOST_LABELS = 5  # whose rows are counted when a prediction is printed
 
 
@@ -89,7 +90,7 @@ class Prediction(Summary, ABC):
         """What :meth:`to_frame` shows, by name: arrays or tensors ``[N]``, or ``[N, T]`` with one column for each target."""
 
     @own_modes(gradients=False)
-    def to_frame(self, prob: float | None = 0.9) -> Any:
+    def to_frame(self, prob: float | None = 0.9, columns: Sequence[str] | None = None) -> Any:
         """One line for each row, in a data frame of the library that the inputs came in, with their index; else of pandas.
 
         ============= ==============================================================================================
@@ -107,19 +108,26 @@ class Prediction(Summary, ABC):
         ----------
         prob
             Probability of the interval; None leaves its ends out, which take longer than all the rest.
+        columns
+            Names of the columns to keep, in this order; None keeps all. With many classes it leaves their probabilities out.
+
+        Raises
+        ------
+        ValueError
+            For a column that is not there.
         """
-        return self._frame(Table() if self.table is None else self.table, prob)
+        return self._frame(Table() if self.table is None else self.table, prob, columns)
 
     @own_modes(gradients=False)
-    def to_pandas(self, prob: float | None = 0.9) -> pd.DataFrame:
+    def to_pandas(self, prob: float | None = 0.9, columns: Sequence[str] | None = None) -> pd.DataFrame:
         """The same as :meth:`to_frame`, always as a frame of pandas."""
-        return self._frame(Table() if self.table is None else self.table.in_pandas, prob)
+        return self._frame(Table() if self.table is None else self.table.in_pandas, prob, columns)
 
-    def _frame(self, table: Table, prob: float | None) -> Any:
+    def _frame(self, table: Table, prob: float | None, columns: Sequence[str] | None) -> Any:
         shown = self._shown(prob) | {name: getattr(self, name) for name in PARTS}
         if self.ood is not None:
             shown |= {"is_ood": self.ood.is_ood, "ood_p_value": self.ood.p_value, "ood_score": self.ood.score}
-        return framed(table, shown)
+        return framed(table, shown, columns)
 
     @classmethod
     @abstractmethod
@@ -127,12 +135,21 @@ class Prediction(Summary, ABC):
         """Join the predictions of several batches."""
 
 
-def framed(table: Table, shown: Mapping[str, Any]) -> Any:
+def framed(table: Table, shown: Mapping[str, Any], kept: Sequence[str] | None = None) -> Any:
     """Arrays and tensors ``[N]`` by name as a data frame, with columns ``name_t`` for each target t of those ``[N, T]``."""
     columns: dict[str, np.ndarray] = {}
     for name, given in shown.items():
         values = as_array(given)
         columns |= {name: values} if values.ndim == 1 else {f"{name}_{t}": v for t, v in enumerate(values.T)}
+    if kept is not None:
+        unknown = [name for name in kept if name not in columns]
+        if unknown or isinstance(kept, str) or not kept:
+            some = ", ".join(list(columns)[:MOST_NAMES]) + (", ..." if len(columns) > MOST_NAMES else "")
+            got = unknown[0] if unknown else kept
+            raise ValueError(
+                f"columns: expected a list of some of {some}, got {got!r}; leave it out to keep all"
+            )
+        columns = {name: columns[name] for name in kept}
     return table.frame(columns)
 
 

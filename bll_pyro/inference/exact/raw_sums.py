@@ -17,12 +17,15 @@ from bll_pyro.inference.rows import FeatureRows, in_order
 from bll_pyro.inference.standardization import Moments
 from bll_pyro.observation import stage
 
-BLOCK_NUMBERS = 2**18  # numbers of a block of rows: what a processor's cache holds
+BLOCK_NUMBERS, FEWEST_ROWS = (
+    2**16,
+    1024,
+)  # of a block: what a core's cache holds, and enough rows for a product
 
 
 def raw_sums(features: FeatureRows, targets: Tensor, columns: Columns) -> SufficientStatistics:
     """Sums over features ``[N, D]`` and targets ``[N]`` or ``[N, T]`` in the user's units, in one pass."""
-    size = max(1, BLOCK_NUMBERS // features.shape[1])
+    size = max(FEWEST_ROWS, BLOCK_NUMBERS // features.shape[1])
     flat, start, num_rows = targets.reshape(len(targets), -1), 0, 0
     sums: _ShiftedSums | None = None
     with stage("sums", len(features), rows_per_step=1) as done:
