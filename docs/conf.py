@@ -12,6 +12,7 @@ from sphinx.writers.html5 import HTML5Translator
 
 sys.path.insert(0, os.path.dirname(__file__))
 import kernels
+import targets
 
 project = "bll_pyro"
 author = "The bll_pyro authors"
@@ -20,6 +21,8 @@ version = release = installed_version("bll-pyro")
 
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx.ext.napoleon"]
 exclude_patterns = ["_build", "**/.ipynb_checkpoints"]
+html_static_path = ["_static"]
+html_css_files = ["pages.css"]
 templates_path = ["_templates"]
 nitpicky = False  # types of other libraries have no target without the network
 
@@ -50,7 +53,27 @@ html_title = "bll_pyro"
 html_show_sourcelink = False
 html_copy_source = False
 html_math_renderer = "mathml"
-html_theme_options = {"navbar_end": ["theme-switcher"], "navbar_align": "left", "show_toc_level": 2}
+html_theme_options = {
+    "navbar_end": ["theme-switcher"],
+    "navbar_align": "left",
+    "header_links_before_dropdown": 7,
+    "show_toc_level": 2,
+    "show_prev_next": False,
+    "footer_end": [],
+}
+# Pages that stand alone at the top have no section to navigate, so no column for it.
+ALONE = (
+    "index",
+    "installation",
+    "benchmarks",
+    "releases",
+    "contributing",
+    "glossary",
+    "search",
+    "genindex",
+    "py-modindex",
+)
+html_sidebars = {name: [] for name in ALONE}
 
 
 def write_mathml(translator: HTML5Translator, node: nodes.math | nodes.math_block) -> None:
@@ -70,4 +93,5 @@ def setup(app: Sphinx) -> None:
     app.connect("autodoc-skip-member", skips)
     app.connect("builder-inited", lambda _: kernels.start())
     renderers = (write_mathml, None)
+    app.add_directive("missed-targets", targets.MissedTargets)
     app.add_html_math_renderer("mathml", inline_renderers=renderers, block_renderers=renderers)

@@ -78,3 +78,21 @@ def test_the_chinese_page_is_in_step() -> None:
     links = r"\]\(([^)\s]+)\)"
     assert set(parts(README, links)) - {"README.zh-CN.md"} == set(parts(chinese, links)) - {"README.md"}
     assert len(parts(README, r"^## ")) == len(parts(chinese, r"^## "))
+
+
+def test_the_chinese_quick_start_is_in_step() -> None:
+    """The cells that readers see, the links and the number of sections are those of the English page."""
+    english, chinese = (ROOT / "docs" / name for name in ("quickstart.md", "zh/quickstart.md"))
+
+    def cells(path: Path, opening: str) -> list[str]:
+        found = re.findall(rf"^{re.escape(opening)}\n(.*?)^```$", path.read_text(), re.MULTILINE | re.DOTALL)
+        return [cell for cell in found if not cell.startswith(":tags: [remove-cell]")]
+
+    def links(path: Path) -> set[Path]:
+        targets = {link for link in re.findall(r"\]\(([^)\s]+)\)", path.read_text()) if "://" not in link}
+        return {(path.parent / link).resolve() for link in targets} - {english, chinese}
+
+    assert cells(english, "```{code-cell} python") == cells(chinese, "```python") != []
+    assert links(english) == links(chinese) and all(link.is_file() for link in links(english))
+    headings = [len(re.findall(r"^## ", path.read_text(), re.MULTILINE)) for path in (english, chinese)]
+    assert headings[0] == headings[1] > 2
