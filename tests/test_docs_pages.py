@@ -52,7 +52,8 @@ def read(html: Path) -> dict[Path, str]:
     return found
 
 
-def test_pages_load_nothing_from_another_host(html: Path) -> None:
+def test_documentation(html: Path) -> None:
+    """It builds, its code runs, and its pages load nothing from another host."""
     foreign = {path.name: found for path, text in read(html).items() if (found := LOADED.findall(text))}
     assert not foreign
 

@@ -1,6 +1,8 @@
 """The wheel holds the whole package: built, installed into an empty folder without dependencies, and run there."""
 
+import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,23 +10,18 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+README = ROOT / "README.md"
 
-PROGRAM = """
+IMPORTS = """
 import importlib, pkgutil, sys
 from pathlib import Path
 
-import numpy as np
 import bll_pyro as bll
 
-folder = Path(sys.argv[1])
-assert folder in Path(bll.__file__).parents, bll.__file__
+assert Path(sys.argv[1]) in Path(bll.__file__).parents, bll.__file__
 for module in pkgutil.walk_packages(bll.__path__, "bll_pyro."):
     if not module.name.endswith("__main__"):
         importlib.import_module(module.name)
-x = np.random.default_rng(0).normal(size=(40, 3))
-fit = bll.fit(bll.LastLayer(bll.likelihoods.Gaussian()), (x, x[:, 0]), inference=bll.Exact())
-fit.save(folder / "fit")
-print(float(abs(bll.load(folder / "fit").predict(x).mean - x[:, 0]).max()))
 """
 
 
@@ -36,19 +33,67 @@ def run(*command: str | Path, cwd: Path, **variables: str) -> str:
     return done.stdout
 
 
-@pytest.mark.slow
-def test_the_wheel_works_outside_of_the_checkout(tmp_path: Path) -> None:
+def python_blocks() -> str:
+    """All Python blocks of README.md as one script, each line where it stands there, so that errors point to it."""
+    lines, inside = [], False
+    for line in README.read_text().splitlines():
+        inside = (line == "```python") if line.startswith("```") else inside
+        lines.append(line if inside and not line.startswith("```") else "")
+    return "\n".join(lines)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder into which the wheel is installed."""
+    folder = tmp_path_factory.mktemp("wheel")
     uv = (sys.executable, "-m", "uv")
     # the build backend of this environment: nothing is fetched
-    run(sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", tmp_path / "dist", cwd=ROOT)
-    (wheel,) = (tmp_path / "dist").glob("*.whl")
-    place = tmp_path / "place"
-    run(*uv, "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", place, wheel, cwd=tmp_path)
+    run(sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", folder / "dist", cwd=ROOT)
+    (wheel,) = (folder / "dist").glob("*.whl")
+    run(
+        *uv,
+        "pip",
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--no-index",
+        "--target",
+        folder / "place",
+        wheel,
+        cwd=folder,
+    )
+    return folder / "place"
+
+
+@pytest.mark.slow
+def test_the_wheel_holds_every_file(place: Path) -> None:
     packaged = {str(path.relative_to(place)) for path in (place / "bll_pyro").rglob("*") if path.is_file()}
     listed = run(
         "git", "ls-files", "--cached", "--others", "--exclude-standard", "bll_pyro", cwd=ROOT
     ).split()
     assert {name for name in packaged if "__pycache__" not in name} == set(listed)
-    # first on the path, before the editable install of this environment
-    printed = run(sys.executable, "-c", PROGRAM, place, cwd=tmp_path, PYTHONPATH=str(place))
-    assert float(printed) < 1e-3
+    (metadata,) = place.glob("bll_pyro-*.dist-info")
+    version = re.search(r'__version__ = "(.+)"', (ROOT / "bll_pyro/__init__.py").read_text())[1]
+    assert metadata.name == f"bll_pyro-{version}.dist-info" and (place / "bll_pyro/py.typed").is_file()
+
+
+@pytest.mark.slow
+def test_the_readme_runs_from_the_wheel(place: Path, tmp_path: Path) -> None:
+    """Outside of the checkout, after every module was imported; the wheel is first on the path, before the editable install."""
+    script = tmp_path / "readme.py"
+    script.write_text(python_blocks() + IMPORTS)
+    assert script.read_text().count("import bll_pyro as bll") == 3  # scikit-learn, networks, and the check
+    said = run(sys.executable, script, place, cwd=tmp_path, PYTHONPATH=str(place))
+    accuracy = float(re.search(r"accuracy ([\d.]+)", said)[1])
+    known, unknown = (float(value) for value in re.findall(r"epistemic ([\d.]+) nats", said))
+    auroc = float(re.search(r"AUROC of unknown digits ([\d.]+)", said)[1])
+    assert accuracy > 0.93 and auroc > 0.8 and unknown > 2 * known
+    assert "bias[7]" in said
+    assert (tmp_path / "model" / "manifest.json").is_file()
+
+
+@pytest.mark.slow
+def test_the_demo_runs_from_the_wheel(place: Path, tmp_path: Path) -> None:
+    run(sys.executable, place / "bin" / "bll", "demo", "--quick", cwd=tmp_path, PYTHONPATH=str(place))
+    heads = json.loads((tmp_path / "runs" / "demo" / "metrics.json").read_text())["heads"]
+    assert heads["bayesian_joint"]["accuracy"] > 0.3  # of eight classes, with few rows and epochs
