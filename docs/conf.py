@@ -12,7 +12,7 @@ from sphinx.writers.html5 import HTML5Translator
 
 sys.path.insert(0, os.path.dirname(__file__))
 import kernels
-import targets
+import tables
 
 project = "bll_pyro"
 author = "The bll_pyro authors"
@@ -93,5 +93,6 @@ def setup(app: Sphinx) -> None:
     app.connect("autodoc-skip-member", skips)
     app.connect("builder-inited", lambda _: kernels.start())
     renderers = (write_mathml, None)
-    app.add_directive("missed-targets", targets.MissedTargets)
+    app.add_directive("missed-targets", tables.MissedTargets)
+    app.add_directive("front-door", tables.FrontDoor)
     app.add_html_math_renderer("mathml", inline_renderers=renderers, block_renderers=renderers)
