@@ -11,6 +11,7 @@ from sphinx.util.docutils import SphinxDirective
 
 import bll_pyro
 
+APART = Path(__file__).resolve().parent / "reference" / "rows-and-backbones.md"
 RESULTS = Path(__file__).resolve().parent.parent / "benchmarks" / "results"
 
 
@@ -36,15 +37,16 @@ def missed(targets: dict[str, list[dict[str, Any]]]) -> str:
 
 def front_door() -> str:
     """What ``import bll_pyro as bll`` gives, with the first sentence of each docstring, in Markdown."""
-    rooms = {name: room.split(".")[0] + f".{name}" for name, room in bll_pyro._ROOMS.items()}
-    places = rooms | {name: name for name in bll_pyro._MODULES}
+    apart = set(re.findall(r"bll_pyro\.(\w+)$", APART.read_text(), re.MULTILINE))
+    places = {
+        name: f"{room.split('.')[0]}.{name}" for name, room in bll_pyro._ROOMS.items() if name not in apart
+    }
     rows = ["| name | |", "| --- | --- |"]
-    for name, place in places.items():
-        value, role = getattr(bll_pyro, name), "obj" if name in rooms else "mod"
-        has_docstring = callable(value) or inspect.ismodule(value)
-        rows.append(
-            f"| {{py:{role}}}`bll.{name} <bll_pyro.{place}>` | {first_sentence(value) if has_docstring else ''} |"
-        )
+    for name in (*bll_pyro._ROOMS, *bll_pyro._MODULES):
+        value = getattr(bll_pyro, name)
+        role = "mod" if inspect.ismodule(value) else "obj"
+        place = value.__name__.removeprefix("bll_pyro.") if role == "mod" else places.get(name, name)
+        rows.append(f"| {{py:{role}}}`bll.{name} <bll_pyro.{place}>` | {first_sentence(value)} |")
     return "\n".join(rows)
 
 
@@ -67,4 +69,5 @@ class FrontDoor(SphinxDirective):
     """The table of the names of the front door."""
 
     def run(self) -> list[nodes.Node]:
+        self.env.note_dependency(str(APART))
         return self.parse_text_to_nodes(front_door())

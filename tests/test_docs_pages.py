@@ -13,6 +13,8 @@ import pytest
 from browser import chromium
 from filelock import FileLock
 
+import bll_pyro as bll
+
 ROOT = Path(__file__).resolve().parent.parent
 LOADED = re.compile(r"""<(?:script|link|img|iframe)\b[^>]*?(?:src|href)=["'](?:https?:)?//[^"']*""")
 LINKED = re.compile(r"""<[^>]*?\b(?:href|src)=["']([^"']+)["']""")
@@ -86,6 +88,12 @@ def test_a_dangling_link_is_found(tmp_path: Path) -> None:
     assert dangling({page: page.read_text()}) == {("a.html", "a.html#gone"), ("a.html", "b%20c.png")}
     (tmp_path / "b c.png").touch()
     assert dangling({page: page.read_text()}) == {("a.html", "a.html#gone")}
+
+
+def test_every_name_of_the_front_door_leads_to_its_entry(html: Path) -> None:
+    text = (html / "reference" / "index.html").read_text()
+    linked = set(re.findall(r'href="[^"]+#[^"]+"[^>]*><code[^>]*><span class="pre">bll\.(\w+)<', text))
+    assert linked == set(bll.__all__)
 
 
 # ---- in a browser
