@@ -57,7 +57,7 @@ html_theme_options = {
     "navbar_end": ["theme-switcher"],
     "navbar_align": "left",
     "header_links_before_dropdown": 7,
-    "show_toc_level": 2,
+    "show_toc_level": 1,
     "show_prev_next": False,
     "footer_end": [],
 }

@@ -107,9 +107,9 @@ STICKS_OUT = """all => all.filter(one => {
     return true
 }).map(one => one.outerHTML.slice(0, 90))"""
 COLUMNS = ".bd-sidebar-primary, .bd-sidebar-secondary"
-SHOWN = (
-    "all => all.filter(one => one.checkVisibility()).map(one => [one.className, one.innerText.trim().length])"
-)
+# Side columns that can be seen, with the length of their text; on a small screen they are hidden.
+SHOWN = """all => all.filter(one => one.checkVisibility({visibilityProperty: true}))
+    .map(one => [one.className, one.innerText.trim().length])"""
 
 
 @pytest.fixture(scope="module")
