@@ -6,7 +6,6 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from scipy import stats
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "docs" / "explanations"
@@ -47,20 +46,13 @@ def test_same_weights(mistakes: ModuleType) -> None:
 
 
 def test_fixed_threshold(mistakes: ModuleType) -> None:
-    """False alarms are beta-binomial around the promised rate; those of a fixed threshold are outside, on both sides."""
+    """Over random splits the promised rate is exact but for the step of a p-value; a fixed threshold has any rate."""
     found = mistakes.fixed_threshold()
-    outside = []
-    for name, alpha in found["truth"].items():
-        num_rows, num_calibration = found["rows"][name], found["calibration"][name]
-        place = math.floor((num_calibration + 1) * alpha)
-        alarms = stats.betabinom(num_rows, place, num_calibration + 1 - place)
-        low, high = alarms.ppf(0.0005) / num_rows, alarms.ppf(0.9995) / num_rows
-        assert low <= found["library"][name] <= high
-        outside += [math.copysign(1, found["mistake"][name] - alpha)] * (
-            not low <= found["mistake"][name] <= high
-        )
-    assert len(outside) >= 2
-    assert max(found["mistake"].values()) > 4 * 0.05
+    for rate in found["library"].values():
+        # at most 0.05, less one step of a p-value of 90 rows or more, and the spread of 20 splits of the smallest set (0.03 each)
+        assert 0.05 - 0.011 - 4 * 0.03 / 20**0.5 < rate < 0.05 + 4 * 0.03 / 20**0.5
+    rates = sorted(found["mistake"].values())
+    assert rates[-1] > 0.5 and rates[-1] > 5 * rates[0]
 
 
 def test_swapped_kl(mistakes: ModuleType) -> None:

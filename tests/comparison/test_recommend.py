@@ -339,3 +339,47 @@ def test_a_full_covariance_of_few_weights():
     }
     nearest = min((row for row in wide.values() if row.get("kl") is not None), key=lambda row: row["kl"])
     assert nearest["method"] == "bll_pyro, SVI, FullRank" and MOST_CORRELATED >= 1_290
+
+
+SIDE_BY_SIDE = {
+    "SVI, Diagonal (principal axes)": "SVI()",
+    "SVI, Diagonal (plain axes)": "SVI(Diagonal(principal_axes=False))",
+    "SVI, MAP": "SVI(MAP())",
+    "SVI, MatrixNormal": "SVI(MatrixNormal())",
+    "SVI, LowRank(8)": "SVI(LowRank(8))",
+    "SVI, BlockDiagonal": "SVI(BlockDiagonal())",
+    "SVI, FullRank": "SVI(FullRank())",
+    "SVI, Flow": "SVI(Flow())",
+    "Laplace, Diagonal": "Laplace(Diagonal())",
+    "Laplace, Kronecker": "Laplace()",
+    "Laplace, Full": "Laplace(Full())",
+    "NUTS": "NUTS()",
+}
+
+
+def side_by_side():
+    """The lines of the page's table of all inferences, from the committed figures."""
+    many, few, small = (
+        {row["method"].removeprefix("bll_pyro, "): row for row in table(name, title)}
+        for name, title in (("inferences", "All rows"), ("inferences", "2,000 rows"), ("referee", "Softmax"))
+    )
+    default = "SVI, Diagonal (principal axes)"
+    lines = []
+    for name, declared in SIDE_BY_SIDE.items():
+        rows = [few[name], many.get(name, {})]
+        times = [
+            row["fit_seconds"] / group[default]["fit_seconds"] if row else None
+            for row, group in zip(rows, (few, many))
+        ]
+        numbers = [
+            (times[0], ".1f"), (times[1], ".1f"), (rows[0]["nll"], ".3f"), (rows[1].get("nll"), ".4f"),
+            (rows[0]["auroc_epistemic"], ".2f"), (rows[1].get("auroc_epistemic"), ".2f"), (small.get(name, {}).get("kl"), ".1f"),
+        ]  # fmt: skip
+        cells = ["-" if number is None else format(number, form) for number, form in numbers]
+        lines.append("| " + " | ".join([f"`{declared}`", *cells]) + " |")
+    return lines
+
+
+def test_the_page_has_the_committed_figures_of_every_inference():
+    page = (RESULTS.parents[1] / "docs" / "how-to" / "choose-inference.md").read_text()
+    assert "\n".join(side_by_side()) in page, "write the lines of side_by_side() into the page"
