@@ -125,7 +125,7 @@ def measured(folder: Path, is_small: bool) -> Constants:
     drop(folder / "store")
     stored = sum(file.stat().st_size for file in (folder / "store").glob("*.safetensors"))
     text = bytes(2**27 // shrink)
-    network = launch("benchmarks.capacity", {"num_bytes": NETWORK_BYTES // shrink**2}, 2)[0]
+    network = launch("benchmarks.capacity", {"num_bytes": NETWORK_BYTES // shrink**2}, 2, is_small)[0]
     return Constants(
         images=1 / _image_seconds(is_small),
         sums=sums,

@@ -175,7 +175,12 @@ def _memory_table(report: Report, options: Options) -> Table:
             "num_features": MEMORY_FEATURES,
             "num_classes": MEMORY_CLASSES,
         }
-        outcome = measure("benchmarks.curves:case_predict", arguments, num_threads=options.num_threads)
+        outcome = measure(
+            "benchmarks.curves:case_predict",
+            arguments,
+            num_threads=options.num_threads,
+            is_small=options.small,
+        )
         if outcome.failure is not None or outcome.peak_bytes is None:
             table.rows.append({"rows": f"{num_rows:,}", "outcome": outcome.failure})
             continue

@@ -89,7 +89,10 @@ def run(options: Options) -> Report:
     for _ in range(options.num_runs):
         for case, found in outcomes.items():
             outcome = measure(
-                "benchmarks.first_fit:first_and_later", {"case": case, "num_later": num_later}, num_threads=1
+                "benchmarks.first_fit:first_and_later",
+                {"case": case, "num_later": num_later},
+                num_threads=1,
+                is_small=options.small,
             )
             if outcome.failure is not None:
                 raise RuntimeError(f"{case}: {outcome.failure}")

@@ -59,11 +59,21 @@ def measure(
     num_threads: int = 1,
     memory_limit: float | None = None,
     time_limit: float = 900.0,
+    is_small: bool = False,
 ) -> Outcome:
     """Run ``module:function`` in a fresh process.
 
-    A process that exceeds ``memory_limit`` bytes or ``time_limit`` seconds is killed, and its outcome says so.
+    A process that exceeds ``memory_limit`` bytes or ``time_limit`` seconds is killed, and its outcome says so. In a small run
+    there are no limits, and the process is forked from one that has imported the libraries.
     """
+    if is_small:
+        from benchmarks.forked import printed  # not in the child, whose memory is measured
+
+        try:
+            (said,) = printed("benchmarks.fresh_process:tell", [(target, arguments)], [{}])
+        except Exception as error:
+            return Outcome(failure=f"{type(error).__name__}: {error}")
+        return _outcome(said)
     environment = dict(os.environ, OMP_NUM_THREADS=str(num_threads), MKL_NUM_THREADS=str(num_threads))
     process = subprocess.Popen(
         [sys.executable, "-W", "ignore", "-m", "benchmarks.fresh_process", target, json.dumps(arguments)],
@@ -74,13 +84,17 @@ def measure(
         cwd=Path(__file__).resolve().parents[1],
     )
     failure = _watch(process, memory_limit, time.monotonic() + time_limit, time_limit)
-    printed, errors = process.communicate()
+    said, errors = process.communicate()
     if failure is not None:
         return Outcome(failure=failure)
     if process.returncode != 0:
         lines = errors.strip().splitlines() or [f"exit code {process.returncode}"]
         return Outcome(failure=lines[-1])
-    line = next(line for line in reversed(printed.splitlines()) if line.startswith(_MARK))
+    return _outcome(said)
+
+
+def _outcome(said: str) -> Outcome:
+    line = next(line for line in reversed(said.splitlines()) if line.startswith(_MARK))
     return Outcome(**json.loads(line.removeprefix(_MARK)))
 
 
@@ -104,9 +118,8 @@ def _watch(
     return None
 
 
-def main() -> None:
-    """Entry of the child process."""
-    target, arguments = sys.argv[1], json.loads(sys.argv[2])
+def tell(target: str, arguments: dict[str, Any]) -> None:
+    """Do the work in this process, and print its outcome."""
     module, function = target.split(":")
     work = getattr(importlib.import_module(module), function)(**arguments)
     before, began = peak_bytes(), time.perf_counter()
@@ -116,4 +129,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    tell(sys.argv[1], json.loads(sys.argv[2]))

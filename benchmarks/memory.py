@@ -137,6 +137,7 @@ def run(options: Options) -> Report:
         "num_threads": options.num_threads,
         "memory_limit": LIMIT_GIB * GIB,
         "time_limit": TIME_LIMIT,
+        "is_small": options.small,
     }
     ours_cases = OURS[:1] if options.small else OURS
     for name, num_classes, num_features, num_predicted, limit in ours_cases:

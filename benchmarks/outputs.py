@@ -70,7 +70,7 @@ def run(options: Options) -> Report:
     for guide in ("Diagonal", "MAP"):
         if not options.keeps(guide) or (options.small and guide == "MAP"):
             continue
-        found = launch("benchmarks.outputs", {"guide": guide, "sizes": sizes}, NUM_PROCESSES)
+        found = launch("benchmarks.outputs", {"guide": guide, "sizes": sizes}, NUM_PROCESSES, options.small)
         worst = max(found, key=lambda one: one["peak"])
         size = ", ".join(f"{number:,}" for number in sizes[:3])
         report.tables[0].rows.append({"guide": guide, "size": size, **worst})

@@ -100,7 +100,9 @@ def run(options: Options) -> Report:
             continue
         sizes = (400, 8, min(sizes[2], 4)) if options.small else sizes
         arguments = {"case": case, "sizes": sizes, "num_runs": 1 if options.small else 3}
-        one, two = (Times(*launch("benchmarks.ranks", arguments, number)[0]) for number in (1, 2))
+        one, two = (
+            Times(*launch("benchmarks.ranks", arguments, number, options.small)[0]) for number in (1, 2)
+        )
         efficiency = median(one.shared) / median(two.shared)
         report.tables[0].rows.append(
             {

@@ -118,7 +118,8 @@ def _costs(options: Options, report: Report) -> Table:
             max(num_rows // shrink, 60), max(num_features // shrink, 3), max(num_outputs // shrink, least)
         )
         sizes = {name: getattr(size, name) for name in ("num_rows", "num_features", "num_outputs")}
-        outcome = measure("benchmarks.recommend:case", {"inference": inference, **sizes}, num_threads=1)
+        given = {"inference": inference, **sizes}
+        outcome = measure("benchmarks.recommend:case", given, num_threads=1, is_small=options.small)
         assert outcome.failure is None, outcome.failure
         assert outcome.peak_bytes is not None
         assert outcome.before_bytes is not None

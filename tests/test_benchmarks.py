@@ -24,6 +24,7 @@ from benchmarks.competitors import METHODS, REFERENCE, STEPS, batches, handwritt
 from benchmarks.data import made_up
 from benchmarks.fresh_process import measure, peak_bytes
 from benchmarks.harness import Spread, Timing, growth_exponent, interleave, ratio, repeated, repeated_for
+from benchmarks.launching import launch
 from benchmarks.options import Options
 from benchmarks.pixels import Done
 from benchmarks.report import Report, Table, Target
@@ -132,6 +133,15 @@ def test_peak_memory_is_that_of_the_child_alone(monkeypatch):
 def test_a_process_that_goes_too_far_or_fails_says_so(monkeypatch, arguments, limits, failure):
     monkeypatch.setenv("PYTHONPATH", TESTS_ON_PATH["PYTHONPATH"])
     assert measure("memory_cases:hold", arguments, **limits).failure == failure
+
+
+def test_ranks_are_interpreters_of_their_own(monkeypatch):
+    """What each says comes back in their order; of one that fails, its exit code."""
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), TESTS_ON_PATH["PYTHONPATH"]]))
+    said = launch("launched_cases", {"text": "a", "fails": "none"}, 2)
+    assert said == [[0, 2, "a"], [1, 2, "a"]]
+    with pytest.raises(RuntimeError, match=r"ranks of launched_cases failed: \[3\]"):
+        launch("launched_cases", {"text": "a", "fails": "1"}, 2)
 
 
 # ---- scores
