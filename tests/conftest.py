@@ -53,8 +53,8 @@ def pytest_unconfigure() -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Mark what ``thinned`` leaves out of the fast tests; the longest tests first, then the slow ones.
 
-    Of the slow cases of a thinned product every tenth is run, always the same ones, and all with ``BLL_WHOLE=1``. With short
-    tests at the end the workers finish together.
+    Of the slow cases of a thinned product every tenth is run, or one in ``m`` of ``thinned(n, m)``, always the same ones, and
+    all with ``BLL_WHOLE=1``. With short tests at the end the workers finish together.
     """
     counts: Counter[str] = Counter()
     run: list[pytest.Item] = []
@@ -63,9 +63,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         thinned, kept = item.get_closest_marker("thinned"), True
         if thinned is not None:
             case = item.nodeid.partition("[")[0]
-            if counts[case] % thinned.args[0]:
+            one_in, one_in_slow = (*thinned.args, 10)[:2]
+            if counts[case] % one_in:
                 item.add_marker(pytest.mark.slow)
-                kept = counts[case] % 10 == 1 or "BLL_WHOLE" in os.environ
+                kept = counts[case] % one_in_slow == 1 or "BLL_WHOLE" in os.environ
             counts[case] += 1
         (run if kept else left_out).append(item)
     if left_out:

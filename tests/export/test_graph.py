@@ -107,7 +107,7 @@ PRODUCT = [
 
 
 @pytest.mark.parametrize("case", PRODUCT, ids=" - ".join)
-@pytest.mark.thinned(90)
+@pytest.mark.thinned(90, 19)
 def test_the_module_of_a_graph_predicts_as_the_fit(case: tuple[str, str, str]) -> None:
     try:
         fit = fit_of(*case)

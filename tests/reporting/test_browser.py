@@ -94,9 +94,11 @@ def test_pages_are_small_and_open_fast(pages: Pages, browser: Any, name: str) ->
     assert 0 < loaded < 2, f"{seconds:.1f} s with a new tab"
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1400, 390])
+@pytest.mark.parametrize(
+    ("width", "scheme"), [(1400, "light"), (1400, "dark"), (390, "dark"), (390, "light")]
+)
 @pytest.mark.parametrize("name", ["classes", "values", "images"])
+@pytest.mark.thinned(2)  # every page at both widths and in both schemes
 def test_pages_fit_and_are_accessible(pages: Pages, browser: Any, name: str, width: int, scheme: str) -> None:
     """No part is wider than the window, nothing that axe-core calls serious, and pictures follow the scheme."""
     from axe_playwright_python.sync_playwright import Axe
