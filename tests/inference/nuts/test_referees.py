@@ -14,10 +14,10 @@ import bll_pyro as bll
 pytestmark = [
     pytest.mark.nuts,
     pytest.mark.slow,
-    # 600 draws are enough for these comparisons, which take the effective sample size into account
-    pytest.mark.filterwarnings("ignore:NUTS. R-hat:RuntimeWarning"),
+    # 300 draws are enough for these comparisons, which take the effective sample size into account
+    pytest.mark.filterwarnings("ignore:NUTS. (R-hat|the effective):RuntimeWarning"),
 ]
-NUTS = bll.NUTS(num_warmup=200, num_samples=300, num_chains=2, num_processes=1)
+NUTS = bll.NUTS(num_warmup=120, num_samples=150, num_chains=2, num_processes=1)
 Array = NDArray[np.float64]
 
 

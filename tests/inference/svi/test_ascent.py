@@ -164,7 +164,7 @@ def test_unknown_noise_agrees_with_the_steps_of_adam() -> None:
     values = ROWS @ np.array([1.0, -0.5], np.float32) + 0.3 * RANDOM.standard_t(4, 40).astype(np.float32)
     declared = bll.LastLayer(bll.likelihoods.StudentT())
     quick = bll.fit(declared, (ROWS, values), calibration=None)
-    slow = bll.fit(declared, (ROWS, values), inference=bll.SVI(num_epochs=4000), calibration=None)
+    slow = bll.fit(declared, (ROWS, values), inference=bll.SVI(num_epochs=1200), calibration=None)
     found, right = (one.posterior.latents for one in (quick, slow))
     torch.testing.assert_close(found.globals_loc, right.globals_loc, atol=0.05, rtol=0.05)
     spread = right.weights.scale

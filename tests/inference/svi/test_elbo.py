@@ -106,7 +106,7 @@ def test_output_space_equals_weight_space(
     likelihood: bll.likelihoods.Likelihood, prior: bll.priors.Prior
 ) -> None:
     """The same expectation as Pyro's own ELBO, within four standard errors of the difference."""
-    num_draws = 1500
+    num_draws = 400
     features, targets = regression()
     labels = (targets > 0).long() + (targets > 2).long()
     used = labels if likelihood.is_discrete else targets[:, None]

@@ -62,12 +62,13 @@ def test_correlated_columns(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.thinned(12)
-@pytest.mark.parametrize("name", INFERENCES)
+@pytest.mark.thinned(60)
 @pytest.mark.parametrize("condition", [10.0, 1e2, 1e3, 1e4])
-def test_correlated_columns_of_many_sets(name: str, condition: float) -> None:
-    for seed in range(5):
-        check_agreement(seed, condition, INFERENCES[name], bll.LastLayer(L.Gaussian(), P.Normal(1.0)))
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("name", INFERENCES)
+def test_correlated_columns_of_many_sets(name: str, seed: int, condition: float) -> None:
+    """Of the 80 cases every inference runs at conditions 1e2 and 1e4, with a seed of its own each."""
+    check_agreement(seed, condition, INFERENCES[name], bll.LastLayer(L.Gaussian(), P.Normal(1.0)))
 
 
 def test_a_guide_that_cannot_hold_the_correlations_says_so() -> None:
@@ -125,7 +126,7 @@ def test_rare_labels(num_positive: int) -> None:
     expected = sum_at_the_optimum(x, y)
     found = [
         float(plain_fit(bll.LastLayer(L.Bernoulli()), (x, y), seed=s).predict(x).probs.sum())
-        for s in range(10)
+        for s in range(3)
     ]
     assert np.abs(np.array(found) / expected - 1).max() < 0.03
 
