@@ -18,7 +18,7 @@ from bll_pyro import likelihoods
 from bll_pyro.scope import generator, isolated
 
 N, D = 40, 3
-NUM_DRAWS = 400
+NUM_DRAWS = 200
 LIKELIHOODS: dict[
     str, tuple[likelihoods.Likelihood, int]
 ] = {  # with the number of targets; 0: one without an axis
@@ -146,14 +146,14 @@ def test_a_users_own_svi_reaches_the_elbo_of_the_library() -> None:
     with isolated(0, torch.float64):
         model = bll.Model(layer, D)
         guide = AutoNormal(model)
-        num_steps = 1500
+        num_steps = 800
         adam = pyro.optim.ClippedAdam({"lr": 0.05, "lrd": 0.01 ** (1 / num_steps)})
         svi = SVI(model, guide, adam, Trace_ELBO(num_particles=4))
         for _ in range(num_steps):
             svi.step(features, targets)
-        losses = torch.tensor([Trace_ELBO().loss(model, guide, features, targets) for _ in range(1000)])
+        losses = torch.tensor([Trace_ELBO().loss(model, guide, features, targets) for _ in range(300)])
         tree = bll.from_pyro(model, guide=guide, args=(features, targets), num_draws=50, prior=10)
-    error = math.sqrt(float(losses.var()) * (1 / 1000 + 1 / 8))
+    error = math.sqrt(float(losses.var()) * (1 / 300 + 1 / 8))
     assert abs(-float(losses.mean()) - fit.elbo) < 4 * error
     assert tree.log_likelihood.y.shape == (1, 50, N)
 
@@ -168,12 +168,12 @@ def test_a_users_own_nuts_samples_the_exact_posterior() -> None:
     ]
     with isolated(0, torch.float64):
         model = bll.Model(layer, D)
-        mcmc = MCMC(NUTS(model), num_samples=300, warmup_steps=100, disable_progbar=True)
+        mcmc = MCMC(NUTS(model), num_samples=150, warmup_steps=80, disable_progbar=True)
         mcmc.run(features, targets)
         weight = mcmc.get_samples()["weight"][:, 0]
         tree = bll.from_pyro(mcmc=mcmc, prior=10)
     # draws of a chain with a good step are worth at least a quarter of as many independent ones
-    error = exact.std(0) * math.sqrt(1 / 4000 + 4 / 300)
+    error = exact.std(0) * math.sqrt(1 / 4000 + 4 / 150)
     assert bool(((weight.mean(0) - exact.mean(0)).abs() < 4 * error).all())
     outputs = features @ weight.mT + mcmc.get_samples()["bias"][:, 0]
     expected = dist.Normal(outputs.mT, 0.5).log_prob(targets)

@@ -215,16 +215,16 @@ def test_a_wrong_number_of_rows_is_refused(fit, num_rows):
 
 @pytest.mark.slow
 def test_agrees_with_new_rows_of_fashion(data_dir):
-    """Fitted on 8,000 rows that the network has not seen; the other 2,000 are the referee."""
+    """Fitted on 3,000 rows that the network has not seen; 4,000 others are the referee."""
     stored = np.load(data_dir / "fashion_features" / "cnn128.npz", allow_pickle=False)
     features, labels = torch.tensor(stored["H_test"]).float(), torch.tensor(stored["y_test"]).long()
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
-    seen, new = order[:8000], order[8000:]
+    seen, new = order[:3000], order[3000:7000]
     fit = plain_fit(bll.LastLayer(bll.likelihoods.Categorical(10)), (features[seen], labels[seen]))
     result = bll.loo(fit, (features[seen], labels[seen]))
     new_log_prob = fit.predict(features[new]).log_prob(labels[new])
-    left, held_out = result.elpd / 8000, float(new_log_prob.mean())
-    error = math.hypot(result.se / 8000, float(new_log_prob.std()) / math.sqrt(2000))
+    left, held_out = result.elpd / 3000, float(new_log_prob.mean())
+    error = math.hypot(result.se / 3000, float(new_log_prob.std()) / math.sqrt(4000))
     assert abs(left - held_out) < 2 * error
     assert not result.flagged.any()
 

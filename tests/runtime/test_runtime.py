@@ -109,7 +109,7 @@ def test_any_byte_that_changed_is_refused(folder: Path, outside: None, name: str
         files = [Path(shutil.copy(part, tmp_path)) for part in folder.glob(f"{name}*")]
     load = bll.load if name == "plain.bll" else runtime.load
     random = np.random.default_rng(0)
-    for _ in range(100):
+    for _ in range(40):
         file = files[random.integers(len(files))]
         content = file.read_bytes()
         place, bit = random.integers(len(content)), 1 << random.integers(8)

@@ -25,7 +25,7 @@ def layer(noise=0.5):
     return bll.LastLayer(L.Gaussian(noise), prior=P.Normal(1.0), bias_scale=1.0)
 
 
-def calibrated(inference, num_simulations=80, declared=None, **options):
+def calibrated(inference, num_simulations=40, declared=None, **options):
     options = {"num_processes": 1, "num_draws": 50, **options}
     return bll.sbc(declared or layer(), inference, features(), num_simulations, **options)
 
@@ -48,20 +48,20 @@ def test_exact_inference_is_uniform(exact):
 
 
 def test_exact_inference_with_unknown_noise_is_uniform():
-    found = calibrated(bll.Exact(), declared=layer(None))
+    found = calibrated(bll.Exact(), 80, declared=layer(None))
     assert found.attrs["p_value"] > 0.05
     assert set(found["ranks"].data_vars) == {"weight", "bias", "noise_scale", "log_joint"}
 
 
 @pytest.mark.slow
 def test_full_rank_is_uniform():
-    found = calibrated(bll.SVI(G.FullRank(), num_epochs=60, learning_rate=0.05), 50)
+    found = calibrated(bll.SVI(G.FullRank(), num_epochs=60, learning_rate=0.05))
     assert found.attrs["p_value"] > 0.05, found["uniformity"]
 
 
 def test_plain_mean_field_on_correlated_features_is_not_uniform(plain):
     """Too narrow: the truth lies outside the draws far too often, and the test and the picture's data show it."""
-    assert plain.attrs["p_value"] < 1e-6
+    assert plain.attrs["p_value"] < 1e-4
     assert float(plain["uniformity"]["weight"].max()) < 0.01
     ranks = plain["ranks"]["weight"].values
     outside = ((ranks <= 2) | (ranks >= 48)).mean()
@@ -111,9 +111,9 @@ def test_the_truth_is_drawn_from_the_prior(exact):
     ids=["classes", "counts", "labels", "numbers"],
 )
 def test_every_kind_of_target_is_simulated(declared, num_targets):
-    found = calibrated(bll.SVI(num_epochs=10), 10, declared, num_targets=num_targets, num_draws=20)
+    found = calibrated(bll.SVI(num_epochs=10), 4, declared, num_targets=num_targets, num_draws=20)
     outputs = {"Categorical": 3}.get(type(declared.likelihood).__name__, num_targets or 1)
-    assert found["ranks"]["weight"].shape == (10, outputs, 3)
+    assert found["ranks"]["weight"].shape == (4, outputs, 3)
     assert all(np.isfinite(value).all() for value in found["prior"].data_vars.values())
 
 
