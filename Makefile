@@ -60,5 +60,5 @@ bench: .bench-packages/.ready
 	PYTHONPATH=.bench-packages $(PYTHON) -m benchmarks $(BENCH)
 
 clean:
-	rm -rf docs/_build docs/reference/generated .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build dist
+	rm -rf docs/_build docs/reference/generated docs/tutorials/generated .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build dist
 	find bll_pyro tests benchmarks examples docs -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

@@ -4,14 +4,19 @@ import os
 import re
 import sys
 from importlib.metadata import version as installed_version
+from pathlib import Path
 
 from docutils import nodes
 from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx.application import Sphinx
 from sphinx.writers.html5 import HTML5Translator
 
-sys.path.insert(0, os.path.dirname(__file__))
+sys.path[:0] = [
+    os.path.dirname(__file__),
+    os.path.join(os.path.dirname(__file__), "..", "examples", "course"),
+]
 import kernels
+import student
 import tables
 
 project = "bll_pyro"
@@ -92,6 +97,7 @@ def setup(app: Sphinx) -> None:
     """Register the renderer of formulas, and what the reference leaves out."""
     app.connect("autodoc-skip-member", skips)
     app.connect("builder-inited", lambda _: kernels.start())
+    app.connect("builder-inited", lambda _: student.write_pages(Path(app.srcdir) / "tutorials" / "generated"))
     renderers = (write_mathml, None)
     app.add_directive("missed-targets", tables.MissedTargets)
     app.add_directive("front-door", tables.FrontDoor)
