@@ -11,10 +11,8 @@ from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx.application import Sphinx
 from sphinx.writers.html5 import HTML5Translator
 
-sys.path[:0] = [
-    os.path.dirname(__file__),
-    os.path.join(os.path.dirname(__file__), "..", "examples", "course"),
-]
+sys.path.insert(0, os.path.dirname(__file__))
+sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "examples", "course"))
 import kernels
 import student
 import tables
