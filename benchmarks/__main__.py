@@ -43,6 +43,7 @@ NAMES = (
     "ranks",
     "outputs",
     "capacity",
+    "suite",
 )
 
 
@@ -61,10 +62,13 @@ def main() -> None:
         type=Path,
         help="folder for the results (default: benchmarks/results; with --small runs/benchmarks)",
     )
+    parser.add_argument("--again", metavar="ID", help="with suite: fit one row of results/suite.jsonl anew")
     given = parser.parse_args()
     unknown = [name for name in given.names if name not in NAMES]
     if unknown:
         parser.error(f"expected names out of {', '.join(NAMES)}, got {', '.join(unknown)}")
+    if given.again is not None and given.names != ["suite"]:
+        parser.error("expected --again with the name suite alone")
     root = Path(__file__).resolve().parents[1]
     default = root / "runs" / "benchmarks" if given.small else root / "benchmarks" / "results"
     options = Options(
@@ -73,6 +77,7 @@ def main() -> None:
         num_threads=given.threads if given.threads is not None else len(os.sched_getaffinity(0)),
         methods=tuple(given.methods),
         results=given.results or default,
+        again=given.again,
     )
     torch.set_num_threads(options.num_threads)
     for name in given.names or NAMES:

@@ -20,6 +20,8 @@ class Options:
         Keep only methods whose name contains one of these (and the reference); empty keeps all.
     results : Path
         Folder for the result files.
+    again : str or None
+        Id of a row of the suite that is measured again.
     """
 
     small: bool = False
@@ -27,6 +29,7 @@ class Options:
     num_threads: int = 1
     methods: tuple[str, ...] = ()
     results: Path = Path("benchmarks/results")
+    again: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("num_runs", "num_threads"):

@@ -1,0 +1,60 @@
+"""Where we lose: every task and measure in which a competitor beats our default by more than the standard error."""
+
+from benchmarks.report import Table
+from benchmarks.suite.cells import COST, Cell
+from benchmarks.suite.methods import OURS
+
+OF_CLASSES = {
+    "nll": "NLL", "accuracy": "accuracy", "ece": "ECE", "brier": "Brier score", "auroc_near": "AUROC, near",
+    "auroc_far": "AUROC, far", "fpr95_near": "FPR95, near", "fpr95_far": "FPR95, far",
+    "caught_near": "alarms caught, near", "caught_far": "alarms caught, far", COST: "fit + predict, CPU s",
+}  # fmt: skip
+OF_VALUES = {
+    "nll": "NLL", "rmse": "RMSE", "crps": "CRPS", "coverage": "share in 90% intervals", COST: "fit + predict, CPU s",
+}  # fmt: skip
+
+REASONS: dict[tuple[str, str], str] = {}
+"""Reasons, by hand: by task and measure, by kind of task and measure, or by ``*`` and measure."""
+
+NO_REASON = "not explained yet"
+
+
+def reason(cell: Cell, measure: str) -> str:
+    """The most special reason that there is."""
+    for key in ((cell.task.name, measure), (cell.task.kind, measure), ("*", measure)):
+        if key in REASONS:
+            return REASONS[key]
+    return NO_REASON
+
+
+def table(found: list[Cell]) -> Table:
+    """One row for each task and measure that is lost: ours, the best competitor, and how many are better."""
+    made = Table(
+        "Where we lose",
+        {
+            "task": "task", "measure": "measure", "ours": "ours", "rival": "best competitor", "theirs": "its", "loss": "loss",
+            "error": "standard error", "count": "competitors that are better by more than it", "reason": "why",
+        },
+    )  # fmt: skip
+    for cell in found:
+        for measure, title in (OF_CLASSES if cell.is_classes else OF_VALUES).items():
+            losses = {
+                method.name: loss
+                for method in cell.competitors
+                if (loss := cell.loss(method.name, measure)) is not None and loss[0] > loss[1]
+            }
+            if losses:
+                rival = max(losses, key=lambda name: losses[name][0])
+                made.rows.append(
+                    {
+                        "task": cell.task.name, "measure": title, "ours": cell.mean(OURS, measure), "rival": rival,
+                        "theirs": cell.mean(rival, measure), "loss": losses[rival][0], "error": losses[rival][1],
+                        "count": f"{len(losses)} of {len(cell.competitors)}", "reason": reason(cell, measure),
+                    }
+                )  # fmt: skip
+    return made
+
+
+def num_compared(found: list[Cell]) -> int:
+    """How many tasks and measures were compared."""
+    return sum(len(OF_CLASSES if cell.is_classes else OF_VALUES) for cell in found)
