@@ -24,7 +24,7 @@ class Budget:
     """
 
     num_steps: int = 1000
-    num_network_steps: int = 2000
+    num_network_steps: int = 600
     batch_size: int = 512
     network_batch_size: int = 100
     learning_rate: float = 1e-2

@@ -69,14 +69,16 @@ class Runner:
     ) -> list[str]:
         """Fit what has no row of its split (``again``: of these versions too); names of tasks whose data are missing."""
         there = [method for method in methods if self.is_there(method)]
-        missing = []
-        for task in tasks:
-            for seed in range(min(num_seeds or task.num_seeds, task.num_seeds)):
+        looked_at, missing = list(tasks), []
+        most = max(task.num_seeds for task in looked_at)
+        for seed in range(min(num_seeds or most, most)):  # a run that is cut has a part of every task
+            for task in [task for task in looked_at if seed < task.num_seeds]:
                 try:
                     split, path = task.split(seed, self.splits)
                 except FileNotFoundError:
                     missing.append(task.name)
-                    break
+                    looked_at.remove(task)
+                    continue
                 for method in (method for method in there if task.kind in method.fits):
                     versions = versions_of(method) if again else None
                     if not self.rows.has(id_of(task.name, method.name, seed), split.hash, versions):
