@@ -25,8 +25,8 @@ NOTES = (
     "Standard errors, in brackets, are over seeds or splits; losses have those of the paired differences.",
     "Every method gets the same rows. bll_pyro scales them by itself; the others get rows that were centred and scaled by the "
     "training rows: network features by one scale, inputs of networks by one a column, targets to mean 0 and scale 1.",
-    "Budget of all that train by steps: 1,000 of 512 rows, Adam at 0.01; networks 600 of 100 rows (200 passes over yacht, 7 over power). vbll's head has its own "
-    "rate. Competitors keep what their documentation has otherwise.",
+    "Budget of all that train by steps: 1,000 of 512 rows, Adam at 0.01; networks 600 of 100 rows (200 passes over yacht, 7 over "
+    "power). vbll's head has its own rate. Competitors keep what their documentation has otherwise.",
     "How unknown a row is says the score that is the method's own, one for all tasks: mutual information; entropy where there is "
     "none; the default detector for bll_pyro. Both are also judged by entropy alone.",
     "Alarms: threshold from known rows kept aside, at a stated rate of 5% false alarms. No choice looks at rows that judge.",

@@ -95,5 +95,5 @@ def fpr95(known: np.ndarray, unknown: np.ndarray) -> float:
     The threshold is the least score under which 95% of the known rows lie; known rows are the positive ones, as in
     OpenOOD.
     """
-    threshold = np.quantile(known, 0.95, method="higher")
+    threshold = np.quantile(known, 0.95, method="inverted_cdf")
     return float((unknown <= threshold).mean())

@@ -3,6 +3,7 @@
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -61,16 +62,10 @@ class Split:
     def write(self, path: Path) -> None:
         """Write to a file of arrays."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(
-            path,
-            kind=np.array(self.kind),
-            num_classes=np.array(self.num_classes),
-            features=self.features,
-            targets=self.targets,
-            test_targets=self.test_targets,
-            source=self.source,
-            **{f"part_{name}": rows for name, rows in self.parts.items()},
-        )
+        arrays: dict[str, Any] = {f"part_{name}": rows for name, rows in self.parts.items()}
+        arrays |= {"kind": np.array(self.kind), "num_classes": np.array(self.num_classes)}
+        arrays |= {"features": self.features, "targets": self.targets}
+        np.savez(path, test_targets=self.test_targets, source=self.source, **arrays)
 
     @classmethod
     def read(cls, path: Path) -> "Split":

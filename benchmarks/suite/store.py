@@ -60,7 +60,8 @@ class Rows:
     def keep(self, name: str, split: str, arrays: dict[str, np.ndarray]) -> None:
         """Keep predictions."""
         self.predictions.mkdir(parents=True, exist_ok=True)
-        np.savez_compressed(self.predictions / f"{name}.npz", split=np.array(split), **arrays)
+        given: dict[str, Any] = {"split": np.array(split), **arrays}
+        np.savez_compressed(self.predictions / f"{name}.npz", **given)
 
     def kept(self, name: str) -> dict[str, np.ndarray] | None:
         """The predictions of a row, if they are there and of its split."""

@@ -4,7 +4,7 @@ from typing import Any
 
 from benchmarks.report import Report, Table, Target
 from benchmarks.suite import losses
-from benchmarks.suite.cells import COST, Cell
+from benchmarks.suite.cells import Cell
 from benchmarks.suite.methods import BY_NAME, METHODS, OURS
 from benchmarks.suite.ranks import Ranks, all_ranks
 from benchmarks.suite.splits import NETWORK, VALUES
@@ -144,12 +144,13 @@ def targets(found: list[Cell], ranks: list[Ranks], rows: Rows) -> list[Target]:
             )
         )
     networks = [cell for cell in found if cell.task.kind == NETWORK]
+    of = f"end to end: sets of {len(networks)} with"
     wins = [cell for cell in networks if all(not_above(cell, "nll", rival) for rival in RIVALS)]
     near = [cell for cell in networks if is_near_best(cell, "rmse")]
     if networks:
         made += [
-            Target(f"end to end: sets of {len(networks)} with NLL at or below both of {', '.join(RIVALS)}", len(wins), 4, ">="),
-            Target(f"end to end: sets of {len(networks)} with RMSE within a standard error of the best", len(near), len(networks), ">="),
+            Target(f"{of} NLL at or below both of {', '.join(RIVALS)}", len(wins), 4, ">="),
+            Target(f"{of} RMSE within a standard error of the best", len(near), len(networks), ">="),
         ]  # fmt: skip
     minutes = sum(row.get("wall", 0.0) for row in rows.rows.values()) / 60
     made.append(Target("minutes of all fits and predictions, one thread", minutes, MINUTES))
@@ -166,6 +167,3 @@ def is_near_best(cell: Cell, measure: str) -> bool:
     """Whether no competitor is better by more than the standard error of the paired differences."""
     found = [cell.loss(method.name, measure) for method in cell.competitors]
     return all(loss is None or loss[0] <= loss[1] for loss in found)
-
-
-__all__ = ["COST", "add"]

@@ -209,8 +209,8 @@ TASKS = (
     ),
     *(
         Task(
-            f"{name}", f"UCI {name}: 50 features of a network with one hidden layer, trained on the training rows (MAP); last layer "
-            "only", VALUES, lambda seed, name=name: last_layer(name, seed), NUM_SPLITS,  # type: ignore[misc]
+            f"{name}", f"UCI {name}: 50 features of a network with one hidden layer, trained on the training rows (MAP); last "
+            "layer only", VALUES, lambda seed, name=name: last_layer(name, seed), NUM_SPLITS,  # type: ignore[misc]
         )
         for name in TABLES
     ),

@@ -51,7 +51,7 @@ def classes(split: Split, seed: int, budget: Budget = FULL) -> heads.Predict:
         )
         data = Rows(rows, labels)
         batches = BatchSampler(RandomSampler(data), budget.batch_size, drop_last=False)
-        module = lightning.LightningDataModule.from_datasets(data)
+        module: Any = lightning.LightningDataModule()
         module.train_dataloader = lambda: DataLoader(data, sampler=batches, batch_size=None)
         trainer = lightning.Trainer(
             max_epochs=budget.num_epochs(len(rows)), accelerator="cpu", logger=False, enable_checkpointing=False,
