@@ -26,7 +26,7 @@ RANDOM = np.random.default_rng(0)
 
 def row(task: str, method: str, seed: int, **measures: float) -> dict:
     """A row with some measures, and costs."""
-    costs = {"fit_cpu": 1.0, "predict_cpu": 0.5, "alarm_cpu": 0.0, "memory_mib": 1.0, "wall": 1.5}
+    costs = {"fit_cpu": 1.0, "predict_cpu": 0.5, "alarm_cpu": 0.0, "wall": 1.5}
     given = {"id": id_of(task, method, seed), "task": task, "method": method, "seed": seed, "split": "s"}
     return given | {"versions": "v"} | costs | measures
 

@@ -42,4 +42,4 @@ class Budget:
 
 
 FULL = Budget()
-SHORT = Budget(num_steps=20, num_network_steps=20, num_draws=8, num_members=2)
+SHORT = Budget(num_steps=10, num_network_steps=5, num_draws=4, num_members=2)

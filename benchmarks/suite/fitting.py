@@ -1,14 +1,12 @@
-"""One fit and its predictions, with what they cost: processor seconds and memory."""
+"""One fit and its predictions, with what they cost in processor seconds."""
 
 import gc
 import time
 import warnings
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.fresh_process import peak_bytes
 from benchmarks.suite.budget import FULL, SHORT, Budget
 from benchmarks.suite.methods import Method
 from benchmarks.suite.predictions import Classes
@@ -24,10 +22,9 @@ def fit_and_predict(method: Method, split: Split, seed: int, budget: Budget = FU
     """Fit, and predict every part of the split; arrays to keep, and costs.
 
     ``fit_cpu`` and ``predict_cpu`` are processor seconds of all threads; ``alarm_cpu`` is what scores of unknown rows cost
-    where the method has some beside its predictions. ``memory_mib`` is the rise of resident memory to its peak.
+    where the method has some beside its predictions. Memory is measured by the benchmark `memory`, in fresh processes.
     """
     gc.collect()
-    before = _reset_peak()
     wall, began = time.perf_counter(), time.process_time()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of iterations that ran out, and the packages' own deprecations
@@ -44,7 +41,6 @@ def fit_and_predict(method: Method, split: Split, seed: int, budget: Budget = FU
         "predict_cpu": predicted - fitted,
         "alarm_cpu": scored - predicted,
         "wall": time.perf_counter() - wall,
-        "memory_mib": max(0.0, (peak_bytes() - before) / 2**20),
     }
     return _kept(predict, predictions, unknown, split), costs
 
@@ -66,14 +62,3 @@ def warm_up(method: Method, kind: str) -> None:
         made = small(0) if kind == CLASSES else small_values(0, kind)
         fit_and_predict(method, made, 0, SHORT)
         _warm.add((method.name, kind))
-
-
-def _reset_peak() -> int:
-    """Set the peak of resident memory to what it is now, where Linux lets us; bytes."""
-    marks = Path("/proc/self/clear_refs")
-    if marks.exists():
-        try:
-            marks.write_text("5")
-        except OSError:
-            pass  # then the peak is that of the process so far
-    return peak_bytes()

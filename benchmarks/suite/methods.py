@@ -86,7 +86,10 @@ METHODS = (
         network="network",
     ),
     _peer("torch-uncertainty", "torch-uncertainty", "`BayesLinear`, `ELBOLoss`", classes="classes"),
-    _peer("probly", "probly", "`Bayesian`, `ELBOLoss`, weight 1/N", classes="classes"),
+    _peer(
+        "probly", "probly", "`Bayesian`, `ELBOLoss`, weight 1/N; 0.3.1, since 0.9.1 does not import under Python 3.12.1",
+        classes="classes",
+    ),
     _peer(
         "lightning-uq-box", "lightning-uq-box", "`BNN_VI_ELBO_Classification` under Lightning's `Trainer`, one draw a step",
         classes="classes",

@@ -43,7 +43,11 @@ def add(report: Report, found: list[Cell], rows: Rows, absent: dict[str, str]) -
         costs(found, "fit_cpu", "Fit"),
         costs(found, "predict_cpu", "Prediction of all rows that judge"),
     ]
-    report.tables += [memory(found), states(rows, absent)]
+    of_classes = [cell for cell in found if cell.is_classes]
+    report.tables += [
+        costs(of_classes, "alarm_cpu", "Scores of unknown rows beside predictions"),
+        states(rows, absent),
+    ]
     report.targets += targets(found, ranks, rows)
     report.notes += [f"{cell.task.name}: {cell.task.recipe}." for cell in found]
     report.notes.append(
@@ -79,22 +83,6 @@ def costs(found: list[Cell], measure: str, what: str) -> Table:
         means = {cell.task.name: cell.mean(name, measure) for cell in found}
         if any(mean is not None for mean in means.values()):
             table.rows.append({"method": name} | means)
-    return table
-
-
-def memory(found: list[Cell]) -> Table:
-    """Rise of resident memory in fit and predictions, and seconds of the default detector, on tasks of classes."""
-    there = [cell for cell in found if cell.is_classes]
-    columns = {"method": "method"} | {cell.task.name: f"{cell.task.name}, MiB" for cell in there}
-    table = Table(
-        "Rise of resident memory, and seconds for scores of unknown rows",
-        columns | {"alarm": "scores, CPU s"},
-    )
-    for name in BY_NAME:
-        means: dict[str, Any] = {cell.task.name: cell.mean(name, "memory_mib") for cell in there}
-        alarms = [alarm for cell in there if (alarm := cell.mean(name, "alarm_cpu")) is not None]
-        if alarms:
-            table.rows.append({"method": name, "alarm": sum(alarms) / len(alarms)} | means)
     return table
 
 

@@ -224,6 +224,6 @@ TASKS = (
 )  # fmt: skip
 SMALL = (
     Task("small", "made-up features", CLASSES, small, 2),
-    Task("small-values", "made-up values", VALUES, lambda seed: small_values(seed, VALUES), 2),
-    Task("small-net", "made-up values", NETWORK, lambda seed: small_values(seed, NETWORK), 2),
+    Task("small-values", "made-up values", VALUES, lambda seed: small_values(seed, VALUES), 1),
+    Task("small-net", "made-up values", NETWORK, lambda seed: small_values(seed, NETWORK), 1),
 )
