@@ -28,7 +28,7 @@ def serve_given_on_ray(
     ready: Callable[[bool], object],
 ) -> None:
     """Serve what the command line describes; ``ready`` is told before whether a key is asked for."""
-    from bll_pyro.serve.ray_environment import prepare
+    from bll_pyro.ray_environment import prepare
 
     prepare()  # before anything imports Ray
     application, is_locked = given_on_ray(models, limits, replicas, binding)

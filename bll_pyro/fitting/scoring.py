@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 BLOCK_NUMBERS = 2**22  # features and outputs of rows that are predicted at a time
 ROWS_PER_PART = 2**20
-BEGUN, DONE = "begun.json", "predictions.json"  # what the folder is of; written last: all parts are there
+# what the folder is of; written last: all parts are there. Readers of a folder of Parquet files pass over names like these
+BEGUN, DONE = "_begun.json", "_predictions.json"
 ROW_ID = "row_id"
 
 
@@ -74,10 +75,17 @@ def predict_store(
         )
     place = place_of(path)
     kept = None if columns is None else list(columns)
-    fit.predict(next(iter(features.between(0, 1).in_order(1))), **options).to_pandas(
-        interval, columns
-    )  # or ValueError
-    _begin(place, fit, features, interval, kept, rows_per_part)
+    if kept is not None:  # before anything is written
+        fit.predict(next(iter(features.between(0, 1).in_order(1))), **options).to_pandas(interval, kept)
+    own = {
+        "fit": fit.fingerprint,
+        "store": features.sha256 or features.key,
+        "num_rows": features.num_rows,
+        "interval": interval,
+        "columns": kept,
+        "rows_per_part": rows_per_part,
+    }
+    begin(place, own)
     width = fit.posterior.frame.num_features + fit.posterior.num_outputs
     size = min(max(BLOCK_NUMBERS // width, 1), rows_per_part)
     starts = range(0, features.num_rows, rows_per_part)
@@ -95,23 +103,8 @@ def predict_store(
     return names
 
 
-def _begin(
-    place: Place,
-    fit: Fit,
-    features: Features,
-    interval: float | None,
-    columns: list[str] | None,
-    rows_per_part: int,
-) -> None:
-    """Note what the folder is of, or check that it is of that."""
-    own = {
-        "fit": fit.fingerprint,
-        "store": features.sha256 or features.key,
-        "num_rows": features.num_rows,
-        "interval": interval,
-        "columns": columns,
-        "rows_per_part": rows_per_part,
-    }
+def begin(place: Place, own: dict[str, Any]) -> None:
+    """Note what a folder of predictions is of, or check that it is of that; ValueError if not."""
     names = place.names()
     if BEGUN in names:
         found = json.loads(place.read(BEGUN))

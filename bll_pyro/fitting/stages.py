@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from bll_pyro.features.columns import NO_COLUMNS, Columns
 from bll_pyro.features.store import Features
+from bll_pyro.frame import Frame
 from bll_pyro.gaussian.factorization import NotPositiveDefinite
 from bll_pyro.inference import Inference, Trace
 from bll_pyro.inference.exact.raw_sums import moments_of, raw_sums, sums_in_frame
@@ -97,9 +98,7 @@ def fit_features(
             moments, sums = first_pass(inference, features, targets, columns)
         rotates = inference.rotates(layer)
         frame = make_frame(layer, features, targets, rotates, dtype, columns, is_table, moments, ranks)
-        constants = torch.cat([frame.center, frame.scale, frame.target_center, frame.target_scale]).abs()
-        constants = constants[constants.isfinite() & (constants > 0)]
-        if dtype == torch.float32 and bool(((constants < SMALLEST) | (constants > 1 / SMALLEST)).any()):
+        if dtype == torch.float32 and is_beyond_float32(frame):
             return fit_features(
                 layer, features, targets, inference, target_shape, seed, columns, validation, device, is_table,
                 is_extreme=True, ranks=ranks,
@@ -119,6 +118,13 @@ def fit_features(
             ) from error
     log_densities_in_user_units(trace, posterior.frame, rows.total_weight)
     return posterior, trace
+
+
+def is_beyond_float32(frame: Frame) -> bool:
+    """Whether a constant of a frame has a square that float32 does not hold."""
+    constants = torch.cat([frame.center, frame.scale, frame.target_center, frame.target_scale]).abs()
+    constants = constants[constants.isfinite() & (constants > 0)]
+    return bool(((constants < SMALLEST) | (constants > 1 / SMALLEST)).any())
 
 
 def first_pass(

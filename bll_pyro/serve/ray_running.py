@@ -1,7 +1,7 @@
 """``serve_on_ray``: a Ray, Serve on it, and the service, until a signal ends them.
 
 ``RAY_ADDRESS`` names the cluster; a Ray that this process is already connected to is taken before it, and both are left running.
-Without either a Ray of this machine is started, as :func:`~bll_pyro.serve.ray_environment.prepare` says, without its dashboard.
+Without either a Ray of this machine is started, as :func:`~bll_pyro.ray_environment.prepare` says, without its dashboard.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import ray
 from ray import serve
 from ray.serve.deployment import Application
 
+from bll_pyro.ray_environment import connect
 from bll_pyro.serve.logs import configuration, tell
-from bll_pyro.serve.ray_environment import prepare
 from bll_pyro.serve.server import Binding, bound_to
 
 QUIET = {"log_level": "WARNING", "enable_access_log": False}
@@ -73,17 +73,6 @@ def _until_stopped() -> None:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def connect() -> bool:
-    """Connect this process to a Ray; whether it is one of ours, to be ended."""
-    if ray.is_initialized():
-        return False
-    if not prepare():
-        ray.init(logging_level="WARNING")
-        return False
-    ray.init(address="local", include_dashboard=False, logging_level="WARNING")
-    return True
 
 
 def http_options(binding: Binding) -> dict[str, Any]:

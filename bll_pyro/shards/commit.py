@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -94,15 +94,7 @@ def _check_rows(
     place: Place, records: list[WrittenPart], total: int, num_rows: int | None, expected: Ids | None
 ) -> None:
     """Raise if an id occurs twice, or rows are missing or too many."""
-    if close := overlapping(records):
-        parts = [read_ids(place, part) for part in close]
-        double = doubles(joined_ids(parts))
-        if double is not None:
-            files = [part.file for part, ids in zip(close, parts, strict=True) if double in ids]
-            raise ValueError(
-                f"features at {place}: expected each row once, got the id {double!r} in {' and '.join(files)}; one task wrote "
-                "it under two names: delete one of them with its record"
-            )
+    refuse_doubles(place, records, lambda part: read_ids(place, part))
     if num_rows is None or (total == num_rows and expected is None):
         return
     if expected is None:
@@ -119,6 +111,21 @@ def _check_rows(
         raise ValueError(
             f"features at {place}: expected the rows of {len(wanted)} ids, got {' and '.join(got)}; write the parts that are "
             "missing"
+        )
+
+
+def refuse_doubles(place: Place, records: Sequence[WrittenPart], read: Callable[[WrittenPart], Ids]) -> None:
+    """Raise if an id occurs twice in parts in the order of their first ids, of which ``read`` gives all ids."""
+    close = overlapping(records)
+    if not close:
+        return
+    parts = [read(part) for part in close]
+    double = doubles(joined_ids(parts))
+    if double is not None:
+        files = [part.file for part, ids in zip(close, parts, strict=True) if double in ids]
+        raise ValueError(
+            f"{place}: expected each row once, got the id {double!r} in {' and '.join(files)}; two rows have it, or one task "
+            "wrote it under two names: give each row its own id, or delete one of the files with its record"
         )
 
 

@@ -155,7 +155,7 @@ class PartWriter:
             form_of(features, targets, TEXTS if isinstance(ids, np.ndarray) else NUMBERS),
             self.key,
         )
-        self.place.write(part + RECORD, json.dumps(asdict(made)).encode())
+        write_record(self.place, part, made)
         return made
 
     def finished(self, *, verify: bool = False) -> dict[str, WrittenPart]:
@@ -170,8 +170,18 @@ class PartWriter:
     def remove(self, parts: Iterable[str]) -> None:
         """Delete parts."""
         for part in parts:
-            self.place.remove(part + RECORD)
-            self.place.remove(part + SUFFIX)
+            remove_part(self.place, part, part + SUFFIX)
+
+
+def write_record(place: Place, part: str, made: WrittenPart) -> None:
+    """Write the record of a part, whose file is there: now the part is."""
+    place.write(part + RECORD, json.dumps(asdict(made)).encode())
+
+
+def remove_part(place: Place, part: str, file: str) -> None:
+    """Delete a part: its record first."""
+    place.remove(part + RECORD)
+    place.remove(file)
 
 
 def form_of(features: Tensor, targets: Tensor | None, kind: str) -> dict[str, Any]:

@@ -30,7 +30,7 @@ CLIENTS = 4
 NUM_ROWS = 200  # of each request under load
 PROGRAM = """
 import sys
-from bll_pyro.serve.ray_environment import prepare
+from bll_pyro.ray_environment import prepare
 prepare()
 import ray
 ray.init(address="local", num_cpus=2, include_dashboard=False, object_store_memory=80 * 2**20, logging_level="WARNING")
