@@ -44,6 +44,7 @@ NAMES = (
     "outputs",
     "capacity",
     "suite",
+    "ray_data",
 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import inspect
 import types
@@ -124,6 +125,27 @@ def module_fingerprint(module: nn.Module, ignored: Collection[str] = ()) -> str:
         for start in range(0, len(rows), step):
             digest.update(_bytes(rows[start : start + step]).numpy())
     return digest.hexdigest()
+
+
+def function_fingerprint(function: Any) -> str:
+    """SHA-256 of what a function does, as far as its own code and arguments tell; of other callables by class and attributes."""
+    return hashlib.sha256("\0".join(_parts_of(function)).encode()).hexdigest()
+
+
+def _parts_of(function: Any) -> Iterator[str]:
+    if isinstance(function, nn.Module):
+        yield module_fingerprint(function)
+    elif isinstance(function, functools.partial):
+        yield from _parts_of(function.func)
+        yield str(_describe(function.args)) + str(_describe(function.keywords))
+    elif isinstance(function, (types.FunctionType, types.BuiltinFunctionType, type, types.MethodType)):
+        yield str(_describe(function))
+    else:
+        yield (
+            type(function).__qualname__
+            + _member_code(inspect.getattr_static(type(function), "__call__", None)).hex()
+        )
+        yield str(_describe(getattr(function, "__dict__", {})))
 
 
 def _leaves(tree: Any, path: str) -> Iterator[tuple[str, Tensor]]:

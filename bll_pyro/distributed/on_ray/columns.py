@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bll_pyro.features.fingerprint import function_fingerprint
 from bll_pyro.frame import as_floats
 from bll_pyro.shards.ids import Ids, checked_ids, first_ids
 
@@ -52,6 +55,13 @@ class RowColumns:
     def feature_names(self) -> tuple[str, ...] | None:
         """Names of the columns of inputs, where each is a feature."""
         return None if isinstance(self.inputs, str) else self.inputs
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of names and transform: rows of other ones are not mixed in one folder."""
+        said = [self.inputs, self.row_id, self.targets]
+        transform = "" if self.transform is None else function_fingerprint(self.transform)
+        return hashlib.sha256((json.dumps(said) + transform).encode()).hexdigest()
 
     def check(self, found: Collection[str]) -> None:
         """ValueError where a data set lacks one of the columns."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,7 +92,7 @@ def extract(
     workers = Workers() if workers is None else workers
     columns = RowColumns.of(inputs, row_id=row_id, targets=targets, transform=transform)
     place, names = place_of(store), names_after(backbone, columns.feature_names)
-    key = features_key(backbone, json.dumps(columns.names), dtype, names)
+    key = features_key(backbone, columns.fingerprint, dtype, names)
     with connected("distributed.extract") as data:
         if place.size(MANIFEST) is not None:
             return _finished(place, key, workers)

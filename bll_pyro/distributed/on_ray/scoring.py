@@ -81,7 +81,7 @@ def predict(
     key = model.metadata["fingerprint"] if isinstance(model, Predictor) else model.fingerprint
     if isinstance(model, Predictor):
         check_interval(model, interval)
-    own = {"fit": key, "graph": is_graph, "interval": interval, "columns": columns.names}
+    own = {"fit": key, "graph": is_graph, "interval": interval, "columns": columns.fingerprint}
     work = Scoring(place, key, str(fit) if is_graph else model, interval, workers.device)
     with connected("distributed.predict") as data:
         begin(place, own)

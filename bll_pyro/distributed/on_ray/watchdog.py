@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,6 +46,7 @@ class Watchdog:
             stdin=subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": paths},
         )
+        weakref.finalize(self, _end, self._process)
 
     @contextmanager
     def watching(self, part: str, batch: str, row_ids: list[int | str]) -> Iterator[None]:
@@ -59,6 +61,13 @@ class Watchdog:
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(message).encode() + b"\n")
         self._process.stdin.flush()
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End the process of a watchdog that nobody needs any more."""
+    assert process.stdin is not None
+    process.stdin.close()
+    process.wait()
 
 
 def note(folder: str, watched: dict[str, Any], why: str) -> None:
