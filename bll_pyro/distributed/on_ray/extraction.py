@@ -93,9 +93,9 @@ def extract(
     columns = RowColumns.of(inputs, row_id=row_id, targets=targets, transform=transform)
     place, names = place_of(store), names_after(backbone, columns.feature_names)
     key = features_key(backbone, columns.fingerprint, dtype, names)
+    if place.size(MANIFEST) is not None:
+        return _finished(place, key, workers)
     with connected("distributed.extract") as data:
-        if place.size(MANIFEST) is not None:
-            return _finished(place, key, workers)
         work = Extraction(place, key, on_cpu(backbone), dtype, workers.device)
         report = pass_rows(data, rows, columns, work, workers)
     if not report.num_rows:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +35,9 @@ def pass_rows(data: Any, rows: Any, columns: RowColumns, work: Work, workers: Wo
     left_out = rows_left_out(work.place, workers.retries)
     given = Assignment(work, columns, workers, tuple(before.values()), tuple(left_out))
     num_rows, reported = 0, set(before)
-    with stage("rows", rows_per_step=1) as done:
-        for row in mapped(dataset, BlockWorker, given, workers):
+    passed = closing(mapped(dataset, BlockWorker, given, workers))
+    with stage("rows", rows_per_step=1) as done, passed as outcomes:
+        for row in outcomes:
             if row["error"]:
                 raise pickle.loads(row["error"])
             num_rows += row["num_rows"]

@@ -83,15 +83,15 @@ def predict(
         check_interval(model, interval)
     own = {"fit": key, "graph": is_graph, "interval": interval, "columns": columns.fingerprint}
     work = Scoring(place, key, str(fit) if is_graph else model, interval, workers.device)
+    if place.size(DONE) is not None:
+        begin(place, own)
+        return _finished(place, workers)
     with connected("distributed.predict") as data:
         begin(place, own)
-        report = _finished(place, workers) or pass_rows(data, rows, columns, work, workers)
-    parts = written_parts(place)
-    if parts:
-        names = sorted(record.file for record in parts.values())
-        place.write(DONE, json.dumps({"num_rows": report.num_rows, "parts": names}).encode())
-    for part in parts:  # now that all of them are named there
-        place.remove(part + RECORD)
+        report = pass_rows(data, rows, columns, work, workers)
+    names = sorted(record.file for record in written_parts(place).values())
+    place.write(DONE, json.dumps({"num_rows": report.num_rows, "parts": names}).encode())
+    _finished(place, workers)
     return report
 
 
@@ -169,9 +169,9 @@ def refuse_nonfinite(inputs: Any, ids: Sequence[int | str]) -> None:
         )
 
 
-def _finished(place: Place, workers: Workers) -> RowsReport | None:
-    """The report of predictions that were finished before; None where they are not."""
-    if place.size(DONE) is None:
-        return None
+def _finished(place: Place, workers: Workers) -> RowsReport:
+    """The report of predictions that are all there; the records of their parts go, since one file names all of them."""
+    for part in written_parts(place):
+        place.remove(part + RECORD)
     num_rows = json.loads(place.read(DONE))["num_rows"]
     return RowsReport(str(place), num_rows, 0, num_rows, tuple(rows_left_out(place, workers.retries)))

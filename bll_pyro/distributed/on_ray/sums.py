@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,8 +67,13 @@ def statistics(
     columns = RowColumns.of(inputs, row_id=row_id, targets=targets, transform=transform)
     given = SumsAssignment(on_cpu(backbone), columns, workers)
     total: SufficientStatistics | None = None
-    with connected("distributed.statistics") as data, stage("rows", rows_per_step=1) as done:
-        for row in mapped(dataset_of(data, rows, columns), SumsWorker, given, workers):
+    with (
+        connected("distributed.statistics") as data,
+        stage("rows", rows_per_step=1) as done,
+        ExitStack() as stack,
+    ):
+        passed = mapped(dataset_of(data, rows, columns), SumsWorker, given, workers)
+        for row in stack.enter_context(closing(passed)):
             found = pickle.loads(row["found"])
             if isinstance(found, Exception):
                 raise found
