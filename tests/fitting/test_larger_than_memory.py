@@ -143,7 +143,9 @@ def test_predictions_are_written_part_by_part(tmp_path):
     with pytest.raises(ValueError, match="a fit on features and a store of them, got Tensor"):
         bll.predict_store(fit, X, tmp_path / "q")
     columns = ["epistemic", "label"]
-    with pytest.raises(ValueError, match=r"columns: expected a list of some of label, confidence, p0, .*got 'total_'"):
+    with pytest.raises(
+        ValueError, match=r"columns: expected a list of some of label, confidence, p0, .*got 'total_'"
+    ):
         bll.predict_store(fit, store, tmp_path / "few", columns=[*columns, "total_"])
     assert not (tmp_path / "few").exists() or not list((tmp_path / "few").iterdir())
     (name,) = bll.predict_store(fit, store.between(0, 100), tmp_path / "few", columns=columns)
