@@ -3,7 +3,7 @@
 import gc
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 # Imports and collection make millions of objects that stay: looking through them for garbage takes a third of the time.
@@ -95,14 +95,19 @@ def nothing_left_behind() -> Iterator[None]:
     assert dtype_after == dtype, f"torch's default dtype was {dtype} and became {dtype_after}"
 
 
-@pytest.fixture(autouse=True)
-def unchecked_where_marked(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Switch the run-time checks off for tests marked ``unchecked``, which pass wrong types on purpose."""
-    off = request.node.get_closest_marker("unchecked") is not None
-    if off:
-        jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    if off:
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Switch the run-time checks off for tests marked ``unchecked``, which pass wrong types on purpose, and for slow ones.
+
+    The checks take a fifth of the time of a fit, and the fast tests call the same functions with them. With ``BLL_WHOLE=1``
+    slow tests are checked, too. Fixtures are made within the test that asks for them first, so they are covered.
+    """
+    is_slow = item.get_closest_marker("slow") is not None and "BLL_WHOLE" not in os.environ
+    off = is_slow or item.get_closest_marker("unchecked") is not None
+    jaxtyping.config.update("jaxtyping_disable", off)
+    try:
+        return (yield)
+    finally:
         jaxtyping.config.update("jaxtyping_disable", False)
 
 
