@@ -85,6 +85,8 @@ def _head(report: Report, options: Options, folder: Path) -> None:
         "Diagonal, plain axes": bll.guides.Diagonal(principal_axes=False),
         "Diagonal": bll.guides.Diagonal(),
     }
+    if options.small:
+        del guides["Diagonal, plain axes"]
     graphs = {PLAIN: _plain(nn.Linear(num_features, num_classes), rows[:3], folder, options)}
     for name, guide in guides.items():
         fit = bll.fit(

@@ -111,9 +111,9 @@ def test_the_truth_is_drawn_from_the_prior(exact):
     ids=["classes", "counts", "labels", "numbers"],
 )
 def test_every_kind_of_target_is_simulated(declared, num_targets):
-    found = calibrated(bll.SVI(num_epochs=10), 4, declared, num_targets=num_targets, num_draws=20)
+    found = calibrated(bll.SVI(num_epochs=10), 10, declared, num_targets=num_targets, num_draws=20)
     outputs = {"Categorical": 3}.get(type(declared.likelihood).__name__, num_targets or 1)
-    assert found["ranks"]["weight"].shape == (4, outputs, 3)
+    assert found["ranks"]["weight"].shape == (10, outputs, 3)
     assert all(np.isfinite(value).all() for value in found["prior"].data_vars.values())
 
 
