@@ -29,7 +29,9 @@ def missed(targets: dict[str, list[dict[str, Any]]]) -> str:
         for one in ones
         if not one["met"]
     ]
-    counted = f"{len(rows)} of {sum(map(len, targets.values()))} targets of {len(targets)} benchmarks are missed by the committed runs:"
+    counted = (
+        f"{len(rows)} of {sum(map(len, targets.values()))} targets of {len(targets)} benchmarks are missed:"
+    )
     return "\n".join(
         [counted, "", "| benchmark | target | found | limit |", "| --- | --- | --- | --- |", *rows]
     )
