@@ -61,8 +61,9 @@ def main() -> None:
     parser.add_argument("end", choices=["lowest", "highest"])
     parser.add_argument("folder", type=Path, help="of the new environment")
     parser.add_argument("--python", default=".".join(map(str, sys.version_info[:2])))
-    parser.add_argument("tests", nargs="*", help="given to pytest, after --")
-    given = parser.parse_args()
+    end = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
+    ours, for_pytest = sys.argv[1:end], sys.argv[end + 1 :]
+    given = parser.parse_args(ours)
     if given.folder.exists():
         parser.error(f"{given.folder} is there already: name a new folder, or delete it")
     given.folder.mkdir(parents=True)
@@ -90,7 +91,7 @@ def main() -> None:
     uv("pip", "install", "--quiet", "--python", python, "--no-deps", "--editable", ".")
     skipped = [part for file in SOURCE_ONLY for part in ("--ignore", file)]
     settings = {"MPLBACKEND": "Agg", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    command = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", FAST, *skipped, *given.tests]
+    command = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", FAST, *skipped, *for_pytest]
     sys.exit(subprocess.run(command, cwd=ROOT, env=os.environ | settings, check=False).returncode)
 
 
