@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -47,8 +48,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder into which the wheel is installed."""
     folder = tmp_path_factory.mktemp("wheel")
     uv = (sys.executable, "-m", "uv")
-    # the build backend of this environment: nothing is fetched
-    run(sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", folder / "dist", cwd=ROOT)
+    # the build backend of this environment: nothing is fetched. The wheel is made from the source distribution
+    build = (sys.executable, "-m", "hatchling", "build", "-d", folder / "dist")
+    run(*build, "-t", "sdist", cwd=ROOT)
+    (source,) = (folder / "dist").glob("*.tar.gz")
+    with tarfile.open(source) as archive:
+        archive.extractall(folder, filter="data")
+    run(*build, "-t", "wheel", cwd=folder / source.name.removesuffix(".tar.gz"))
     (wheel,) = (folder / "dist").glob("*.whl")
     run(
         *uv,

@@ -69,18 +69,9 @@ def main() -> None:
     given.folder.mkdir(parents=True)
     versions, place = given.folder / "versions.txt", given.folder / "venv"
     options = [part for extra in EXTRAS for part in ("--extra", extra)]
-    options += [
-        "--quiet",
-        "--no-annotate",
-        "--no-header",
-        "--only-binary",
-        ":all:",
-        "--python-version",
-        given.python,
-    ]
-    if (
-        given.end == "lowest"
-    ):  # the bounds together: a bound that cannot be installed beside the others was tested by nobody
+    options += ["--quiet", "--no-annotate", "--no-header", "--only-binary", ":all:"]
+    options += ["--python-version", given.python]
+    if given.end == "lowest":  # together: a bound that does not go with the others was tested by nobody
         exact = given.folder / "bounds.txt"
         exact.write_text(bounds())
         options += ["--resolution", "lowest-direct", "--constraints", str(exact)]
