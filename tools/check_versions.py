@@ -75,6 +75,14 @@ def main() -> None:
         exact = given.folder / "bounds.txt"
         exact.write_text(bounds())
         options += ["--resolution", "lowest-direct", "--constraints", str(exact)]
+        # old libraries call what newer ones below them deprecate, which is not ours to mend
+        for_pytest = [
+            "-W",
+            "ignore::DeprecationWarning",
+            "-W",
+            "ignore::PendingDeprecationWarning",
+            *for_pytest,
+        ]
     uv("pip", "compile", *options, "-o", versions, "pyproject.toml")
     uv("venv", "--quiet", "--python", given.python, place)
     python = place / "bin" / "python"
