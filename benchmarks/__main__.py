@@ -36,6 +36,7 @@ NAMES = (
     "text",
     "tables",
     "recommend",
+    "practice",
     "compare_command",
     "deployed",
     "store_size",

@@ -37,6 +37,7 @@ ALONE = (
     "precision",
     "bayesianize",
     "recommend",
+    "practice",
     "compare_command",
     "deployed",
     "ranks",

@@ -31,7 +31,7 @@ def last_layer(options: Options) -> Finding:
     )
     return Finding(
         TOPIC,
-        "Leave the rate of the last layer at None (0.02)",
+        "Leave the rate of the last layer at None",
         target,
         table,
         "rates",

@@ -75,7 +75,7 @@ def cold_posterior(options: Options) -> Finding:
     target = Target("test NLL of the best power over that of the temperature", best / default, 1.0)
     return Finding(
         TOPIC,
-        "Sharpen predictions by a cold posterior (a likelihood to a power, or a KL weight below 1)",
+        "Sharpen predictions by a cold posterior",
         target,
         table,
     )
