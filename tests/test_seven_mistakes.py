@@ -23,10 +23,10 @@ def mistakes() -> ModuleType:
 def test_averaged_logits(mistakes: ModuleType) -> None:
     """The library's bound is below the evidence and near it; the mistake is above, with the spread of the prior."""
     found = mistakes.averaged_logits()
-    evidence, scale = found["truth"]["evidence"], found["truth"]["scale"]
-    assert evidence - 0.15 < found["library"]["bound"] < evidence
+    evidence, scale = found["truth"]["log evidence or bound"], found["truth"]["scale"]
+    assert evidence - 0.15 < found["library"]["log evidence or bound"] < evidence
     assert found["library"]["scale"] == pytest.approx(scale, rel=0.05)
-    assert found["mistake"]["bound"] > evidence + 0.5
+    assert found["mistake"]["log evidence or bound"] > evidence + 0.5
     assert found["mistake"]["scale"] == pytest.approx(1.0, rel=0.1) and scale < 0.5
 
 

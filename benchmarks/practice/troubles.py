@@ -39,9 +39,7 @@ def kl_per_row(options: Options) -> Finding:
     target = Target(
         "KL a row with 900 rows over that with 100", float(last["row"]) / float(first["row"]), 0.5
     )
-    return Finding(
-        LARGE_KL, "A KL of hundreds of nats is no fault", target, table
-    )
+    return Finding(LARGE_KL, "A KL of hundreds of nats is no fault", target, table)
 
 
 def kl_weight(options: Options) -> Finding:
@@ -231,9 +229,7 @@ def smaller_guide(options: Options) -> Finding:
         )
     nll = [float(row["nll"]) for row in table.rows]
     target = Target("test NLL of Diagonal over the lowest of all guides", nll[1] / min(nll), 1.05)
-    return Finding(
-        MEMORY, "Take a smaller guide", target, table
-    )
+    return Finding(MEMORY, "Take a smaller guide", target, table)
 
 
 def _seen(seed: int) -> tuple[Split, tuple[torch.Tensor, ...]]:
