@@ -32,7 +32,7 @@ def standardise(options: Options) -> Finding:
         "Features in other units, a prior scale of 1: test NLL",
         {"factor": "features times", "standardised": "standardised (default)", "raw": "`standardize=False`"},
     )
-    for factor in (0.01, 1.0, 100.0):
+    for factor in (0.01, 1.0) if options.small else (0.01, 1.0, 100.0):
         found: dict[bool, list[float]] = {True: [], False: []}
         for seed in seeds(options, 3):
             split = split_of("digits", 300, seed)
@@ -87,7 +87,7 @@ def unit_scale(options: Options) -> Finding:
 @cache
 def grid(options: Options) -> list[Line]:
     """Test NLL of every data set at every scale, once for a run."""
-    return [_line(name, options) for name in (SETS[:2] if options.small else SETS)]
+    return [_line(name, options) for name in (SETS[1:2] if options.small else SETS)]
 
 
 def _line(name: str, options: Options) -> Line:

@@ -54,6 +54,7 @@ def backbone(options: Options) -> Finding:
         "trained": "test NLL, trained network",
     }
     table = Table(f"Joint training, digits with noise, {NUM_ROWS} rows", columns)
+    rates = BACKBONE_RATES[1:3] if options.small else BACKBONE_RATES
     frozen: dict[str, list[float]] = {"new": [], "trained": []}
     found: dict[tuple[float, str], list[float]] = {}
     for seed in seeds(options, 2):
@@ -65,11 +66,11 @@ def backbone(options: Options) -> Finding:
         nets = {"new": network(64, seed), "trained": trained(before, seed)[0]}
         for kind, net in nets.items():
             frozen[kind].append(loss(bll.fit(split.layer(), rows, net, seed=seed), split))
-            for rate in BACKBONE_RATES:
+            for rate in rates:
                 inference = bll.SVI(backbone_learning_rate=rate, num_epochs=1 if options.small else 100)
                 fit = bll.fit(split.layer(), rows, copy.deepcopy(net), inference, seed=seed)
                 found.setdefault((rate, kind), []).append(loss(fit, split))
-    for rate in BACKBONE_RATES:
+    for rate in rates:
         table.rows.append({"rate": f"{rate:g}", **{kind: mean(found[rate, kind]) for kind in frozen}})
     table.rows.append({"rate": "frozen", **{kind: mean(values) for kind, values in frozen.items()}})
     new = {row["rate"]: float(row["new"]) for row in table.rows}

@@ -21,6 +21,8 @@ NODES, NODE_WEIGHTS = np.polynomial.hermite_e.hermegauss(60)
 NODE_WEIGHTS = NODE_WEIGHTS / NODE_WEIGHTS.sum()
 GRID = np.linspace(-8, 8, 4001)
 NOISE = 0.5  # standard deviation of the noise in the linear examples
+LOGIT = bll.LastLayer(bll.likelihoods.Bernoulli(), bll.priors.Normal(1.0), bias=False, standardize=False)
+LINE = bll.LastLayer(bll.likelihoods.Gaussian(NOISE), bll.priors.Normal(1.0), bias=False, standardize=False)
 
 
 # ---- the mistakes
@@ -91,8 +93,7 @@ def averaged_logits() -> dict[str, dict[str, float]]:
     exact_mean = np.average(GRID, weights=density)
     exact_scale = math.sqrt(np.average((GRID - exact_mean) ** 2, weights=density))
 
-    layer = bll.LastLayer(bll.likelihoods.Bernoulli(), bll.priors.Normal(1.0), bias=False, standardize=False)
-    fit = bll.fit(layer, (inputs[:, None], labels.long()), calibration=None)
+    fit = bll.fit(LOGIT, (inputs[:, None], labels.long()), calibration=None)
     loc, log_scale = torch.tensor(1.0, requires_grad=True), torch.tensor(-1.0, requires_grad=True)
     with torch.random.fork_rng():
 
@@ -116,12 +117,9 @@ def kl_over_batch(batch_sizes: tuple[int, ...] = (50, 200)) -> dict[str, dict[in
     inputs = normals(1000, seed=2)
     targets = 0.7 * inputs + NOISE * normals(1000, seed=3)
     exact = (1 + float(inputs.square().sum()) / NOISE**2) ** -0.5
-    layer = bll.LastLayer(
-        bll.likelihoods.Gaussian(NOISE), bll.priors.Normal(1.0), bias=False, standardize=False
-    )
     found: dict[str, dict[int, float]] = {"truth": {}, "library": {}, "mistake": {}}
     for size in batch_sizes:
-        fit = bll.fit(layer, (inputs[:, None], targets), inference=bll.SVI(batch_size=size, num_epochs=20))
+        fit = bll.fit(LINE, (inputs[:, None], targets), inference=bll.SVI(batch_size=size, num_epochs=20))
         loc, log_scale = torch.tensor(0.0, requires_grad=True), torch.tensor(-1.0, requires_grad=True)
 
         def loss(size: int = size, loc: Tensor = loc, log_scale: Tensor = log_scale) -> Tensor:
@@ -140,8 +138,7 @@ def same_weights() -> dict[str, float]:
     """Mean epistemic uncertainty of 200 rows, nats: one output of known mean and spread, so quadrature has the truth."""
     inputs = normals(40, seed=0)
     labels = (uniforms(40, seed=1) < torch.sigmoid(1.5 * inputs)).long()
-    layer = bll.LastLayer(bll.likelihoods.Bernoulli(), bll.priors.Normal(1.0), bias=False, standardize=False)
-    fit = bll.fit(layer, (inputs[:, None], labels), calibration=None)
+    fit = bll.fit(LOGIT, (inputs[:, None], labels), calibration=None)
     loc, scale = float(fit.posterior.latents.weights.loc), float(fit.posterior.latents.marginal_scale())
     rows = 2 * normals(200, seed=4)
     draws = expit(rows.numpy()[:, None] * (loc + scale * NODES))  # [N, nodes]
@@ -249,10 +246,7 @@ def one_noise_draw(prob: float = 0.9) -> dict[str, float]:
     inputs, rows = normals(40, seed=9), normals(2000, seed=10)
     targets = 0.7 * inputs + NOISE * normals(40, seed=11)
     new = 0.7 * rows + NOISE * normals(2000, seed=12)
-    layer = bll.LastLayer(
-        bll.likelihoods.Gaussian(NOISE), bll.priors.Normal(1.0), bias=False, standardize=False
-    )
-    fit = bll.fit(layer, (inputs[:, None], targets), inference=bll.Exact())
+    fit = bll.fit(LINE, (inputs[:, None], targets), inference=bll.Exact())
     precision = 1 + inputs.square().sum() / NOISE**2
     loc, scale = inputs @ targets / NOISE**2 / precision * rows, (NOISE**2 + rows**2 / precision).sqrt()
     half = stats.norm.ppf((1 + prob) / 2) * scale
