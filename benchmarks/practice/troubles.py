@@ -138,7 +138,7 @@ def smaller_steps(options: Options) -> Finding:
     target = Target(
         "ELBO a row gained by the default rate, nats", elbo["the default rate"] - elbo["none"], 0.1, ">="
     )
-    return Finding(UNSTABLE, "Lower the rate, or leave it at None", target, table)
+    return Finding(UNSTABLE, "Lower the rate of the last layer", target, table)
 
 
 def clip_gradients(options: Options) -> Finding:
