@@ -15,9 +15,9 @@ from benchmarks.suite.fitting import fit_and_predict, warm_up
 from benchmarks.suite.measures import measured
 from benchmarks.suite.methods import Method
 from benchmarks.suite.peers import CACHE, Job, Worker, failure_of_install, version_of
-from benchmarks.suite.splits import Split
+from benchmarks.suite.splits import VALUES, Split
 from benchmarks.suite.store import Row, Rows, id_of
-from benchmarks.suite.tasks import Task
+from benchmarks.suite.tasks import NUM_SEEDS, Task
 
 
 def versions_of(method: Method) -> str | None:
@@ -69,20 +69,19 @@ class Runner:
     ) -> list[str]:
         """Fit what has no row of its split (``again``: of these versions too); names of tasks whose data are missing."""
         there = [method for method in methods if self.is_there(method)]
-        looked_at, missing = list(tasks), []
-        most = max(task.num_seeds for task in looked_at)
-        for seed in range(min(num_seeds or most, most)):  # a run that is cut has a part of every task
-            for task in [task for task in looked_at if seed < task.num_seeds]:
-                try:
-                    split, path = task.split(seed, self.splits)
-                except FileNotFoundError:
-                    missing.append(task.name)
-                    looked_at.remove(task)
-                    continue
-                for method in (method for method in there if task.kind in method.fits):
-                    versions = versions_of(method) if again else None
-                    if not self.rows.has(id_of(task.name, method.name, seed), split.hash, versions):
-                        self.run(task, method, seed, split, path)
+        missing: list[str] = []
+        for task, seed in in_turn(tasks, num_seeds):
+            if task.name in missing:
+                continue
+            try:
+                split, path = task.split(seed, self.splits)
+            except FileNotFoundError:
+                missing.append(task.name)
+                continue
+            for method in (method for method in there if task.kind in method.fits):
+                versions = versions_of(method) if again else None
+                if not self.rows.has(id_of(task.name, method.name, seed), split.hash, versions):
+                    self.run(task, method, seed, split, path)
         return missing
 
     def run(self, task: Task, method: Method, seed: int, split: Split, path: Path) -> Row:
@@ -122,6 +121,17 @@ class Runner:
             return None, answer
         with np.load(job.predictions, allow_pickle=False) as stored:
             return {key: stored[key] for key in stored.files}, answer["costs"]
+
+
+def in_turn(tasks: Iterable[Task], num_seeds: int | None) -> list[tuple[Task, int]]:
+    """Tasks and seeds in an order in which a run that is cut has a part of everything.
+
+    First a few seeds of all, then the further splits of networks, which have targets, and of last layers at the end.
+    """
+    made = [(t, seed) for t in tasks for seed in range(min(num_seeds or t.num_seeds, t.num_seeds))]
+    return sorted(
+        made, key=lambda one: (one[1] >= NUM_SEEDS, one[1] >= NUM_SEEDS and one[0].kind == VALUES, one[1])
+    )
 
 
 def measure_again(rows: Rows, tasks: Iterable[Task], folder: Path) -> None:
