@@ -18,6 +18,7 @@ from benchmarks.suite.methods import METHODS, OURS
 from benchmarks.suite.peers import REQUIREMENTS, failure_of_install
 from benchmarks.suite.predictions import LEVELS, Classes, Normals
 from benchmarks.suite.ranks import critical_difference, ranked
+from benchmarks.suite.running import in_turn
 from benchmarks.suite.splits import CLASSES, NETWORK, VALUES, Scaled, Split
 from benchmarks.suite.store import Rows, id_of
 
@@ -163,6 +164,15 @@ def test_ids_are_unique_and_every_method_and_peer_is_whole():
             assert all("==" in line for line in pinned)
             assert any(line.split("==")[0] == method.package for line in pinned)
         assert all(callable(method.fit(kind)) for kind in method.fits)
+
+
+def test_a_run_that_is_cut_has_a_part_of_every_task():
+    order = in_turn(tasks.TASKS, None)
+    assert len(order) == len(set(order)) == sum(task.num_seeds for task in tasks.TASKS)
+    first = order[: len(tasks.TASKS) * tasks.NUM_SEEDS]
+    assert {seed for _, seed in first} == set(range(tasks.NUM_SEEDS))
+    assert [seed for _, seed in first] == sorted(seed for _, seed in first)
+    assert in_turn(tasks.TASKS, 1) == [(task, 0) for task in tasks.TASKS]
 
 
 def test_the_critical_difference_is_that_of_published_tables():
