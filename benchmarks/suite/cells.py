@@ -45,14 +45,21 @@ class Cell:
             return abs(mean - LEVEL)
         return -mean if measure in LARGER else mean
 
-    def loss(self, other: str, measure: str, to: str = OURS) -> tuple[float, float] | None:
-        """How much worse a method is than another, and the standard error of the paired differences; None without pairs."""
-        mine, theirs = self.values(to, measure), self.values(other, measure)
-        both = [mine[seed] - theirs[seed] for seed in mine if seed in theirs]
-        worse = (self.badness(to, measure), self.badness(other, measure))
-        if len(both) < 2 or worse[0] is None or worse[1] is None:
+    def gap(self, other: str, measure: str) -> tuple[float, float] | None:
+        """How much worse our default is than another, on the seeds that both have, and the standard error; None without any.
+
+        The error of a single seed is not known (NaN). For coverage it is how much further the mean is from the level.
+        """
+        mine, theirs = self.values(OURS, measure), self.values(other, measure)
+        seeds = [seed for seed in mine if seed in theirs]
+        if not seeds:
             return None
-        return worse[0] - worse[1], float(np.std(both, ddof=1) / len(both) ** 0.5)
+        ours, others = (np.array([values[seed] for seed in seeds]) for values in (mine, theirs))
+        both = ours - others
+        worse = float(both.mean()) * (-1 if measure in LARGER else 1)
+        if measure == "coverage":
+            worse = abs(float(ours.mean()) - LEVEL) - abs(float(others.mean()) - LEVEL)
+        return worse, float(both.std(ddof=1) / len(both) ** 0.5) if len(both) > 1 else float("nan")
 
     def shown(self, method: str, measure: str) -> str | None:
         """Mean and standard error as a cell of a table."""

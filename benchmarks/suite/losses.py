@@ -32,22 +32,20 @@ def table(found: list[Cell]) -> Table:
     made = Table(
         "Where we lose",
         {
-            "task": "task", "measure": "measure", "ours": "ours", "rival": "best competitor", "theirs": "its", "loss": "loss",
+            "task": "task", "measure": "measure", "seeds": "seeds", "ours": "ours", "rival": "best competitor", "theirs": "its", "loss": "loss",
             "error": "standard error", "count": "competitors that are better by more than it", "reason": "why",
         },
     )  # fmt: skip
     for cell in found:
         for measure, title in (OF_CLASSES if cell.is_classes else OF_VALUES).items():
-            losses = {
-                method.name: loss
-                for method in cell.competitors
-                if (loss := cell.loss(method.name, measure)) is not None and loss[0] > loss[1]
-            }
+            gaps = {method.name: cell.gap(method.name, measure) for method in cell.competitors}
+            losses = {name: gap for name, gap in gaps.items() if gap is not None and gap[0] > gap[1]}
             if losses:
                 rival = max(losses, key=lambda name: losses[name][0])
+                seeds = cell.values(OURS, measure).keys() & cell.values(rival, measure).keys()
                 made.rows.append(
                     {
-                        "task": cell.task.name, "measure": title, "ours": cell.mean(OURS, measure), "rival": rival,
+                        "task": cell.task.name, "measure": title, "seeds": len(seeds), "ours": cell.mean(OURS, measure), "rival": rival,
                         "theirs": cell.mean(rival, measure), "loss": losses[rival][0], "error": losses[rival][1],
                         "count": f"{len(losses)} of {len(cell.competitors)}", "reason": reason(cell, measure),
                     }
