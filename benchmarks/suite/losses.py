@@ -32,10 +32,18 @@ def table(found: list[Cell]) -> Table:
     made = Table(
         "Where we lose",
         {
-            "task": "task", "measure": "measure", "seeds": "seeds", "ours": "ours", "rival": "best competitor", "theirs": "its", "loss": "loss",
-            "error": "standard error", "count": "competitors that are better by more than it", "reason": "why",
+            "task": "task",
+            "measure": "measure",
+            "seeds": "seeds",
+            "ours": "ours",
+            "rival": "best competitor",
+            "theirs": "its",
+            "loss": "loss",
+            "error": "standard error",
+            "count": "competitors that are better by more than it",
+            "reason": "why",
         },
-    )  # fmt: skip
+    )
     for cell in found:
         for measure, title in (OF_CLASSES if cell.is_classes else OF_VALUES).items():
             gaps = {method.name: cell.gap(method.name, measure) for method in cell.competitors}
@@ -45,11 +53,18 @@ def table(found: list[Cell]) -> Table:
                 seeds = cell.values(OURS, measure).keys() & cell.values(rival, measure).keys()
                 made.rows.append(
                     {
-                        "task": cell.task.name, "measure": title, "seeds": len(seeds), "ours": cell.mean(OURS, measure), "rival": rival,
-                        "theirs": cell.mean(rival, measure), "loss": losses[rival][0], "error": losses[rival][1],
-                        "count": f"{len(losses)} of {len(cell.competitors)}", "reason": reason(cell, measure),
+                        "task": cell.task.name,
+                        "measure": title,
+                        "seeds": len(seeds),
+                        "ours": cell.mean(OURS, measure),
+                        "rival": rival,
+                        "theirs": cell.mean(rival, measure),
+                        "loss": losses[rival][0],
+                        "error": losses[rival][1],
+                        "count": f"{len(losses)} of {len(cell.competitors)}",
+                        "reason": reason(cell, measure),
                     }
-                )  # fmt: skip
+                )
     return made
 
 
