@@ -15,7 +15,6 @@ import os
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
 from pathlib import Path
 
 from packaging.requirements import Requirement
@@ -31,28 +30,28 @@ def uv(*arguments: str | Path) -> None:
     subprocess.run([sys.executable, "-m", "uv", *map(str, arguments)], cwd=ROOT, check=True)
 
 
-def declared() -> Iterator[Requirement]:
-    """Requirements of the package and of ``EXTRAS``, with those of the extras that they name."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    lists = [project["dependencies"], *(project["optional-dependencies"][extra] for extra in EXTRAS)]
-    for text in (text for each in lists for text in each):
-        requirement = Requirement(text)
-        if requirement.name == project["name"]:
-            for extra in sorted(requirement.extras):
-                yield from map(Requirement, project["optional-dependencies"][extra])
-        else:
-            yield requirement
-
-
 def bounds() -> str:
-    """The lower bound of each requirement as its only version, one a line."""
-    lines = []
-    for requirement in declared():
-        (bound,) = (each.version for each in requirement.specifier if each.operator == ">=")
-        lines.append(
-            f"{requirement.name}=={bound}" + (f"; {requirement.marker}" if requirement.marker else "")
-        )
-    return "\n".join(sorted(set(lines))) + "\n"
+    """The only version that is taken of each requirement, one a line: the lower bound, or the pin of what only tests need."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    of_users = [
+        *project["dependencies"],
+        *(text for name in extras if name not in EXTRAS for text in extras[name]),
+    ]
+    pins = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
+    pin = dict(line.split("==") for line in pins)
+    lines = set()
+    for text in of_users:
+        requirement = Requirement(text)
+        if requirement.name != project["name"]:
+            (bound,) = (each.version for each in requirement.specifier if each.operator == ">=")
+            pin.pop(requirement.name, None)
+            lines.add(
+                f"{requirement.name}=={bound}" + (f"; {requirement.marker}" if requirement.marker else "")
+            )
+    tools = {Requirement(text).name for extra in EXTRAS for text in extras[extra]}
+    lines |= {f"{name}=={pin[name]}" for name in tools & pin.keys()}
+    return "\n".join(sorted(lines)) + "\n"
 
 
 def main() -> None:
