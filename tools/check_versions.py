@@ -1,9 +1,9 @@
 """Run the fast tests with the lowest or the highest versions that pyproject.toml allows.
 
 ``python tools/check_versions.py lowest FOLDER [--python 3.12] [-- ARGUMENTS OF PYTEST]`` makes a new environment in FOLDER, which
-must not exist, with all extras, and leaves it there. ``lowest`` takes the lower bounds of pyproject.toml, all of
-them together, and what these need in turn as new as it comes; bounds that do not go together are an error of uv, which says which.
-``highest`` takes the newest of all. Only wheels are taken.
+must not exist, with all extras, and leaves it there. ``lowest`` takes the lower bounds of the package and its extras, all together,
+the pins of what only tests need, and what all of these need in turn as new as it comes; bounds that do not go together are an error
+of uv, which says which. ``highest`` takes the newest of all. Only wheels are taken.
 
 Checks of the source (style, types, unused names) depend on the tool's own version, and run with the pins only: ``make lint``.
 """
