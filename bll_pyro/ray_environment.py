@@ -40,10 +40,11 @@ def connect() -> bool:
     A Ray that it is connected to already is taken first, then the one that ``RAY_ADDRESS`` names; without either a Ray of this
     machine is started, without its dashboard.
     """
-    if "ray" in sys.modules and sys.modules["ray"].is_initialized():
+    loaded = sys.modules.get("ray")
+    if loaded is not None and loaded.is_initialized():
         return False
     is_ours = not os.environ.get(ADDRESS_VARIABLE)
-    if "ray" not in sys.modules:  # later it would be read in part, by the processes that are started
+    if loaded is None:  # later it would be read in part, by the processes that are started
         prepare()
     import ray
 

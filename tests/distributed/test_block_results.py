@@ -35,11 +35,11 @@ def close(got: Any, expected: Any, tolerance: float) -> bool:
 @pytest.fixture
 def actor(monkeypatch) -> SumsWorker:
     monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(get=lambda given: given))
-    return SumsWorker([SumsAssignment(cases.Network(), COLUMNS, Workers(batch_size=64))])
+    return SumsWorker([SumsAssignment(cases.Network().double(), COLUMNS, Workers(batch_size=64))])
 
 
 def features_of(rows: dict[str, np.ndarray]) -> torch.Tensor:
-    return cases.Network()(torch.from_numpy(rows["inputs"])).detach()
+    return cases.Network().double()(torch.from_numpy(rows["inputs"]).double()).detach()
 
 
 def test_the_fit_of_sums_is_that_of_the_rows(tmp_path, actor):
@@ -61,19 +61,19 @@ def test_the_fit_of_sums_is_that_of_the_rows(tmp_path, actor):
     prior = bll.priors.Normal(scale=1.0)
     for layer in (LAYER, bll.LastLayer(bll.likelihoods.Gaussian(noise_scale=1.0), prior, standardize=False)):
         expected = bll.fit(layer, store, inference=bll.Exact())
-        found = bll.distributed.fit_statistics(layer, sums, backbone=cases.Network())
+        found = bll.distributed.fit_statistics(layer, sums, backbone=cases.Network().double(), dtype=x.dtype)
         assert found.num_rows == cases.N
         assert found.log_evidence == pytest.approx(expected.log_evidence, rel=1e-10)
         ours, theirs = found.predict(rows["inputs"][:50]), expected.predict(x[:50])
         for name in ("mean", "total", "epistemic"):
-            assert close(getattr(ours, name), getattr(theirs, name), 1e-6), name  # in float32, as rows are
+            assert close(getattr(ours, name), getattr(theirs, name), 1e-10), name
         more = found.update((rows["inputs"][:20], y[:20]))  # as every exact fit
         assert more.num_rows == cases.N + 20
 
 
 def test_large_constants_are_in_float64():
     x = torch.randn(50, 3, generator=torch.Generator().manual_seed(0)).double() * 1e20
-    y = x.sum(1) * 1e-20
+    y = x.sum(1) * 1e-20 + torch.randn(50, generator=torch.Generator().manual_seed(1))
     made = bll.distributed.fit_statistics(LAYER, SufficientStatistics.of(x, y[:, None]), dtype=torch.float64)
     expected = bll.fit(LAYER, bll.Features.from_tensors(x, y), inference=bll.Exact())
     assert close(made.predict(x).mean, expected.predict(x).mean, 1e-8)
@@ -102,6 +102,7 @@ def test_what_sums_do_not_hold_is_refused(actor):
 # ---- columns of graphs
 
 X = torch.randn(120, 3, generator=torch.Generator().manual_seed(1))
+NOISE = torch.randn(120, 2, generator=torch.Generator().manual_seed(2))
 NUMBERS = (X[:, 0] > 0).long() + (X[:, 1] > 1).long()
 KINDS = {
     "classes": (bll.likelihoods.Categorical(), NUMBERS, bll.Laplace()),
@@ -111,8 +112,8 @@ KINDS = {
         bll.Laplace(),
     ),
     "labels": (bll.likelihoods.Bernoulli(), (X[:, 0] > 0).long(), bll.Laplace()),
-    "value": (bll.likelihoods.Gaussian(), X[:, 0] + X[:, 1], bll.Exact()),
-    "values": (bll.likelihoods.Gaussian(), X[:, :2] * 2, bll.Exact()),
+    "value": (bll.likelihoods.Gaussian(), X[:, 0] + NOISE[:, 0], bll.Exact()),
+    "values": (bll.likelihoods.Gaussian(), X[:, :2] * 2 + NOISE, bll.Exact()),
 }
 
 

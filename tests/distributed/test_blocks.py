@@ -198,6 +198,7 @@ def test_without_ray_one_line_says_what_to_install(tmp_path, monkeypatch):
             call()
 
 
+@pytest.mark.unchecked
 def test_declarations_are_checked():
     for wrong in (
         {"timeout": 0.0},
