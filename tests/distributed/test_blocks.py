@@ -14,6 +14,7 @@ import ray_cases as cases
 import torch
 
 import bll_pyro as bll
+from bll_pyro.distributed.on_ray import passing
 from bll_pyro.distributed.on_ray.columns import RowColumns
 from bll_pyro.distributed.on_ray.extraction import Extraction
 from bll_pyro.distributed.on_ray.left_out import LEFT_OUT, rows_left_out
@@ -21,6 +22,7 @@ from bll_pyro.distributed.on_ray.passing import parts_of_key
 from bll_pyro.distributed.on_ray.watchdog import DEATH, TIME, note
 from bll_pyro.distributed.on_ray.work import Assignment, BlockWorker, part_name
 from bll_pyro.distributed.on_ray.workers import Workers
+from bll_pyro.shards.parts import remove_part
 from bll_pyro.shards.place import place_of
 
 COLUMNS = RowColumns.of("inputs", row_id="row_id", targets="targets")
@@ -158,6 +160,77 @@ def test_batches_that_ended_their_worker_are_left_out(tmp_path, store):
     # a call that goes on leaves them out too
     assert passed(worker(store, left_out=tuple(left_out)), block(0, 30)) == name
     assert passed(worker(store, left_out=tuple(left_out)), block(0, 20)) == ""
+
+
+# ---- the driver, with workers in this process
+
+
+@pytest.fixture
+def blocks(monkeypatch) -> list[dict[str, np.ndarray]]:
+    """The blocks that come, each to an actor of its own."""
+    found: list[dict[str, np.ndarray]] = []
+
+    def mapped(dataset, actor, given, workers):
+        for each in dataset:
+            row = actor([given])(each)
+            yield {name: values[0] for name, values in row.items()}
+
+    monkeypatch.setattr(passing, "dataset_of", lambda data, rows, columns: found)
+    monkeypatch.setattr(passing, "mapped", mapped)
+    return found
+
+
+def passed_all(store, **options: Any) -> bll.distributed.RowsReport:
+    work = Extraction(store, "key", cases.Network(), None, "cpu")
+    return passing.pass_rows(None, None, COLUMNS, work, Workers(batch_size=10, **options))
+
+
+def test_a_call_goes_on_and_deletes_what_no_block_has_named(tmp_path, store, blocks, monkeypatch):
+    blocks += [block(0, 30), block(30, 60)]
+    passed(worker(store), block(0, 30))
+
+    def lost() -> None:
+        """A worker wrote a part and died; its rows came to others in other blocks."""
+        Extraction(store, "key", cases.Network(), None, "cpu").write(
+            "part-lost", range(1030, 1040), [torch.zeros(10, 4)], torch.zeros(10)
+        )
+
+    class Losing(list):
+        def __iter__(self):
+            yield from super().__iter__()
+            lost()
+
+    monkeypatch.setattr(passing, "dataset_of", lambda data, rows, columns: Losing(blocks))
+    report = passed_all(store)
+    assert (report.num_rows, report.num_done, report.num_skipped) == (60, 30, 30)
+    assert len(bll.Features.commit(tmp_path / "store", num_rows=60)) == 60
+
+
+def test_an_id_in_two_rows_is_found(store, blocks):
+    blocks += [block(0, 30), block(20, 50)]
+    with pytest.raises(ValueError, match="expected each row once, got the id 1020 in part-"):
+        passed_all(store)
+    for name in passing.parts_of_key(store, "key"):
+        remove_part(store, name, f"{name}.safetensors")
+    blocks[1] = block(0, 30)  # the same rows again: one part
+    with pytest.raises(ValueError, match="60 rows, got 30 of different ids; an id occurs in several rows"):
+        passed_all(store)
+    blocks[:] = [block(0, 20)]
+    with pytest.raises(
+        ValueError, match="20 rows, got 30 of different ids; the folder has rows of other data"
+    ):
+        passed_all(store)
+
+
+def test_an_error_of_a_worker_is_raised_as_it_is(store, blocks):
+    bad = {name: values.copy() for name, values in block(30, 60).items()}
+    bad["inputs"][4, 1] = np.nan
+    blocks += [block(0, 30), bad]
+    with pytest.raises(ValueError, match="with the ids 1034;"):
+        passed_all(store)
+    assert len(passing.parts_of_key(store, "key")) == 1
+    blocks[1] = block(30, 60)
+    assert passed_all(store).num_skipped == 30
 
 
 WATCHED = """
