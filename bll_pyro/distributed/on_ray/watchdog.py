@@ -45,6 +45,7 @@ class Watchdog:
             [sys.executable, "-P", __file__, folder, str(os.getpid())],
             stdin=subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": paths},
+            start_new_session=True,  # Ray kills the process group of a worker that dies
         )
         weakref.finalize(self, _end, self._process)
 
