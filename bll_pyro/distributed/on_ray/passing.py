@@ -13,6 +13,7 @@ from bll_pyro.distributed.on_ray.left_out import rows_left_out
 from bll_pyro.distributed.on_ray.report import RowsReport
 from bll_pyro.distributed.on_ray.work import Assignment, BlockWorker, Work
 from bll_pyro.distributed.on_ray.workers import Workers
+from bll_pyro.files import user_path
 from bll_pyro.observation import stage
 from bll_pyro.shards.commit import refuse_doubles
 from bll_pyro.shards.parts import WrittenPart, remove_part, written_parts
@@ -59,9 +60,9 @@ def pass_rows(data: Any, rows: Any, columns: RowColumns, work: Work, workers: Wo
 def dataset_of(data: Any, rows: Any, columns: RowColumns) -> Any:
     """A data set with the columns that are needed, from a data set of Ray or from paths of Parquet files."""
     if isinstance(rows, (str, Path)):
-        dataset = data.read_parquet(str(rows))
+        dataset = data.read_parquet(where(rows))
     elif isinstance(rows, Sequence):
-        dataset = data.read_parquet([str(path) for path in rows])
+        dataset = data.read_parquet([where(path) for path in rows])
     elif isinstance(rows, data.Dataset):
         dataset = rows
     else:
@@ -74,6 +75,11 @@ def dataset_of(data: Any, rows: Any, columns: RowColumns) -> Any:
         return dataset
     columns.check(schema.names)
     return dataset.select_columns(columns.names)
+
+
+def where(path: str | Path) -> str:
+    """A path as other processes need it, which are in other folders; URLs stay."""
+    return str(path) if "://" in str(path) else str(user_path(path))
 
 
 def mapped(dataset: Any, actor: type, given: Any, workers: Workers) -> Iterator[dict[str, Any]]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from bll_pyro.distributed.on_ray.columns import RowColumns
 from bll_pyro.distributed.on_ray.graph_columns import check_interval, frame_of_outputs
 from bll_pyro.distributed.on_ray.left_out import rows_left_out
-from bll_pyro.distributed.on_ray.passing import pass_rows
+from bll_pyro.distributed.on_ray.passing import pass_rows, where
 from bll_pyro.distributed.on_ray.report import RowsReport
 from bll_pyro.distributed.on_ray.work import Work
 from bll_pyro.distributed.on_ray.workers import Workers
@@ -82,7 +82,7 @@ def predict(
     if isinstance(model, Predictor):
         check_interval(model, interval)
     own = {"fit": key, "graph": is_graph, "interval": interval, "columns": columns.fingerprint}
-    work = Scoring(place, key, str(fit) if is_graph else model, interval, workers.device)
+    work = Scoring(place, key, where(fit) if is_graph else model, interval, workers.device)
     if place.size(DONE) is not None:
         begin(place, own)
         return _finished(place, workers)
