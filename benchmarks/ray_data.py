@@ -35,7 +35,7 @@ class Convolutions(nn.Module):
 
 def images(pixels: np.ndarray) -> Tensor:
     """Pixels as they are stored, as floats ``[n, 3, SIDE, SIDE]``."""
-    return torch.from_numpy(pixels).reshape(-1, 3, SIDE, SIDE).float().div_(255).sub_(0.5)
+    return torch.tensor(pixels).reshape(-1, 3, SIDE, SIDE).float().div_(255).sub_(0.5)
 
 
 def write(folder: Path, num_rows: int) -> list[str]:

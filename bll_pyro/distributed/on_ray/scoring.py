@@ -82,7 +82,9 @@ def predict(
     if isinstance(model, Predictor):
         check_interval(model, interval)
     own = {"fit": key, "graph": is_graph, "interval": interval, "columns": columns.fingerprint}
-    work = Scoring(place, key, where(fit) if is_graph else model, interval, workers.device)
+    kept = model if isinstance(fit, Fit) or isinstance(model, Fit) else where(fit)
+    assert not isinstance(kept, Predictor)
+    work = Scoring(place, key, kept, interval, workers.device)
     if place.size(DONE) is not None:
         begin(place, own)
         return _finished(place, workers)
