@@ -137,9 +137,13 @@ def in_turn(tasks: Iterable[Task], num_seeds: int | None) -> list[tuple[Task, in
 def measure_again(rows: Rows, tasks: Iterable[Task], folder: Path) -> None:
     """Take all measures anew of the predictions that lie there: no fit is needed for a new measure."""
     by_name = {task.name: task for task in tasks}
-    for name, row in list(rows.rows.items()):
+    splits: dict[tuple[str, int], Split] = {}
+    for name, row in sorted(rows.rows.items(), key=lambda one: (one[1]["task"], one[1]["seed"])):
         arrays = rows.kept(name) if row["task"] in by_name and "failure" not in row else None
         if arrays is not None:
-            split, _ = by_name[row["task"]].split(row["seed"], folder)
+            key = (row["task"], row["seed"])
+            if key not in splits:
+                splits = {key: by_name[row["task"]].split(row["seed"], folder)[0]}  # rows are in order
+            split = splits[key]
             if split.hash == row["split"]:
                 rows.rows[name] = row | measured(arrays, split)
