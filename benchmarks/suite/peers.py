@@ -72,6 +72,7 @@ def failure_of_install(peer: str, *, may_install: bool = True) -> str | None:
     return None
 
 
+@cache
 def version_of(package: str, peer: str | None) -> str | None:
     """The version of a package in the environment of a peer, or in that of the project."""
     path = sys.path if peer is None else [str(folder(peer))]
