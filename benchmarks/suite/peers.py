@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cache
 from importlib.metadata import Distribution, distributions
@@ -115,9 +116,7 @@ class Worker:
         """End the process, and wait for it."""
         assert self.process.stdin is not None and self.process.stdout is not None
         if not self.process.stdin.closed:
-            try:
+            with suppress(BrokenPipeError):  # it ended by itself
                 self.process.stdin.close()
-            except BrokenPipeError:
-                pass  # it ended by itself
         self.process.wait()
         self.process.stdout.close()
