@@ -85,7 +85,7 @@ def predict_store(
         "columns": kept,
         "rows_per_part": rows_per_part,
     }
-    begin(place, own)
+    begin_predictions(place, own)
     width = fit.posterior.frame.num_features + fit.posterior.num_outputs
     size = min(max(BLOCK_NUMBERS // width, 1), rows_per_part)
     starts = range(0, features.num_rows, rows_per_part)
@@ -103,7 +103,7 @@ def predict_store(
     return names
 
 
-def begin(place: Place, own: dict[str, Any]) -> None:
+def begin_predictions(place: Place, own: dict[str, Any]) -> None:
     """Note what a folder of predictions is of, or check that it is of that; ValueError if not."""
     names = place.names()
     if BEGUN in names:

@@ -155,7 +155,7 @@ class PartWriter:
             form_of(features, targets, TEXTS if isinstance(ids, np.ndarray) else NUMBERS),
             self.key,
         )
-        write_record(self.place, part, made)
+        record_part(self.place, part, made)
         return made
 
     def finished(self, *, verify: bool = False) -> dict[str, WrittenPart]:
@@ -173,7 +173,7 @@ class PartWriter:
             remove_part(self.place, part, part + SUFFIX)
 
 
-def write_record(place: Place, part: str, made: WrittenPart) -> None:
+def record_part(place: Place, part: str, made: WrittenPart) -> None:
     """Write the record of a part, whose file is there: now the part is."""
     place.write(part + RECORD, json.dumps(asdict(made)).encode())
 

@@ -19,7 +19,7 @@ from bll_pyro.distributed.on_ray.columns import RowColumns
 from bll_pyro.distributed.on_ray.extraction import Extraction
 from bll_pyro.distributed.on_ray.left_out import LEFT_OUT, rows_left_out
 from bll_pyro.distributed.on_ray.passing import parts_of_key
-from bll_pyro.distributed.on_ray.watchdog import DEATH, TIME, note
+from bll_pyro.distributed.on_ray.watchdog import DEATH, TIME, note_end
 from bll_pyro.distributed.on_ray.work import Assignment, BlockWorker, part_name
 from bll_pyro.distributed.on_ray.workers import Workers
 from bll_pyro.shards.parts import remove_part
@@ -149,7 +149,7 @@ def test_batches_that_ended_their_worker_are_left_out(tmp_path, store):
     for batch, why, times in (("0", DEATH, 2), ("10", DEATH, 1), ("20", TIME, 1)):
         ids = list(range(1000 + int(batch), 1010 + int(batch)))
         for _ in range(times):
-            note(str(store), {"part": name, "batch": batch, "row_ids": ids}, why)
+            note_end(str(store), {"part": name, "batch": batch, "row_ids": ids}, why)
     assert passed(worker(store, retries=1), block(0, 30)) == name  # tried again once
     made = parts_of_key(store, "key")[name]
     assert (made.first_id, made.last_id) == (1010, 1019)
@@ -176,7 +176,7 @@ def blocks(monkeypatch) -> list[dict[str, np.ndarray]]:
             yield {name: values[0] for name, values in row.items()}
 
     monkeypatch.setattr(passing, "dataset_of", lambda data, rows, columns: found)
-    monkeypatch.setattr(passing, "mapped", mapped)
+    monkeypatch.setattr(passing, "through_actors", mapped)
     return found
 
 

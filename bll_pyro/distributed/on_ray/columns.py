@@ -16,7 +16,7 @@ from bll_pyro.features.fingerprint import function_fingerprint
 from bll_pyro.frame import as_floats
 from bll_pyro.shards.ids import Ids, checked_ids, first_ids
 
-type Block = Mapping[str, np.ndarray]  # columns by name
+type RowBlock = Mapping[str, np.ndarray]  # columns by name
 
 
 @dataclass(frozen=True)
@@ -72,12 +72,12 @@ class RowColumns:
                 "inputs=, row_id= and targets="
             )
 
-    def ids_of(self, block: Block) -> Ids:
+    def ids_of(self, block: RowBlock) -> Ids:
         """Ids of the rows of a block; ValueError where one is missing or occurs twice."""
         assert self.row_id is not None
         return checked_ids(_whole(block, self.row_id), len(block[self.row_id]))
 
-    def inputs_of(self, block: Block, index: np.ndarray | slice) -> Any:
+    def inputs_of(self, block: RowBlock, index: np.ndarray | slice) -> Any:
         """Inputs of some rows, as the backbone takes them."""
         if isinstance(self.inputs, str):
             given = _whole(block, self.inputs, index)
@@ -92,7 +92,7 @@ class RowColumns:
         tensor = torch.from_numpy(np.array(given))
         return tensor if isinstance(self.inputs, str) else as_floats(tensor)
 
-    def targets_of(self, block: Block, index: np.ndarray | slice, ids: Ids | None = None) -> Tensor | None:
+    def targets_of(self, block: RowBlock, index: np.ndarray | slice, ids: Ids | None = None) -> Tensor | None:
         """Targets of some rows; ValueError where one is missing or no number, with the ids of the rows."""
         if self.targets is None:
             return None
@@ -111,7 +111,7 @@ class RowColumns:
         return torch.from_numpy(np.array(given))
 
 
-def _whole(block: Block, name: str, index: np.ndarray | slice = slice(None)) -> np.ndarray:
+def _whole(block: RowBlock, name: str, index: np.ndarray | slice = slice(None)) -> np.ndarray:
     """Some rows of a column as one array; ValueError for gaps, or lists of several lengths."""
     values = block[name][index]
     if values.dtype != object or not len(values):

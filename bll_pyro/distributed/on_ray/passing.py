@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ def pass_rows(data: Any, rows: Any, columns: RowColumns, work: Work, workers: Wo
     left_out = rows_left_out(work.place, workers.retries)
     given = Assignment(work, columns, workers, tuple(before.values()), tuple(left_out))
     num_rows, reported = 0, set(before)
-    passed = closing(mapped(dataset, BlockWorker, given, workers))
+    passed = closing(through_actors(dataset, BlockWorker, given, workers))
     with stage("rows", rows_per_step=1) as done, passed as outcomes:
         for row in outcomes:
             if row["error"]:
@@ -60,9 +60,9 @@ def pass_rows(data: Any, rows: Any, columns: RowColumns, work: Work, workers: Wo
 def dataset_of(data: Any, rows: Any, columns: RowColumns) -> Any:
     """A data set with the columns that are needed, from a data set of Ray or from paths of Parquet files."""
     if isinstance(rows, (str, Path)):
-        dataset = data.read_parquet(where(rows))
+        dataset = data.read_parquet(full_path(rows))
     elif isinstance(rows, Sequence):
-        dataset = data.read_parquet([where(path) for path in rows])
+        dataset = data.read_parquet([full_path(path) for path in rows])
     elif isinstance(rows, data.Dataset):
         dataset = rows
     else:
@@ -77,12 +77,14 @@ def dataset_of(data: Any, rows: Any, columns: RowColumns) -> Any:
     return dataset.select_columns(columns.names)
 
 
-def where(path: str | Path) -> str:
+def full_path(path: str | Path) -> str:
     """A path as other processes need it, which are in other folders; URLs stay."""
     return str(path) if "://" in str(path) else str(user_path(path))
 
 
-def mapped(dataset: Any, actor: type, given: Any, workers: Workers) -> Iterator[dict[str, Any]]:
+def through_actors(
+    dataset: Any, actor: type, given: Any, workers: Workers
+) -> Generator[dict[str, Any], None, None]:
     """The rows that actors make of the blocks of a data set; ``given`` goes to each of them once.
 
     Blocks are of ``rows_per_part`` rows, and the same ones in each call with the same data: they are bundled in their order.

@@ -15,19 +15,19 @@ from torch import Tensor
 from bll_pyro.distributed.on_ray.columns import RowColumns
 from bll_pyro.distributed.on_ray.graph_columns import check_interval, frame_of_outputs
 from bll_pyro.distributed.on_ray.left_out import rows_left_out
-from bll_pyro.distributed.on_ray.passing import pass_rows, where
+from bll_pyro.distributed.on_ray.passing import full_path, pass_rows
 from bll_pyro.distributed.on_ray.report import RowsReport
 from bll_pyro.distributed.on_ray.work import Work
 from bll_pyro.distributed.on_ray.workers import Workers
 from bll_pyro.fitting.loading import load
 from bll_pyro.fitting.result import Fit
-from bll_pyro.fitting.scoring import DONE, ROW_ID, begin
+from bll_pyro.fitting.scoring import DONE, ROW_ID, begin_predictions
 from bll_pyro.observation import call, unobserved
 from bll_pyro.ray_environment import connected
 from bll_pyro.runtime import Predictor
 from bll_pyro.runtime import load as load_graph
 from bll_pyro.shards.ids import NUMBERS, TEXTS, Ids, first_ids, plain_id
-from bll_pyro.shards.parts import RECORD, WrittenPart, write_record, written_parts
+from bll_pyro.shards.parts import RECORD, WrittenPart, record_part, written_parts
 from bll_pyro.shards.place import Place, place_of
 from bll_pyro.shards.shard import file_hash
 
@@ -76,20 +76,20 @@ def predict(
     """
     workers = Workers() if workers is None else workers
     columns = RowColumns.of(inputs, row_id=row_id, transform=transform)
-    model = fit if isinstance(fit, Fit) else opened(fit)
+    model = fit if isinstance(fit, Fit) else opened_model(fit)
     is_graph, place = isinstance(model, Predictor), place_of(path)
     key = model.metadata["fingerprint"] if isinstance(model, Predictor) else model.fingerprint
     if isinstance(model, Predictor):
         check_interval(model, interval)
     own = {"fit": key, "graph": is_graph, "interval": interval, "columns": columns.fingerprint}
-    kept = model if isinstance(fit, Fit) or isinstance(model, Fit) else where(fit)
+    kept = model if isinstance(fit, Fit) or isinstance(model, Fit) else full_path(fit)
     assert not isinstance(kept, Predictor)
     work = Scoring(place, key, kept, interval, workers.device)
     if place.size(DONE) is not None:
-        begin(place, own)
+        begin_predictions(place, own)
         return _finished(place, workers)
     with connected("distributed.predict") as data:
-        begin(place, own)
+        begin_predictions(place, own)
         report = pass_rows(data, rows, columns, work, workers)
     names = sorted(record.file for record in written_parts(place).values())
     place.write(DONE, json.dumps({"num_rows": report.num_rows, "parts": names}).encode())
@@ -113,7 +113,7 @@ class Scoring(Work):
             self.model.backbone.to(self.device)
 
     def compute(self, inputs: Any, ids: Sequence[int | str]) -> pd.DataFrame:
-        refuse_nonfinite(inputs, ids)
+        refuse_nonfinite_inputs(inputs, ids)
         if isinstance(self.model, Fit):
             with unobserved():
                 prediction = self.model.predict(inputs, batch_size=max(len(ids), 1))
@@ -138,7 +138,7 @@ class Scoring(Work):
         made = WrittenPart(
             file, len(array), size, file_hash(self.place, file), "0", first, last, consecutive, form, self.key
         )
-        write_record(self.place, part, made)
+        record_part(self.place, part, made)
 
     def read_ids(self, part: WrittenPart) -> Ids:
         import pyarrow as pa
@@ -149,7 +149,7 @@ class Scoring(Work):
         return values.astype(object) if values.dtype.kind in "UO" else torch.from_numpy(np.array(values))
 
 
-def opened(path: str | Path) -> Fit | Predictor:
+def opened_model(path: str | Path) -> Fit | Predictor:
     """The graph of a model where it has one, else the fit."""
     if Path(path).suffix == GRAPH:
         return load_graph(path)
@@ -159,7 +159,7 @@ def opened(path: str | Path) -> Fit | Predictor:
         return load(path)
 
 
-def refuse_nonfinite(inputs: Any, ids: Sequence[int | str]) -> None:
+def refuse_nonfinite_inputs(inputs: Any, ids: Sequence[int | str]) -> None:
     """ValueError if an input is NaN or infinite, with the ids of the rows."""
     if not isinstance(inputs, (Tensor, np.ndarray)):
         return

@@ -14,7 +14,7 @@ from torch import nn
 
 from bll_pyro.distributed.on_ray.columns import RowColumns
 from bll_pyro.distributed.on_ray.extraction import on_cpu
-from bll_pyro.distributed.on_ray.passing import dataset_of, mapped
+from bll_pyro.distributed.on_ray.passing import dataset_of, through_actors
 from bll_pyro.distributed.on_ray.work import pickled
 from bll_pyro.distributed.on_ray.workers import Workers
 from bll_pyro.features.forward import compute_features, frozen
@@ -72,7 +72,7 @@ def statistics(
         stage("rows", rows_per_step=1) as done,
         ExitStack() as stack,
     ):
-        passed = mapped(dataset_of(data, rows, columns), SumsWorker, given, workers)
+        passed = through_actors(dataset_of(data, rows, columns), SumsWorker, given, workers)
         for row in stack.enter_context(closing(passed)):
             found = pickle.loads(row["found"])
             if isinstance(found, Exception):

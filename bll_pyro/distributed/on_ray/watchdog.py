@@ -71,7 +71,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def note(folder: str, watched: dict[str, Any], why: str) -> None:
+def note_end(folder: str, watched: dict[str, Any], why: str) -> None:
     """Write down that a batch has ended its worker."""
     from bll_pyro.shards.place import place_of
 
@@ -84,18 +84,20 @@ def note(folder: str, watched: dict[str, Any], why: str) -> None:
 
 def watch(folder: str, worker: int) -> None:
     """Read what a worker says, until it ends."""
-    watched, deadline, text = None, None, b""
+    watched: dict[str, Any] | None = None
+    deadline: float | None = None
+    text = b""
     while True:
         wait = None if deadline is None else max(deadline - time.monotonic(), 0.0)
         if not select.select([0], [], [], wait)[0]:
             assert watched is not None
-            note(folder, watched, TIME)
+            note_end(folder, watched, TIME)
             os.kill(worker, signal.SIGKILL)
             return
         read = os.read(0, 2**16)
         if not read:
             if watched is not None:
-                note(folder, watched, DEATH)
+                note_end(folder, watched, DEATH)
             return
         *lines, text = (text + read).split(b"\n")
         for line in lines:

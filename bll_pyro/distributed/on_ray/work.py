@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bll_pyro.distributed.on_ray.columns import Block, RowColumns
+from bll_pyro.distributed.on_ray.columns import RowBlock, RowColumns
 from bll_pyro.distributed.on_ray.left_out import batches_left_out
 from bll_pyro.distributed.on_ray.watchdog import Watchdog
 from bll_pyro.distributed.on_ray.workers import Workers
@@ -97,7 +97,7 @@ class BlockWorker:
             part, error = "", pickled(problem)
         return {"num_rows": [num_rows], "part": [part], "error": [error]}
 
-    def _done(self, block: Block) -> str:
+    def _done(self, block: RowBlock) -> str:
         """Compute and write what is missing of a block."""
         self.given.columns.check(block)
         ids = self.given.columns.ids_of(block)
@@ -113,7 +113,7 @@ class BlockWorker:
             return name
         return self._computed(block, index, own, name)
 
-    def _computed(self, block: Block, index: np.ndarray, ids: Ids, name: str) -> str:
+    def _computed(self, block: RowBlock, index: np.ndarray, ids: Ids, name: str) -> str:
         columns, work, workers = self.given.columns, self.work, self.given.workers
         left_out = batches_left_out(work.place, name, workers.retries)
         results, kept = [], []
