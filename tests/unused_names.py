@@ -62,10 +62,6 @@ UNUSED = {
         "runtime/loading.py:log_severity_level",
     ),
     "templates of reports read it": ("reporting/blocks.py:numeric",),
-    "contributors decorate with it what goes (docs/releases.md); nothing goes at present": (
-        "deprecation.py:deprecated",
-        "deprecation.py:renamed_parameter",
-    ),
     "users call it: a documented method or property of a result": (
         "priors/spike_and_slab.py:slab_probability",
     ),
