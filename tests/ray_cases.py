@@ -1,6 +1,5 @@
 """Rows and networks for the tests of Ray Data, which its workers import."""
 
-import errno
 import os
 import re
 import signal
@@ -107,16 +106,13 @@ class Slow(Network):
 
 
 def on_full_disk(mark: str, given: Any) -> Any:
-    """A transform; where there is a mark, its process can write no file of more than 1,000 bytes from then on."""
+    """A transform; where there is a mark, its process can write no file of more than 1,000 bytes."""
     import resource
 
     if Path(mark).exists():
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
     return torch.from_numpy(np.array(given))
 
-
-FULL = (errno.EFBIG, errno.ENOSPC)
 
 DRIVER = """
 import sys

@@ -172,10 +172,9 @@ def test_a_full_disk_stops_and_what_is_there_stays_usable(ray, files, truth, tmp
     mark = tmp_path / "full"
     mark.touch()
     transform = partial(cases.on_full_disk, str(mark))
-    with pytest.raises(OSError) as caught:
+    with pytest.raises(OSError, match=r"expected room for .* make room"):
         extracted(files, cases.Network(), tmp_path / "store", transform=transform)
     mark.unlink()
-    assert caught.value.errno in cases.FULL
     assert not (tmp_path / "store" / "manifest.json").exists()
     report = extracted(files, cases.Network(), tmp_path / "store", transform=transform)
     assert report.num_rows == cases.N
