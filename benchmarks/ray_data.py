@@ -15,6 +15,7 @@ from benchmarks.options import Options
 from benchmarks.report import Report, Table, Target
 
 NUM_ROWS, SIDE, BATCH, PART, FILES = 8192, 32, 64, 512, 8
+NUM_CPUS = 2  # of Ray
 LIMIT = 1.3  # times the plain loop
 PLAIN, ON_RAY = "plain loop", "bll_pyro, Ray Data"
 
@@ -81,7 +82,7 @@ def run(options: Options) -> Report:
     began = time.perf_counter()
     ray.init(
         address="local",
-        num_cpus=options.num_threads if not options.small else 2,
+        num_cpus=NUM_CPUS,
         include_dashboard=False,
         object_store_memory=2**28,
         logging_level="ERROR",

@@ -38,7 +38,8 @@ def connect() -> bool:
     """Connect this process to a Ray; whether it is one of ours, to be ended.
 
     A Ray that it is connected to already is taken first, then the one that ``RAY_ADDRESS`` names; without either a Ray of this
-    machine is started, without its dashboard.
+    machine is started, without its dashboard. It has two CPUs at least, by name: with one, tasks that read rows would wait for ever
+    for actors that hold a part of it.
     """
     loaded = sys.modules.get("ray")
     if loaded is not None and loaded.is_initialized():
@@ -48,7 +49,9 @@ def connect() -> bool:
         prepare()
     import ray
 
-    options = {"address": "local", "include_dashboard": False} if is_ours else {}
+    options: dict[str, Any] = {}
+    if is_ours:
+        options = {"address": "local", "include_dashboard": False, "num_cpus": max(os.cpu_count() or 1, 2)}
     ray.init(logging_level="WARNING", **options)
     return is_ours
 
