@@ -221,7 +221,9 @@ def code_of_pages(folder: Path) -> Path:
         if {"_build", "generated"} & set(page.parts):
             continue
         blocks = re.findall(r"```(?:\{code-cell\} )?python\n(.*?)```", page.read_text(), re.DOTALL)
-        code = "\n".join(re.sub(r"(?s)\A---\n.*?\n---\n", "", re.sub(r"^:.*\n", "", block)) for block in blocks)
+        code = "\n".join(
+            re.sub(r"(?s)\A---\n.*?\n---\n", "", re.sub(r"^:.*\n", "", block)) for block in blocks
+        )
         (folder / f"{page.stem}_{len(list(folder.iterdir()))}.py").write_text(code)
     return folder
 

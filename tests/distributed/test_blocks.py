@@ -5,6 +5,7 @@ import pickle
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
@@ -170,13 +171,13 @@ def blocks(monkeypatch) -> list[dict[str, np.ndarray]]:
     """The blocks that come, each to an actor of its own."""
     found: list[dict[str, np.ndarray]] = []
 
-    def mapped(dataset, actor, given, workers):
-        for each in dataset:
-            row = actor([given])(each)
-            yield {name: values[0] for name, values in row.items()}
+    @contextmanager
+    def in_this_process(dataset, actor, given, workers):
+        rows = (actor([given])(each) for each in dataset)
+        yield ({name: values[0] for name, values in row.items()} for row in rows)
 
     monkeypatch.setattr(passing, "dataset_of", lambda data, rows, columns: found)
-    monkeypatch.setattr(passing, "through_actors", mapped)
+    monkeypatch.setattr(passing, "through_actors", in_this_process)
     return found
 
 

@@ -36,7 +36,7 @@ def pass_rows(data: Any, rows: Any, columns: RowColumns, work: Work, workers: Wo
     left_out = rows_left_out(work.place, workers.retries)
     given = Assignment(work, columns, workers, tuple(before.values()), tuple(left_out))
     num_rows, reported = 0, set(before)
-    passed = closing(through_actors(dataset, BlockWorker, given, workers))
+    passed = through_actors(dataset, BlockWorker, given, workers)
     with stage("rows", rows_per_step=1) as done, passed as outcomes:
         for row in outcomes:
             if row["error"]:
@@ -82,10 +82,11 @@ def full_path(path: str | Path) -> str:
     return str(path) if "://" in str(path) else str(user_path(path))
 
 
+@contextmanager
 def through_actors(
     dataset: Any, actor: type, given: Any, workers: Workers
-) -> Generator[dict[str, Any], None, None]:
-    """The rows that actors make of the blocks of a data set; ``given`` goes to each of them once.
+) -> Iterator[Iterator[dict[str, Any]]]:
+    """Give the rows that actors make of the blocks of a data set, as they come; ``given`` goes to each of them once.
 
     Blocks are of ``rows_per_part`` rows, and the same ones in each call with the same data: they are bundled in their order.
     """
@@ -102,8 +103,13 @@ def through_actors(
         num_cpus=workers.num_cpus,
         num_gpus=workers.num_gpus,
     )
-    with _options(made.context):
-        yield from made.iter_rows()
+    with _options(made.context), closing(_each(made)) as outcomes:
+        yield outcomes
+
+
+def _each(dataset: Any) -> Generator[dict[str, Any], None, None]:
+    """Rows as Ray gives them; closing it ends the pass."""
+    yield from dataset.iter_rows()
 
 
 @contextmanager

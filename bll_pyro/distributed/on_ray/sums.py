@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,7 +73,7 @@ def statistics(
         ExitStack() as stack,
     ):
         passed = through_actors(dataset_of(data, rows, columns), SumsWorker, given, workers)
-        for row in stack.enter_context(closing(passed)):
+        for row in stack.enter_context(passed):
             found = pickle.loads(row["found"])
             if isinstance(found, Exception):
                 raise found
