@@ -1,5 +1,7 @@
 """Advice on rows that the backbone was trained on."""
 
+import torch
+
 import bll_pyro as bll
 from benchmarks import scores
 from benchmarks.options import Options
@@ -18,14 +20,14 @@ def unseen_rows(options: Options) -> Finding:
     table = Table(f"A network trained on {NUM_SEEN} digits with noise, and {NUM_NEW} others", columns)
     found: dict[str, list[tuple[float, float]]] = {}
     for seed in seeds(options):
-        split, seen, new, head = _setting(seed)
+        split, seen, new, head = seen_and_new(seed)
         logits = head(split.test[0]).detach()
         probs = logits.softmax(-1)
         confidence = float(probs.max(-1).values.double().mean()) - scores.accuracy(probs, split.test[1])
         found.setdefault("the network's own softmax head", []).append(
             (scores.nll(probs, split.test[1]), confidence)
         )
-        both = tuple(_join(a, b) for a, b in zip(seen, new))
+        both = tuple(torch.cat(parts) for parts in zip(seen, new, strict=True))
         fits = {
             "bll_pyro, on the seen rows": bll.fit(split.layer(), seen, seed=seed),
             "bll_pyro, on seen and new rows together": bll.fit(split.layer(), both, seed=seed),
@@ -57,7 +59,7 @@ def few_are_enough(options: Options) -> Finding:
     table = Table("A layer on seen rows, its temperature from new ones", columns)
     found: dict[int, list[tuple[float, float]]] = {}
     for seed in seeds(options):
-        split, seen, new, _ = _setting(seed)
+        split, seen, new, _ = seen_and_new(seed)
         fit = bll.fit(split.layer(), seen, seed=seed)
         for number in (0, *FEW):
             one = bll.calibrate(fit, new[0][:number], new[1][:number]) if number else fit
@@ -72,7 +74,7 @@ def few_are_enough(options: Options) -> Finding:
     return Finding(TOPIC, "50 new rows are enough for the temperature", target, table)
 
 
-def _setting(seed: int) -> tuple[Split, tuple, tuple, object]:
+def seen_and_new(seed: int) -> tuple[Split, tuple, tuple, object]:
     """Features of all rows, those of the seen and the new training rows, and the network's head."""
     split = split_of("digits", NUM_SEEN + NUM_NEW, seed, noise=4.0)
     backbone, head = trained(tuple(part[:NUM_SEEN] for part in split.train), seed)
@@ -81,9 +83,3 @@ def _setting(seed: int) -> tuple[Split, tuple, tuple, object]:
         tuple(part[rows] for part in split.train) for rows in (slice(NUM_SEEN), slice(NUM_SEEN, None))
     )
     return split, seen, new, head
-
-
-def _join(first, second):  # type: ignore[no-untyped-def]
-    import torch
-
-    return torch.cat([first, second])

@@ -1,12 +1,15 @@
 """Advice on what to do when a fit goes wrong."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 
 import bll_pyro as bll
 from benchmarks.options import Options
 from benchmarks.practice.finding import Finding
-from benchmarks.practice.splits import Split, loss, mean, overconfidence, seeds, split_of, trained
+from benchmarks.practice.seen_rows import seen_and_new
+from benchmarks.practice.splits import Split, loss, mean, overconfidence, seeds, split_of
 from benchmarks.report import Table, Target
 
 LARGE_KL, OVERCONFIDENT, UNSTABLE = "KL too large", "Overconfident", "Unstable"
@@ -233,11 +236,8 @@ def smaller_guide(options: Options) -> Finding:
 
 def _seen(seed: int) -> tuple[Split, tuple[torch.Tensor, ...]]:
     """Features of 500 rows that the network was trained on, and of 250 new ones."""
-    split = split_of("digits", 750, seed, noise=4.0)
-    backbone, _ = trained((split.train[0][:500], split.train[1][:500]), seed)
-    split = split.through(backbone)
-    new = tuple(part[500:] for part in split.train)
-    return Split((split.train[0][:500], split.train[1][:500]), split.test, split.likelihood), new
+    split, seen, new, _ = seen_and_new(seed)
+    return replace(split, train=seen), new
 
 
 def _scale(fit: object) -> float:

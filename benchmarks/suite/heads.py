@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from benchmarks.competitors.batches import shuffled
 from benchmarks.competitors.map_head import map_by_lbfgs, temperature_of
 from benchmarks.method import ClassPrediction
 from benchmarks.scores import mutual_information
 from benchmarks.suite.budget import FULL, Budget
+from benchmarks.suite.descent import descend
 from benchmarks.suite.predictions import Classes
 from benchmarks.suite.splits import Scaled, Split
 
@@ -73,18 +73,13 @@ def trained(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         head = torch.nn.Linear(rows.shape[1], num_classes)
-        optimizer = torch.optim.Adam(head.parameters(), lr=budget.learning_rate, fused=True)
-        num_epochs = budget.num_epochs(len(rows))
-        num_steps = num_epochs * -(-len(rows) // budget.batch_size)
-        schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 1e-3, num_steps)
-        order = torch.Generator().manual_seed(seed)
-        for index in shuffled(len(rows), budget.batch_size, num_epochs, order):
-            optimizer.zero_grad()
+
+        def loss(index: Tensor) -> Tensor:
             outputs = head(functional.dropout(rows[index], dropout))
             penalty = 0.5 * (head.weight.square().sum() + head.bias.square().sum()) / len(rows)
-            (functional.cross_entropy(outputs, labels[index]) + penalty).backward()
-            optimizer.step()
-            schedule.step()
+            return functional.cross_entropy(outputs, labels[index]) + penalty
+
+        descend(head.parameters(), loss, len(rows), seed, budget)
     return head
 
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from benchmarks.competitors.batches import shuffled
 from benchmarks.suite.budget import FULL, Budget
+from benchmarks.suite.descent import descend
 from benchmarks.suite.predictions import Normals
 from benchmarks.suite.splits import NETWORK, Scaled, Split
 
@@ -47,16 +47,14 @@ def trained(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         net = Net(rows.shape[1], has_hidden=is_network, dropout=dropout)
-        optimizer = torch.optim.Adam(net.parameters(), lr=budget.learning_rate, fused=True)
-        num_epochs = budget.num_epochs(len(rows), is_network=is_network)
-        batch_size = budget.network_batch_size if is_network else budget.batch_size
-        num_steps = num_epochs * -(-len(rows) // batch_size)
-        schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 1e-3, num_steps)
-        for index in shuffled(len(rows), batch_size, num_epochs, torch.Generator().manual_seed(seed)):
-            optimizer.zero_grad()
-            net.loss(rows[index], targets[index], len(rows)).backward()
-            optimizer.step()
-            schedule.step()
+        descend(
+            net.parameters(),
+            lambda index: net.loss(rows[index], targets[index], len(rows)),
+            len(rows),
+            seed,
+            budget,
+            is_network=is_network,
+        )
     return net
 
 

@@ -13,9 +13,9 @@ from torch import nn
 from torch.nn import functional
 
 from benchmarks.competitors import vbll_layer
-from benchmarks.competitors.batches import shuffled
 from benchmarks.suite import heads
 from benchmarks.suite.budget import FULL, Budget
+from benchmarks.suite.descent import descend
 from benchmarks.suite.network import WIDTH, tensors
 from benchmarks.suite.predictions import Normals
 from benchmarks.suite.splits import NETWORK, Split
@@ -56,18 +56,15 @@ def values(split: Split, seed: int, budget: Budget = FULL) -> Any:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         net = Network(rows.shape[1], len(rows), has_hidden=is_network)
-        weights = [p for p in net.parameters() if p.requires_grad]
-        optimizer = torch.optim.Adam(weights, lr=budget.learning_rate, fused=True)
-        num_epochs = budget.num_epochs(len(rows), is_network=is_network)
-        batch_size = budget.network_batch_size if is_network else budget.batch_size
-        num_steps = num_epochs * -(-len(rows) // batch_size)
-        schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 1e-3, num_steps)
-        for index in shuffled(len(rows), batch_size, num_epochs, torch.Generator().manual_seed(seed)):
-            optimizer.zero_grad()
-            net(rows[index]).train_loss_fn(targets[index, None]).backward()
-            nn.utils.clip_grad_norm_(weights, 1.0)
-            optimizer.step()
-            schedule.step()
+        descend(
+            (p for p in net.parameters() if p.requires_grad),
+            lambda index: net(rows[index]).train_loss_fn(targets[index, None]),
+            len(rows),
+            seed,
+            budget,
+            is_network=is_network,
+            clip_norm=1.0,
+        )
 
     @torch.no_grad()
     def predict(features: np.ndarray) -> Normals:

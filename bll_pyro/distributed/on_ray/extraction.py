@@ -122,16 +122,21 @@ class Extraction(Work):
 
     @torch.no_grad()
     def compute(self, inputs: Any, ids: Sequence[int | str]) -> Tensor:
-        if self.backbone is None:
-            return compute_features(None, inputs).to("cpu", self.dtype)
-        with frozen(self.backbone):
-            return compute_features(self.backbone, inputs).to("cpu", self.dtype)
+        return features_on_cpu(self.backbone, inputs).to(self.dtype)
 
     def write(self, part: str, ids: Ids, results: Sequence[Tensor], targets: Tensor | None) -> None:
         PartWriter(self.place, key=self.key).write(part, torch.cat(list(results)), targets, row_ids=ids)
 
     def read_ids(self, part: WrittenPart) -> Ids:
         return read_ids(self.place, part)
+
+
+def features_on_cpu(backbone: nn.Module | None, inputs: Any) -> Tensor:
+    """Features of a batch, wherever the backbone computes them."""
+    if backbone is None:
+        return compute_features(None, inputs).cpu()
+    with frozen(backbone):
+        return compute_features(backbone, inputs).cpu()
 
 
 def on_cpu(network: nn.Module | None) -> nn.Module | None:

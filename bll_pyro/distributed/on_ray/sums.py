@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,11 +12,10 @@ import torch
 from torch import nn
 
 from bll_pyro.distributed.on_ray.columns import RowColumns
-from bll_pyro.distributed.on_ray.extraction import on_cpu
+from bll_pyro.distributed.on_ray.extraction import features_on_cpu, on_cpu
 from bll_pyro.distributed.on_ray.passing import dataset_of, through_actors
 from bll_pyro.distributed.on_ray.work import pickled
 from bll_pyro.distributed.on_ray.workers import Workers
-from bll_pyro.features.forward import compute_features, frozen
 from bll_pyro.fitting.from_sums import fit_from_sums
 from bll_pyro.fitting.result import Fit
 from bll_pyro.inference import Exact, Inference
@@ -70,10 +68,9 @@ def statistics(
     with (
         connected("distributed.statistics") as data,
         stage("rows", rows_per_step=1) as done,
-        ExitStack() as stack,
+        through_actors(dataset_of(data, rows, columns), SumsWorker, given, workers) as outcomes,
     ):
-        passed = through_actors(dataset_of(data, rows, columns), SumsWorker, given, workers)
-        for row in stack.enter_context(passed):
+        for row in outcomes:
             found = pickle.loads(row["found"])
             if isinstance(found, Exception):
                 raise found
@@ -170,8 +167,6 @@ class SumsWorker:
         return SufficientStatistics.of(features, targets.reshape(num_rows, -1))
 
     def _features(self, block: dict[str, np.ndarray], start: int, size: int) -> torch.Tensor:
-        inputs = self.given.columns.inputs_of(block, slice(start, start + size))
-        if self.given.backbone is None:
-            return compute_features(None, inputs)
-        with frozen(self.given.backbone):
-            return compute_features(self.given.backbone, inputs).cpu()
+        return features_on_cpu(
+            self.given.backbone, self.given.columns.inputs_of(block, slice(start, start + size))
+        )

@@ -17,10 +17,8 @@ from bll_pyro.inference.rows import FeatureRows, in_order
 from bll_pyro.inference.standardization import Moments
 from bll_pyro.observation import stage
 
-BLOCK_NUMBERS, FEWEST_ROWS = (
-    2**16,
-    1024,
-)  # of a block: what a core's cache holds, and enough rows for a product
+BLOCK_NUMBERS = 2**16  # of a block of rows: what a core's cache holds
+FEWEST_ROWS = 1024  # of a block: enough for a product
 
 
 def raw_sums(features: FeatureRows, targets: Tensor, columns: Columns) -> SufficientStatistics:
