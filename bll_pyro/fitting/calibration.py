@@ -43,10 +43,11 @@ TOO_FEW = 20  # and none where these would be fewer: the error of a noise factor
 ROWS_AT_ONCE = 2048  # of a prediction
 FEWEST_LEFT_OUT = 10  # rows; the number that fewer of them give is noise
 PRIOR_SCALE = 0.5  # of the log of what left-out rows say: they are few where it matters,
-LEAST = (
-    0.5  # and make predictions at most twice as sharp: of a network that knows these rows they say nothing
-)
+LEAST = 0.5  # and make predictions at most twice as sharp
 GAIN = 2.0  # standard errors of log density that a number must gain
+SMOOTHING = (
+    0.0025  # of the labels where predictions become sharper: rows that a network knows have hardly an error
+)
 MOST_DRAWN = 2**25  # outputs of left-out rows at all points
 FROM_TRAINING, LEFT_OUT = "rows kept from training", "training rows, each left out of the fit"
 OVERCONFIDENT = (
@@ -191,7 +192,7 @@ def cross_fitted(
     points = 2 ** min(8, max(5, int(math.log2(MOST_DRAWN / left.outputs.mean.numel()))))
     prediction = predict_outputs(posterior, left.outputs, QuasiMonteCarlo(points), columns.exposure)
     given = targets.reshape(len(targets), *posterior.target_shape)
-    caution = Caution(PRIOR_SCALE, LEAST, GAIN)
+    caution = Caution(PRIOR_SCALE, LEAST, GAIN, SMOOTHING)
     found = found_on(prediction, given, targets, columns.weight, LEFT_OUT, caution)
     return replace(fit, recalibration=found)
 
