@@ -176,7 +176,7 @@ def test_unknown_noise_agrees_with_the_steps_of_adam() -> None:
     "guide", [bll.guides.LowRank(4), bll.guides.MatrixNormal(), bll.guides.BlockDiagonal()]
 )
 def test_learned_scales_of_guides_that_take_steps_do_not_hang_on_their_start(guide, monkeypatch) -> None:
-    """1,310 unknowns, more than rounds on all rows take. From a wide start such fits said "converged" at up to four times the scale."""
+    """1,310 unknowns, more than rounds on all rows take. From a wide start they said "converged" at up to four times the scale."""
     random = np.random.default_rng(0)
     rows = random.normal(size=(60, 130)).astype(np.float32)
     labels = (rows @ random.normal(size=(130, 10), scale=0.2) + random.gumbel(size=(60, 10))).argmax(1)
