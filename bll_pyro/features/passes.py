@@ -12,7 +12,8 @@ from bll_pyro.shards.ahead import made_ahead
 from bll_pyro.shards.ids import Ids, first_ids
 from bll_pyro.shards.shuffling import batches_of, row_numbers, windows
 
-PIECE_BYTES = 2**25  # read at once, of rows in their order
+# read at once, of rows in their order; memory for larger pieces comes from the system, page by page, each time
+PIECE_BYTES = 2**23
 NUM_PIECES = 2  # read ahead
 CHECKED_ROWS = 65_536  # at a time
 

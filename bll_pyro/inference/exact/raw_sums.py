@@ -8,6 +8,7 @@ For ``h' = R' ((h - c) / s)`` and ``y' = (y - d) / t`` the sums of :class:`Suffi
 from __future__ import annotations
 
 import torch
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from bll_pyro.features.columns import Columns
@@ -17,8 +18,11 @@ from bll_pyro.inference.rows import FeatureRows, in_order
 from bll_pyro.inference.standardization import Moments
 from bll_pyro.observation import stage
 
-BLOCK_NUMBERS = 2**16  # of a block of rows: what a core's cache holds
+BLOCK_NUMBERS = 2**17  # of a block of rows: what a core's cache holds
 FEWEST_ROWS = 1024  # of a block: enough for a product
+COLUMNS_PER_THREAD = (
+    256  # of a product: with fewer, threads of BLAS wait for each other for longer than they compute
+)
 
 
 def raw_sums(features: FeatureRows, targets: Tensor, columns: Columns) -> SufficientStatistics:
@@ -26,7 +30,7 @@ def raw_sums(features: FeatureRows, targets: Tensor, columns: Columns) -> Suffic
     size = max(FEWEST_ROWS, BLOCK_NUMBERS // features.shape[1])
     flat, start, num_rows = targets.reshape(len(targets), -1), 0, 0
     sums: _ShiftedSums | None = None
-    with stage("sums", len(features), rows_per_step=1) as done:
+    with stage("sums", len(features), rows_per_step=1) as done, _blas_threads(features.shape[1]):
         for rows in in_order(features, size):
             part = slice(start, start + len(rows))
             values, weight = flat[part], None if columns.weight is None else columns.weight[part].double()
@@ -65,13 +69,14 @@ class _ShiftedSums:
         if len(self._memory) < len(features):
             self._memory = self.gram.new_ones(len(features), len(self.gram))
         rows = self._memory[: len(features)]
-        torch.sub(features, self.feature_shift, out=rows[:, :-1])
+        rows[:, :-1].copy_(features).sub_(self.feature_shift)
         values = targets - self.target_shift
-        weighted = rows if weight is None else weight[:, None] * rows
-        self.gram.addmm_(weighted.mT, rows)
-        self.cross.addmm_(weighted.mT, values)
-        square = values.square()
-        self.square.add_(square.sum(0) if weight is None else weight @ square)
+        if weight is not None:
+            root = weight.sqrt()[:, None]
+            rows, values = root * rows, root * values
+        self.gram += _product_with_itself(rows)
+        self.cross.addmm_(rows.mT, values)
+        self.square.add_(values.square().sum(0))
 
     def centred(self) -> tuple[float, Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Sum of the weights, means, and the sums about them."""
@@ -86,6 +91,22 @@ class _ShiftedSums:
             self.cross[:-1].addr(moved, moved_targets, alpha=-1 / total),
             (self.square - moved_targets.square() / total).clamp_min(0.0),
         )
+
+
+def _product_with_itself(rows: Tensor) -> Tensor:
+    """``rows' rows`` ``[P, P]`` of float64 rows ``[B, P]`` on the CPU.
+
+    By numpy, which sees that both factors are one matrix and computes half of the symmetric product (``syrk`` of BLAS), where
+    torch computes all of it.
+    """
+    array = rows.numpy()
+    return torch.from_numpy(array.T @ array)
+
+
+def _blas_threads(num_columns: int) -> threadpool_limits:
+    """A block in which numpy's products take as many threads as torch has, or fewer where there are few columns."""
+    most = max(num_columns // COLUMNS_PER_THREAD, 1)
+    return threadpool_limits(min(torch.get_num_threads(), most), user_api="blas")
 
 
 def moments_of(sums: SufficientStatistics, dtype: torch.dtype) -> Moments:
