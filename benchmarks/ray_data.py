@@ -154,7 +154,7 @@ def _measured(options: Options) -> Report:
     report.notes += [
         f"Ray runs already; its start took {started:.1f} s. In the seconds on Ray are the start of its actors, which import torch, "
         "the reading, the network, the writing and the commit.",
-        "With a quarter of the rows, a plain loop of 13.4 s, Ray took 1.76 times its time: some ten seconds are for the start.",
+        "The processes find the bytecode of what they import, as after any earlier run of theirs.",
         f"The plain loop runs the network with {options.num_threads} threads of torch in one process, Ray Data with one in each of "
         "as many actors.",
     ]
