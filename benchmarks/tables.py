@@ -126,7 +126,7 @@ def run(options: Options) -> Report:
         "sets. Splits 0 to 2 of yacht and power were looked at too, times and NLL, while the tolerance of the search for lengths "
         "was set, and splits 0 to 9 of yacht when small tables were given all their rows and features; 10 to 19 were kept aside. "
         "Splits 0 to 4 of yacht, energy, concrete and made_up were looked at once more for the start of the lengths and the "
-        "tolerance on many rows.",
+        "tolerance on many rows, and those of yacht and concrete again for the number of features and that tolerance.",
     ]
     return report
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 JITTER = 1e-6  # variance of the noise at least, in squares of the targets' scale
-NEWTON_STEPS, SMALL_STEP = 30, 1e-4
+NEWTON_STEPS, SMALL_STEP = 30, 0.01  # of outputs; what is left after such a step is of the size of its square
 
 KernelEvidence = Callable[
     [Tensor, Tensor], Tensor

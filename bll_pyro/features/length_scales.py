@@ -23,10 +23,8 @@ from bll_pyro.optimizers import InverseHessian, minimise
 
 BIAS_VARIANCE = 100.0
 SPREAD = 3.0  # standard deviation of the prior of each log: a factor of 20
-TOLERANCE, TOLERANCE_ROWS = (
-    0.3,
-    512,
-)  # nats of evidence that a further step would gain; of more rows in proportion
+# nats of evidence that a further step has to gain; on more rows in proportion to its cost, their third power
+TOLERANCE, TOLERANCE_ROWS = 0.3, 512
 NUM_STEPS, HISTORY = 60, 20
 ROWS_PER_COLUMN = 4  # fewest rows for each length that is found
 
@@ -176,7 +174,7 @@ class Search:
             return evidence(kernel, logs[1]) - log_prior()
 
         self.curvature.multiply(max(1, self.num_rows) / len(rows.columns))  # the evidence is a sum over rows
-        tolerance = TOLERANCE * max(1.0, len(rows.columns) / TOLERANCE_ROWS)
+        tolerance = TOLERANCE * max(1.0, len(rows.columns) / TOLERANCE_ROWS) ** 3
         found = minimise(loss, [logs], NUM_STEPS, tolerance=tolerance, inverse=self.curvature)
         self.logs, self.num_rows = logs.detach(), len(rows.columns)
         self.loss = float(found.value) + float(log_prior().detach())
