@@ -11,19 +11,20 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from bll_pyro.inference.svi.backbone_training import BackboneTraining
 from bll_pyro.inference.svi.parameter_groups import backbone_groups
+from bll_pyro.optimizers import Optimizer
 
 LENGTHS = ("num_steps", "total_steps", "T_max", "num_training_steps")  # names of a schedule's length
 
 
 class Together(torch.optim.Optimizer):
-    """Optimizers that step together, as one: for clipping, for a scaler of gradients, and for what saves its state.
+    """The optimizers of guide and backbone as one: for clipping, for a scaler of gradients, and for what saves their state.
 
-    Their groups stand in ``param_groups``, one optimizer after the other.
+    Their groups stand in ``param_groups``, those of the guide first.
     """
 
-    def __init__(self, *parts: torch.optim.Optimizer) -> None:
-        self.parts = parts
-        super().__init__([group for part in parts for group in part.param_groups], {})
+    def __init__(self, guide: Optimizer, backbone: torch.optim.Optimizer) -> None:
+        self.parts = guide, backbone
+        super().__init__([group for part in self.parts for group in part.param_groups], {})
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """One step of each."""

@@ -11,8 +11,8 @@ from bll_pyro.declaration import Declaration
 from bll_pyro.inference.svi.imported import Imported
 
 OPTIMIZERS = {
-    "adam": Imported("torch.optim.Adam", {"betas": (0.9, 0.99)}),
-    "adamw": Imported("torch.optim.AdamW", {"betas": (0.9, 0.99)}),
+    "adam": Imported("torch.optim.Adam", {"betas": (0.9, 0.99), "fused": True}),
+    "adamw": Imported("torch.optim.AdamW", {"betas": (0.9, 0.99), "fused": True}),
     "sgd": Imported("torch.optim.SGD", {"momentum": 0.9}),
 }
 SCHEDULES = ("cosine", "constant")

@@ -19,7 +19,7 @@ from bll_pyro.inference.svi.backbone_training import BackboneTraining
 from bll_pyro.inference.svi.batch_elbo import BatchELBO
 from bll_pyro.inference.svi.moving_average import MovingAverage
 from bll_pyro.inference.svi.objective import StateCopy, all_finite, restore, snapshot
-from bll_pyro.inference.svi.train import BETAS, Training, extra_states
+from bll_pyro.inference.svi.train import Training, adam, extra_states
 from bll_pyro.inference.training_data import TrainingData
 from bll_pyro.posterior import Posterior
 from bll_pyro.scope import generator
@@ -117,8 +117,10 @@ class JointTraining(Training):
             self.svi.backbone_learning_rate,
         )
         assert backbone_rate is not None
-        guide = torch.optim.Adam(self.objective.parameters, lr=rate, betas=BETAS)
-        return Together(guide, made_optimizer(self.module.backbone, backbone_rate, self.options))
+        return Together(
+            adam(self.objective.parameters, rate),
+            made_optimizer(self.module.backbone, backbone_rate, self.options),
+        )
 
     def batches(self) -> Iterator[tuple[TrainingBatch, ...]]:
         """Groups of batches, one for each step; unfrozen parts of the backbone are in train mode."""

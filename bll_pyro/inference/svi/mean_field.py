@@ -1,5 +1,6 @@
 """The default training step with gradients in closed form: Diagonal guide, Normal prior, any likelihood.
 
+On frozen features it leaves the gradients in the parameters; where a backbone is trained along it gives those in the features too.
 Objective and gradients are those of :mod:`bll_pyro.inference.svi.output_space` (tests compare them). Only the likelihood,
 on arrays of size B x K, uses automatic differentiation, unless it gives its own gradient (``Likelihood.slope``). All
 operations on arrays of the size of the weights, which take most of the time of a wide layer, are in closed form and in
@@ -18,9 +19,11 @@ on paper                                in code
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from bll_pyro.gaussian import OutputGaussian
@@ -71,10 +74,28 @@ class MeanFieldStep:
         end = num_globals + num_outputs * num_features
         return vector[:num_globals], vector[num_globals:end].view(num_outputs, num_features), vector[end:]
 
-    @torch.no_grad()
     def __call__(self, design: Tensor, targets: Targets, generator: torch.Generator | None) -> Tensor:
         """Set the gradients of ``-ELBO / N``; return the ELBO estimate in nats."""
         assert self.loc.grad is not None and self.raw.grad is not None
+        gradients = self.loc.grad, self.raw.grad
+        return self.evaluate(design, targets, generator, -1.0 / self.num_rows, *gradients)[0]
+
+    def nats(self, design: Tensor, targets: Targets, generator: torch.Generator | None) -> Tensor:
+        """ELBO estimate in nats, differentiable in the guide's parameters and in a design ``[B, P]`` that moves."""
+        value: Tensor = DifferentiableELBO.apply(design, self.loc, self.raw, self, targets, generator)
+        return value
+
+    @torch.no_grad()
+    def evaluate(
+        self,
+        design: Tensor,
+        targets: Targets,
+        generator: torch.Generator | None,
+        per_row: float,
+        loc_grad: Tensor,
+        raw_grad: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """ELBO estimate in nats, ``g_mean`` and ``g`` of ``per_row`` times it, whose gradients the last two arguments get."""
         features = design[:, : self.guide.num_features]
         squares = features.square()
         scale = functional.softplus(self.raw)
@@ -101,11 +122,10 @@ class MeanFieldStep:
             )
 
         # scaled here, at size B x K, to save a pass over arrays of the size of the weights
-        per_row = -1.0 / self.num_rows
         g_mean, g_spread, g_u, g_u_raw = gradients
         g_mean, g_variance = g_mean.mul_(per_row), g_spread.div_(spread).mul_(per_row)
-        u_grad, weight_grad, bias_grad = self.parts(self.loc.grad)
-        u_raw_grad, weight_raw_grad, bias_raw_grad = self.parts(self.raw.grad)
+        u_grad, weight_grad, bias_grad = self.parts(loc_grad)
+        u_raw_grad, weight_raw_grad, bias_raw_grad = self.parts(raw_grad)
         precision = tau.pow(-2)
         torch.mm(g_mean.mT, features, out=weight_grad)
         weight_grad.addcmul_(weight, precision, value=-per_row)
@@ -116,14 +136,14 @@ class MeanFieldStep:
             bias_grad.sub_(bias, alpha=per_row * bias_precision)
             torch.sum(g_variance, 0, out=bias_raw_grad)
             bias_raw_grad.sub_(per_row * bias_precision)
-        raw_grad, weights_scale = self.raw.grad[len(u) :], scale[len(u) :]
-        raw_grad.mul_(weights_scale).add_(weights_scale.reciprocal(), alpha=per_row)
+        weights_grad, weights_scale = raw_grad[len(u) :], scale[len(u) :]
+        weights_grad.mul_(weights_scale).add_(weights_scale.reciprocal(), alpha=per_row)
         # Pyro's constraint is torch's softplus with its default threshold of 20
-        torch.ops.aten.softplus_backward(raw_grad, self.raw[len(u) :], 1.0, 20.0, grad_input=raw_grad)
+        torch.ops.aten.softplus_backward(weights_grad, self.raw[len(u) :], 1.0, 20.0, grad_input=weights_grad)
         if len(u):
             u_grad.copy_(g_u * per_row)
             u_raw_grad.copy_(g_u_raw * per_row)
-        return value
+        return value, g_mean, g_variance
 
     def _likelihood(
         self,
@@ -177,3 +197,32 @@ class MeanFieldStep:
             "tau": (second_moment / num_weights).clamp_min(torch.finfo(second_moment.dtype).tiny).sqrt()
         }
         return self.learned["tau"]
+
+
+class DifferentiableELBO(torch.autograd.Function):
+    """The ELBO of :class:`MeanFieldStep` as a number to differentiate, once: all gradients are found along with it.
+
+    With the outputs' means and variances ``H W'`` and ``H^2 V'``, that in the design is ``g_mean W + H (g V)``, ``g`` as above.
+    """
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any,
+        design: Tensor,
+        loc: Tensor,
+        raw: Tensor,
+        step: MeanFieldStep,
+        targets: Targets,
+        generator: torch.Generator | None,
+    ) -> Tensor:
+        loc_grad, raw_grad = torch.empty_like(loc), torch.empty_like(raw)
+        value, g_mean, g = step.evaluate(design, targets, generator, 1.0, loc_grad, raw_grad)
+        weights, scale = (step.guide.matrix(one)[1] for one in (loc, functional.softplus(raw)))
+        design_grad = torch.addcmul(g_mean @ weights, design, g @ scale.square())
+        ctx.save_for_backward(design_grad, loc_grad, raw_grad)
+        return value
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, slope: Tensor) -> Any:  # type: ignore[override]
+        return *(slope * gradient for gradient in ctx.saved_tensors), None, None, None

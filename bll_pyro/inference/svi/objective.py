@@ -117,6 +117,10 @@ class Objective:
         if self._trace_elbo is not None:
             features, values, _, *columns = self.pyro_arguments(design, targets)
             return -kl_weight * self._trace_elbo(features, values, num_rows, *columns)
+        if self._step is not None and kl_weight == 1 and design.requires_grad:
+            value = self._step.nats(design, targets, generator)
+            self.learned = self._step.learned
+            return value
         latents = self.guide.latents()
         return kl_weight * elbo(
             self.layer, self.model.global_sites, latents, design, targets, num_rows, self.learn(latents), generator,

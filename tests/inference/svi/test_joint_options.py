@@ -19,6 +19,7 @@ from bll_pyro.inference.svi.joint_training import JointTraining
 from bll_pyro.inference.svi.objective import Objective
 from bll_pyro.inference.svi.train import Stepper
 from bll_pyro.inference.training_data import TrainingData
+from bll_pyro.optimizers import Adam
 from bll_pyro.scope import generator, isolated
 
 N = 64
@@ -194,7 +195,7 @@ def test_one_row_that_is_left_joins_the_batch_before_in_a_group() -> None:
 def test_the_guide_has_adam_beside_every_optimizer() -> None:
     training = prepared(LAYER, network(), optimizer="sgd")
     guide, backbone = training.optimizer().parts
-    assert type(guide) is torch.optim.Adam and type(backbone) is torch.optim.SGD
+    assert type(guide) is Adam and type(backbone) is torch.optim.SGD
     assert backbone.defaults["momentum"] == 0.9
 
 

@@ -65,6 +65,17 @@ def test_gradients_equal_automatic_ones(
             assert torch.allclose(parameter.grad, gradient, rtol=1e-9, atol=1e-12)
         if prior.scale is None:
             assert torch.allclose(subject.learned["tau"], subject._step.learned["tau"])
+        # of features that move, those in the features too
+        design, targets = rows[:]
+        moving = design.clone().requires_grad_()
+        subject._step, step = None, subject._step
+        expected = torch.autograd.grad(3 * subject(moving, targets, generator(3)), [moving, *parameters])
+        learned, subject.learned, subject._step = subject.learned, {}, step
+        found = torch.autograd.grad(3 * subject(moving, targets, generator(3)), [moving, *parameters])
+        for gradient, other in zip(found, expected, strict=True):
+            assert torch.allclose(gradient, other, rtol=1e-9, atol=1e-12)
+        assert subject.learned.keys() == learned.keys()
+        assert all(torch.allclose(subject.learned[name], learned[name]) for name in learned)
 
 
 def test_other_layers_take_the_general_path() -> None:
