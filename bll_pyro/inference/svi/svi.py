@@ -41,7 +41,9 @@ from bll_pyro.posterior import Posterior
 from bll_pyro.scope import generator
 
 LEARNING_RATE = 0.02  # default rate, in units of standardised weights,
-JOINT_LEARNING_RATE = 0.005  # and where a backbone is trained along, whose features are about as they come,
+JOINT_LEARNING_RATE = (
+    0.005  # the least where a backbone is trained along, whose features are about as they come,
+)
 MAX_FEATURES = 128  # for up to so many features
 OUTPUT_SCALE = (
     4.0  # largest prior standard deviation of the outputs at the start, where the prior scale is learned
@@ -59,8 +61,8 @@ class SVI(Inference):
     guide
         Variational family; ``guides.Spline()`` or ``guides.InverseAutoregressive()`` stand for a ``guides.Flow`` of such layers.
     learning_rate
-        Step of Adam at the start; it falls to zero along a half cosine. None (default) takes 0.02, and 0.005 while a backbone is
-        trained along; beyond 128 features ``sqrt(128 / D)`` of that.
+        Step of Adam at the start; it falls to zero along a half cosine. None (default) takes 0.02, and while a backbone is trained
+        along the backbone's rate, as a plain head has it, but 0.005 at least; beyond 128 features ``sqrt(128 / D)`` of that.
     backbone_learning_rate
         Step for the backbone in joint training, of which :func:`bll_pyro.fit` keeps some rows out (``calibration``); None
         (default) leaves the backbone frozen. Features that move are centred, and divided by one number if their scale is below
@@ -177,12 +179,14 @@ class SVI(Inference):
         return self.guide.can_rotate and layer.prior.can_rotate
 
     def rate(self, num_features: int) -> float:
-        """Learning rate for D features; by default 0.02, or 0.005 with a backbone, and beyond 128 of them ``sqrt(128 / D)`` of it.
+        """Learning rate for D features; the default beyond 128 of them is ``sqrt(128 / D)`` of that for fewer.
 
         Adam changes every weight by about the rate, whatever the size of its gradient, and so an output by up to the rate
         times the sum of the features. With more weights per output the weights are smaller, and so must be the steps.
+        A guide that is slower than its backbone has not found noise and widths by the end of some hundred steps.
         """
-        default = JOINT_LEARNING_RATE if self.trains_backbone else LEARNING_RATE
+        backbone = self.backbone_learning_rate
+        default = LEARNING_RATE if backbone is None else max(JOINT_LEARNING_RATE, backbone)
         return self.learning_rate or default * min(1.0, math.sqrt(MAX_FEATURES / num_features))
 
     def run(

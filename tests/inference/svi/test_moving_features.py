@@ -108,6 +108,12 @@ def test_the_last_layer_has_a_rate_for_features_as_they_come_and_the_final_stage
     assert bll.SVI(backbone_learning_rate=RATE, learning_rate=0.1).rate(512) == 0.1
 
 
+def test_the_last_layer_is_not_slower_than_its_backbone_as_no_plain_head_is() -> None:
+    assert bll.SVI(backbone_learning_rate=0.03).rate(64) == 0.03
+    assert bll.SVI(backbone_learning_rate=0.03).rate(512) == pytest.approx(0.015)
+    assert bll.SVI(backbone_learning_rate=1e-4).rate(64) == 0.005
+
+
 # ---- training
 
 
