@@ -150,12 +150,16 @@ class BatchELBO(nn.Module):
         targets: Targets,
         generator: torch.Generator | None = None,
         kl_weight: float = 1.0,
+        once: bool = False,
     ) -> Float[Tensor, ""]:
-        """Estimate of the ELBO of standardised targets, nats, in full precision also where autocast is on."""
+        """Estimate of the ELBO of standardised targets, nats, in full precision also where autocast is on.
+
+        ``once`` is as in :class:`Objective`; for loops that may take other derivatives, average or compile it is False.
+        """
         with torch.autocast(features.device.type, enabled=False):
             design = self.design(features)
             if self.objective.closed:
-                return self.objective(design, targets, generator, kl_weight)
+                return self.objective(design, targets, generator, kl_weight, once)
             with own_store():
                 return self.objective(design, targets, generator, kl_weight)
 

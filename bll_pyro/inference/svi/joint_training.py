@@ -149,7 +149,7 @@ class JointTraining(Training):
             inputs, rows = self._placed(batch)
             with self.fabric.autocast():  # in which the guide has no part
                 features = self.module.features(inputs)
-            value = self.module.elbo.nats(features, rows, self.random, self.kl_weight)
+            value = self.module.elbo.nats(features, rows, self.random, self.kl_weight, once=True)
             parts = num_rows / len(values_of(rows))
             # each batch estimates the whole ELBO, and so counts by its share of the rows
             self.fabric.backward(-value / (self.data.source.num_rows * parts))

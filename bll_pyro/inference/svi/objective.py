@@ -107,9 +107,16 @@ class Objective:
         self.parameters = [p for module in modules for p in module.parameters()]
 
     def __call__(
-        self, design: Tensor, targets: Targets, generator: torch.Generator | None, kl_weight: float = 1.0
+        self,
+        design: Tensor,
+        targets: Targets,
+        generator: torch.Generator | None,
+        kl_weight: float = 1.0,
+        once: bool = False,
     ) -> Tensor:
         """Estimate of the ELBO in nats from a batch; with another weight of the KL divergence it is no bound.
+
+        ``once``: it is differentiated once, by a plain backward pass, so that gradients in closed form will do where known.
 
         ``E[log lik] - beta KL = beta (E[log lik] / beta - KL)``: the ELBO of more rows, for all guides alike.
         """
@@ -117,7 +124,7 @@ class Objective:
         if self._trace_elbo is not None:
             features, values, _, *columns = self.pyro_arguments(design, targets)
             return -kl_weight * self._trace_elbo(features, values, num_rows, *columns)
-        if self._step is not None and kl_weight == 1 and design.requires_grad:
+        if once and self._step is not None and kl_weight == 1 and design.requires_grad:
             value = self._step.nats(design, targets, generator)
             self.learned = self._step.learned
             return value
