@@ -7,6 +7,10 @@ For ``h' = R' ((h - c) / s)`` and ``y' = (y - d) / t`` the sums of :class:`Suffi
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Lock
+
 import torch
 from threadpoolctl import threadpool_limits
 from torch import Tensor
@@ -103,10 +107,35 @@ def _product_with_itself(rows: Tensor) -> Tensor:
     return torch.from_numpy(array.T @ array)
 
 
-def _blas_threads(num_columns: int) -> threadpool_limits:
-    """A block in which numpy's products take as many threads as torch has, or fewer where there are few columns."""
-    most = max(num_columns // COLUMNS_PER_THREAD, 1)
-    return threadpool_limits(min(torch.get_num_threads(), most), user_api="blas")
+class _BlasThreads:
+    """Blocks in which numpy's products take as many threads as torch has, or fewer where there are few columns.
+
+    The number is one of the process. Of several blocks at once, in as many threads, the first sets it and the last sets it back.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._num_blocks = Lock(), 0
+        self._limits: threadpool_limits | None = None
+
+    @contextmanager
+    def __call__(self, num_columns: int) -> Iterator[None]:
+        """A block for products of so many columns."""
+        with self._lock:
+            self._num_blocks += 1
+            if self._limits is None:
+                most = max(num_columns // COLUMNS_PER_THREAD, 1)
+                self._limits = threadpool_limits(min(torch.get_num_threads(), most), user_api="blas")
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._num_blocks -= 1
+                if not self._num_blocks and self._limits is not None:
+                    self._limits.restore_original_limits()
+                    self._limits = None
+
+
+_blas_threads = _BlasThreads()
 
 
 def moments_of(sums: SufficientStatistics, dtype: torch.dtype) -> Moments:

@@ -61,3 +61,17 @@ def test_threads_of_blas_are_few_where_columns_are_few_and_come_back():
     with raw_sums._blas_threads(64):
         assert set(threads()) == {1}
     assert threads() == before
+
+
+def test_blocks_of_two_threads_that_overlap_give_the_number_back():
+    def threads():
+        return [each["num_threads"] for each in threadpool_info() if each["user_api"] == "blas"]
+
+    before = threads()
+    first, second = raw_sums._blas_threads(D), raw_sums._blas_threads(D)
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert set(threads()) == {1}
+    second.__exit__(None, None, None)
+    assert threads() == before
