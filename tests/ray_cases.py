@@ -3,7 +3,6 @@
 import os
 import re
 import signal
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -64,15 +63,6 @@ class Network(nn.Module):
 
     def meet(self, number: int) -> None:
         """What happens at a row."""
-
-
-class InTheFirstThread(Network):
-    """One that refuses to compute in a thread in which its process was not set up."""
-
-    def forward(self, rows: Tensor) -> Tensor:
-        if threading.current_thread() is not threading.main_thread():
-            raise RuntimeError("another thread")
-        return super().forward(rows)
 
 
 class EndsOnce(Network):

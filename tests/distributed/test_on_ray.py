@@ -83,7 +83,7 @@ def stamps(folder: Path) -> dict[str, int]:
 
 
 def test_rows_are_those_of_one_machine_and_nothing_is_left_in_ray(ray, files, truth, tmp_path):
-    network = cases.InTheFirstThread()
+    network = cases.Network()
     report = extracted(files, network, tmp_path / "store")
     assert (report.num_rows, report.num_done, report.num_skipped, report.left_out) == (
         cases.N,

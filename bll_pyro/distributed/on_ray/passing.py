@@ -99,8 +99,7 @@ def through_actors(
         fn_constructor_args=([reference],),
         batch_size=workers.rows_per_part,
         batch_format="numpy",
-        # all calls in the thread that has set up the process, and none in one beside it
-        compute=ray.data.ActorPoolStrategy(size=number, enable_true_multi_threading=True),
+        compute=ray.data.ActorPoolStrategy(size=number),
         num_cpus=workers.num_cpus,
         num_gpus=workers.num_gpus,
     )

@@ -14,7 +14,6 @@ from torch import nn
 from bll_pyro.distributed.on_ray.columns import RowColumns
 from bll_pyro.distributed.on_ray.extraction import features_on_cpu, on_cpu
 from bll_pyro.distributed.on_ray.passing import dataset_of, through_actors
-from bll_pyro.distributed.on_ray.process import set_up
 from bll_pyro.distributed.on_ray.work import pickled
 from bll_pyro.distributed.on_ray.workers import Workers
 from bll_pyro.fitting.from_sums import fit_from_sums
@@ -138,7 +137,7 @@ class SumsWorker:
         import ray
 
         self.given: SumsAssignment = ray.get(reference[0])
-        set_up(self.given.workers.num_cpus)
+        torch.set_num_threads(max(int(self.given.workers.num_cpus), 1))
         if self.given.backbone is not None:
             self.given.backbone.to(self.given.workers.device)
 

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from bll_pyro.distributed.on_ray.columns import RowBlock, RowColumns
 from bll_pyro.distributed.on_ray.left_out import batches_left_out
-from bll_pyro.distributed.on_ray.process import set_up
 from bll_pyro.distributed.on_ray.watchdog import Watchdog
 from bll_pyro.distributed.on_ray.workers import Workers
 from bll_pyro.shards.ids import Ids, order_of_ids, plain_id, taken
@@ -86,7 +85,7 @@ class BlockWorker:
         given: Assignment = ray.get(reference[0])
         self.given, self.work = given, given.work
         self.done = DoneRows(given)
-        set_up(given.workers.num_cpus)
+        torch.set_num_threads(max(int(given.workers.num_cpus), 1))
         self.work.open()
         self.watchdog = Watchdog(str(self.work.place), given.workers.timeout)
 
