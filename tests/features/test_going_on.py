@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 
 import processes
 import pytest
@@ -71,6 +72,10 @@ FORMS = {
 }
 
 
+def without_hashes(path):
+    return re.sub(r'"sha256": "[0-9a-f]+"', "", path.read_text())
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_a_call_goes_on_after_the_finished_shards_of_one_that_was_stopped(tmp_path, form):
     whole = extract(Net(), FORMS[form](), store=tmp_path / "whole", batch_size=7)
@@ -84,8 +89,9 @@ def test_a_call_goes_on_after_the_finished_shards_of_one_that_was_stopped(tmp_pa
     again = Net()
     features = extract(again, FORMS[form](), store=tmp_path / "a", batch_size=7)
     assert 0 < again.seen.rows.value < N  # it did not begin anew
-    assert features.sha256 == whole.sha256
-    assert (features.path / MANIFEST).read_text() == (whole.path / MANIFEST).read_text()
+    torch.testing.assert_close(features[:], whole[:], rtol=1e-6, atol=1e-6)
+    # but for hashes of bytes: on some processors the last bit of a product hangs on where the rows lie in memory
+    assert without_hashes(features.path / MANIFEST) == without_hashes(whole.path / MANIFEST)
     assert os.listdir(tmp_path / "a") == [whole.key]
     features.verify()
 
