@@ -137,7 +137,7 @@ def compare(found, before):
         # sums over the points by another formula: a few roundings of numbers near 1
         torch.testing.assert_close(found[key], getattr(before, key), rtol=0, atol=3e-6)
     torch.testing.assert_close(found["score"], before.ood.score, rtol=1e-4, atol=1e-4)
-    # hundreds of calibration rows have an epistemic part of 0 but for rounding, which may swap them; a strange one may swap with one
+    # hundreds of calibration rows have an epistemic part of 0 but for rounding, which may swap them; a strange one may move by one
     torch.testing.assert_close(found["p_value"], before.ood.p_value, rtol=0, atol=0.05)
     strange = before.ood.p_value < 0.1
     torch.testing.assert_close(found["p_value"][strange], before.ood.p_value[strange], rtol=0, atol=0.0011)
