@@ -82,17 +82,20 @@ def stamps(folder: Path) -> dict[str, int]:
     return {name: (folder / f"{name}.safetensors").stat().st_mtime_ns for name in done}
 
 
-HASHES: set[str] = set()
+def last_bit_hangs_on_memory() -> bool:
+    """Whether on this processor the outputs of the same rows differ with the place in memory where the rows lie."""
+    rows, network, found = torch.from_numpy(cases.columns()["inputs"][:25]), cases.Network(), set()
+    for start in range(16):
+        room = torch.empty(rows.numel() + 16, dtype=rows.dtype)
+        here = room[start : start + rows.numel()].view_as(rows).copy_(rows)
+        found.add(network(here).detach().numpy().tobytes())
+    return len(found) > 1
 
 
 def same_rows(store: bll.Features, truth: bll.Features) -> None:
-    """All rows of the truth, and in this process always the same bytes.
-
-    The plain loop has other batches and threads, and on some processors the last bit of a product hangs on them.
-    """
+    """The truth's rows, and bit for bit where the processor allows that."""
     torch.testing.assert_close(store[:], truth[:], rtol=1e-5, atol=1e-5)
-    HASHES.add(store.sha256)
-    assert len(HASHES) == 1
+    assert store.sha256 == truth.sha256 or last_bit_hangs_on_memory()
 
 
 def test_rows_are_those_of_one_machine_and_nothing_is_left_in_ray(ray, files, truth, tmp_path):
