@@ -53,10 +53,11 @@ def test_sums_lose_no_more_than_the_digits_that_are_allowed(monkeypatch, weighte
     assert found.num_rows == (int((weight > 0).sum()) if weighted else N)
 
 
-def test_threads_of_blas_are_few_where_columns_are_few_and_come_back():
-    def threads():
-        return [each["num_threads"] for each in threadpool_info() if each["user_api"] == "blas"]
+def threads():
+    return [each["num_threads"] for each in threadpool_info() if each["user_api"] == "blas"]
 
+
+def test_threads_of_blas_are_few_where_columns_are_few_and_come_back():
     before = threads()
     with raw_sums._blas_threads(64):
         assert set(threads()) == {1}
@@ -64,9 +65,6 @@ def test_threads_of_blas_are_few_where_columns_are_few_and_come_back():
 
 
 def test_blocks_of_two_threads_that_overlap_give_the_number_back():
-    def threads():
-        return [each["num_threads"] for each in threadpool_info() if each["user_api"] == "blas"]
-
     before = threads()
     first, second = raw_sums._blas_threads(D), raw_sums._blas_threads(D)
     first.__enter__()
