@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bll_pyro.fitting.result import Fit
 from bll_pyro.fitting.stages import is_beyond_float32
@@ -16,13 +15,7 @@ from bll_pyro.inference.base import FitWarning
 from bll_pyro.inference.exact.raw_sums import moments_of, sums_in_frame
 from bll_pyro.inference.exact.statistics import SufficientStatistics
 from bll_pyro.inference.rows import DesignRows
-from bll_pyro.inference.standardization import (
-    Moments,
-    brought_frame,
-    common_scale,
-    log_densities_in_user_units,
-    target_scale,
-)
+from bll_pyro.inference.standardization import log_densities_in_user_units, make_frame
 from bll_pyro.layer import LastLayer
 from bll_pyro.scope import isolated
 
@@ -60,12 +53,24 @@ def fit_from_sums(
     layer.prior.check((num_outputs, num_features))
     inference.check(layer, num_outputs, num_features + int(layer.bias))
     dtype = torch.promote_types(dtype, torch.float32)
-    frame = _frame(layer, sums, dtype)
+    moments, target_moments = moments_of(sums, dtype)
+
+    def found(dtype: torch.dtype) -> tuple[Tensor, Tensor, Frame]:
+        """No rows, in their shape, and the frame of those of the sums."""
+        features, targets = (
+            torch.empty(0, num_features, dtype=dtype),
+            torch.empty(0, *target_shape, dtype=dtype),
+        )
+        frame = make_frame(
+            layer, features, targets, False, dtype, moments=moments, target_moments=target_moments
+        )
+        return features, targets, frame
+
+    features, targets, frame = found(dtype)
     if dtype == torch.float32 and is_beyond_float32(frame):
-        frame = _frame(layer, sums, torch.float64)
+        features, targets, frame = found(torch.float64)
     with isolated(seed, frame.center.dtype):
-        like = frame.center
-        rows = DesignRows(like.new_empty(0, num_features), like.new_empty(0, *target_shape), frame)
+        rows = DesignRows(features, targets, frame)
         rows.sums = sums_in_frame(sums, frame)
         posterior, trace = inference.run(layer.in_frame(frame), rows, target_shape, seed=seed)
     log_densities_in_user_units(trace, posterior.frame, sums.weight)
@@ -80,23 +85,4 @@ def fit_from_sums(
         sums.num_rows,
         backbone=backbone,
         feature_names=feature_names,
-    )
-
-
-def _frame(layer: LastLayer, sums: SufficientStatistics, dtype: torch.dtype) -> Frame:
-    """Centre and scale as :func:`bll_pyro.inference.standardization.make_frame` finds them on features of a network."""
-    num_features, num_targets = len(sums.feature_mean), len(sums.target_mean)
-    if layer.prior.frame is not None:
-        return brought_frame(layer, layer.prior.frame, num_features, num_targets, dtype)
-    frame = Frame.identity(num_features, num_targets, torch.empty(0, dtype=dtype), layer.bias)
-    if not layer.standardize:
-        return frame
-    moments = moments_of(sums, dtype)
-    center, spread = target_scale(Moments(sums.weight, sums.target_mean, sums.square, dtype))
-    return replace(
-        frame,
-        center=moments.mean.to(dtype),
-        scale=common_scale(moments).to(dtype),
-        target_center=center.to(dtype),
-        target_scale=spread.to(dtype),
     )

@@ -93,11 +93,13 @@ def fit_features(
     is_large = layer.likelihood.is_count and float(ranks.largest(targets.max())) > LARGE_COUNT
     dtype = torch.float64 if is_wide or is_large or is_extreme else torch.float32
     with isolated(seed, dtype):
-        moments, sums = None, None
+        moments, target_moments, sums = None, None, None
         if isinstance(features, Features) and is_streamed(features):
             moments, sums = first_pass(inference, features, targets, columns)
-        rotates = inference.rotates(layer)
-        frame = make_frame(layer, features, targets, rotates, dtype, columns, is_table, moments, ranks)
+            target_moments = None if sums is None else moments_of(sums, targets.dtype)[1]
+        frame = make_frame(
+            layer, features, targets, inference.rotates(layer), dtype, columns, is_table, moments, target_moments, ranks
+        )  # fmt: skip
         if dtype == torch.float32 and is_beyond_float32(frame):
             return fit_features(
                 layer, features, targets, inference, target_shape, seed, columns, validation, device, is_table,
@@ -138,7 +140,7 @@ def first_pass(
     if sums is None:
         moments = weighted_moments(in_order(features, BATCH_SIZE), columns.weight)
     else:
-        moments = moments_of(sums, features.dtype)
+        moments, _ = moments_of(sums, features.dtype)
     if not bool(torch.isfinite(moments.mean + moments.deviations).all()):
         features.check_finite()
     return moments, sums

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -21,6 +21,8 @@ from bll_pyro.optimizers import minimise
 
 MAX_COVARIANCE_BYTES = 8 * 2**30
 MAX_STEPS = 50  # of L-BFGS for a covariance without a closed form
+# at the warm start, where the ELBO of independent weights is highest, or with one covariance of all weights (``Start.tril``)
+Begins = Literal["warm", "independent", "dense"]
 COPIES_BYTES = 20  # value, gradient, two averages of Adam and the covariance made from them, in float32
 
 
@@ -60,7 +62,7 @@ class Guide(Declaration):
     """Variational family over the weights (and the global unknowns)."""
 
     family: ClassVar[str] = "guides"
-    wants_dense_start: ClassVar[bool] = False  # whether it uses ``Start.tril``
+    begins: ClassVar[Begins] = "warm"
 
     @property
     def can_rotate(self) -> bool:

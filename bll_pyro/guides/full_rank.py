@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bll_pyro import gaussian
 from bll_pyro.gaussian.factorization import cholesky
-from bll_pyro.guides.base import GaussianGuide, Guide, Start, skip_initial_values
+from bll_pyro.guides.base import Begins, GaussianGuide, Guide, Start, skip_initial_values
 
 REFINE = 0.1  # step of weights whose start is already near the best Gaussian, relative to others
 
@@ -104,7 +104,7 @@ class FullRank(Guide):
     nearly diagonal.
     """
 
-    wants_dense_start: ClassVar[bool] = True
+    begins: ClassVar[Begins] = "dense"
 
     @property
     def can_rotate(self) -> bool:

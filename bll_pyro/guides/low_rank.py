@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bll_pyro import gaussian
 from bll_pyro.checks import count, switch
-from bll_pyro.guides.base import Guide, LatentGaussianGuide, Start
+from bll_pyro.guides.base import Begins, Guide, LatentGaussianGuide, Start
 from bll_pyro.scope import generator
 
 START_SPREAD = 0.1  # variance of all directions together at the start, relative to the diagonal's
@@ -44,6 +44,8 @@ class LowRank(Guide):
     principal_axes
         Take the diagonal in the principal axes of the features; see :class:`Diagonal`.
     """
+
+    begins: ClassVar[Begins] = "independent"
 
     rank: int = 8
     principal_axes: bool = True

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from bll_pyro import gaussian
-from bll_pyro.guides.base import Guide, LatentGaussianGuide, Start, relative_tril
+from bll_pyro.guides.base import Begins, Guide, LatentGaussianGuide, Start, relative_tril
 
 
 class MatrixNormalGuide(LatentGaussianGuide):
@@ -44,6 +44,8 @@ class MatrixNormal(Guide):
     For several real-valued targets with one noise scale the exact posterior has this form. The family does not change
     under a rotation of the features; it is trained in their principal axes.
     """
+
+    begins: ClassVar[Begins] = "independent"
 
     @property
     def can_rotate(self) -> bool:

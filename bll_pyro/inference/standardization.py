@@ -115,9 +115,12 @@ def make_frame(
     columns: Columns = NO_COLUMNS,
     is_table: bool = False,
     moments: Moments | None = None,
+    target_moments: Moments | None = None,
     ranks: Processes = ALONE,
 ) -> Frame:
-    """Centre, scale and axes of the training rows, weighted by ``columns.weight``; ``moments`` where they are known already.
+    """Centre, scale and axes of the training rows, weighted by ``columns.weight``.
+
+    ``moments`` of the features and ``target_moments`` are given where they are known already.
 
     ``is_table``: whether the features came as a table and not from a network, for layers that leave the choice of the scales
     to that. Constants of the features are in ``dtype``, those of the targets in the wider of ``dtype`` and their own.
@@ -137,7 +140,9 @@ def make_frame(
             scale = common_scale(moments)
         frame = replace(frame, center=moments.mean.to(dtype), scale=scale.to(dtype))
         if layer.likelihood.real_valued:
-            center, spread = target_scale(weighted_moments([targets], columns.weight).of_all(ranks))
+            if target_moments is None:
+                target_moments = weighted_moments([targets], columns.weight)
+            center, spread = target_scale(target_moments.of_all(ranks))
             wider = torch.promote_types(dtype, targets.dtype)
             frame = replace(frame, target_center=center.to(wider), target_scale=spread.to(wider))
     if rotates:

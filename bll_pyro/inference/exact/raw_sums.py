@@ -8,9 +8,13 @@ For ``h' = R' ((h - c) / s)`` and ``y' = (y - d) / t`` the sums of :class:`Suffi
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import reduce
 from threading import Lock
+from typing import Self
 
+import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
 from torch import Tensor
@@ -22,93 +26,126 @@ from bll_pyro.inference.rows import FeatureRows, in_order
 from bll_pyro.inference.standardization import Moments
 from bll_pyro.observation import stage
 
-BLOCK_NUMBERS = 2**17  # of a block of rows: what a core's cache holds
-FEWEST_ROWS = 1024  # of a block: enough for a product
+BLOCK_NUMBERS = 2**16  # of a block of rows: what a core's cache holds
+FEWEST_ROWS = 512  # of a block: enough for a product
+CALL_NUMBERS = 2**21  # for one call of a thread
 COLUMNS_PER_THREAD = (
-    256  # of a product: with fewer, threads of BLAS wait for each other for longer than they compute
+    256  # of one product: with fewer, threads of BLAS wait for each other for longer than they compute
 )
+Block = tuple[Tensor, Tensor, Tensor | None]
 
 
 def raw_sums(features: FeatureRows, targets: Tensor, columns: Columns) -> SufficientStatistics:
-    """Sums over features ``[N, D]`` and targets ``[N]`` or ``[N, T]`` in the user's units, in one pass."""
-    size = max(FEWEST_ROWS, BLOCK_NUMBERS // features.shape[1])
-    flat, start, num_rows = targets.reshape(len(targets), -1), 0, 0
-    sums: _ShiftedSums | None = None
-    with stage("sums", len(features), rows_per_step=1) as done, _blas_threads(features.shape[1]):
+    """Sums over features ``[N, D]`` and targets ``[N]`` or ``[N, T]`` in the user's units, in one pass.
+
+    Blocks of rows go in turn to as many threads as torch has, each of which has sums of its own; where there are many columns,
+    to fewer threads that share the work of a product.
+    """
+    num_rows, parts, added = 0, list[_ShiftedSums](), list[Future[None]]()
+    num_together = min(torch.get_num_threads(), max(features.shape[1] // COLUMNS_PER_THREAD, 1))
+    num_threads = max(torch.get_num_threads() // num_together, 1)
+    with _blas_threads(num_together), ThreadPoolExecutor(num_threads) as pool:
+        for number, block in enumerate(_blocks(features, targets.reshape(len(targets), -1), columns)):
+            if not parts:
+                parts = [_ShiftedSums(*block) for _ in range(num_threads)]
+            if number >= num_threads:
+                added.pop(0).result()
+            added.append(pool.submit(parts[number % num_threads].add, *block))
+            num_rows += len(block[0])
+        for each in added:
+            each.result()
+    assert parts  # the weights of a fit are not all 0
+    return SufficientStatistics(num_rows, *reduce(_ShiftedSums.__iadd__, parts).centred())
+
+
+def _blocks(features: FeatureRows, targets: Tensor, columns: Columns) -> Iterator[Block]:
+    """Features ``[B, D]``, targets ``[B, T]`` and weights ``[B]`` of the rows with a weight, for one call of a thread each."""
+    size, start = max(FEWEST_ROWS, CALL_NUMBERS // features.shape[1]), 0
+    with stage("sums", len(features), rows_per_step=1) as done:
         for rows in in_order(features, size):
             part = slice(start, start + len(rows))
-            values, weight = flat[part], None if columns.weight is None else columns.weight[part].double()
+            values, weight = targets[part], None if columns.weight is None else columns.weight[part].double()
             start += len(rows)
             done.advance(len(rows))
             if weight is not None:
                 rows, values, weight = (each[weight > 0] for each in (rows, values, weight))
             if len(rows):
-                sums = sums or _ShiftedSums(rows, values, weight)
-                sums.add(rows, values, weight)
-                num_rows += len(rows)
-    assert sums is not None  # the weights of a fit are not all 0
-    return SufficientStatistics(num_rows, *sums.centred())
+                yield rows, values, weight
 
 
 class _ShiftedSums:
-    """Sums ``D' W D``, ``D' W Z``, ``sum w z^2`` over rows ``d = [h - a, 1]``, ``z = y - b``; a, b are means of the first block.
+    """Sums ``sum w``, ``D' w``, ``Z' w``, ``D' W D``, ``D' W Z``, ``sum w z^2`` of rows ``d = h - a``, ``z = y - b``.
 
-    Its last row and column hold the sums of d and of the weights. Taking out the mean in the end loses at most as many digits as
-    N over the rows of the first block has: the mean of all rows is no further from that of a part, in standard deviations, than the
-    root of that ratio.
+    The shifts a and b are means of the first block. Taking out the mean in the end loses at most as many digits as N over the rows
+    of the first block has: the mean of all rows is no further from that of a part, in standard deviations, than the root of that
+    ratio.
+
+    By numpy: it sees that both factors of ``D' D`` are one matrix and computes half of the symmetric product (``syrk`` of BLAS),
+    and it computes in the calling thread. Threads of torch wait for the next block at full speed, in place of the one that reads.
     """
 
     def __init__(self, features: Tensor, targets: Tensor, weight: Tensor | None) -> None:
-        w = features.new_ones(len(features)).double() if weight is None else weight.double()
-        share = w / w.sum()
-        self.feature_shift, self.target_shift = share @ features.double(), share @ targets.double()
-        num_columns = features.shape[1] + 1
-        self.gram = self.feature_shift.new_zeros(num_columns, num_columns)
-        self.cross = self.feature_shift.new_zeros(num_columns, targets.shape[1])
-        self.square = torch.zeros_like(self.target_shift)
-        self._memory = self.feature_shift.new_ones(0, num_columns)
+        w = torch.ones(len(features), dtype=torch.float64) if weight is None else weight
+        share, num_features, num_targets = w / w.sum(), features.shape[1], targets.shape[1]
+        self.feature_shift = (share @ features.double()).numpy()
+        self.target_shift = (share @ targets.double()).numpy()
+        self.total, self.moved, self.moved_targets = 0.0, np.zeros(num_features), np.zeros(num_targets)
+        self.gram = np.zeros((num_features, num_features))
+        self.cross = np.zeros((num_features, num_targets))
+        self.square = np.zeros(num_targets)
+        size = max(FEWEST_ROWS, BLOCK_NUMBERS // num_features)
+        # numpy is slow where it has to repeat a row of few columns
+        self._shift = np.tile(self.feature_shift, (size, 1))
+        self._memory, self._ones = np.empty((size, num_features)), np.ones((size, 1))
 
     def add(self, features: Tensor, targets: Tensor, weight: Tensor | None) -> None:
         """Add rows ``[B, D]`` with targets ``[B, T]`` and weights ``[B]``."""
-        if len(self._memory) < len(features):
-            self._memory = self.gram.new_ones(len(features), len(self.gram))
-        rows = self._memory[: len(features)]
-        rows[:, :-1].copy_(features).sub_(self.feature_shift)
-        values = targets - self.target_shift
-        if weight is not None:
-            root = weight.sqrt()[:, None]
-            rows, values = root * rows, root * values
-        self.gram += _product_with_itself(rows)
-        self.cross.addmm_(rows.mT, values)
-        self.square.add_(values.square().sum(0))
+        rows, values, size = _array(features), _array(targets), len(self._memory)
+        roots = None if weight is None else np.sqrt(weight.numpy())[:, None]
+        for start in range(0, len(rows), size):
+            part = slice(start, start + size)
+            self._add(rows[part], values[part], None if roots is None else roots[part])
+
+    def _add(self, features: np.ndarray, targets: np.ndarray, roots: np.ndarray | None) -> None:
+        rows, values = self._memory[: len(features)], targets - self.target_shift
+        np.copyto(rows, features)
+        rows -= self._shift[: len(features)]
+        if roots is None:
+            roots = self._ones[: len(features)]
+        else:
+            rows *= roots
+            values = roots * values
+        self.total += float(np.einsum("nk,nk->", roots, roots))
+        self.moved += (roots.T @ rows)[0]
+        self.moved_targets += (roots.T @ values)[0]
+        self.gram += rows.T @ rows
+        self.cross += rows.T @ values
+        self.square += np.einsum("nt,nt->t", values, values)
+
+    def __iadd__(self, other: Self) -> Self:
+        """The sums of both, whose shifts are the same."""
+        for name in ("total", "moved", "moved_targets", "gram", "cross", "square"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        return self
 
     def centred(self) -> tuple[float, Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Sum of the weights, means, and the sums about them."""
-        total, moved, moved_targets = float(self.gram[-1, -1]), self.gram[:-1, -1], self.cross[-1]
-        gram = self.gram[:-1, :-1].addr(moved, moved, alpha=-1 / total)
-        gram.diagonal().clamp_min_(0.0)
-        return (
-            total,
-            self.feature_shift + moved / total,
-            self.target_shift + moved_targets / total,
-            gram,
-            self.cross[:-1].addr(moved, moved_targets, alpha=-1 / total),
-            (self.square - moved_targets.square() / total).clamp_min(0.0),
-        )
+        total, moved, moved_targets = self.total, self.moved, self.moved_targets
+        gram = self.gram - np.outer(moved, moved) / total
+        np.fill_diagonal(gram, np.maximum(gram.diagonal(), 0.0))
+        means = self.feature_shift + moved / total, self.target_shift + moved_targets / total
+        cross = self.cross - np.outer(moved, moved_targets) / total
+        square = np.maximum(self.square - moved_targets**2 / total, 0.0)
+        return (total, *(torch.from_numpy(each) for each in (*means, gram, cross, square)))  # type: ignore[return-value]
 
 
-def _product_with_itself(rows: Tensor) -> Tensor:
-    """``rows' rows`` ``[P, P]`` of float64 rows ``[B, P]`` on the CPU.
-
-    By numpy, which sees that both factors are one matrix and computes half of the symmetric product (``syrk`` of BLAS), where
-    torch computes all of it.
-    """
-    array = rows.numpy()
-    return torch.from_numpy(array.T @ array)
+def _array(rows: Tensor) -> np.ndarray:
+    """Rows on the CPU as an array; numpy has no bfloat16."""
+    return (rows.float() if rows.dtype == torch.bfloat16 else rows).numpy()
 
 
 class _BlasThreads:
-    """Blocks in which numpy's products take as many threads as torch has, or fewer where there are few columns.
+    """Blocks in which each of numpy's products takes so many threads.
 
     The number is one of the process. Of several blocks at once, in as many threads, the first sets it and the last sets it back.
     """
@@ -118,13 +155,12 @@ class _BlasThreads:
         self._limits: threadpool_limits | None = None
 
     @contextmanager
-    def __call__(self, num_columns: int) -> Iterator[None]:
-        """A block for products of so many columns."""
+    def __call__(self, num_threads: int) -> Iterator[None]:
+        """A block in which a product takes so many threads."""
         with self._lock:
             self._num_blocks += 1
             if self._limits is None:
-                most = max(num_columns // COLUMNS_PER_THREAD, 1)
-                self._limits = threadpool_limits(min(torch.get_num_threads(), most), user_api="blas")
+                self._limits = threadpool_limits(num_threads, user_api="blas")
         try:
             yield
         finally:
@@ -138,9 +174,13 @@ class _BlasThreads:
 _blas_threads = _BlasThreads()
 
 
-def moments_of(sums: SufficientStatistics, dtype: torch.dtype) -> Moments:
-    """Moments of the features, which are stored in a dtype."""
-    return Moments(sums.weight, sums.feature_mean, sums.gram.diagonal().clone(), dtype)
+def moments_of(sums: SufficientStatistics, dtype: torch.dtype) -> tuple[Moments, Moments]:
+    """Moments of the features and of the targets, which are stored in a dtype."""
+    deviations = sums.gram.diagonal().clone()
+    return (
+        Moments(sums.weight, sums.feature_mean, deviations, dtype),
+        Moments(sums.weight, sums.target_mean, sums.square, dtype),
+    )
 
 
 def sums_in_frame(sums: SufficientStatistics, frame: Frame) -> SufficientStatistics:

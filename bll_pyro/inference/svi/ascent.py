@@ -19,12 +19,15 @@ import torch
 from torch import Tensor
 
 from bll_pyro.gaussian import Diagonal, LatentGaussian, OutputGaussian, normal_points
+from bll_pyro.guides import Start
 from bll_pyro.guides.diagonal import DiagonalGuide
 from bll_pyro.inference.base import Trace
 from bll_pyro.inference.row_targets import expected_log_prob, log_prob, values_of
 from bll_pyro.inference.rows import DesignRows
 from bll_pyro.inference.svi.objective import Objective
+from bll_pyro.layer import LastLayer
 from bll_pyro.likelihoods import Bernoulli, Categorical
+from bll_pyro.model import Model
 from bll_pyro.observation import Stage, StopTraining, stage
 from bll_pyro.optimizers import minimise
 
@@ -76,6 +79,24 @@ def ascend(objective: Objective, rows: DesignRows) -> Trace:
             "tighter prior such as priors.Normal(scale=1.0), or bll.Laplace()"
         )
     return trace
+
+
+def independent_start(layer: LastLayer, model: Model, rows: DesignRows, start: Start) -> Start:
+    """Where the ELBO of independent weights is highest, for guides that take steps from there; ``start`` if it is no such function.
+
+    Learned scales follow the weights, step by step. From a start at which they are too wide steps end before the scales are down.
+    """
+    objective = Objective(layer, model, DiagonalGuide(model, start), rows.num_rows)
+    if not can_ascend(objective, rows):
+        return start
+    function = FixedELBO(objective, rows.gathered())
+    minimise(function, [function.place, function.growth], MAX_STEPS, tolerance=TOLERANCE)
+    loc, scale = (value.detach() for value in function.marginals())
+    if not bool(torch.isfinite(loc + scale.log()).all()):
+        return start
+    guide = function.guide
+    (u, weight_loc), (_, weight_scale) = guide.matrix(loc), guide.matrix(scale)
+    return replace(start, globals_loc=u, loc=weight_loc, scale=weight_scale)
 
 
 def late_rise(elbo: Tensor) -> float:

@@ -22,7 +22,7 @@ from bll_pyro.inference.prior_scale.criteria import Criterion, CrossValidation, 
 from bll_pyro.inference.prior_scale.held_out import held_out_loss
 from bll_pyro.inference.rows import DesignRows
 from bll_pyro.inference.start import warm_start
-from bll_pyro.inference.svi.ascent import ascend, can_ascend
+from bll_pyro.inference.svi.ascent import ascend, can_ascend, independent_start
 from bll_pyro.inference.svi.backbone_training import NUM_EPOCHS, BackboneTraining
 from bll_pyro.inference.svi.frozen import FeatureTraining
 from bll_pyro.inference.svi.gaussian_start import dense_start
@@ -285,6 +285,8 @@ class SVI(Inference):
             share = min(1.0, OUTPUT_SCALE / model.num_features**0.5)
             learned = {name: value * share for name, value in learned.items()}
         start = warm_start(layer, model.global_sites, rows, model.num_outputs, learned)
-        if self.guide.wants_dense_start:
+        if self.guide.begins == "dense":
             start = dense_start(layer, model.global_sites, rows, start, learned)
+        if self.guide.begins == "independent":
+            start = independent_start(layer, model, rows, start)
         return self.guide.build(model, start)

@@ -35,6 +35,7 @@ def in_extended_precision(x, y, w):
 def test_sums_lose_no_more_than_the_digits_that_are_allowed(monkeypatch, weighted, dtype):
     monkeypatch.setattr(raw_sums, "FEWEST_ROWS", 500)
     monkeypatch.setattr(raw_sums, "BLOCK_NUMBERS", 500 * D)
+    monkeypatch.setattr(raw_sums, "CALL_NUMBERS", 500 * D)
     x, y = (each.to(dtype) for each in rows_and_targets())
     weight = torch.rand(N, generator=torch.Generator().manual_seed(1)) * (torch.arange(N) % 3)
     columns = Columns(weight) if weighted else NO_COLUMNS
@@ -57,16 +58,52 @@ def threads():
     return [each["num_threads"] for each in threadpool_info() if each["user_api"] == "blas"]
 
 
-def test_threads_of_blas_are_few_where_columns_are_few_and_come_back():
+@pytest.mark.parametrize("num_columns", [7, 600])
+def test_sums_are_the_same_up_to_rounding_by_any_number_of_threads(monkeypatch, num_columns):
+    """Each thread adds every other call's rows; with 600 columns two threads of BLAS share a product."""
+    monkeypatch.setattr(raw_sums, "CALL_NUMBERS", 600 * num_columns)
+    random = torch.Generator().manual_seed(0)
+    x, y = torch.randn(4000, num_columns, generator=random), torch.randn(4000, 1, generator=random)
+    weight = torch.rand(4000, generator=random)
+    features, before, found = bll.Features.from_tensors(x, y), torch.get_num_threads(), []
+    try:
+        for number in (1, 2, 3):
+            torch.set_num_threads(number)
+            found.append(raw_sums.raw_sums(features, y, Columns(weight)))
+    finally:
+        torch.set_num_threads(before)
+    w, h = weight.double(), x.double()
+    centred = h - (w @ h) / w.sum()
+    for sums in found:
+        torch.testing.assert_close(sums.gram, centred.mT @ (w[:, None] * centred), rtol=1e-12, atol=1e-10)
+        assert sums.num_rows == 4000
+        torch.testing.assert_close(sums.gram, found[0].gram, rtol=1e-13, atol=1e-11)
+
+
+def test_an_error_of_reading_is_raised_and_gives_the_threads_back():
+    class Broken(bll.Features):
+        def __getitem__(self, index):
+            raise OSError("shard 3 is gone")
+
+    before, (x, y) = threads(), rows_and_targets()
+    features = bll.Features.from_tensors(x, y)
+    broken = object.__new__(Broken)
+    broken.__dict__.update(features.__dict__)
+    with pytest.raises(OSError, match="shard 3"):
+        raw_sums.raw_sums(broken, y, NO_COLUMNS)
+    assert threads() == before
+
+
+def test_threads_of_a_product_are_as_many_as_asked_for_and_come_back():
     before = threads()
-    with raw_sums._blas_threads(64):
+    with raw_sums._blas_threads(1):
         assert set(threads()) == {1}
     assert threads() == before
 
 
 def test_blocks_of_two_threads_that_overlap_give_the_number_back():
     before = threads()
-    first, second = raw_sums._blas_threads(D), raw_sums._blas_threads(D)
+    first, second = raw_sums._blas_threads(1), raw_sums._blas_threads(1)
     first.__enter__()
     second.__enter__()
     first.__exit__(None, None, None)
