@@ -94,7 +94,9 @@ def through_actors(
 
     reference = ray.put(given)
     number = workers.num_actors or max(int(ray.cluster_resources().get("CPU", 1)), 1)
-    made = dataset.map_batches(
+    # otherwise many rows, up to 128 MiB, go to one actor, and the others wait
+    blocks = dataset.repartition(target_num_rows_per_block=workers.rows_per_part, strict=True)
+    made = blocks.map_batches(
         actor,
         fn_constructor_args=([reference],),
         batch_size=workers.rows_per_part,
