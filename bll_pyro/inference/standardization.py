@@ -24,6 +24,7 @@ from bll_pyro.ranks import ALONE, Processes
 NUM_AXES_ROWS = 65_536
 NUM_TYPICAL_ROWS = 4096  # most rows from which the median of a column is taken
 BATCH_SIZE = 8192  # rows in one pass over features
+BLOCK_NUMBERS = 2**16  # of them worked on at once: what a core's cache holds in float64
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,17 +55,19 @@ class Moments:
             raise ValueError(
                 f"expected rows [n, D] with n > 0, got shape {list(rows.shape)}; reshape with .flatten(1)"
             )
-        rows = rows.detach()
+        size = max(1, BLOCK_NUMBERS // max(rows.shape[1], 1))
+        if weight is None and len(rows) > size:
+            return reduce(add, (cls.of(part) for part in rows.split(size)))
         # centred on the first row, so that the variance of a constant column is exactly 0
-        shift = rows[0].double()
-        centred = rows.double() - shift
+        shift = rows[0].detach().double()
+        centred = rows.detach().double().sub(shift)
         if weight is None:
             mean = centred.mean(0)
-            return cls(len(rows), shift + mean, (centred - mean).square().sum(0), rows.dtype)
+            return cls(len(rows), shift + mean, centred.sub_(mean).square_().sum(0), rows.dtype)
         weights = weight.to(centred)
         count = float(weights.sum())
         mean = weights @ centred / count
-        return cls(count, shift + mean, weights @ (centred - mean).square(), rows.dtype)
+        return cls(count, shift + mean, weights @ centred.sub_(mean).square_(), rows.dtype)
 
     @property
     def variance(self) -> Tensor:
