@@ -32,7 +32,6 @@ CALL_NUMBERS = 2**21  # for one call of a thread
 COLUMNS_PER_THREAD = (
     256  # of one product: with fewer, threads of BLAS wait for each other for longer than they compute
 )
-Block = tuple[Tensor, Tensor, Tensor | None]
 
 
 def raw_sums(features: FeatureRows, targets: Tensor, columns: Columns) -> SufficientStatistics:
@@ -44,7 +43,11 @@ def raw_sums(features: FeatureRows, targets: Tensor, columns: Columns) -> Suffic
     num_rows, parts, added = 0, list[_ShiftedSums](), list[Future[None]]()
     num_together = min(torch.get_num_threads(), max(features.shape[1] // COLUMNS_PER_THREAD, 1))
     num_threads = max(torch.get_num_threads() // num_together, 1)
-    with _blas_threads(num_together), ThreadPoolExecutor(num_threads) as pool:
+    with (
+        stage("sums", len(features), rows_per_step=1) as done,
+        _blas_threads(num_together),
+        ThreadPoolExecutor(num_threads) as pool,
+    ):
         for number, block in enumerate(_blocks(features, targets.reshape(len(targets), -1), columns)):
             if not parts:
                 parts = [_ShiftedSums(*block) for _ in range(num_threads)]
@@ -52,25 +55,26 @@ def raw_sums(features: FeatureRows, targets: Tensor, columns: Columns) -> Suffic
                 added.pop(0).result()
             added.append(pool.submit(parts[number % num_threads].add, *block))
             num_rows += len(block[0])
+            done.advance(len(block[0]))
         for each in added:
             each.result()
     assert parts  # the weights of a fit are not all 0
     return SufficientStatistics(num_rows, *reduce(_ShiftedSums.__iadd__, parts).centred())
 
 
-def _blocks(features: FeatureRows, targets: Tensor, columns: Columns) -> Iterator[Block]:
+def _blocks(
+    features: FeatureRows, targets: Tensor, columns: Columns
+) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
     """Features ``[B, D]``, targets ``[B, T]`` and weights ``[B]`` of the rows with a weight, for one call of a thread each."""
     size, start = max(FEWEST_ROWS, CALL_NUMBERS // features.shape[1]), 0
-    with stage("sums", len(features), rows_per_step=1) as done:
-        for rows in in_order(features, size):
-            part = slice(start, start + len(rows))
-            values, weight = targets[part], None if columns.weight is None else columns.weight[part].double()
-            start += len(rows)
-            done.advance(len(rows))
-            if weight is not None:
-                rows, values, weight = (each[weight > 0] for each in (rows, values, weight))
-            if len(rows):
-                yield rows, values, weight
+    for rows in in_order(features, size):
+        part = slice(start, start + len(rows))
+        values, weight = targets[part], None if columns.weight is None else columns.weight[part].double()
+        start += len(rows)
+        if weight is not None:
+            rows, values, weight = (each[weight > 0] for each in (rows, values, weight))
+        if len(rows):
+            yield rows, values, weight
 
 
 class _ShiftedSums:

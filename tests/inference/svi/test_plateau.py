@@ -78,11 +78,11 @@ def test_a_default_fit_stops_when_the_elbo_has_stopped_rising(rows) -> None:
 
 
 def test_a_fit_that_is_cut_short_says_so(rows) -> None:
-    """Correlated features, of which a full covariance makes much, and steps that are too small to get there."""
+    """Correlated features, of which a flow makes much, and steps that are too small to get there."""
     features, labels = rows
     features = features + 3 * features[:, :1]
     layer = bll.LastLayer(likelihood=bll.likelihoods.Gaussian(1.0))
-    slow = bll.SVI(num_epochs=200, learning_rate=1e-4, guide=bll.guides.BlockDiagonal())
+    slow = bll.SVI(num_epochs=200, learning_rate=1e-3, guide=bll.guides.Flow(num_layers=1))
     with pytest.warns(bll.FitWarning, match="the ELBO was still rising, by") as said:
         # without the wrapper that checks annotations in tests, which would be the caller
         fit = inspect.unwrap(bll.fit)(layer, (features, labels.float()), inference=slow)
