@@ -59,9 +59,7 @@ def reliability_diagram(
             share = found.count[filled] / found.count.sum()
             axes.bar(x, share, min(width, 0.06), color=SKY, alpha=0.35, zorder=0, label="share of rows")
     axes.set(xlim=(0, 1.02), ylim=(0, 1.02))
-    # below the axes, because intervals may lie anywhere inside
-    axes.legend(
-        frameon=False, loc="upper left", bbox_to_anchor=(-0.02, -0.12), ncols=len(named) + 1, fontsize=9
-    )
+    # below the axes, because intervals may lie anywhere inside; a wider legend would make them narrow
+    axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(-0.02, -0.12), ncols=2, fontsize=9)
     say(axes, "Confidence and what came true", "confidence", "share that was right")
     return figure
