@@ -44,7 +44,6 @@ LEARNING_RATE = 0.02  # default rate, in units of standardised weights;
 JOINT_LEARNING_RATE = (
     0.005  # the least where a backbone is trained along, whose features are about as they come;
 )
-TIMES_BACKBONE = 2.0  # and so many times the backbone's rate: widths and noise have a long way to go
 MAX_FEATURES = 128  # these rates are for up to so many features
 OUTPUT_SCALE = (
     4.0  # largest prior standard deviation of the outputs at the start, where the prior scale is learned
@@ -63,7 +62,7 @@ class SVI(Inference):
         Variational family; ``guides.Spline()`` or ``guides.InverseAutoregressive()`` stand for a ``guides.Flow`` of such layers.
     learning_rate
         Step of Adam at the start; it falls to zero along a half cosine. None (default) takes 0.02, and while a backbone is trained
-        along twice the backbone's rate, and 0.005 at least; beyond 128 features ``sqrt(128 / D)`` of that.
+        along the backbone's rate, as a plain head has it, but 0.005 at least; beyond 128 features ``sqrt(128 / D)`` of that.
     backbone_learning_rate
         Step for the backbone in joint training, of which :func:`bll_pyro.fit` keeps some rows out (``calibration``); None
         (default) leaves the backbone frozen. Features that move are centred, and divided by one number if their scale is below
@@ -187,7 +186,7 @@ class SVI(Inference):
         A guide that is slower than its backbone has not found noise and widths by the end of some hundred steps.
         """
         backbone = self.backbone_learning_rate
-        default = LEARNING_RATE if backbone is None else max(JOINT_LEARNING_RATE, TIMES_BACKBONE * backbone)
+        default = LEARNING_RATE if backbone is None else max(JOINT_LEARNING_RATE, backbone)
         return self.learning_rate or default * min(1.0, math.sqrt(MAX_FEATURES / num_features))
 
     def run(
