@@ -47,8 +47,8 @@ REASONS: dict[tuple[str, str], str] = {
     (
         NETWORK,
         COST,
-    ): "a step of joint training has means, widths and noise beside the network, and takes the time of almost four plain ones; a final "
-    "stage follows on the frozen features",
+    ): "a step of joint training has means, widths and noise beside the network, and takes the time of almost four plain ones; a "
+    "final stage follows on the frozen features",
 }
 """Reasons, by hand: by task and measure, by kind of task and measure, or by ``*`` and measure."""
 
