@@ -53,7 +53,7 @@ def fit_from_sums(
     layer.prior.check((num_outputs, num_features))
     inference.check(layer, num_outputs, num_features + int(layer.bias))
     dtype = torch.promote_types(dtype, torch.float32)
-    moments, target_moments = moments_of(sums, dtype)
+    moments, target_moments = moments_of(sums, dtype, dtype)
 
     def found(dtype: torch.dtype) -> tuple[Tensor, Tensor, Frame]:
         """No rows, in their shape, and the frame of those of the sums."""

@@ -95,8 +95,7 @@ def fit_features(
     with isolated(seed, dtype):
         moments, target_moments, sums = None, None, None
         if isinstance(features, Features) and is_streamed(features):
-            moments, sums = first_pass(inference, features, targets, columns)
-            target_moments = None if sums is None else moments_of(sums, targets.dtype)[1]
+            moments, target_moments, sums = first_pass(inference, features, targets, columns)
         frame = make_frame(
             layer, features, targets, inference.rotates(layer), dtype, columns, is_table, moments, target_moments, ranks
         )  # fmt: skip
@@ -131,16 +130,18 @@ def is_beyond_float32(frame: Frame) -> bool:
 
 def first_pass(
     inference: Inference, features: Features, targets: Tensor, columns: Columns
-) -> tuple[Moments, SufficientStatistics | None]:
-    """Moments of a store that is read ahead, and the sums where the inference needs nothing else, in one pass.
+) -> tuple[Moments, Moments | None, SufficientStatistics | None]:
+    """Moments of a store that is read ahead; those of its targets and the sums too where the inference needs nothing else.
+
+    In one pass.
 
     ValueError if a feature is NaN or infinite, with the row and its id.
     """
     sums = raw_sums(features, targets, columns) if inference.from_sums else None
     if sums is None:
-        moments = weighted_moments(in_order(features, BATCH_SIZE), columns.weight)
+        moments, target_moments = weighted_moments(in_order(features, BATCH_SIZE), columns.weight), None
     else:
-        moments, _ = moments_of(sums, features.dtype)
+        moments, target_moments = moments_of(sums, features.dtype, targets.dtype)
     if not bool(torch.isfinite(moments.mean + moments.deviations).all()):
         features.check_finite()
-    return moments, sums
+    return moments, target_moments, sums

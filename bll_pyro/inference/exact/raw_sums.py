@@ -7,12 +7,13 @@ For ``h' = R' ((h - c) / s)`` and ``y' = (y - d) / t`` the sums of :class:`Suffi
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import reduce
+from operator import add
 from threading import Lock
-from typing import Self
 
 import numpy as np
 import torch
@@ -40,7 +41,8 @@ def raw_sums(features: FeatureRows, targets: Tensor, columns: Columns) -> Suffic
     Blocks of rows go in turn to as many threads as torch has, each of which has sums of its own; where there are many columns,
     to fewer threads that share the work of a product.
     """
-    num_rows, parts, added = 0, list[_ShiftedSums](), list[Future[None]]()
+    size, start = max(FEWEST_ROWS, CALL_NUMBERS // features.shape[1]), 0
+    flat, turns = targets.reshape(len(targets), -1), deque[tuple[_ShiftedSums, Future[None]]]()
     num_together = min(torch.get_num_threads(), max(features.shape[1] // COLUMNS_PER_THREAD, 1))
     num_threads = max(torch.get_num_threads() // num_together, 1)
     with (
@@ -48,33 +50,25 @@ def raw_sums(features: FeatureRows, targets: Tensor, columns: Columns) -> Suffic
         _blas_threads(num_together),
         ThreadPoolExecutor(num_threads) as pool,
     ):
-        for number, block in enumerate(_blocks(features, targets.reshape(len(targets), -1), columns)):
-            if not parts:
-                parts = [_ShiftedSums(*block) for _ in range(num_threads)]
-            if number >= num_threads:
-                added.pop(0).result()
-            added.append(pool.submit(parts[number % num_threads].add, *block))
-            num_rows += len(block[0])
-            done.advance(len(block[0]))
-        for each in added:
-            each.result()
-    assert parts  # the weights of a fit are not all 0
-    return SufficientStatistics(num_rows, *reduce(_ShiftedSums.__iadd__, parts).centred())
-
-
-def _blocks(
-    features: FeatureRows, targets: Tensor, columns: Columns
-) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
-    """Features ``[B, D]``, targets ``[B, T]`` and weights ``[B]`` of the rows with a weight, for one call of a thread each."""
-    size, start = max(FEWEST_ROWS, CALL_NUMBERS // features.shape[1]), 0
-    for rows in in_order(features, size):
-        part = slice(start, start + len(rows))
-        values, weight = targets[part], None if columns.weight is None else columns.weight[part].double()
-        start += len(rows)
-        if weight is not None:
-            rows, values, weight = (each[weight > 0] for each in (rows, values, weight))
-        if len(rows):
-            yield rows, values, weight
+        for rows in in_order(features, size):
+            place = slice(start, start + len(rows))
+            values, weight = flat[place], None if columns.weight is None else columns.weight[place].double()
+            start += len(rows)
+            done.advance(len(rows))
+            if weight is not None:
+                rows, values, weight = (each[weight > 0] for each in (rows, values, weight))
+            if not len(rows):
+                continue
+            if len(turns) < num_threads:
+                part = _ShiftedSums(rows, values, weight)
+            else:
+                part, added = turns.popleft()
+                added.result()
+            turns.append((part, pool.submit(part.add, rows, values, weight)))
+        for _, added in turns:
+            added.result()
+    assert turns  # the weights of a fit are not all 0
+    return reduce(add, (part.statistics() for part, _ in turns))
 
 
 class _ShiftedSums:
@@ -93,7 +87,8 @@ class _ShiftedSums:
         share, num_features, num_targets = w / w.sum(), features.shape[1], targets.shape[1]
         self.feature_shift = (share @ features.double()).numpy()
         self.target_shift = (share @ targets.double()).numpy()
-        self.total, self.moved, self.moved_targets = 0.0, np.zeros(num_features), np.zeros(num_targets)
+        self.num_rows, self.total = 0, 0.0
+        self.moved, self.moved_targets = np.zeros(num_features), np.zeros(num_targets)
         self.gram = np.zeros((num_features, num_features))
         self.cross = np.zeros((num_features, num_targets))
         self.square = np.zeros(num_targets)
@@ -104,6 +99,7 @@ class _ShiftedSums:
 
     def add(self, features: Tensor, targets: Tensor, weight: Tensor | None) -> None:
         """Add rows ``[B, D]`` with targets ``[B, T]`` and weights ``[B]``."""
+        self.num_rows += len(features)
         rows, values, size = _array(features), _array(targets), len(self._memory)
         roots = None if weight is None else np.sqrt(weight.numpy())[:, None]
         for start in range(0, len(rows), size):
@@ -126,21 +122,16 @@ class _ShiftedSums:
         self.cross += rows.T @ values
         self.square += np.einsum("nt,nt->t", values, values)
 
-    def __iadd__(self, other: Self) -> Self:
-        """The sums of both, whose shifts are the same."""
-        for name in ("total", "moved", "moved_targets", "gram", "cross", "square"):
-            setattr(self, name, getattr(self, name) + getattr(other, name))
-        return self
-
-    def centred(self) -> tuple[float, Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Sum of the weights, means, and the sums about them."""
+    def statistics(self) -> SufficientStatistics:
+        """The sums about the means."""
         total, moved, moved_targets = self.total, self.moved, self.moved_targets
         gram = self.gram - np.outer(moved, moved) / total
         np.fill_diagonal(gram, np.maximum(gram.diagonal(), 0.0))
         means = self.feature_shift + moved / total, self.target_shift + moved_targets / total
         cross = self.cross - np.outer(moved, moved_targets) / total
         square = np.maximum(self.square - moved_targets**2 / total, 0.0)
-        return (total, *(torch.from_numpy(each) for each in (*means, gram, cross, square)))  # type: ignore[return-value]
+        sums = (torch.from_numpy(each) for each in (*means, gram, cross, square))
+        return SufficientStatistics(self.num_rows, total, *sums)
 
 
 def _array(rows: Tensor) -> np.ndarray:
@@ -178,12 +169,14 @@ class _BlasThreads:
 _blas_threads = _BlasThreads()
 
 
-def moments_of(sums: SufficientStatistics, dtype: torch.dtype) -> tuple[Moments, Moments]:
-    """Moments of the features and of the targets, which are stored in a dtype."""
+def moments_of(
+    sums: SufficientStatistics, dtype: torch.dtype, target_dtype: torch.dtype
+) -> tuple[Moments, Moments]:
+    """Moments of the features and of the targets, which are stored in these dtypes."""
     deviations = sums.gram.diagonal().clone()
     return (
         Moments(sums.weight, sums.feature_mean, deviations, dtype),
-        Moments(sums.weight, sums.target_mean, sums.square, dtype),
+        Moments(sums.weight, sums.target_mean, sums.square, target_dtype),
     )
 
 
