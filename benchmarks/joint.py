@@ -14,7 +14,7 @@ from benchmarks.options import Options
 from benchmarks.report import Report, Table, Target
 
 DATA = ("concrete", "energy", "yacht")
-NUM_SPLITS = 10
+NUM_SPLITS = 20  # all that are published
 COVERAGE, LEAST, MOST = 0.9, 0.86, 0.94  # of the intervals, and of the test rows that they must hold
 WIDTH, RATE, NUM_EPOCHS = 50, 1e-2, 200  # of a network of two hidden layers, and of its training
 COLUMNS = {
@@ -54,7 +54,8 @@ def run(options: Options) -> Report:
         f"`SVI(backbone_learning_rate={RATE}, num_epochs={num_epochs})` and its final stage; `Gaussian()`. "
         "Inputs are standardised.",
         "By default a tenth of the training rows, 50 at least, is kept for the noise factor. None has all rows in training.",
-        "The rule was chosen on splits 0 to 4 of concrete and energy; the others, and yacht, were looked at once.",
+        "The rule was chosen on splits 0 to 4 of concrete and energy; the others, and yacht, were not looked at for it. At first "
+        "splits 0 to 9 alone were run; 10 to 19 were added later.",
     ]
     return report
 

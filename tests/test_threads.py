@@ -94,7 +94,8 @@ def test_everything_at_once() -> None:
         lambda: torch.from_numpy(
             fit.to_datatree(X, LABELS, num_draws=20)["posterior_predictive"]["y"].values
         ),
-        lambda: torch.tensor(float(bll.loo(fit, (X, LABELS)).elpd)),
+        # with a dtype: torch's default is one for the process, and that of whatever fit or tree is at work (decision 10)
+        lambda: torch.tensor(float(bll.loo(fit, (X, LABELS)).elpd), dtype=torch.float64),
         lambda: bll.fit(CLASSES, (X, LABELS), inference=SHORT, seed=3).predict(X).total,
         lambda: values.update((X, VALUES)).posterior.sample(5)["weight"],
         lambda: bll.extract(small_network(), X).tensor(),

@@ -237,13 +237,13 @@ def scale_by_column(
     )
     scale = moments.variance.sqrt()
     near = torch.where(moments.constant, 1.0, scale / 3)
-    away = torch.zeros_like(scale)
-    start = 0
+    nearness, away = near.reciprocal(), torch.zeros_like(scale)
+    start, size = 0, max(1, BLOCK_NUMBERS // len(scale))
     for part in in_order(features, BATCH_SIZE):
-        away += weights[start : start + len(part)] @ (
-            ((part.double() - median) / near).square_().clamp_max_(1.0)
-        )
-        start += len(part)
+        for block in part.split(size):
+            distance = (block.double() - median).mul_(nearness)
+            away += weights[start : start + len(block)] @ distance.square_().clamp_max_(1.0)
+            start += len(block)
     away, total = ranks.sums(away, weights.sum())
     share = (2 * away / total).clamp_max(1.0)
     return torch.where(moments.constant, torch.inf, scale / share)

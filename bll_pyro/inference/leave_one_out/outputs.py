@@ -36,10 +36,11 @@ MOST_OUTPUTS = 2**20  # and their outputs
 MAX_TIED_COLUMNS = 2048  # largest K P of a joint precision,
 MAX_TIED_WORK = 2**31  # and largest N (K P)^2
 MAX_BLOCK_WORK = 2**35  # largest N K P^2 of the sums over rows; with more, some rows stand for all
-ROWS_PER_NUMBER = 64  # rows in these sums for each output or column that are enough
+ROWS_PER_NUMBER = 32  # rows in these sums for each output or column that are enough
 MAX_BLOCK_NUMBERS = 2**25  # largest K P^2; with more, columns are independent too
 MOST_READ = 65_536  # rows of a store that is read ahead, each a read of its own
-NUM_POINTS, FEW_POINTS = 64, 8  # quasi-random points of the expectations
+NUM_POINTS = 64  # quasi-random points of the expectations, of each of few rows
+SOME_POINTS, FEW_POINTS = 16, 8  # of many rows, and of sums over rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,8 +156,11 @@ def _one_by_one(
 
 def _gradient(near: RowByRow, outputs: OutputGaussian, targets: Targets) -> Float[Tensor, "N K"]:
     """Expected gradient of the log likelihood of all rows."""
+    if near.likelihood.has_slope and not near.noise and isinstance(targets, Tensor):
+        draws = torch.stack([draw for draw, _ in _draws(near, outputs, SOME_POINTS)])
+        return near.likelihood.slope(draws, targets)[1].mean(0)
     slopes: list[Tensor] = []
-    for draw, noise in _draws(near, outputs, NUM_POINTS):
+    for draw, noise in _draws(near, outputs, SOME_POINTS):
         with torch.enable_grad():
             leaf = draw.detach().requires_grad_()
             slopes += torch.autograd.grad(log_prob(near.likelihood, leaf, targets, noise).sum(), leaf)
