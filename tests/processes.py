@@ -12,8 +12,11 @@ from typing import Any
 KIND = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
 CLEAN = multiprocessing.get_context(KIND)
 if KIND == "forkserver":
+    # one list for all tests: the server is one for the process, and keeps what it was started with
     ROOMS = ("fitting", "cli.running", "cli.predicting", "diagnostics", "elpd.leave_one_out", "reporting")
+    ROOMS += ("inference.svi.joint", "inference.nuts", "checkpoint.folder")
     LIBRARIES = ("torch", "pyro", "arviz_stats", "joblib", "pandas", "sklearn.preprocessing", "xarray")
+    LIBRARIES += ("torch._dynamo", "lightning_fabric", "filelock", "safetensors.torch")
     CLEAN.set_forkserver_preload([*LIBRARIES, *(f"bll_pyro.{room}" for room in ROOMS)])  # type: ignore[attr-defined]
 
 
@@ -32,5 +35,5 @@ def exit_code(call: Callable[..., object], *arguments: Any) -> int | None:
     """How a clean process ends that makes one call: 0, or minus the signal that killed it."""
     process = CLEAN.Process(target=call, args=arguments)
     process.start()
-    process.join()
+    process.join(120)
     return process.exitcode

@@ -1,7 +1,4 @@
-"""Fits that are killed and called again, in processes of their own, for tests/fitting/test_kills.py.
-
-The processes are forks of one that has imported everything: an import of torch takes seconds, a fork next to nothing.
-"""
+"""Fits that are killed and called again, in processes of their own, for tests/fitting/test_kills.py."""
 
 from __future__ import annotations
 
@@ -25,13 +22,6 @@ from bll_pyro.checkpoint import folder as checkpoints
 from bll_pyro.checkpoint import part_file
 from bll_pyro.inference.svi.train import Stepper
 
-FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(
-    [
-        *("torch._dynamo", "lightning_fabric", "bll_pyro.fitting", "bll_pyro.inference.svi.joint"),
-        *("bll_pyro.inference.nuts", "bll_pyro.checkpoint.folder", "filelock", "safetensors.torch"),
-    ]
-)
 GENERATOR = torch.Generator().manual_seed(0)
 INPUTS = torch.randn(48, 4, generator=GENERATOR)
 LABELS = (INPUTS[:, 0] + 0.3 * torch.randn(48, generator=GENERATOR) > 0).long()
@@ -152,14 +142,6 @@ class Dying:
     def replace(self, *_: Path) -> None:
         """Die."""
         os.kill(os.getpid(), signal.SIGKILL)
-
-
-def exit_code(target: Callable[..., None], *args: Any) -> int | None:
-    """How a process of its own ends; minus the signal that killed it."""
-    process = FORKS.Process(target=target, args=args)
-    process.start()
-    process.join(120)
-    return process.exitcode
 
 
 def stop_at_step(number: int, kind: int, times: int = 1) -> None:

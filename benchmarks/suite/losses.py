@@ -15,8 +15,9 @@ OF_VALUES = {
 }  # fmt: skip
 
 SEEN = (
-    "the network was trained on the rows of the last layer: left-out rows have almost no errors and call for a temperature that is "
-    "too low for new rows; `calibration=` with rows that it has not seen is the remedy"
+    "the network was trained on the rows of the last layer: left out of it they have almost no errors and call for a temperature "
+    "of .5, which smoothed labels keep at 1, where test rows want 1.3 to 1.8 (NLL .200); `calibration=` with rows that it has not "
+    "seen is the remedy"
 )
 SEEN_VALUES = (
     "the network was trained on the rows of the last layer: their residuals are smaller than those of new rows, as is the noise "
@@ -34,23 +35,53 @@ TEXT = (
     "the default detector joins scores by p-values, and those of the features' place (leverage, distances) know little on words: "
     "the entropy of the same predictions alone has a higher AUROC for queries of no intent"
 )
-FEW_KEPT = (
-    "half of the rows kept aside teach the detector, and the other half, 125 and 60, make the threshold, twice as rough as that of "
-    "the others"
+FASHION_NEAR = (
+    "the detector joins energy (AUROC .81) and entropy (.85) to the epistemic uncertainty, which alone has AUROC .900, FPR95 .408 "
+    "and .608 caught; all that are joined are better for far rows (AUROC .995 for .960)"
+)
+SEEN_NEAR = (
+    "the fit separates the rows, and the ELBO's outputs are then 1.5 times those of a mode with about the same spread: epistemic "
+    "uncertainty .947, by `Laplace(Diagonal())` .968 without its temperature; energy and entropy beside it cost .005 (.962 without)"
+)
+UNSEEN_NEAR = (
+    "1.5 standard errors; half of it are energy (AUROC .86) and entropy (.93) beside the epistemic uncertainty (without them AUROC "
+    ".958, FPR95 .202), half a scale for each column, where others get one for all (.958, .221; both .960, .222)"
+)
+SEEN_CAUGHT = (
+    ".054 of it is the score, as for FPR95; the rest is chance of a threshold from 125 rows: in one split of five it gives 1.1% "
+    "false alarms in place of 5%, and .33 are caught there"
+)
+TIMID = (
+    "mean confidence is 3.3 points below accuracy: a temperature of left-out rows (.76 to .84) gains two standard errors on "
+    "smoothed labels, as it must, in one split of five; with it in all ECE is .045, Brier score .1061. Labels drawn from the "
+    "predictions themselves have an ECE of .043 on 230 rows"
+)
+DROPOUT = (
+    "the network was trained on the rows of the last layer, so that the evidence takes too wide a prior: scale .1 has RMSE .628, "
+    "CRPS .351, and .05 has .624, .348. Dropout is a narrower prior: without masks in prediction it has .628 too"
+)
+HEAVY_TAILS = (
+    "a few large errors widen a Normal noise: .913 in 15 splits, MAP .911 (five splits with `StudentT()`: .896). MAP + temperature "
+    "(.904) has its noise from 861 rows, a narrower one in 11 of 15"
 )
 REASONS: dict[tuple[str, str], str] = {
-    **{("cifar-seen", measure): SEEN for measure in ("nll", "ece", "brier", "accuracy")},
+    **{("cifar-seen", measure): SEEN for measure in ("nll", "ece", "brier")},
     **{
         (task, measure): SEEN_VALUES
         for task in ("yacht", "concrete", "wine_red")
         for measure in ("nll", "coverage")
     },
     **{(NETWORK, measure): FEWER_ROWS for measure in ("nll", "rmse", "crps", "coverage")},
-    **{
-        (task, f"caught_{part}"): FEW_KEPT
-        for task in ("cifar-seen", "cifar-unseen")
-        for part in ("near", "far")
-    },
+    **{("fashion", f"{m}_near"): FASHION_NEAR for m in ("auroc", "fpr95", "caught")},
+    **{("cifar-seen", f"{m}_near"): SEEN_NEAR for m in ("auroc", "fpr95")},
+    **{("cifar-unseen", f"{m}_near"): UNSEEN_NEAR for m in ("auroc", "fpr95", "caught")},
+    ("cifar-seen", "caught_near"): SEEN_CAUGHT,
+    ("cifar-unseen", "accuracy"): (
+        "chance: 6 of 1,150 test rows, 16 that only vbll has right and 10 that only the default has (exact test: p = .33)"
+    ),
+    **{("cifar-unseen", measure): TIMID for measure in ("ece", "brier")},
+    **{("wine_red", measure): DROPOUT for measure in ("rmse", "crps")},
+    ("power", "coverage"): HEAVY_TAILS,
     **{("clinc", f"{m}_{part}"): TEXT for m in ("auroc", "fpr95", "caught") for part in ("near", "far")},
     ("*", COST): ONE_SOLVE,
     (

@@ -6,7 +6,8 @@ from random import Random
 
 import pytest
 import torch
-from resume_cases import Life, exit_code, interrupted, live
+from processes import exit_code
+from resume_cases import Life, interrupted, live
 
 from bll_pyro.checkpoint.part_file import read_part
 
