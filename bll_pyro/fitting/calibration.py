@@ -46,7 +46,7 @@ PRIOR_SCALE = 0.5  # of the log of what left-out rows say: they are few where it
 LEAST = 0.5  # and make predictions at most twice as sharp
 GAIN = 2.0  # standard errors of log density that a number must gain
 SMOOTHING = (
-    0.0025  # of the labels where predictions become sharper: rows that a network knows have hardly an error
+    0.0015  # of the labels where predictions become sharper: rows that a network knows have hardly an error
 )
 MOST_DRAWN = 2**25  # outputs of left-out rows at all points
 FROM_TRAINING, LEFT_OUT = "rows kept from training", "training rows, each left out of the fit"
