@@ -120,6 +120,7 @@ def _plain(network: nn.Module, rows: torch.Tensor, folder: Path, options: Option
             nn.Sequential(network, nn.Softmax(-1)).eval(),
             (rows,),
             dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+            strict=False,
         )
         program = torch.onnx.export(
             traced, dynamo=True, verbose=False, optimize=False, input_names=["inputs"]

@@ -60,7 +60,10 @@ def world(networks: tuple[nn.Module, ...] = ()) -> dict[str, Any]:
         "torch's random state": torch.get_rng_state().numpy().tobytes(),
         "NumPy's random state": (numpy_state[1].tobytes(), *numpy_state[2:]),
         "Python's random state": random.getstate(),
-        "filters of warnings": list(warnings.filters),
+        # torch 2.6 adds one about torch.distributed whenever it compiles
+        "filters of warnings": [
+            each for each in warnings.filters if getattr(each[3], "pattern", "") != "torch.distributed"
+        ],
         "number of modules": len(sys.modules),
         "number of threads": torch.get_num_threads(),
         "working directory": os.getcwd(),

@@ -5,6 +5,7 @@ features of networks, whose columns share a unit, are given to logistic regressi
 """
 
 from functools import lru_cache
+from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -28,9 +29,10 @@ LARGE: dict[str, Any] = {"Cs": (0.1, 1.0, 10.0, 100.0), "cv": 3, "max_iter": 100
 def head(data: DataSet, made: Split, scaled: bool) -> Any:
     """Logistic regression whose penalty is cross-validated by log loss: ten values, five folds; for many classes four and three."""
     options = LARGE if data.is_large else {"Cs": 10, "cv": 5, "max_iter": MAX_ITERATIONS}
-    search = LogisticRegressionCV(
-        **options, scoring="neg_log_loss", l1_ratios=(0,), use_legacy_attributes=False
-    )
+    # scikit-learn warns without these since 1.8, and before it warns about the one and lacks the other
+    later = {"l1_ratios": (0,), "use_legacy_attributes": False}
+    has_both = later.keys() <= signature(LogisticRegressionCV).parameters.keys()
+    search = LogisticRegressionCV(**options, scoring="neg_log_loss", **(later if has_both else {}))
     return make_pipeline(StandardScaler(), search) if scaled else search
 
 

@@ -80,7 +80,7 @@ def _opened(path: Path, suffix: str) -> Iterator[Write]:
                 "expected pyarrow, which writes Parquet, got none; pip install 'bll-pyro[tables]', or write a .csv"
             ) from error
         with path.open("w", encoding="utf-8", newline="") as file:
-            yield lambda frame: frame.to_csv(
+            yield lambda frame: _shortest(frame).to_csv(
                 file, index=False, header=file.tell() == 0, quoting=QUOTE_NONNUMERIC
             )
         return
@@ -101,3 +101,9 @@ def _opened(path: Path, suffix: str) -> Iterator[Write]:
     finally:
         if opened:
             opened[0].close()
+
+
+def _shortest(frame: pd.DataFrame) -> pd.DataFrame:
+    """The same numbers with as few digits as single precision needs: pandas before 3 writes those of double precision."""
+    single = frame.select_dtypes("float32")
+    return frame.assign(**single.astype(str).astype(float))

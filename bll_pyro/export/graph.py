@@ -151,7 +151,9 @@ def _names(module: PredictiveModule, rows: Tensor) -> list[str]:
 
 def _traced(module: PredictiveModule, rows: Tensor) -> torch.export.ExportedProgram:
     try:
-        return torch.export.export(module, (rows,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
+        sizes = ({0: torch.export.Dim("batch", min=1)},)
+        # strict, the default of torch 2.6, traces byte code, of which it knows a part
+        return torch.export.export(module, (rows,), dynamic_shapes=sizes, strict=False)
     except TypeError:  # of this library
         raise
     except Exception as error:  # torch raises what the code that it traces makes of it

@@ -37,8 +37,8 @@ def as_module(
 ) -> PredictiveModule:
     """The fit as a module that needs neither Pyro nor this library's fit once it is exported.
 
-    ``torch.export.export(as_module(fit), (inputs,), dynamic_shapes=({0: torch.export.Dim.AUTO},))`` gives a graph with
-    the whole uncertainty in it; :meth:`Fit.export` writes it.
+    ``torch.export.export(as_module(fit), (inputs,), dynamic_shapes=({0: torch.export.Dim.AUTO},), strict=False)`` gives a graph
+    with the whole uncertainty in it; :meth:`Fit.export` writes it.
 
     Parameters
     ----------

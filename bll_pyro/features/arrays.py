@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.dlpack import from_dlpack
 
 from bll_pyro.classes import Labels, labels_in
 from bll_pyro.features.tables import numbers_of, view_of
@@ -172,13 +171,15 @@ def _numpy_to_tensor(array: np.ndarray, what: str) -> Tensor:
         array = array.astype(plain)
     if any(stride < 0 or stride % array.itemsize for stride in array.strides):
         array = array.copy()  # ascontiguousarray keeps a negative stride along an axis of one row
-    if array.flags.writeable:
-        return torch.from_numpy(array)
-    try:
-        # torch.from_numpy warns about read-only memory, DLPack does not; bll_pyro never writes to inputs
-        return from_dlpack(array)
-    except BufferError:  # older versions of NumPy or torch cannot share read-only memory
-        return torch.from_numpy(array.copy())
+    return torch.from_numpy(array if array.flags.writeable else np.asarray(_Shared(array)))
+
+
+class _Shared:
+    """The memory of a read-only array, said to be writable: torch warns about any other, and bll_pyro never writes to inputs."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self.owner = array  # and so the memory: an array that is made of this object keeps the object
+        self.__array_interface__ = array.__array_interface__ | {"data": (array.ctypes.data, False)}
 
 
 def _unequal_rows(what: str) -> str:

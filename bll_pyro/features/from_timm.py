@@ -148,7 +148,7 @@ def timm_backbone(
     else:
         model = download(name, kwargs) if pretrained else create(name, kwargs)
     if ":" in name:  # the files of such a name may not exist later: store the model's own name and arguments
-        kwargs = {k: v for k, v in getattr(model, "_model_args", {}).items() if k != "num_classes"} | kwargs
+        kwargs = _stored_arguments(name) | kwargs
         name = str(cast(dict[str, Any], model.pretrained_cfg)["architecture"])
     return TimmBackbone(
         model,
@@ -157,6 +157,18 @@ def timm_backbone(
         unfreeze=unfreeze,
         images=_image_config(resolve_model_data_config(model), kwargs),
     )
+
+
+def _stored_arguments(name: str) -> dict[str, Any]:
+    """Arguments of the network in the configuration that a repository of the hub or a folder has: timm may not keep them."""
+    from timm.models import load_model_config_from_hf
+
+    where, _, place = name.partition(":")
+    if where == "local-dir":
+        found = json.loads((Path(place) / "config.json").read_text("utf-8")).get("model_args", {})
+    else:
+        found = load_model_config_from_hf(place)[2]
+    return {key: value for key, value in found.items() if key != "num_classes"}
 
 
 def _image_config(config: Mapping[str, Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from bll_pyro.features.forward import set_training, trainable_parameters
 from bll_pyro.features.from_timm import timm_backbone
 
 SMALL = {"embed_dim": 16, "depths": (1, 2), "num_heads": (1, 2), "img_size": 32, "window_size": 4}
+THIN = {"embed_dim": (32, 64, 96, 128), "stem_width": (16, 32), "img_size": 64}
 
 # a small model of each family: its arguments, the size of its images, and what to unfreeze
 FAMILIES = {
@@ -22,8 +23,8 @@ FAMILIES = {
     "test_mambaout": ({}, 64, 1),
     "test_vit": ({"img_size": 32}, 32, 1),
     "test_vit3": ({"img_size": 32}, 32, 1),  # pools tokens by attention
-    "test_maxvit": ({"img_size": 64}, 64, 1),
-    "test_coatnet": ({"img_size": 64}, 64, 1),
+    "maxvit_pico_rw_256": (THIN | {"depths": (1, 1, 1, 1)}, 64, 1),
+    "coatnet_nano_rw_224": (THIN | {"depths": (1, 1, 2, 1)}, 64, 1),
     "deit_tiny_distilled_patch16_224": ({"img_size": 32, "depth": 2}, 32, 1),
     "swin_tiny_patch4_window7_224": (SMALL, 32, 1),
     "mixer_s32_224": ({"img_size": 64}, 64, 1),

@@ -109,7 +109,7 @@ def running(graph: Path) -> Iterator[Running]:
     with log.open("w") as out:
         process = subprocess.Popen(
             [sys.executable, str(folder / "program.py"), str(folder / "service.yaml"), str(port)],
-            stdout=out, stderr=out, text=True, env={**kept, "PYTHONPATH": paths, "BLL_API_KEY": KEY},
+            stdout=out, stderr=out, text=True, env={**kept, "PYTHONPATH": paths, "BLL_API_KEY": KEY, "RAY_worker_niceness": "0"},
         )  # fmt: skip
     made = Running(process, port, log)
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 from collections.abc import Collection, Mapping, Sequence
@@ -118,9 +119,21 @@ def kind_of(
 def site_log_prob(node: Mapping[str, Any]) -> Tensor:
     """Log-density of a node by row: with its mask and its ``poutine.scale``, without the factor of subsampling."""
     fn = node["fn"]
-    value = fn.log_prob(node["value"], *node["args"], **node["kwargs"])
+    value = _unchecked(fn).log_prob(node["value"], *node["args"], **node["kwargs"])
     result = scale_and_mask(value, _weight(node) if _is_weighted(node) else 1.0, node["mask"])
     return result.expand(torch.broadcast_shapes(result.shape, fn.batch_shape))
+
+
+def _unchecked(distribution: Any) -> Any:
+    """Copy a distribution without its checks of values: one that the caller has expanded keeps them for good.
+
+    Draws at the edge of a support are legal, and ``torch.vmap`` cannot run the checks of torch 2.6.
+    """
+    copied = copy.copy(distribution)
+    copied._validate_args = False
+    if "base_dist" in vars(copied):
+        copied.base_dist = _unchecked(copied.base_dist)
+    return copied
 
 
 def mask_of(node: Mapping[str, Any], batch_shape: tuple[int, ...]) -> Tensor | None:
