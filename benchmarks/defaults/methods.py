@@ -118,6 +118,6 @@ METHODS = (
     _laplace("full", "probit"),
     _laplace("full", "mc"),
     Method("laplace-torch", "laplace-torch", bayesian.laplace_values, has_values=True),
-    Method("vbll", "vbll", bayesian.vbll, has_classes=True, has_values=True),
+    Method("vbll", "vbll", bayesian.vbll, has_classes=True, has_values=True, most_weights=bayesian.MOST_WEIGHTS),
     Method(OURS, "bll-pyro", bayesian.ours, has_classes=True, has_values=True),
 )  # fmt: skip
