@@ -32,7 +32,7 @@ def test_a_program_that_is_exported_holds_none_of_it() -> None:
 
     kept = scratch("a", (2, 3), torch.empty(0))
     with torch.no_grad():
-        program = torch.export.export(Double(), (torch.ones(2, 3),))
+        program = torch.export.export(Double(), (torch.ones(2, 3),), strict=False)
     kept.fill_(7.0)
     assert torch.equal(program.module()(torch.full((2, 3), 2.0)), torch.full((2, 3), 4.0))
     assert torch.equal(kept, torch.full((2, 3), 7.0))
