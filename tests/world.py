@@ -56,7 +56,7 @@ def world(networks: tuple[nn.Module, ...] = ()) -> dict[str, Any]:
         "autocast": (torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")),
         "validation": torch.distributions.Distribution._validate_args,
         "default dtype": torch.get_default_dtype(),
-        "default device": torch.get_default_device(),
+        "default device": torch.empty(0).device,
         "torch's random state": torch.get_rng_state().numpy().tobytes(),
         "NumPy's random state": (numpy_state[1].tobytes(), *numpy_state[2:]),
         "Python's random state": random.getstate(),

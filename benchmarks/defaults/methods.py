@@ -96,11 +96,11 @@ def _logistic(*, scaled: bool) -> tuple[Method, Method]:
 
 
 def _laplace(structure: str, link: str) -> Method:
-    most = bayesian.MOST_DRAWN_WEIGHTS if link == "mc" else bayesian.MOST_WEIGHTS
+    most = bayesian.MOST_FULL_WEIGHTS if structure == "full" else bayesian.MOST_KRON_WEIGHTS
     return Method(
         f"laplace-torch, {structure}, {link}", "laplace-torch",
         partial(bayesian.laplace, structure=structure, link=link), has_classes=True,
-        most_weights=bayesian.MOST_FULL_WEIGHTS if structure == "full" else most,
+        most_weights=most,
         before=partial(bayesian.fitted_laplace, structure=structure) if link == "mc" else None,
     )  # fmt: skip
 
