@@ -4,7 +4,8 @@ Features of the rows that a backbone was trained on are too good, so that interv
 too narrow. What other rows say of it is one number: a noise factor or a temperature (docs/decisions/0013-calibration-rows.md).
 :func:`set_aside` decides before the fit which rows those are, :func:`recalibrated` finds the number after it. Where no backbone is
 trained no rows are kept: :func:`cross_fitted` takes the training rows, each predicted by the fit without it
-(docs/decisions/0014-few-rows.md).
+(docs/decisions/0014-few-rows.md). Of few rows each one counts, and those that were kept are trained on the second time
+(:func:`trains_again`).
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 SHARE, FEWEST = 0.1, 50  # of the rows that joint training keeps by default, and their number at least,
 MOST = 3  # but no more than one in three,
 TOO_FEW = 20  # and none where these would be fewer: the error of a noise factor is about (2 n)^-1/2, here 16%
+FEW = 2000  # rows below which a joint fit trains a second time, with the rows that it kept among them
 ROWS_AT_ONCE = 2048  # of a prediction
 FEWEST_LEFT_OUT = 10  # rows; the number that fewer of them give is noise
 PRIOR_SCALE = 0.5  # of the log of what left-out rows say: they are few where it matters,
@@ -50,6 +52,7 @@ SMOOTHING = (
 )
 MOST_DRAWN = 2**25  # outputs of left-out rows at all points
 FROM_TRAINING, LEFT_OUT = "rows kept from training", "training rows, each left out of the fit"
+FROM_THE_FIRST = "rows kept from a first training"
 OVERCONFIDENT = (
     "no rows were kept from the joint training{why}: features of the rows that a backbone was trained on are too good, and nothing "
     "says by how much, so that intervals and probabilities are usually overconfident; {remedy}"
@@ -155,6 +158,33 @@ def recalibrated(fit: Fit, aside: Aside, device: str | torch.device | None, batc
     prediction = gathered(parts, len(features))
     given = targets.reshape(len(targets), *fit.posterior.target_shape)
     return replace(fit, recalibration=found_on(prediction, given, targets, columns.weight, aside.source))
+
+
+def trains_again(first: Fit, rows: TrainingData, aside: Aside, calibration: Any) -> bool:
+    """Whether a fit that kept rows by default is to be trained once more, on all rows.
+
+    Not where a callback ended the first training, or where it became infinite: the second would do the same.
+    """
+    joint = first.trace.statistics.get("joint") or first.trace
+    return (
+        calibration is AUTOMATIC
+        and aside.source == FROM_TRAINING
+        and rows.source.num_rows < FEW
+        and joint.converged
+    )
+
+
+def trained_again(first: Fit, second: Fit) -> Fit:
+    """The fit to all rows, with the number that the first one found on the rows that it kept.
+
+    A number from .9 N rows is taken for N; the errors of new rows shrink a little with more rows, so that intervals are rather
+    too wide than too narrow.
+    """
+    found = first.recalibration
+    if found is not None and found.found_on is not None:
+        found = replace(found, found_on=replace(found.found_on, source=FROM_THE_FIRST))
+    second.trace.wall_time += first.trace.wall_time
+    return replace(second, recalibration=found)
 
 
 def cross_fitted(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 import warnings
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,15 @@ from bll_pyro.features.columns import bundled
 from bll_pyro.features.random_fourier import RandomFeatures, RandomFourierBackbone
 from bll_pyro.features.recorded import Recorded
 from bll_pyro.files import user_path
-from bll_pyro.fitting.calibration import AUTOMATIC, cross_fitted, recalibrated, set_aside
+from bll_pyro.fitting.calibration import (
+    AUTOMATIC,
+    Aside,
+    cross_fitted,
+    recalibrated,
+    set_aside,
+    trained_again,
+    trains_again,
+)
 from bll_pyro.fitting.found_features import found_from
 from bll_pyro.fitting.on_ranks import agree_on_call, same_on_all
 from bll_pyro.fitting.result import Fit
@@ -97,9 +106,11 @@ def fit(
         (``bll.AUTOMATIC``) they are the training rows, each predicted by the fit without it, where the posterior is Gaussian
         and the likelihood has classes, labels, or a noise other than that of ``Gaussian``. A fit that trains its backbone
         keeps a tenth of the rows, at least 50 and at most a third, stratified by class or value, the same ones for the same
-        data and seed; with fewer than 60 rows it keeps none, and warns. A number between 0 and 1 is the share to keep, of any
-        fit; data like ``data`` are held-out rows to take instead. None fits all rows and finds no number, of which a fit
-        that trains its backbone warns: features of the rows that it was trained on are too good.
+        data and seed; with fewer than 60 rows it keeps none, and warns. Of fewer than 2,000 rows each one counts: it trains
+        a second time on all of them, and takes the number from the first time. A number between 0 and 1 is the share to
+        keep, of any fit, which is trained once; data like ``data`` are held-out rows to take instead. None fits all rows and
+        finds no number, of which a fit that trains its backbone warns: features of the rows that it was trained on are too
+        good.
     checkpoint
         Folder in which the state of the fit is kept: the same call goes on from there after a kill or Ctrl-C, in the same order
         of rows, to the same numbers, and returns a finished fit without work. Written at most every 30 seconds while a loop
@@ -136,20 +147,10 @@ def fit(
         opened(None if checkpoint is None else user_path(checkpoint)) as keeper,
     ):
         try:
-            made = _fit(
-                layer,
-                data,
-                backbone,
-                inference,
-                operator.index(seed),
-                validation_data,
-                folder,
-                device,
-                batch_size,
-                calibration,
-                keeper,
-                ranks,
+            wanted = Call(
+                inference, operator.index(seed), folder, device, batch_size, calibration, keeper, ranks
             )
+            made = _fit(layer, data, backbone, validation_data, wanted)
             if keeper is not None:
                 keep_finished(keeper, made)
         except KeyboardInterrupt as stop:
@@ -193,50 +194,81 @@ def check_kinds(inference: object, backbone: object) -> None:
         raise TypeError(f"backbone: expected a torch.nn.Module or None, got {type(backbone).__name__}")
 
 
+@dataclass(frozen=True)
+class Call:
+    """How a call of :func:`fit` wants its rows to be fitted; see its parameters."""
+
+    inference: Inference
+    seed: int
+    store: Path | None
+    device: str | torch.device | None
+    batch_size: int
+    calibration: Any
+    keeper: Checkpoint | None
+    ranks: Processes
+
+
 def _fit(
     layer: LastLayer,
     data: Any,
     declared: nn.Module | RandomFeatures | None,
-    inference: Inference,
-    seed: int,
     validation_data: Any,
-    folder: Path | None,
-    device: str | torch.device | None,
-    batch_size: int,
-    calibration: Any,
-    keeper: Checkpoint | None,
-    ranks: Processes,
+    call: Call,
 ) -> Fit:
-    """Fit what was checked: joint training where it is declared, a fit on features, and a recalibration on rows set aside."""
-    numbers: dict[str, Any] = {"seed": seed, "batch_size": batch_size}
+    """Fit what was checked: rows that are set aside first, and few rows a second time with these among them."""
+    inference, keeper, ranks, calibration = call.inference, call.keeper, call.ranks, call.calibration
+    numbers: dict[str, Any] = {"seed": call.seed, "batch_size": call.batch_size}
     agree_on_call(ranks, layer, inference, declared, keeper, validation_data, calibration, **numbers)
     rows = TrainingData.of(layer, data, ranks=ranks)
     layer, names = rows.layer, rows.source.feature_names  # with the classes that were found
     backbone = found_from(declared, rows) if isinstance(declared, RandomFeatures) else declared
-    is_table = backbone is None and rows.source.stored is None
     held_out = validation_rows(layer, validation_data, names)
-    if inference.trains_backbone:
-        backbone = copied(backbone)  # the caller's network, and earlier fits that hold it, stay as they are
-    common: dict[str, Any] = {"backbone": backbone, "store": folder, "feature_names": names}
+    # the caller's network, and earlier fits that hold it, stay as they are
+    own = copied(backbone) if inference.trains_backbone else backbone
     if keeper is not None:
         calibration = calibration_source(calibration, layer.likelihood)
         others = (None if held_out is None else held_out.source, calibration)
-        numbers["device"] = None if device is None else str(device)
-        if finished := begin(keeper, layer, inference, backbone, folder, rows.source, *others, **numbers):
+        numbers["device"] = None if call.device is None else str(call.device)
+        if finished := begin(keeper, layer, inference, own, call.store, rows.source, *others, **numbers):
             return finished
-    rows, aside = set_aside(rows, calibration, inference.trains_backbone, seed)
+    left, aside = set_aside(rows, calibration, inference.trains_backbone, call.seed)
+    is_table = backbone is None and rows.source.stored is None
+    made = _fit_rows(layer, left, aside, own, held_out, is_table, call)
+    if not trains_again(made, rows, aside, calibration):
+        return made
+    with isolated(call.seed):
+        second = _fit_rows(layer, rows, Aside(), copied(backbone), held_out, is_table, call)
+    return trained_again(made, second)
+
+
+def _fit_rows(
+    layer: LastLayer,
+    rows: TrainingData,
+    aside: Aside,
+    backbone: nn.Module | None,
+    held_out: TrainingData | None,
+    is_table: bool,
+    call: Call,
+) -> Fit:
+    """Joint training where it is declared, a fit on features, and a recalibration on rows set aside."""
+    inference, seed, device, ranks, source = call.inference, call.seed, call.device, call.ranks, rows.source
+    common: dict[str, Any] = {
+        "backbone": backbone,
+        "store": call.store,
+        "feature_names": source.feature_names,
+    }
     stage, earlier = inference, None  # what runs on frozen features, and the trace of what ran before it
     if inference.trains_backbone:
         posterior, trace = train_backbone(inference, layer, backbone, rows, seed, held_out, device)
         if (final_stage := inference.on_features()) is None:
-            made = Fit(layer, posterior, inference, trace, seed, rows.source.num_rows, **common)
-            return recalibrated(made, aside, device, batch_size)
+            made = Fit(layer, posterior, inference, trace, seed, source.num_rows, **common)
+            return recalibrated(made, aside, device, call.batch_size)
         stage, earlier = final_stage, trace
-    made_by = (backbone, folder, device, batch_size)
-    features, targets = features_of(rows, keeper, *made_by)
-    validation = validation_features(held_out, keeper, *made_by)
+    made_by = (backbone, call.store, device, call.batch_size)
+    features, targets = features_of(rows, call.keeper, *made_by)
+    validation = validation_features(held_out, call.keeper, *made_by)
     posterior, trace = fit_features(
-        layer, features, targets, stage, rows.target_shape, seed, rows.source.columns, validation, device, is_table,
+        layer, features, targets, stage, rows.target_shape, seed, source.columns, validation, device, is_table,
         ranks=ranks,
     )  # fmt: skip
     if isinstance(backbone, RandomFourierBackbone):
@@ -244,15 +276,15 @@ def _fit(
     trace.messages += head_left_on(backbone, layer.likelihood, rows.target_shape, features, targets)
     if earlier is not None:
         trace.statistics["joint"] = earlier
-    elif not rows.source.in_memory and rows.source.varies():
+    elif not source.in_memory and source.varies():
         trace.notes.append(ONE_PASS)
     recorded = None if backbone is None or earlier is not None else Recorded(backbone)
     num_rows = sum(ranks.gather(len(features)))
     made = Fit(layer, posterior, inference, trace, seed, num_rows, **common, recorded=recorded)
-    if calibration is AUTOMATIC and not inference.trains_backbone:
-        made = cross_fitted(made, features, targets, rows.source.columns, stage.at_mode, ranks)
+    if call.calibration is AUTOMATIC and not inference.trains_backbone:
+        made = cross_fitted(made, features, targets, source.columns, stage.at_mode, ranks)
     else:
-        made = recalibrated(made, aside, device, batch_size)
+        made = recalibrated(made, aside, device, call.batch_size)
     return same_on_all(ranks, made)
 
 

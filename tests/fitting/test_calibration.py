@@ -94,10 +94,10 @@ FORMS = {
 def test_kept_rows_are_never_trained_on(form: str) -> None:
     """In every form of data the same rows are kept, and the factor is that of `bll.calibrate` on them."""
     backbone = Recording()
-    fit = bll.fit(REAL, FORMS[form](), backbone, replace(JOINT, num_epochs=20), seed=3)
+    fit = bll.fit(REAL, FORMS[form](), backbone, replace(JOINT, num_epochs=20), seed=3, calibration=0.25)
     left = backbone.trained_on
     reference = Recording()
-    bll.fit(REAL, (X, VALUES), reference, JOINT, seed=3)
+    bll.fit(REAL, (X, VALUES), reference, JOINT, seed=3, calibration=0.25)
     assert left == reference.trained_on and len(left) == fit.num_rows == N - 50
     kept = sorted(set(range(N)) - left)
     assert isinstance(fit.recalibration, NoiseFactor)
@@ -109,7 +109,7 @@ def test_kept_rows_are_never_trained_on(form: str) -> None:
 def kept_by(fit_of: Any, targets: Tensor, **options: Any) -> list[int]:
     """Numbers of the rows that were not trained on."""
     backbone = Recording()
-    bll.fit(fit_of, (X, targets), backbone, JOINT, **options)
+    bll.fit(fit_of, (X, targets), backbone, JOINT, calibration=0.25, **options)
     return sorted(set(range(N)) - backbone.trained_on)
 
 
@@ -162,11 +162,12 @@ def test_labels_and_rows_without_weight() -> None:
 
 def test_the_number_of_rows() -> None:
     """A tenth, at least 50, at most a third; a share that is given is that share."""
-    for num_rows, number in ((1000, 100), (300, 50), (90, 30), (60, 20)):
+    for num_rows, number in ((2000, 200), (1000, 100), (300, 50), (90, 30), (60, 20)):
         random = generator(num_rows)
         x, y = torch.randn(num_rows, 3, generator=random), torch.randn(num_rows, generator=random)
         fit = bll.fit(REAL, (x, y), nn.Linear(3, 2), replace(JOINT, num_epochs=1))
-        assert fit.recalibration.found_on.num_rows == number and fit.num_rows == num_rows - number
+        assert fit.recalibration.found_on.num_rows == number
+        assert fit.num_rows == (num_rows if num_rows < 2000 else num_rows - number)
     fit = bll.fit(REAL, (X, VALUES), Recording(), JOINT, calibration=0.3)
     assert fit.recalibration.found_on.num_rows == 60
 
@@ -177,7 +178,7 @@ def test_it_is_printed_saved_and_undone(inference: bll.SVI, tmp_path: Path) -> N
         (REAL, VALUES, NoiseFactor, "share inside 90% intervals"),
         (CLASSES, LABELS, PredictiveTemperature, "mean confidence"),
     ):
-        fit = bll.fit(layer, (X, targets), Recording(), inference)
+        fit = bll.fit(layer, (X, targets), Recording(), inference, calibration=0.25)
         assert isinstance(fit.recalibration, kind)
         said = repr(fit)
         assert f"50 rows kept from training: {measure}" in said and kind.__name__ in said
@@ -216,7 +217,9 @@ def test_weights_and_exposures_go_along() -> None:
     """The factor of weighted rows is that of `bll.calibrate` on the same rows with the same weights."""
     weight = torch.rand(N, generator=generator(1)) * (torch.arange(N) % 4 > 0)
     backbone = Recording()
-    fit = bll.fit(REAL, (X, VALUES), backbone, replace(JOINT, num_epochs=20), sample_weight=weight)
+    share = 50 / int((weight > 0).sum())
+    joint = replace(JOINT, num_epochs=20)
+    fit = bll.fit(REAL, (X, VALUES), backbone, joint, sample_weight=weight, calibration=share)
     kept = sorted(set(range(N)) - backbone.trained_on)
     assert len(kept) == 50 and bool((weight[kept] > 0).all())
     again = bll.calibrate(fit, bll.Data((X[kept], VALUES[kept]), weight[kept])).recalibration
@@ -314,7 +317,8 @@ def test_any_fit_takes_a_share_or_rows(given: Any, form: str) -> None:
 def test_validation_rows_stop_the_training_and_nothing_else() -> None:
     """Rows for early stopping are not those of the recalibration, unless they are given for both."""
     backbone = Recording()
-    fit = bll.fit(REAL, (X[:150], VALUES[:150]), backbone, JOINT, validation_data=(X[150:], VALUES[150:]))
+    held_out = (X[150:], VALUES[150:])
+    fit = bll.fit(REAL, (X[:150], VALUES[:150]), backbone, JOINT, validation_data=held_out, calibration=1 / 3)
     assert len(backbone.trained_on) == 100 and max(backbone.trained_on) < 150
     assert fit.recalibration.found_on.source == "rows kept from training"
     both = (X[150:], VALUES[150:])
@@ -438,7 +442,8 @@ def test_every_likelihood_with_noise_or_probabilities(kind: str) -> None:
     """The number is that of `bll.calibrate` on the kept rows, and what is reported is a share."""
     likelihood, targets, expected = KINDS[kind]
     backbone = Recording()
-    fit = bll.fit(bll.LastLayer(likelihood, bll.priors.Normal(1.0)), (X, targets), backbone, JOINT)
+    layer = bll.LastLayer(likelihood, bll.priors.Normal(1.0))
+    fit = bll.fit(layer, (X, targets), backbone, JOINT, calibration=0.25)
     kept = sorted(set(range(N)) - backbone.trained_on)
     again = bll.calibrate(fit, X[kept], targets[kept]).recalibration
     assert type(fit.recalibration) is type(again) is expected
