@@ -112,7 +112,7 @@ def own_modes(gradients: bool = True) -> Iterator[None]:
         for device in ("cpu", "cuda"):
             if torch.is_autocast_enabled(device):
                 after.enter_context(torch.autocast(device, enabled=False))
-        # in torch 2.6 get_default_device does not see a block of torch.device(...)
+        # in torch 2.8 get_default_device fails after set_default_device(None)
         if torch.empty(0).device.type != "cpu":
             after.enter_context(torch.device("cpu"))
         yield

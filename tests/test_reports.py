@@ -258,7 +258,6 @@ def test_user_paths(x: np.ndarray, y: np.ndarray, tmp_path: Path, monkeypatch: p
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit|.*TorchScript:DeprecationWarning")
-@pytest.mark.filterwarnings("ignore:Skipping serialization of skipfiles:UserWarning")  # of torch 2.6
 @pytest.mark.parametrize("wrap", [torch.compile, nn.DataParallel], ids=["compiled", "parallel"])
 def test_wrappers_leave_no_trace_in_a_saved_fit(
     wrap: Any, x: np.ndarray, y: np.ndarray, tmp_path: Path

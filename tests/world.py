@@ -60,7 +60,7 @@ def world(networks: tuple[nn.Module, ...] = ()) -> dict[str, Any]:
         "torch's random state": torch.get_rng_state().numpy().tobytes(),
         "NumPy's random state": (numpy_state[1].tobytes(), *numpy_state[2:]),
         "Python's random state": random.getstate(),
-        # torch 2.6 adds one about torch.distributed whenever it compiles
+        # torch 2.8 adds one about torch.distributed whenever it compiles
         "filters of warnings": [
             each for each in warnings.filters if getattr(each[3], "pattern", "") != "torch.distributed"
         ],

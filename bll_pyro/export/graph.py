@@ -22,12 +22,11 @@ from bll_pyro.files import only_writer, scratch_folder, user_path
 from bll_pyro.prediction import Integration
 from bll_pyro.runtime import seal
 from bll_pyro.runtime.loading import METADATA
-from bll_pyro.scope import own_modes, without_validation, without_warnings
+from bll_pyro.scope import own_modes, without_validation
 
 if TYPE_CHECKING:
     from bll_pyro.fitting import Fit
 
-MOST_ROWS = 2**40  # of a batch; torch 2.6 looks whether a size without a bound is the largest of int64
 TRACED_ROWS = 3  # torch.export takes a batch of 0 or 1 rows for a constant
 OPSET = 20
 MOST_BYTES = 2**31 - 2**20  # of a protobuf
@@ -152,10 +151,9 @@ def _names(module: PredictiveModule, rows: Tensor) -> list[str]:
 
 def _traced(module: PredictiveModule, rows: Tensor) -> torch.export.ExportedProgram:
     try:
-        sizes = ({0: torch.export.Dim("batch", min=1, max=MOST_ROWS)},)
-        # strict, the default of torch 2.6, traces byte code, of which it knows a part; it warns of constants, and keeps them
-        with without_warnings(r"Attempted to insert a get_attr|Node .+ does not reference", UserWarning):
-            return torch.export.export(module, (rows,), dynamic_shapes=sizes, strict=False)
+        sizes = ({0: torch.export.Dim("batch", min=1)},)
+        # strict traces byte code, of which it knows a part
+        return torch.export.export(module, (rows,), dynamic_shapes=sizes, strict=False)
     except TypeError:  # of this library
         raise
     except Exception as error:  # torch raises what the code that it traces makes of it

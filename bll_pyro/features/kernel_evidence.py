@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 JITTER = 1e-6  # variance of the noise at least, in squares of the targets' scale
-NEWTON_STEPS, SMALL_STEP = 30, 0.01  # of outputs; what is left after such a step is of the size of its square
+NEWTON_STEPS = 60
+SMALL_STEP = 0.01  # of outputs; what is left after a Newton step is of the size of its square
+SLOW = 0.25  # of the step before; a step that is larger needs the curvature where it is
 
 KernelEvidence = Callable[
     [Tensor, Tensor], Tensor
@@ -83,16 +85,22 @@ class LabelEvidence:
         return value + 0 * log_noise
 
     def at_mode(self, kernel: Tensor) -> LabelMode:
-        """The mode of the outputs by Newton's method; NaN where a step of the search for the kernel went too far for one."""
+        """The mode of the outputs by Newton's method; NaN where a step of the search for the kernel went too far for one.
+
+        A factor serves for several steps, as long as they shrink fast: it takes most of the time of a step.
+        """
         labels = self.responses.mT
-        found = LabelMode(kernel, torch.zeros_like(labels) if self.mode is None else self.mode, self.weight)
+        outputs = torch.zeros_like(labels) if self.mode is None else self.mode
+        around, before = LabelMode(kernel, outputs, self.weight), 1.0
         for _ in range(NEWTON_STEPS):
-            solved = found.newton_step(labels)
-            moved = solved @ kernel
-            change = float((moved - found.outputs).abs().max())
-            found = LabelMode(kernel, moved, self.weight)
-            if not change >= SMALL_STEP:
+            moved = around.step(labels, outputs)
+            change, outputs = float((moved - outputs).abs().max()), moved
+            if not change**2 >= SMALL_STEP**2 * before:  # the next step would be about change^2 / before
                 break
+            if change > SLOW * before:
+                around, change = LabelMode(kernel, outputs, self.weight), 1.0
+            before = change
+        found = LabelMode(kernel, outputs, self.weight)
         self.mode = found.outputs if bool(found.outputs.isfinite().all()) else None
         return found
 
@@ -110,11 +118,11 @@ class LabelMode:
         if bool((failed > 0).any()):
             self.factor = torch.full_like(self.factor, torch.nan)
 
-    def newton_step(self, labels: Tensor) -> Tensor:
-        """``K^-1`` times the mode of the quadratic approximation."""
-        shift = self.root.square() * self.outputs + self.weight * (labels - self.probs)
+    def step(self, labels: Tensor, outputs: Tensor) -> Tensor:
+        """Outputs ``[T, n]`` after a Newton step from given ones, with the curvature W of this approximation."""
+        shift = self.root.square() * outputs + self.weight * (labels - torch.sigmoid(outputs))
         inner = torch.cholesky_solve((self.root * (shift @ self.kernel))[..., None], self.factor)[..., 0]
-        return shift - self.root * inner
+        return (shift - self.root * inner) @ self.kernel
 
 
 class LabelLoss(torch.autograd.Function):

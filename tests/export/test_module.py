@@ -37,9 +37,6 @@ def fit_of(likelihood: Likelihood, inference: Inference) -> bll.Fit:
     return bll.fit(layer, (FEATURES[:200], LABELS[:200]), inference=inference)
 
 
-@pytest.mark.filterwarnings(
-    "ignore:Attempted to insert a get_attr|Node .+ does not reference:UserWarning"
-)  # of torch 2.6
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.thinned(4)
 def test_exported_and_native_predictions_agree(name: str, tmp_path: Path) -> None:

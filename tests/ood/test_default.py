@@ -174,9 +174,6 @@ def test_known_rows_that_are_training_rows(fit, train) -> None:
     ood.Detector(ood.Mahalanobis()).calibrate(made, coarse[KNOWN], train=(coarse[TRAIN], LABELS[TRAIN]))
 
 
-@pytest.mark.filterwarnings(
-    "ignore:Attempted to insert a get_attr|Node .+ does not reference:UserWarning"
-)  # of torch 2.6
 def test_carried_by_predict_save_load_and_export(fit, train, tmp_path: Path) -> None:
     detector = ood.Detector().calibrate(fit, FEATURES[KNOWN], train=train)
     watched, rows = fit.with_detector(detector), torch.cat([FEATURES[NEW][:100], UNKNOWN])

@@ -127,7 +127,7 @@ def site_log_prob(node: Mapping[str, Any]) -> Tensor:
 def _unchecked(distribution: Any) -> Any:
     """Copy a distribution without its checks of values: one that the caller has expanded keeps them for good.
 
-    Draws at the edge of a support are legal, and ``torch.vmap`` cannot run the checks of torch 2.6.
+    Draws at the edge of a support are legal.
     """
     copied = copy.copy(distribution)
     copied._validate_args = False
