@@ -7,7 +7,7 @@ from bll_pyro.gaussian.latent_distribution import LatentDistribution
 from bll_pyro.gaussian.latents import LatentGaussian, flatten
 from bll_pyro.gaussian.mixture import OutputMixture
 from bll_pyro.gaussian.outputs import OutputDraws, OutputGaussian, Outputs
-from bll_pyro.gaussian.points import normal_points
+from bll_pyro.gaussian.points import normal_grid, normal_points
 from bll_pyro.gaussian.weights import (
     BlockDiagonal,
     Delta,
@@ -37,5 +37,6 @@ __all__ = [
     "WeightGaussian",
     "flatten",
     "noise_points",
+    "normal_grid",
     "normal_points",
 ]

@@ -1,10 +1,12 @@
-"""Quasi-random normals: moments, and an error that falls faster than that of random draws."""
+"""Quasi-random normals: moments, and an error that falls faster than that of random draws; and a grid for one dimension."""
 
 import numpy as np
 import pytest
 import torch
+from scipy.integrate import quad
+from scipy.stats import norm
 
-from bll_pyro.gaussian import normal_points
+from bll_pyro.gaussian import normal_grid, normal_points
 
 
 def test_moments() -> None:
@@ -57,3 +59,18 @@ def test_no_dimension_and_very_many() -> None:
 def test_bad_sizes(num_points: int, dim: int) -> None:
     with pytest.raises(ValueError, match="num_points >= 1 and dim >= 0"):
         normal_points(num_points, dim)
+
+
+@pytest.mark.parametrize("spread", [0.5, 1.0, 2.0, 4.0])
+@pytest.mark.parametrize("mean", [-3.0, 0.0, 1.0])
+def test_a_grid_integrates_what_labels_need(spread: float, mean: float) -> None:
+    """``log(1 + exp f)`` of a normal f, by SciPy's quadrature."""
+    points, weights = normal_grid(24, 0.45)
+    assert float(weights.sum()) == pytest.approx(1.0, abs=1e-14)
+    assert float(weights @ points) == pytest.approx(0.0, abs=1e-14)
+    assert float(weights @ points.square()) == pytest.approx(1.0, abs=1e-12)
+    found = float(weights @ torch.nn.functional.softplus(mean + spread * points))
+    exact, _ = quad(
+        lambda z: np.logaddexp(0.0, mean + spread * z) * norm.pdf(z), -12, 12, limit=400, epsabs=1e-12
+    )
+    assert found == pytest.approx(exact, abs=2e-5)

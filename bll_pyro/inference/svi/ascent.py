@@ -7,7 +7,8 @@ quasi-random points in place of draws the ELBO is a function like any other, and
 
 The coordinates are those in which the start is a standard normal, ``loc = loc_0 + scale_0 z`` and ``scale = scale_0 exp(t)``:
 there the ELBO curves about as much in all directions. The points are centred and have unit variance, so that expectations of
-linear functions are exact. Learned prior scales are at their best values for each q, in closed form.
+linear functions are exact. Labels, and two classes, need one output at a time: there the points are a grid with weights, which
+is far more exact. Learned prior scales are at their best values for each q, in closed form.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from bll_pyro.gaussian import Diagonal, LatentGaussian, OutputGaussian, normal_points
+from bll_pyro.gaussian import Diagonal, LatentGaussian, OutputGaussian, normal_grid, normal_points
 from bll_pyro.guides import Start
 from bll_pyro.guides.diagonal import DiagonalGuide
 from bll_pyro.inference.base import Trace
@@ -34,7 +35,7 @@ from bll_pyro.optimizers import minimise
 MAX_ROWS = 4096  # of more, batches are enough to move by
 MOST_NUMBERS = 2**19  # outputs of all rows at all points
 FEWEST_POINTS, MOST_POINTS = 32, 256
-LINE_POINTS = 128  # in one dimension, where they err less
+GRID = 24, 0.45  # points in one dimension, and the distance between two
 MAX_STEPS = 400
 LATE, RISE = 50, 0.1  # evaluations, and nats in them, that a search without an end may still gain
 TOLERANCE = 1e-4  # nats by which the ELBO may still rise: half the squared distance in posterior scales, over all unknowns
@@ -130,13 +131,19 @@ class FixedELBO:
             )
         size = self.num_globals if self.closed else self.num_globals + num_outputs
         self.points = self.loc.new_zeros(1, 0)  # [S, U + K], or [S, U] where the likelihood has a closed form
-        if size:
+        self.weights = self.loc.new_ones(1)
+        if not self.num_globals and (self.by_contrast or type(objective.layer.likelihood) is Bernoulli):
+            points, self.weights = (values.to(self.loc) for values in normal_grid(*GRID))
+            self.points = points[
+                :, None
+            ]  # the same ones serve all labels: the log density is a sum over them
+        elif size:
             num_points = FEWEST_POINTS
-            most = LINE_POINTS if self.by_contrast else MOST_POINTS
-            while num_points < most and 2 * num_points * rows.num_rows * num_outputs <= MOST_NUMBERS:
+            while num_points < MOST_POINTS and 2 * num_points * rows.num_rows * num_outputs <= MOST_NUMBERS:
                 num_points *= 2
             points = normal_points(num_points, size).to(self.loc)
             self.points = (points - points.mean(0)) / points.std(0, correction=0)
+            self.weights = self.loc.new_full((num_points,), 1 / num_points)
 
     def marginals(self) -> tuple[Tensor, Tensor]:
         """Means and standard deviations ``[L]``."""
@@ -165,7 +172,8 @@ class FixedELBO:
         else:
             draws = outputs.at(self.points[:, None, self.num_globals :])
             fit = log_prob(likelihood, draws, self.targets, noise).sum(-1)
-        total = (fit + log_prior + log_jacobian).mean() + latents.entropy()
+        expected = self.weights @ (fit + log_prior + log_jacobian).expand(len(self.weights))
+        total = expected + latents.entropy()
         total = total + objective.layer.expected_log_prior(latents.weights, objective.learn(latents))
         self.values.append(total.detach())
         return -total

@@ -67,6 +67,31 @@ def test_classes_are_at_the_optimum_that_scipy_finds() -> None:
     assert fit.trace.converged and len(fit.trace.elbo) < 100
 
 
+def test_labels_are_at_the_optimum_of_the_exact_elbo() -> None:
+    """Each label's expectation is an integral in one dimension, which SciPy's optimum has by Gauss-Hermite quadrature."""
+    labels = np.stack([LABELS, 1 - LABELS[::-1]], 1)
+    fit = bll.fit(layer(bll.likelihoods.Bernoulli(), scale=1.5), (ROWS, labels), calibration=None)
+    loc, scale, design = weights_of(fit)
+    points, weights = np.polynomial.hermite_e.hermegauss(80)
+    weights = weights / weights.sum()
+    prior = np.full(loc.shape, 1.5)
+    prior[:, -1] = bll.LastLayer(bll.likelihoods.Bernoulli()).bias_scale
+
+    def minus_elbo(z):
+        mean, log_scale = z.reshape(2, *loc.shape)
+        outputs = design @ mean.T + np.sqrt(design**2 @ np.exp(2 * log_scale).T) * points[:, None, None]
+        fit = (weights @ (labels * outputs - np.logaddexp(0, outputs)).reshape(len(points), -1)).sum()
+        moment = mean**2 + np.exp(2 * log_scale)
+        return -(fit + (-0.5 * moment / prior**2).sum() + log_scale.sum())
+
+    start = np.concatenate([np.zeros(loc.shape), np.full(loc.shape, -0.5)]).ravel()
+    found = minimize(minus_elbo, start, method="BFGS", options={"maxiter": 500, "gtol": 1e-6})
+    best_loc, best_log_scale = found.x.reshape(2, *loc.shape)
+    # TOLERANCE is half the squared distance in posterior scales
+    assert np.abs((loc - best_loc) / np.exp(best_log_scale)).max() < (2 * ascent.TOLERANCE) ** 0.5
+    assert np.abs(np.log(scale) - best_log_scale).max() < (2 * ascent.TOLERANCE) ** 0.5
+
+
 def test_two_classes_are_one_number_with_the_odds_of_both() -> None:
     likelihood = bll.likelihoods.Categorical(2, temperature=1.7)
     random = torch.Generator().manual_seed(0)
