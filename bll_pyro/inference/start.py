@@ -27,7 +27,6 @@ NUM_START_ROWS = 4096
 MAX_START_ROWS = 16_384
 ROWS_PER_WEIGHT = 3  # taken where there are so many
 NUM_STEPS = 20  # of L-BFGS
-NEAR = 1.0  # nats below the mode, where a start may be: the fit that follows moves by more
 MAX_HISTORY = 2**28  # numbers that L-BFGS remembers: a gigabyte
 BLOCK_NUMBERS = 2**22  # outputs whose curvature is worked out at once
 NUM_ROUNDS = 4
@@ -73,7 +72,7 @@ def warm_start(
         return fit + layer.expected_log_prior(Delta(loc), {**learned, **sites.hyper(values)}) + log_globals
 
     if prior.has_density and (rows.num_rows <= NUM_START_ROWS or part.num_rows >= num_weights):
-        maximise(log_joint, [loc, u] if len(u) else [loc], rows.num_rows, NEAR)
+        maximise(log_joint, [loc, u] if len(u) else [loc], rows.num_rows)
     if not bool(torch.isfinite(loc).all()) or not bool(torch.isfinite(u).all()):
         loc, u = first, medians
     with torch.no_grad():
@@ -241,13 +240,11 @@ class CoordinateAscent:
         return {name: value.detach() for name, value in sites.constrain(moved().detach())[0].items()}
 
 
-def maximise(
-    objective: Callable[[], Tensor], parameters: list[Tensor], num_rows: int, near: float = 0.0
-) -> None:
-    """Raise a log density by at most 20 steps of L-BFGS, in place; it may end ``near`` nats below the mode."""
+def maximise(objective: Callable[[], Tensor], parameters: list[Tensor], num_rows: int) -> None:
+    """Raise a log density by at most 20 steps of L-BFGS, in place."""
     num_numbers = sum(parameter.numel() for parameter in parameters)
     history = max(1, min(NUM_STEPS, MAX_HISTORY // (2 * num_numbers)))
-    minimise(lambda: -objective() / num_rows, parameters, NUM_STEPS, history, max(1e-9, near / num_rows))
+    minimise(lambda: -objective() / num_rows, parameters, NUM_STEPS, history)
 
 
 def median_sites(sites: GlobalSites, like: Tensor) -> Tensor:
