@@ -165,7 +165,7 @@ def trains_again(first: Fit, rows: TrainingData, aside: Aside, calibration: Any)
 
     Not where a callback ended the first training, or where it became infinite: the second would do the same.
     """
-    joint = first.trace.joint or first.trace
+    joint = first.trace.statistics.get("joint") or first.trace
     return (
         calibration is AUTOMATIC
         and aside.source == FROM_TRAINING
@@ -183,8 +183,9 @@ def trained_again(first: Fit, second: Fit) -> Fit:
     found = first.recalibration
     if found is not None and found.found_on is not None:
         found = replace(found, found_on=replace(found.found_on, source=FROM_THE_FIRST))
-    for later, earlier in ((second.trace, first.trace), (second.trace.joint, first.trace.joint)):
-        if later is not None and earlier is not None:
+    parts = [[fit.trace, fit.trace.statistics.get("joint")] for fit in (first, second)]
+    for earlier, later in zip(*parts, strict=True):
+        if later is not None:
             later.wall_time += earlier.wall_time
     return replace(second, recalibration=found)
 
