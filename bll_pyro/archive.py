@@ -129,20 +129,28 @@ def _delete(folder: Path, names: set[str]) -> None:
 
 
 def _earlier_files(folder: Path) -> set[str]:
-    """Files of the fit that is there now; an error if the folder holds anything else."""
-    if not folder.exists():
-        return set()
-    if not folder.is_dir():
+    """Files of the fit that is there now; an error if the folder holds anything else.
+
+    Another writer may be at work. A file comes to its place while the manifest that names it is in a scratch folder, and the
+    manifest follows last: so files are listed first, and manifests read in the order in which one moves.
+    """
+    if folder.exists() and not folder.is_dir():
         raise ValueError(f"save: expected a folder, got the file {folder}; choose another path")
-    ours = _named_files(folder / MANIFEST)
-    if not (folder / MANIFEST).exists():
-        for left in folder.glob(f"{SCRATCH}*"):  # of a first save that was killed
-            ours |= _named_files(left / MANIFEST)
-        if any(file.name not in ours and not file.name.startswith(".") for file in folder.iterdir()):
-            raise ValueError(
-                f"save: expected an empty folder or an earlier fit, got {folder} with other files in it; choose another path"
-            )
-    return ours
+    try:
+        present = {file.name for file in folder.iterdir() if not file.name.startswith(".")}
+    except FileNotFoundError:  # also where a writer that failed has just removed it
+        return set()
+    unfinished = set()  # of a first save that goes on, or was killed
+    for left in folder.glob(f"{SCRATCH}*"):
+        unfinished |= _named_files(left / MANIFEST)
+    finished = _named_files(folder / MANIFEST)
+    if (folder / MANIFEST).exists():
+        return finished
+    if present - unfinished:
+        raise ValueError(
+            f"save: expected an empty folder or an earlier fit, got {folder} with other files in it; choose another path"
+        )
+    return unfinished
 
 
 def _named_files(manifest: Path) -> set[str]:

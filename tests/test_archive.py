@@ -134,6 +134,30 @@ def test_no_room_on_the_disk(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["large", "old"]
 
 
+@pytest.mark.parametrize("looked", [1, 2])
+def test_a_first_save_that_ends_while_another_begins(
+    looked: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its last file, the manifest, moves while the other looks at the folder: before its first look, or its second."""
+    target = tmp_path / "fit"
+    classes().save(target)
+    scratch = target / f"{SCRATCH}1"
+    scratch.mkdir()
+    (target / archive.MANIFEST).rename(scratch / archive.MANIFEST)
+    calls, read = [], archive._named_files
+
+    def reading(manifest: Path) -> set[str]:
+        calls.append(manifest)
+        if len(calls) == looked and scratch.exists():
+            (scratch / archive.MANIFEST).rename(target / archive.MANIFEST)
+            scratch.rmdir()
+        return read(manifest)
+
+    monkeypatch.setattr(archive, "_named_files", reading)
+    classes(1).save(target)
+    assert torch.equal(bll.load(target).predict(FEATURES).probs, classes(1).predict(FEATURES).probs)
+
+
 def test_what_a_killed_writer_left_is_deleted_by_the_next(tmp_path: Path) -> None:
     """Killed between the moves of its files: the scratch folder with the manifest says which files are its own."""
     for place in ("first", "second"):
