@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 JITTER = 1e-6  # variance of the noise at least, in squares of the targets' scale
-NEWTON_STEPS = 60
+NEWTON_STEPS = 60  # at most
 SMALL_STEP = 0.01  # of outputs; what is left after a Newton step is of the size of its square
 SLOW = 0.25  # of the step before; a step that is larger needs the curvature where it is
 

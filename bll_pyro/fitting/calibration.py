@@ -160,18 +160,13 @@ def recalibrated(fit: Fit, aside: Aside, device: str | torch.device | None, batc
     return replace(fit, recalibration=found_on(prediction, given, targets, columns.weight, aside.source))
 
 
-def trains_again(first: Fit, rows: TrainingData, aside: Aside, calibration: Any) -> bool:
-    """Whether a fit that kept rows by default is to be trained once more, on all rows.
+def trains_again(first: Fit, rows: TrainingData, calibration: Any) -> bool:
+    """Whether a fit that has kept some of its rows is to be trained once more, on all: if it did so by default.
 
     Not where a callback ended the first training, or where it became infinite: the second would do the same.
     """
     joint = first.trace.statistics.get("joint") or first.trace
-    return (
-        calibration is AUTOMATIC
-        and aside.source == FROM_TRAINING
-        and rows.source.num_rows < FEW
-        and joint.converged
-    )
+    return calibration is AUTOMATIC and rows.source.num_rows < FEW and joint.converged
 
 
 def trained_again(first: Fit, second: Fit) -> Fit:

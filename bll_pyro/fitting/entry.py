@@ -234,7 +234,7 @@ def _fit(
     left, aside = set_aside(rows, calibration, inference.trains_backbone, call.seed)
     is_table = backbone is None and rows.source.stored is None
     made = _fit_rows(layer, left, aside, own, held_out, is_table, call)
-    if not (inference.trains_backbone and trains_again(made, rows, aside, calibration)):
+    if aside.rows is None or not trains_again(made, rows, calibration):
         return made
     with isolated(call.seed):
         second = _fit_rows(layer, rows, Aside(), copied(backbone), held_out, is_table, call)

@@ -134,9 +134,8 @@ class FixedELBO:
         self.weights = self.loc.new_ones(1)
         if not self.num_globals and (self.by_contrast or type(objective.layer.likelihood) is Bernoulli):
             points, self.weights = (values.to(self.loc) for values in normal_grid(*GRID))
-            self.points = points[
-                :, None
-            ]  # the same ones serve all labels: the log density is a sum over them
+            # the same ones serve all labels: the log density is a sum over them
+            self.points = points[:, None]
         elif size:
             num_points = FEWEST_POINTS
             while num_points < MOST_POINTS and 2 * num_points * rows.num_rows * num_outputs <= MOST_NUMBERS:
