@@ -134,11 +134,11 @@ def _earlier_files(folder: Path) -> set[str]:
     Another writer may be at work. A file comes to its place while the manifest that names it is in a scratch folder, and the
     manifest follows last: so files are listed first, and manifests read in the order in which one moves.
     """
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"save: expected a folder, got the file {folder}; choose another path")
     try:
         present = {file.name for file in folder.iterdir() if not file.name.startswith(".")}
     except FileNotFoundError:  # also where a writer that failed has just removed it
+        return set()
+    except NotADirectoryError:  # the folder, or one that should hold it, is a file: only_writer names it
         return set()
     unfinished = set()  # of a first save that goes on, or was killed
     for left in folder.glob(f"{SCRATCH}*"):
