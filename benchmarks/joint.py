@@ -17,8 +17,15 @@ DATA = ("concrete", "energy", "yacht")
 NUM_SPLITS = 20  # all that are published
 COVERAGE, LEAST, MOST = 0.9, 0.86, 0.94  # of the intervals, and of the test rows that they must hold
 WIDTH, RATE, NUM_EPOCHS = 50, 1e-2, 200  # of a network of two hidden layers, and of its training
+CASES = (  # likelihood, and `calibration=`
+    ("Gaussian", bll.AUTOMATIC),
+    ("Gaussian", None),
+    ("StudentT", bll.AUTOMATIC),
+    ("HeteroscedasticGaussian", bll.AUTOMATIC),
+)
 COLUMNS = {
     "data": "",
+    "likelihood": "",
     "calibration": "",
     "inside": "share of test rows inside 90% intervals",
     "nll": "test NLL, nats a row",
@@ -32,32 +39,33 @@ Split = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 def run(options: Options) -> Report:
-    """Fit network and last layer jointly on the standard splits, by default and with all rows in training."""
+    """Fit network and last layer jointly on the standard splits: by default, with all rows in training, and with other noise."""
     num_epochs = 5 if options.small else NUM_EPOCHS
     splits = range(1 if options.small else NUM_SPLITS)
     table = Table(f"Mean over {len(splits)} splits", dict(COLUMNS))
     report = Report("joint", "Joint training on small tables: rows kept for a noise factor", [table])
     for name in DATA[-1:] if options.small else DATA:
-        found = {}
-        for title, given in (("default", bll.AUTOMATIC), ("None", None)):
-            ones = [judge(split_of(name, k), given, k, num_epochs) for k in splits]
-            found[title] = row_of(name, title, ones)
-        table.rows += found.values()
-        inside = found["default"]["inside"]
+        found = []
+        for likelihood, given in CASES:
+            ones = [judge(split_of(name, k), likelihood, given, k, num_epochs) for k in splits]
+            found.append(row_of(name, likelihood, "None" if given is None else "default", ones))
+        table.rows += found
+        inside = found[0]["inside"]
         report.targets += [
             Target(f"{name}: share inside", inside, LEAST, ">="),
             Target(f"{name}: share inside", inside, MOST),
-            Target(f"{name}: NLL less that of None", found["default"]["nll"] - found["None"]["nll"], 0.0),
+            Target(f"{name}: NLL less that of None", found[0]["nll"] - found[1]["nll"], 0.0),
         ]
     report.notes += [
         f"Network: two hidden layers of {WIDTH} units, ReLU, trained with the last layer by "
-        f"`SVI(backbone_learning_rate={RATE}, num_epochs={num_epochs})` and its final stage; `Gaussian()`. "
+        f"`SVI(backbone_learning_rate={RATE}, num_epochs={num_epochs})` and its final stage. "
         "Inputs are standardised.",
         "By default a tenth of the training rows, 50 at least, is kept from a first training for the noise factor; a second "
         "training has all rows. None has all rows in training and no factor.",
         "How many rows are kept was chosen on splits 0 to 4 of concrete and energy; the others, and yacht, were not looked at for "
         "it. At first splits 0 to 9 alone were run; 10 to 19 were added later. The second training was decided by splits 0 to 4 of "
-        "four tables, with networks of one hidden layer (decision 13).",
+        "four tables, with networks of one hidden layer, and how its number is carried over by rows of training (decision 13). The "
+        "targets are those of `Gaussian()`; the other likelihoods were run once, at the end.",
     ]
     return report
 
@@ -75,7 +83,7 @@ def split_of(name: str, number: int) -> Split:
     )  # fmt: skip
 
 
-def judge(split: Split, calibration: Any, seed: int, num_epochs: int) -> dict[str, float]:
+def judge(split: Split, likelihood: str, calibration: Any, seed: int, num_epochs: int) -> dict[str, float]:
     """Test scores of one joint fit."""
     inputs, targets, test_inputs, test_targets = split
     with torch.random.fork_rng():
@@ -83,7 +91,7 @@ def judge(split: Split, calibration: Any, seed: int, num_epochs: int) -> dict[st
         network = nn.Sequential(
             nn.Linear(inputs.shape[1], WIDTH), nn.ReLU(), nn.Linear(WIDTH, WIDTH), nn.ReLU()
         )
-    layer = bll.LastLayer(bll.likelihoods.Gaussian())
+    layer = bll.LastLayer(getattr(bll.likelihoods, likelihood)())
     inference = bll.SVI(backbone_learning_rate=RATE, num_epochs=num_epochs)
     began = time.perf_counter()
     with warnings.catch_warnings():  # None warns, and so do short fits
@@ -102,12 +110,13 @@ def judge(split: Split, calibration: Any, seed: int, num_epochs: int) -> dict[st
     }
 
 
-def row_of(name: str, calibration: str, ones: list[dict[str, float]]) -> dict[str, Any]:
+def row_of(name: str, likelihood: str, calibration: str, ones: list[dict[str, float]]) -> dict[str, Any]:
     """A row of the table."""
     means: dict[str, Any] = {key: float(np.mean([one[key] for one in ones])) for key in ones[0]}
     factors = [one["factor"] for one in ones]
     return means | {
         "data": name,
+        "likelihood": likelihood,
         "calibration": calibration,
         "factor": "-" if calibration == "None" else f"{min(factors):.2f} .. {max(factors):.2f}",
         "each": ", ".join(f"{one['inside']:.2f}" for one in ones),

@@ -8,13 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from scipy import stats
+from scipy import optimize, special, stats
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, SubsetRandomSampler, TensorDataset
 
 import bll_pyro as bll
+from bll_pyro.fitting.calibration import of_few_labels
 from bll_pyro.fitting.stratified import by_target, one_of_each_bin
 from bll_pyro.prediction import NoiseFactor, PredictiveTemperature
+from bll_pyro.prediction.held_out import found_on
 from bll_pyro.scope import generator
 
 N = 200
@@ -191,7 +193,8 @@ def test_it_is_printed_saved_and_undone(inference: bll.SVI, tmp_path: Path) -> N
         plain = loaded.with_recalibration(None)
         assert plain.recalibration is None and "kept" not in repr(plain)
         with_it, without = fit.predict(X).log_prob(targets), plain.predict(X).log_prob(targets)
-        assert not torch.allclose(with_it, without)
+        number = getattr(fit.recalibration, "factor" if kind is NoiseFactor else "temperature")
+        assert torch.allclose(with_it, without) == (number == 1.0)
         back = plain.with_recalibration(fit.recalibration)
         torch.testing.assert_close(back.predict(X).log_prob(targets), with_it)
 
@@ -436,10 +439,48 @@ KINDS: dict[str, tuple[bll.likelihoods.Likelihood, Tensor, type]] = {
 }
 
 
+def cautious(probs: Tensor, targets: Tensor, num_rows: int = 50) -> float:
+    """The temperature of kept rows by SciPy: a prior of half a nat, and one row of another class in what makes sharper."""
+    if not targets.is_floating_point() and probs.shape != targets.shape:
+        logs, labels = probs.double().log().numpy(), targets.numpy()
+    else:  # each label has two classes
+        logs = torch.stack([1 - probs, probs], -1).double().log().flatten(0, -2).numpy()
+        labels = targets.flatten().numpy()
+    own = np.eye(logs.shape[1])[labels]
+    spread = own + (1 / num_rows) * ((1 - own) / (logs.shape[1] - 1) - own)
+
+    def best(weights: np.ndarray, most: float) -> float:
+        def loss(log_number: float) -> float:
+            tempered = special.log_softmax(logs / np.exp(log_number), axis=1)
+            return float(2 * log_number**2 - (weights * tempered).sum())
+
+        found = optimize.minimize_scalar(loss, bounds=(-5, most), method="bounded", options={"xatol": 1e-9})
+        return float(np.exp(found.x))
+
+    plain = best(own, 5.0)
+    return plain if plain >= 1 else best(spread, 0.0)
+
+
+@pytest.mark.parametrize("shift", [-1.0, 0.0, 1.0])
+def test_few_rows_without_an_error_make_classes_hardly_sharper(shift: float) -> None:
+    """A temperature of 50 kept rows, all predicted right: beside the plain one, and the cautious one by SciPy."""
+    probs = torch.softmax(
+        torch.tensor([[3.0, 0.0, 0.0]]) * 2**shift + torch.rand(50, 3, generator=generator(3)), 1
+    )
+    labels = torch.zeros(50, dtype=torch.long)
+    fit = bll.fit(CLASSES, (X[:, 1:], LABELS), inference=bll.Laplace(), calibration=None)
+    prediction = replace(fit.predict(X[:50, 1:]), probs=probs)
+    plain = found_on(prediction, labels, labels, None, "kept")
+    found = found_on(prediction, labels, labels, None, "kept", of_few_labels(fit.layer.likelihood, 50))
+    assert plain.temperature < 0.8 * found.temperature
+    assert (found.temperature == 1.0) == (shift == 1.0)
+    assert found.temperature == pytest.approx(cautious(probs, labels), rel=1e-4)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.filterwarnings("ignore:.*steps are too few:RuntimeWarning")
 def test_every_likelihood_with_noise_or_probabilities(kind: str) -> None:
-    """The number is that of `bll.calibrate` on the kept rows, and what is reported is a share."""
+    """A factor is that of `bll.calibrate` on the kept rows, a temperature the cautious one; what is reported is a share."""
     likelihood, targets, expected = KINDS[kind]
     backbone = Recording()
     layer = bll.LastLayer(likelihood, bll.priors.Normal(1.0))
@@ -447,8 +488,11 @@ def test_every_likelihood_with_noise_or_probabilities(kind: str) -> None:
     kept = sorted(set(range(N)) - backbone.trained_on)
     again = bll.calibrate(fit, X[kept], targets[kept]).recalibration
     assert type(fit.recalibration) is type(again) is expected
-    name = "factor" if expected is NoiseFactor else "temperature"
-    assert getattr(again, name) == pytest.approx(getattr(fit.recalibration, name), rel=1e-3)
+    if expected is NoiseFactor:
+        assert again.factor == pytest.approx(fit.recalibration.factor, rel=1e-3)
+    else:
+        by_hand = cautious(fit.with_recalibration(None).predict(X[kept]).probs, targets[kept])
+        assert fit.recalibration.temperature == pytest.approx(by_hand, rel=1e-3)
     found = fit.recalibration.found_on
     assert found.num_rows == 50 and all(0 <= share <= 1 for share in (found.aim, found.before, found.after))
     assert abs(found.after - found.aim) <= abs(found.before - found.aim) + 0.1
