@@ -4,7 +4,8 @@ Features of the rows that a backbone was trained on are too good, so that interv
 too narrow. What other rows say of it is one number: a noise factor or a temperature (docs/decisions/0013-calibration-rows.md).
 :func:`set_aside` decides before the fit which rows those are, :func:`recalibrated` finds the number after it. Where no backbone is
 trained no rows are kept: :func:`cross_fitted` takes the training rows, each predicted by the fit without it
-(docs/decisions/0014-few-rows.md).
+(docs/decisions/0014-few-rows.md). Of few rows each one counts, and those that were kept are trained on the second time
+(:func:`trains_again`).
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from bll_pyro.inference.training_data import TrainingData
 from bll_pyro.likelihoods import Likelihood
 from bll_pyro.likelihoods.gaussian_noise import GaussianNoise
 from bll_pyro.posterior import GaussianPosterior
-from bll_pyro.prediction import Prediction, QuasiMonteCarlo, predict, predict_outputs
+from bll_pyro.prediction import QuasiMonteCarlo, predict, predict_outputs
 from bll_pyro.prediction.base import gathered
 from bll_pyro.prediction.held_out import Caution, found_on
 from bll_pyro.ranks import ALONE, Processes
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 SHARE, FEWEST = 0.1, 50  # of the rows that joint training keeps by default, and their number at least,
 MOST = 3  # but no more than one in three,
 TOO_FEW = 20  # and none where these would be fewer: the error of a noise factor is about (2 n)^-1/2, here 16%
+FEW = 2000  # rows below which a joint fit trains a second time, with the rows that it kept among them
 ROWS_AT_ONCE = 2048  # of a prediction
 FEWEST_LEFT_OUT = 10  # rows; the number that fewer of them give is noise
 PRIOR_SCALE = 0.5  # of the log of what left-out rows say, and of a temperature from kept ones: they are few where it matters
@@ -50,6 +52,7 @@ SMOOTHING = (
 )
 MOST_DRAWN = 2**25  # outputs of left-out rows at all points
 FROM_TRAINING, LEFT_OUT = "rows kept from training", "training rows, each left out of the fit"
+FROM_THE_FIRST = "rows kept from a first training"
 OVERCONFIDENT = (
     "no rows were kept from the joint training{why}: features of the rows that a backbone was trained on are too good, and nothing "
     "says by how much, so that intervals and probabilities are usually overconfident; {remedy}"
@@ -147,36 +150,55 @@ def recalibrated(fit: Fit, aside: Aside, device: str | torch.device | None, batc
         fit.trace.notes.append(aside.note)
     if aside.rows is None:
         return fit
-    prediction, targets = predictions_of(fit, aside.rows, device, batch_size)
+    columns = aside.rows.source.columns
+    features, targets = aside.rows.features(fit.backbone, fit.store, device, batch_size)
+    starts = range(0, len(features), ROWS_AT_ONCE)
+    blocks = [slice(start, start + ROWS_AT_ONCE) for start in starts]
+    parts = (predict(fit.posterior, features[block], exposure=columns[block].exposure) for block in blocks)
+    prediction = gathered(parts, len(features))
     given = targets.reshape(len(targets), *fit.posterior.target_shape)
-    weight = aside.rows.source.columns.weight
-    caution = (
-        of_few_labels(fit.layer.likelihood, len(targets)) if aside.source == FROM_TRAINING else Caution()
+    caution = Caution()
+    if aside.source == FROM_TRAINING:
+        caution = of_few_rows(fit.layer.likelihood, len(targets))
+    return replace(
+        fit, recalibration=found_on(prediction, given, targets, columns.weight, aside.source, caution)
     )
-    return replace(fit, recalibration=found_on(prediction, given, targets, weight, aside.source, caution))
 
 
-def of_few_labels(likelihood: Likelihood, num_rows: int) -> Caution:
-    """Of a temperature from rows kept from training, often 50: of which a network may predict each one right.
+def of_few_rows(likelihood: Likelihood, num_rows: int) -> Caution:
+    """Of a number from rows kept from training, often 50, of which a network may predict the class of each one right.
 
-    One row in all is taken to be of another class where predictions become sharper. Of many rows, neither this nor the prior
-    counts. Values say more of their noise: a factor has a standard error of ``(2 n)^-1/2`` and needs no caution.
+    For a temperature one row in all is taken to be of another class where predictions become sharper. Of many rows, neither this
+    nor the prior counts. Values say more of their noise: a factor has a standard error of ``(2 n)^-1/2`` and needs no caution.
     """
     if not (likelihood.is_discrete or likelihood.is_binary):
         return Caution()
     return Caution(PRIOR_SCALE, label_smoothing=1 / num_rows)
 
 
-def predictions_of(
-    fit: Fit, rows: TrainingData, device: str | torch.device | None, batch_size: int
-) -> tuple[Prediction, Tensor]:
-    """Predictions without a recalibration, and the targets as the likelihood uses them."""
-    columns = rows.source.columns
-    features, targets = rows.features(fit.backbone, fit.store, device, batch_size)
-    starts = range(0, len(features), ROWS_AT_ONCE)
-    blocks = [slice(start, start + ROWS_AT_ONCE) for start in starts]
-    parts = (predict(fit.posterior, features[block], exposure=columns[block].exposure) for block in blocks)
-    return gathered(parts, len(features)), targets
+def trains_again(first: Fit, rows: TrainingData, calibration: Any) -> bool:
+    """Whether a fit that has kept some of its rows is to be trained once more, on all: if it did so by default.
+
+    Not where a callback ended the first training, or where it became infinite: the second would do the same.
+    """
+    joint = first.trace.statistics.get("joint") or first.trace
+    return calibration is AUTOMATIC and rows.source.num_rows < FEW and joint.converged
+
+
+def trained_again(first: Fit, second: Fit) -> Fit:
+    """The fit to all rows, with the number that the first one found on the rows that it kept.
+
+    A number from .9 N rows is taken for N; the errors of new rows shrink a little with more rows, so that intervals are rather
+    too wide than too narrow.
+    """
+    found = first.recalibration
+    if found is not None and found.found_on is not None:
+        found = replace(found, found_on=replace(found.found_on, source=FROM_THE_FIRST))
+    parts = [[fit.trace, fit.trace.statistics.get("joint")] for fit in (first, second)]
+    for earlier, later in zip(*parts, strict=True):
+        if later is not None:
+            later.wall_time += earlier.wall_time
+    return replace(second, recalibration=found)
 
 
 def cross_fitted(

@@ -24,6 +24,8 @@ from bll_pyro.fitting.calibration import (
     cross_fitted,
     recalibrated,
     set_aside,
+    trained_again,
+    trains_again,
 )
 from bll_pyro.fitting.found_features import found_from
 from bll_pyro.fitting.on_ranks import agree_on_call, same_on_all
@@ -35,7 +37,6 @@ from bll_pyro.fitting.resuming import (
     keep_finished,
     say_how_to_go_on,
 )
-from bll_pyro.fitting.second_training import trained_again, trains_again
 from bll_pyro.fitting.stages import copied, fit_features, train_backbone
 from bll_pyro.fitting.whole_network import head_left_on
 from bll_pyro.inference import SVI, Inference
@@ -106,10 +107,10 @@ def fit(
         and the likelihood has classes, labels, or a noise other than that of ``Gaussian``. A fit that trains its backbone
         keeps a tenth of the rows, at least 50 and at most a third, stratified by class or value, the same ones for the same
         data and seed; with fewer than 60 rows it keeps none, and warns. Of fewer than 2,000 rows each one counts: it trains
-        a second time on all of them, and the number of the first time is carried over to it. A number between 0 and 1 is
-        the share to keep, of any fit, which is trained once; data like ``data`` are held-out rows to take instead. None
-        fits all rows and finds no number, of which a fit that trains its backbone warns: features of the rows that it was
-        trained on are too good.
+        a second time on all of them, and takes the number from the first time. A number between 0 and 1 is the share to
+        keep, of any fit, which is trained once; data like ``data`` are held-out rows to take instead. None fits all rows and
+        finds no number, of which a fit that trains its backbone warns: features of the rows that it was trained on are too
+        good.
     checkpoint
         Folder in which the state of the fit is kept: the same call goes on from there after a kill or Ctrl-C, in the same order
         of rows, to the same numbers, and returns a finished fit without work. Written at most every 30 seconds while a loop
@@ -237,7 +238,7 @@ def _fit(
         return made
     with isolated(call.seed):
         second = _fit_rows(layer, rows, Aside(), copied(backbone), held_out, is_table, call)
-    return trained_again(made, second, left, call.device, call.batch_size)
+    return trained_again(made, second)
 
 
 def _fit_rows(

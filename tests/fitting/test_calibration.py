@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, SubsetRandomSampler, TensorDataset
 
 import bll_pyro as bll
-from bll_pyro.fitting.calibration import of_few_labels
+from bll_pyro.fitting.calibration import of_few_rows
 from bll_pyro.fitting.stratified import by_target, one_of_each_bin
 from bll_pyro.prediction import NoiseFactor, PredictiveTemperature
 from bll_pyro.prediction.held_out import found_on
@@ -471,7 +471,7 @@ def test_few_rows_without_an_error_make_classes_hardly_sharper(shift: float) -> 
     fit = bll.fit(CLASSES, (X[:, 1:], LABELS), inference=bll.Laplace(), calibration=None)
     prediction = replace(fit.predict(X[:50, 1:]), probs=probs)
     plain = found_on(prediction, labels, labels, None, "kept")
-    found = found_on(prediction, labels, labels, None, "kept", of_few_labels(fit.layer.likelihood, 50))
+    found = found_on(prediction, labels, labels, None, "kept", of_few_rows(fit.layer.likelihood, 50))
     assert plain.temperature < 0.8 * found.temperature
     assert (found.temperature == 1.0) == (shift == 1.0)
     assert found.temperature == pytest.approx(cautious(probs, labels), rel=1e-4)
