@@ -17,7 +17,6 @@ from bll_pyro.prediction.recalibration import FoundOn, NoiseFactor, PredictiveTe
 from bll_pyro.prediction.values import ValuePrediction
 
 LARGEST = 5.0  # bound of the log temperature or log noise factor
-TOLERANCE = 1e-6  # of the log number
 IMPOSSIBLE = 1e100  # loss of a number at which a row has no density
 COVERAGE = 0.9  # of the intervals whose share of rows is reported
 
@@ -183,9 +182,8 @@ def _best(
         return found if math.isfinite(found) else IMPOSSIBLE
 
     bounds = (math.log(caution.least), math.log(most))
-    found = minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": TOLERANCE})
-    is_most = bounds[1] - float(found.x) < 10 * TOLERANCE  # which the search never reaches
-    number = most if is_most else math.exp(float(found.x))
+    found = minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-6})
+    number = math.exp(float(found.x))
     if caution.gain == -math.inf:
         return number
     gain = (log_prob(number) - log_prob(1.0)).double().cpu()

@@ -194,7 +194,7 @@ def test_it_is_printed_saved_and_undone(inference: bll.SVI, tmp_path: Path) -> N
         assert plain.recalibration is None and "kept" not in repr(plain)
         with_it, without = fit.predict(X).log_prob(targets), plain.predict(X).log_prob(targets)
         number = getattr(fit.recalibration, "factor" if kind is NoiseFactor else "temperature")
-        assert torch.allclose(with_it, without) == (number == 1.0)
+        assert torch.allclose(with_it, without) == (abs(number - 1) < 1e-5)
         back = plain.with_recalibration(fit.recalibration)
         torch.testing.assert_close(back.predict(X).log_prob(targets), with_it)
 
@@ -473,7 +473,7 @@ def test_few_rows_without_an_error_make_classes_hardly_sharper(shift: float) -> 
     plain = found_on(prediction, labels, labels, None, "kept")
     found = found_on(prediction, labels, labels, None, "kept", of_few_rows(fit.layer.likelihood, 50))
     assert plain.temperature < 0.8 * found.temperature
-    assert (found.temperature == 1.0) == (shift == 1.0)
+    assert (found.temperature > 0.9999) == (shift == 1.0)
     assert found.temperature == pytest.approx(cautious(probs, labels), rel=1e-4)
 
 
