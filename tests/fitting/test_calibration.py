@@ -440,7 +440,7 @@ KINDS: dict[str, tuple[bll.likelihoods.Likelihood, Tensor, type]] = {
 
 
 def cautious(probs: Tensor, targets: Tensor, num_rows: int = 50) -> float:
-    """The temperature of kept rows by SciPy: a prior of half a nat, and one row of another class in what makes sharper."""
+    """The temperature of kept rows by SciPy: its log has a prior scale of .5, and one row is of another class where it sharpens."""
     if not targets.is_floating_point() and probs.shape != targets.shape:
         logs, labels = probs.double().log().numpy(), targets.numpy()
     else:  # each label has two classes
